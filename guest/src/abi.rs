@@ -38,6 +38,8 @@ pub const AREA_TSS: u64 = 0;
 pub const AREA_STACK_TOP: u64 = 0x2000;
 /// Offset of the list of addresses `enter` touches.
 pub const AREA_LIST: u64 = 0x2000;
+/// Added to an address in the list: the whole table's shadow is to be dropped, not one entry's.
+pub const TOUCH_TABLE: u64 = 1;
 /// Addresses the list holds.
 pub const LIST_LENGTH: usize = 512;
 

@@ -2,8 +2,10 @@
 //!
 //! * 32 exception stubs, 16 bytes apart: the processor has pushed the frame (and for some vectors
 //!   an error code); `out` tells the VMM, which reads the frame and never returns here.
-//! * `enter`: RSI points at a list of RDI addresses; each gets a locked write that changes nothing.
-//!   On a host where KVM shadows, that write is how KVM learns that a page table has changed. Then
+//! * `enter`: RSI points at a list of EDI addresses; each gets a locked write that changes nothing.
+//!   On a host where KVM shadows, that write is how KVM learns that a page table has changed: a
+//!   write of eight bytes (address even) makes it drop that entry's shadow, a write of two bytes
+//!   (address + 1) the whole table's, since no one writes an entry in such pieces. Then
 //!   CR3 is loaded from RAX, which is the flush everywhere else; RAX, RDX, RSI and RDI are popped and
 //!   IRET goes to ring 3.
 //! * `enter_out`: the same, but ends with `out` for hosts whose ring 0 cannot IRET to ring 3, and for
@@ -36,14 +38,18 @@ global_asm!(
     ".globl vmm_monitor_enter",
     ".hidden vmm_monitor_enter",
     "vmm_monitor_enter:",
-    "3: test edi, edi",
-    "jz 4f",
+    "20: test edi, edi",
+    "jz 23f",
     "mov rdx, [rsi]",
-    "lock or word ptr [rdx], 0",
-    "add rsi, 8",
+    "test dl, 1",
+    "jnz 21f",
+    "lock or qword ptr [rdx], 0",
+    "jmp 22f",
+    "21: lock or word ptr [rdx - 1], 0",
+    "22: add rsi, 8",
     "dec edi",
-    "jmp 3b",
-    "4: mov cr3, rax",
+    "jmp 20b",
+    "23: mov cr3, rax",
     "pop rax",
     "pop rdx",
     "pop rsi",
@@ -53,14 +59,18 @@ global_asm!(
     ".globl vmm_monitor_enter_out",
     ".hidden vmm_monitor_enter_out",
     "vmm_monitor_enter_out:",
-    "5: test edi, edi",
-    "jz 6f",
+    "30: test edi, edi",
+    "jz 33f",
     "mov rdx, [rsi]",
-    "lock or word ptr [rdx], 0",
-    "add rsi, 8",
+    "test dl, 1",
+    "jnz 31f",
+    "lock or qword ptr [rdx], 0",
+    "jmp 32f",
+    "31: lock or word ptr [rdx - 1], 0",
+    "32: add rsi, 8",
     "dec edi",
-    "jmp 5b",
-    "6: mov cr3, rax",
+    "jmp 30b",
+    "33: mov cr3, rax",
     "out {done}, al",
     "7: jmp 7b",
     ".globl vmm_monitor_end",

@@ -1,6 +1,10 @@
 //! KVM: the virtual machine, its virtual CPUs, and what this host's KVM does (found by probing).
 
 pub mod kvm;
+pub mod probe;
+mod tsc;
+
+pub use tsc::host_tsc;
 
 /// A virtual CPU's state could not be read or set.
 #[derive(Debug, thiserror::Error)]

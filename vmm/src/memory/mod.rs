@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use shadow_mm::{Access, Denied, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
 
-pub use pool::Pool;
+pub use flushes::{FlushWork, Flushes};
+pub use pool::{FRAME, Pool, PoolError};
 pub use shadow_mm::Space;
 
+mod flushes;
 mod pager;
 mod pool;
 
@@ -63,14 +65,15 @@ pub enum AccessError {
 pub struct Memory {
     /// The manager.
     pub manager: Manager<VmmPlatform>,
-    flushes: parking_lot::Mutex<Vec<Flush>>,
+    /// Flushes that wait for a virtual CPU.
+    pub flushes: Flushes,
 }
 
 impl Memory {
     /// Wraps a manager.
     #[must_use]
-    pub fn new(manager: Manager<VmmPlatform>) -> Self {
-        Self { manager, flushes: parking_lot::Mutex::default() }
+    pub fn new(manager: Manager<VmmPlatform>, flushes: Flushes) -> Self {
+        Self { manager, flushes }
     }
 
     /// Runs `f` on the frame behind one page, pinned for the time. Breaks copy-on-write for
@@ -105,19 +108,39 @@ impl Memory {
         }
     }
 
-    /// Keeps a flush for the next virtual CPU that enters the guest.
+    /// Keeps a flush for the next virtual CPU that enters its address space.
     pub fn submit(&self, flush: Flush) {
         if flush.is_empty() {
             self.manager.flushed(flush);
         } else {
-            self.flushes.lock().push(flush);
+            self.flushes.submit(flush);
         }
     }
-}
 
-impl Memory {
+    /// Tears an address space down: nothing runs in it any more, or ever will.
+    pub fn delete_space(&self, space: &Arc<Space<VmmPlatform>>) {
+        let flush = self.manager.delete_space(space);
+        for flush in self.flushes.submit_dead(flush) {
+            self.manager.flushed(flush);
+        }
+    }
+
+    /// Acknowledges flushes.
+    pub fn acknowledge(&self, flushes: Vec<Flush>) {
+        for flush in flushes {
+            self.manager.flushed(flush);
+        }
+    }
+
     /// Performs one read of the memory manager: the file's bytes into its frames.
-    fn fill(&self, ticket: shadow_mm::IoTicket<VmmPlatform>) {
+    pub fn fill(&self, ticket: shadow_mm::IoTicket<VmmPlatform>) {
         pager::fill(self, ticket);
+    }
+
+    /// Takes what is left of an outcome whose only point was its side effects.
+    fn settle(&self, outcome: shadow_mm::FaultOutcome<VmmPlatform>) {
+        if let shadow_mm::FaultOutcome::Resolved(resolution) = outcome {
+            self.submit(resolution.flush);
+        }
     }
 }

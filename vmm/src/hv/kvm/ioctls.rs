@@ -3,7 +3,9 @@
 
 use std::io;
 
-use kvm_bindings::{KVMIO, kvm_signal_mask};
+use kvm_bindings::{
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_signal_mask,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::ioctl::{ioctl_with_ref, ioctl_with_val};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
@@ -34,6 +36,25 @@ pub(super) fn allow_signal(cpu: &VcpuFd, signal: i32) -> io::Result<()> {
     let mask = SignalMask { length: 8, set: (!allowed).to_ne_bytes() };
     // SAFETY: the descriptor is a virtual CPU's, and `mask` is laid out as the ioctl reads it.
     match unsafe { ioctl_with_ref(cpu, KVM_SET_SIGNAL_MASK(), &mask) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+
+/// Sets the offset between the host's time stamp counter and the guest's to zero, which KVM offers
+/// since Linux 5.16 (KVM API, `KVM_VCPU_TSC_OFFSET`).
+pub(super) fn clear_tsc_offset(cpu: &VcpuFd) -> io::Result<()> {
+    let offset = 0_u64;
+    let attr = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        addr: (&raw const offset).addr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the descriptor is a virtual CPU's; `attr` points at a u64 that outlives the call.
+    match unsafe { ioctl_with_ref(cpu, KVM_SET_DEVICE_ATTR(), &attr) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 use guest::abi::{self, MONITOR_CODE_VA, SYSCALL_STUB_VA, selector};
 use guest::monitor;
-use kvm_bindings::{Msrs, kvm_sregs};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_sregs};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
@@ -135,6 +135,10 @@ impl Vcpu {
                     source: io::Error::from_raw_os_error(libc::EINVAL),
                 });
             }
+        }
+        if let Err(error) = super::ioctls::clear_tsc_offset(&fd) {
+            // The probe notices, and the vDSO makes a system call.
+            tracing::debug!(%error, "KVM keeps an offset in the guest's time stamp counter");
         }
         fd.set_sync_valid_reg(SyncReg::Register);
         fd.set_sync_valid_reg(SyncReg::SystemRegister);
@@ -367,6 +371,34 @@ impl Vcpu {
         (regs.rip, regs.rflags, regs.rsp) = (rip, user_flags(rflags), rsp);
         self.at = At::Elsewhere;
         Exit::Trap(Trap { vector, error, address: cr2 })
+    }
+
+    /// Whether it was stopped in ring 0.
+    #[must_use]
+    pub fn stopped_in_ring_zero(&self) -> bool {
+        self.at != At::Ring3
+    }
+
+    /// Whether flushes may leave the monitor by IRET.
+    pub fn set_iret(&mut self, iret: IretWorks) {
+        self.iret = iret;
+    }
+
+    /// Sets what RDTSCP returns.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn set_tsc_aux(&self, value: u32) -> Result<(), CpuError> {
+        let entry = kvm_msr_entry {
+            index: super::regs::MSR_TSC_AUX,
+            data: u64::from(value),
+            ..Default::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).expect("one entry");
+        match self.fd.set_msrs(&msrs).map_err(cpu_error("TSC_AUX", "set"))? {
+            1 => Ok(()),
+            _ => Err(cpu_error("TSC_AUX", "set")(kvm_ioctls::Error::new(libc::EINVAL))),
+        }
     }
 
     /// Copies the FPU state out.
