@@ -96,7 +96,9 @@ struct Memory {
 
 impl Memory {
     fn word(&self, gpa: u64) -> &AtomicU64 {
-        self.region.get_atomic_ref(gpa as usize).expect("inside the probe's memory")
+        self.region
+            .get_atomic_ref(gpa as usize)
+            .expect("inside the probe's memory")
     }
 
     fn put(&self, gpa: u64, bytes: &[u8]) {
@@ -116,7 +118,8 @@ impl Memory {
             let found = self.word(at).load(Ordering::SeqCst);
             table = if found & PRESENT == 0 {
                 let new = self.frame();
-                self.word(at).store(new | PRESENT | WRITE | USER, Ordering::SeqCst);
+                self.word(at)
+                    .store(new | PRESENT | WRITE | USER, Ordering::SeqCst);
                 new
             } else {
                 found & FRAME_MASK
@@ -138,7 +141,9 @@ trait WriteAt {
 
 impl WriteAt for MmapRegion {
     fn write_slice_at(&self, gpa: u64, bytes: &[u8]) {
-        let to = self.get_slice(gpa as usize, bytes.len()).expect("inside the probe's memory");
+        let to = self
+            .get_slice(gpa as usize, bytes.len())
+            .expect("inside the probe's memory");
         to.write_slice(bytes, 0).expect("the same length");
     }
 }
@@ -169,7 +174,11 @@ fn features(vm: &Vm) -> (u64, u64) {
         // x87, SSE, AVX and AVX-512: states whose size every program may assume; no AMX, no PKRU.
         let offered = u64::from(vm.cpuid(0xd, 0, 0)) & 0xe7;
         let avx512 = 0xe0;
-        xcr0 = if offered & avx512 == avx512 { offered } else { offered & !avx512 };
+        xcr0 = if offered & avx512 == avx512 {
+            offered
+        } else {
+            offered & !avx512
+        };
     }
     (cr4, xcr0)
 }
@@ -185,7 +194,10 @@ impl Probe {
             owner: Arc::clone(&region) as _,
         })?;
         let (cr4, xcr0) = features(&vm);
-        let mut memory = Memory { region: Arc::clone(&region), next: abi::frame::ZONE * 4096 };
+        let mut memory = Memory {
+            region: Arc::clone(&region),
+            next: abi::frame::ZONE * 4096,
+        };
         let root = memory.frame();
         map_monitor(&mut memory, root);
         map_program(&mut memory, root);
@@ -207,15 +219,28 @@ impl Probe {
     }
 
     fn call(&mut self, at: u64, value: u64, flush: Flush<'_>) -> Result<(Exit, Regs), CpuError> {
-        let mut regs = Regs { rip: CODE + at, rdi: DATA, rsi: value, ..Regs::default() };
+        let mut regs = Regs {
+            rip: CODE + at,
+            rdi: DATA,
+            rsi: value,
+            ..Regs::default()
+        };
         let (exit, _) = self.cpu.run(&mut regs, self.root, flush)?;
         Ok((exit, regs))
     }
 
-    fn expect_syscall(&mut self, step: &'static str, at: u64, flush: Flush<'_>) -> Result<Regs, ProbeError> {
+    fn expect_syscall(
+        &mut self,
+        step: &'static str,
+        at: u64,
+        flush: Flush<'_>,
+    ) -> Result<Regs, ProbeError> {
         match self.call(at, 0x55, flush)? {
             (Exit::Syscall, regs) => Ok(regs),
-            (other, _) => Err(ProbeError::Unknown { step, got: format!("{other:?}") }),
+            (other, _) => Err(ProbeError::Unknown {
+                step,
+                got: format!("{other:?}"),
+            }),
         }
     }
 
@@ -226,15 +251,23 @@ impl Probe {
         let word = abi::TABLES_VA + entry;
         for (paging, touches) in [(Paging::Hardware, &[][..]), (Paging::Shadow, &[word][..])] {
             match self.call(STORE_AT, 1, Flush::All { touches })? {
-                (Exit::Trap(trap), _) if trap.vector == 14 && trap.address == DATA => return Ok(paging),
+                (Exit::Trap(trap), _) if trap.vector == 14 && trap.address == DATA => {
+                    return Ok(paging);
+                }
                 (Exit::Syscall, _) => {}
                 (other, _) => {
-                    return Err(ProbeError::Unknown { step: "taking a right away", got: format!("{other:?}") });
+                    return Err(ProbeError::Unknown {
+                        step: "taking a right away",
+                        got: format!("{other:?}"),
+                    });
                 }
             }
         }
         let got = "the right still there".to_owned();
-        Err(ProbeError::Unknown { step: "taking a right away", got })
+        Err(ProbeError::Unknown {
+            step: "taking a right away",
+            got,
+        })
     }
 
     fn tsc_is_hosts(&mut self) -> Result<bool, ProbeError> {
@@ -251,7 +284,9 @@ impl Probe {
             return Ok(false);
         }
         // Without RDTSCP the guest gets #UD: then it does not work either.
-        Ok(matches!(self.call(RDTSCP_AT, 0, Flush::None)?, (Exit::Syscall, regs) if regs.rsi == u64::from(MARK)))
+        Ok(
+            matches!(self.call(RDTSCP_AT, 0, Flush::None)?, (Exit::Syscall, regs) if regs.rsi == u64::from(MARK)),
+        )
     }
 }
 
@@ -265,10 +300,18 @@ fn map_monitor(memory: &mut Memory, root: u64) {
     ] {
         memory.put(at * 4096, bytes);
     }
-    memory.map(root, abi::MONITOR_CODE_VA, frame::MONITOR_CODE * 4096 | PRESENT);
+    memory.map(
+        root,
+        abi::MONITOR_CODE_VA,
+        frame::MONITOR_CODE * 4096 | PRESENT,
+    );
     memory.map(root, abi::IDT_VA, frame::IDT * 4096 | PRESENT);
     memory.map(root, abi::GDT_VA, frame::GDT * 4096 | PRESENT | WRITE);
-    memory.map(root, abi::SYSCALL_STUB_VA, frame::SYSCALL_STUB * 4096 | PRESENT | USER);
+    memory.map(
+        root,
+        abi::SYSCALL_STUB_VA,
+        frame::SYSCALL_STUB * 4096 | PRESENT | USER,
+    );
     for page in 0..abi::CPU_AREA_PAGES {
         let at = (abi::cpu_area_frame(0) + page) * 4096;
         memory.map(root, abi::cpu_area(0) + page * 4096, at | PRESENT | WRITE);
@@ -284,7 +327,11 @@ fn map_program(memory: &mut Memory, root: u64) {
     let data = memory.frame();
     let entry = memory.map(root, DATA, data | PRESENT | WRITE | USER);
     // The monitor's view of the one table the probe edits.
-    memory.map(root, abi::TABLES_VA + (entry & FRAME_MASK), entry & FRAME_MASK | PRESENT | WRITE);
+    memory.map(
+        root,
+        abi::TABLES_VA + (entry & FRAME_MASK),
+        entry & FRAME_MASK | PRESENT | WRITE,
+    );
 }
 
 /// Probes the host.
@@ -294,7 +341,11 @@ fn map_program(memory: &mut Memory, root: u64) {
 pub fn probe(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
     let (mut probe, cr4, xcr0) = Probe::new(kvm)?;
     probe.expect_syscall("the first system call", STORE_AT, Flush::None)?;
-    let syscall = if probe.cpu.stopped_in_ring_zero() { SyscallRing::Zero } else { SyscallRing::Three };
+    let syscall = if probe.cpu.stopped_in_ring_zero() {
+        SyscallRing::Zero
+    } else {
+        SyscallRing::Three
+    };
     let paging = probe.paging()?;
     probe.cpu.set_iret(IretWorks::Yes);
     let iret = match probe.call(RDTSC_AT, 0, Flush::All { touches: &[] })? {
@@ -305,6 +356,18 @@ pub fn probe(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
     let tsc_is_hosts = probe.tsc_is_hosts()?;
     let tsc_aux_works = probe.tsc_aux_works()?;
     // SMEP is for hosts where the stub page is the supervisor's; where ring 3 runs it, it must be off.
-    let cr4 = if syscall == SyscallRing::Zero { cr4 } else { cr4 & !CR4_SMEP };
-    Ok(HostProfile { syscall, paging, iret, tsc_is_hosts, tsc_aux_works, cr4, xcr0 })
+    let cr4 = if syscall == SyscallRing::Zero {
+        cr4
+    } else {
+        cr4 & !CR4_SMEP
+    };
+    Ok(HostProfile {
+        syscall,
+        paging,
+        iret,
+        tsc_is_hosts,
+        tsc_aux_works,
+        cr4,
+        xcr0,
+    })
 }

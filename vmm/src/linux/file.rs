@@ -218,7 +218,11 @@ impl Description {
     /// A new description at offset 0.
     #[must_use]
     pub fn new(file: Arc<dyn File>, flags: u32) -> Arc<Self> {
-        Arc::new(Self { file, flags: AtomicU32::new(flags), offset: Mutex::new(0) })
+        Arc::new(Self {
+            file,
+            flags: AtomicU32::new(flags),
+            offset: Mutex::new(0),
+        })
     }
 
     /// Access mode and status flags.

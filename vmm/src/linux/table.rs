@@ -16,7 +16,11 @@ impl Default for Table {
     fn default() -> Self {
         let mut rows = [None; SIZE];
         for entry in FAMILIES.iter().copied().flatten() {
-            debug_assert!(rows[entry.nr as usize].is_none(), "two handlers for {}", entry.name);
+            debug_assert!(
+                rows[entry.nr as usize].is_none(),
+                "two handlers for {}",
+                entry.name
+            );
             rows[entry.nr as usize] = Some(entry);
         }
         Self(rows)

@@ -71,7 +71,11 @@ impl Flushes {
     pub fn submit(&self, flush: Flush) {
         self.mark_stale(flush.root());
         let mut queues = self.queues.lock();
-        queues.by_space.entry(flush.space()).or_default().push(flush);
+        queues
+            .by_space
+            .entry(flush.space())
+            .or_default()
+            .push(flush);
         self.waiting.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -108,7 +112,10 @@ impl Flushes {
     pub fn take(&self, cpu: usize, space: SpaceId, root: Pfn) -> FlushWork {
         let stale = self.cpus[cpu].stale.swap(false, Ordering::SeqCst);
         let switched = self.cpus[cpu].root.swap(root.gpa(), Ordering::SeqCst) != root.gpa();
-        let mut work = FlushWork { needed: stale || switched, ..FlushWork::default() };
+        let mut work = FlushWork {
+            needed: stale || switched,
+            ..FlushWork::default()
+        };
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return work;
         }
@@ -121,7 +128,9 @@ impl Flushes {
             while (work.needed || queues.dead.len() > DEAD_PER_ENTRY)
                 && work.touches.len() < abi::LIST_LENGTH
             {
-                let Some(flush) = queues.dead.pop() else { break };
+                let Some(flush) = queues.dead.pop() else {
+                    break;
+                };
                 work.touches.extend(touches(&flush));
                 work.flushes.push(flush);
                 work.needed = true;
@@ -170,7 +179,11 @@ impl Flushes {
     #[must_use]
     pub fn drain(&self) -> Vec<Flush> {
         let mut queues = self.queues.lock();
-        let mut all: Vec<_> = queues.by_space.drain().flat_map(|(_, flushes)| flushes).collect();
+        let mut all: Vec<_> = queues
+            .by_space
+            .drain()
+            .flat_map(|(_, flushes)| flushes)
+            .collect();
         all.append(&mut queues.dead);
         self.waiting.store(0, Ordering::SeqCst);
         all
@@ -182,8 +195,10 @@ fn touches(flush: &Flush) -> impl Iterator<Item = u64> {
     let entries = flush
         .entries()
         .iter()
-        .map(|e| abi::TABLES_VA + e.table.gpa() + u64::from(e.index.get()) * 8);
-    let tables =
-        flush.tables().iter().map(|t| abi::TABLES_VA + t.gpa() + abi::TOUCH_TABLE);
+        .map(|e| abi::TABLES_VA + e.table.gpa() + e.index.get() as u64 * 8);
+    let tables = flush
+        .tables()
+        .iter()
+        .map(|t| abi::TABLES_VA + t.gpa() + abi::TOUCH_TABLE);
     entries.chain(tables)
 }

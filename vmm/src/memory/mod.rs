@@ -61,12 +61,19 @@ pub enum AccessError {
 }
 
 /// The memory manager with its pool, and the flushes that wait for a virtual CPU to do them.
-#[derive(Debug)]
 pub struct Memory {
     /// The manager.
     pub manager: Manager<VmmPlatform>,
     /// Flushes that wait for a virtual CPU.
     pub flushes: Flushes,
+}
+
+impl Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Memory")
+            .field("flushes", &self.flushes)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Memory {
@@ -94,7 +101,12 @@ impl Memory {
         Ok(result)
     }
 
-    fn pin(&self, space: &Arc<Space<VmmPlatform>>, va: GuestVa, access: Access) -> Result<Pin, AccessError> {
+    fn pin(
+        &self,
+        space: &Arc<Space<VmmPlatform>>,
+        va: GuestVa,
+        access: Access,
+    ) -> Result<Pin, AccessError> {
         loop {
             match self.manager.pin(space, va.vpn(), access) {
                 PinOutcome::Pinned(pin, flush) => {

@@ -21,7 +21,11 @@ fn read(memory: &Memory, ticket: &IoTicket<VmmPlatform>) -> io::Result<usize> {
     let mut buffer = vec![0_u8; ticket.length()];
     let mut done = 0;
     while done < buffer.len() {
-        match ticket.backing().0.read_at(ticket.offset() + done as u64, &mut buffer[done..])? {
+        match ticket
+            .backing()
+            .0
+            .read_at(ticket.offset() + done as u64, &mut buffer[done..])?
+        {
             0 => break,
             n => done += n,
         }

@@ -33,7 +33,10 @@ struct SignalMask {
 /// Blocks every signal but `signal` while the virtual CPU runs (KVM API, `KVM_SET_SIGNAL_MASK`).
 pub(super) fn allow_signal(cpu: &VcpuFd, signal: i32) -> io::Result<()> {
     let allowed = 1_u64 << (signal - 1);
-    let mask = SignalMask { length: 8, set: (!allowed).to_ne_bytes() };
+    let mask = SignalMask {
+        length: 8,
+        set: (!allowed).to_ne_bytes(),
+    };
     // SAFETY: the descriptor is a virtual CPU's, and `mask` is laid out as the ioctl reads it.
     match unsafe { ioctl_with_ref(cpu, KVM_SET_SIGNAL_MASK(), &mask) } {
         0 => Ok(()),

@@ -57,11 +57,25 @@ pub fn initial_sregs(sregs: &mut kvm_sregs, index: u64, root: u64, cr4_features:
     sregs.cs = segment(selector::USER_CS);
     sregs.ss = segment(selector::USER_DS);
     for data in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs] {
-        *data = kvm_segment { unusable: 1, ..Default::default() };
+        *data = kvm_segment {
+            unusable: 1,
+            ..Default::default()
+        };
     }
-    sregs.gdt = kvm_dtable { base: GDT_VA, limit: 0xfff, ..Default::default() };
-    sregs.idt = kvm_dtable { base: IDT_VA, limit: 0xfff, ..Default::default() };
-    sregs.ldt = kvm_segment { unusable: 1, ..Default::default() };
+    sregs.gdt = kvm_dtable {
+        base: GDT_VA,
+        limit: 0xfff,
+        ..Default::default()
+    };
+    sregs.idt = kvm_dtable {
+        base: IDT_VA,
+        limit: 0xfff,
+        ..Default::default()
+    };
+    sregs.ldt = kvm_segment {
+        unusable: 1,
+        ..Default::default()
+    };
     sregs.tr = kvm_segment {
         base: cpu_area(index),
         limit: TSS_LIMIT,
@@ -78,8 +92,17 @@ pub fn msrs(index: u64) -> Vec<kvm_msr_entry> {
     let star = u64::from(selector::USER_DS - 8) << 48 | u64::from(selector::KERNEL_CS) << 32;
     // All flags the kernel would clear, TF first of all: the stub must not be single-stepped.
     let fmask = 0x0025_7fd5;
-    [(MSR_STAR, star), (MSR_LSTAR, SYSCALL_STUB_VA), (MSR_FMASK, fmask), (MSR_TSC_AUX, index)]
-        .into_iter()
-        .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() })
-        .collect()
+    [
+        (MSR_STAR, star),
+        (MSR_LSTAR, SYSCALL_STUB_VA),
+        (MSR_FMASK, fmask),
+        (MSR_TSC_AUX, index),
+    ]
+    .into_iter()
+    .map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    })
+    .collect()
 }

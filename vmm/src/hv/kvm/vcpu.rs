@@ -41,7 +41,9 @@ impl CpuArea {
     }
 
     fn at(&self, offset: u64, len: usize) -> vm_memory::VolatileSlice<'_> {
-        self.memory.get_slice(self.offset + offset as usize, len).expect("inside the area")
+        self.memory
+            .get_slice(self.offset + offset as usize, len)
+            .expect("inside the area")
     }
 
     fn write_words(&self, offset: u64, words: &[u64]) {
@@ -56,7 +58,9 @@ impl CpuArea {
 
     /// Puts the TSS in place.
     pub fn write_tss(&self, bytes: &[u8]) {
-        self.at(abi::AREA_TSS, bytes.len()).write_slice(bytes, 0).expect("fits");
+        self.at(abi::AREA_TSS, bytes.len())
+            .write_slice(bytes, 0)
+            .expect("fits");
     }
 }
 
@@ -105,7 +109,11 @@ pub struct Vcpu {
 }
 
 fn cpu_error(what: &'static str, verb: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> CpuError {
-    move |e| CpuError { what, verb, source: io::Error::from_raw_os_error(e.errno()) }
+    move |e| CpuError {
+        what,
+        verb,
+        source: io::Error::from_raw_os_error(e.errno()),
+    }
 }
 
 impl Vcpu {
@@ -114,8 +122,12 @@ impl Vcpu {
     /// # Errors
     /// KVM refused.
     pub fn new(vm: &Arc<Vm>, setup: CpuSetup) -> Result<Self, VmError> {
-        let mut fd = vm.fd.create_vcpu(setup.index).map_err(refused("a virtual CPU"))?;
-        fd.set_cpuid2(&vm.cpuid).map_err(refused("the CPUID leaves"))?;
+        let mut fd = vm
+            .fd
+            .create_vcpu(setup.index)
+            .map_err(refused("a virtual CPU"))?;
+        fd.set_cpuid2(&vm.cpuid)
+            .map_err(refused("the CPUID leaves"))?;
         let mut sregs = fd.get_sregs().map_err(refused("the system registers"))?;
         initial_sregs(&mut sregs, setup.index, setup.root, setup.cr4);
         fd.set_sregs(&sregs).map_err(refused("64-bit mode"))?;
@@ -265,7 +277,12 @@ impl Vcpu {
         s.regs.rax = root;
         s.regs.rsi = list;
         s.regs.rdi = touches as u64;
-        set_segments(&mut s.sregs, selector::KERNEL_CS, selector::KERNEL_DS, bases);
+        set_segments(
+            &mut s.sregs,
+            selector::KERNEL_CS,
+            selector::KERNEL_DS,
+            bases,
+        );
         s.sregs.cr3 = root;
         self.bases = bases;
         self.root = root;
@@ -285,8 +302,12 @@ impl Vcpu {
         let how = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => Raw::Out(port, data.len()),
             Ok(VcpuExit::IoIn(port, _)) => Raw::Other(format!("input from port {port:#x}")),
-            Ok(VcpuExit::MmioRead(gpa, _)) => Raw::Other(format!("a read of {gpa:#x}, which is not memory")),
-            Ok(VcpuExit::MmioWrite(gpa, _)) => Raw::Other(format!("a write to {gpa:#x}, which is not memory")),
+            Ok(VcpuExit::MmioRead(gpa, _)) => {
+                Raw::Other(format!("a read of {gpa:#x}, which is not memory"))
+            }
+            Ok(VcpuExit::MmioWrite(gpa, _)) => {
+                Raw::Other(format!("a write to {gpa:#x}, which is not memory"))
+            }
             Ok(VcpuExit::Intr) => Raw::Interrupted,
             Ok(other) => Raw::Other(format!("{other:?}")),
             Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Raw::Interrupted,
@@ -306,7 +327,8 @@ impl Vcpu {
         }
         self.at = At::Monitor;
         if gp.rip.wrapping_sub(SYSCALL_STUB_VA) < monitor::STUB_OUT_BYTES
-            || (gp.rip == SYSCALL_STUB_VA + monitor::STUB_OUT_BYTES && how == Raw::Out(abi::PORT_SYSCALL, 1))
+            || (gp.rip == SYSCALL_STUB_VA + monitor::STUB_OUT_BYTES
+                && how == Raw::Out(abi::PORT_SYSCALL, 1))
         {
             // Before its `out` if a kick came first: the call is as good as made.
             take_regs(&gp, self.bases, regs);
@@ -315,7 +337,11 @@ impl Vcpu {
             if let Raw::Other(what) = how {
                 return Exit::Broken(what);
             }
-            self.at = if how == Raw::Interrupted { At::Elsewhere } else { At::SyscallStub };
+            self.at = if how == Raw::Interrupted {
+                At::Elsewhere
+            } else {
+                At::SyscallStub
+            };
             return Exit::Syscall;
         }
         let offset = gp.rip.wrapping_sub(MONITOR_CODE_VA);
@@ -329,7 +355,9 @@ impl Vcpu {
             Raw::Out(abi::PORT_DONE, _) => Exit::MonitorDone,
             // Before its first ring-3 instruction: the record already says what it should be.
             Raw::Interrupted => Exit::Kicked,
-            Raw::Out(port, _) => Exit::Broken(format!("ring 0 at {:#x} wrote to port {port:#x}", gp.rip)),
+            Raw::Out(port, _) => {
+                Exit::Broken(format!("ring 0 at {:#x} wrote to port {port:#x}", gp.rip))
+            }
             Raw::Other(what) => Exit::Broken(format!("ring 0 at {:#x}: {what}", gp.rip)),
         }
     }
@@ -354,7 +382,13 @@ impl Vcpu {
     }
 
     /// An exception: its frame is on the stack of the virtual CPU's area.
-    fn decode_exception(&mut self, vector: u8, gp: &kvm_bindings::kvm_regs, cr2: u64, regs: &mut Regs) -> Exit {
+    fn decode_exception(
+        &mut self,
+        vector: u8,
+        gp: &kvm_bindings::kvm_regs,
+        cr2: u64,
+        regs: &mut Regs,
+    ) -> Exit {
         let top = abi::cpu_area(self.index) + abi::AREA_STACK_TOP;
         let with_code = monitor::has_error_code(vector);
         let length = if with_code { 48 } else { 40 };
@@ -362,7 +396,11 @@ impl Vcpu {
             return Exit::Broken(format!("exception {vector} in ring 0, RSP {:#x}", gp.rsp));
         }
         let at = abi::AREA_STACK_TOP - length;
-        let error = if with_code { self.area.read_words::<1>(at)[0] } else { 0 };
+        let error = if with_code {
+            self.area.read_words::<1>(at)[0]
+        } else {
+            0
+        };
         let [rip, cs, rflags, rsp, _ss] = self.area.read_words::<5>(abi::AREA_STACK_TOP - 40);
         if cs & 3 != 3 {
             return Exit::Broken(format!("exception {vector} in ring 0 at {rip:#x}"));
@@ -370,7 +408,11 @@ impl Vcpu {
         take_regs(gp, self.bases, regs);
         (regs.rip, regs.rflags, regs.rsp) = (rip, user_flags(rflags), rsp);
         self.at = At::Elsewhere;
-        Exit::Trap(Trap { vector, error, address: cr2 })
+        Exit::Trap(Trap {
+            vector,
+            error,
+            address: cr2,
+        })
     }
 
     /// Whether it was stopped in ring 0.
@@ -395,9 +437,15 @@ impl Vcpu {
             ..Default::default()
         };
         let msrs = Msrs::from_entries(&[entry]).expect("one entry");
-        match self.fd.set_msrs(&msrs).map_err(cpu_error("TSC_AUX", "set"))? {
+        match self
+            .fd
+            .set_msrs(&msrs)
+            .map_err(cpu_error("TSC_AUX", "set"))?
+        {
             1 => Ok(()),
-            _ => Err(cpu_error("TSC_AUX", "set")(kvm_ioctls::Error::new(libc::EINVAL))),
+            _ => Err(cpu_error("TSC_AUX", "set")(kvm_ioctls::Error::new(
+                libc::EINVAL,
+            ))),
         }
     }
 
@@ -425,8 +473,11 @@ impl Vcpu {
     /// # Errors
     /// KVM refused.
     pub fn set_kick_signal(&self, signal: i32) -> Result<(), CpuError> {
-        super::ioctls::allow_signal(&self.fd, signal)
-            .map_err(|source| CpuError { what: "signal mask", verb: "set", source })
+        super::ioctls::allow_signal(&self.fd, signal).map_err(|source| CpuError {
+            what: "signal mask",
+            verb: "set",
+            source,
+        })
     }
 }
 

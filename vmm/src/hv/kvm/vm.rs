@@ -1,5 +1,8 @@
 //! A virtual machine: its descriptor and its memory slots.
-#![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes a host address")]
+#![expect(
+    unsafe_code,
+    reason = "KVM_SET_USER_MEMORY_REGION takes a host address"
+)]
 
 use std::any::Any;
 use std::io;
@@ -32,7 +35,10 @@ pub enum VmError {
 }
 
 pub(super) fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
-    move |e| VmError::Refused { what, source: io::Error::from_raw_os_error(e.errno()) }
+    move |e| VmError::Refused {
+        what,
+        source: io::Error::from_raw_os_error(e.errno()),
+    }
 }
 
 /// A piece of host memory shown to the guest.
@@ -61,7 +67,9 @@ pub struct Vm {
 
 impl std::fmt::Debug for Vm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vm").field("slots", &self.slots).finish_non_exhaustive()
+        f.debug_struct("Vm")
+            .field("slots", &self.slots)
+            .finish_non_exhaustive()
     }
 }
 
@@ -83,8 +91,9 @@ impl Vm {
     /// # Errors
     /// KVM refused.
     pub fn new(kvm: &Kvm) -> Result<Self, VmError> {
-        let cpuid =
-            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("the list of CPUID leaves"))?;
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("the list of CPUID leaves"))?;
         let fd = kvm.create_vm().map_err(refused("a virtual machine"))?;
         let xsave_bytes = fd.check_extension_int(Cap::Xsave2).max(4096) as usize;
         Ok(Self {
@@ -123,8 +132,10 @@ impl Vm {
     /// KVM refused.
     pub fn set_shadow_pages(&self, pages: u64) -> Result<(), VmError> {
         self.ioctls.fetch_add(1, Ordering::Relaxed);
-        ioctls::set_nr_mmu_pages(&self.fd, pages)
-            .map_err(|source| VmError::Refused { what: "a number of shadow pages", source })
+        ioctls::set_nr_mmu_pages(&self.fd, pages).map_err(|source| VmError::Refused {
+            what: "a number of shadow pages",
+            source,
+        })
     }
 
     /// One register (EAX, EBX, ECX, EDX by 0 to 3) of a CPUID leaf the guest will see.

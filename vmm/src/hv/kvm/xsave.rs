@@ -1,5 +1,8 @@
 //! FPU and vector state of a virtual CPU, as an XSAVE area of any size.
-#![expect(unsafe_code, reason = "the size of the area KVM writes is not in its type")]
+#![expect(
+    unsafe_code,
+    reason = "the size of the area KVM writes is not in its type"
+)]
 
 use kvm_bindings::{Xsave, kvm_xsave2};
 use kvm_ioctls::VcpuFd;
@@ -31,7 +34,10 @@ pub(super) fn get(fd: &VcpuFd, bytes: usize) -> Result<XsaveArea, kvm_ioctls::Er
 
 pub(super) fn set(fd: &VcpuFd, area: &XsaveArea) -> Result<(), kvm_ioctls::Error> {
     let mut xsave = empty(area.0.len())?;
-    let mut words = area.0.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
+    let mut words = area
+        .0
+        .chunks_exact(4)
+        .map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
     // SAFETY: the number of extra words is not touched.
     let fixed = unsafe { xsave.as_mut_fam_struct() };
     for word in &mut fixed.xsave.region {
