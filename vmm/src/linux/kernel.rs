@@ -1,0 +1,59 @@
+//! The machine-wide state of the Linux layer.
+
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::call::Ctx;
+use super::fs::Vfs;
+use super::process::{Process, State};
+use super::sched::Sched;
+use super::time::Clock;
+use super::tty::Tty;
+use crate::memory::Memory;
+
+/// Limits a person sets.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelLimits {
+    /// Processes (zombies included) the machine may have; more gives EAGAIN.
+    pub max_procs: usize,
+    /// Processors the guest is told about, and workers that run it.
+    pub cpus: usize,
+}
+
+/// The machine-wide state: one per virtual machine, shared by its workers.
+pub struct Kernel {
+    /// The memory manager, the pool and the pager.
+    pub memory: Arc<Memory>,
+    /// Who runs and who waits.
+    pub sched: Arc<Sched>,
+    /// The clock the guest reads, with and without a call.
+    pub clock: Arc<Clock>,
+    /// Mounts and path walking.
+    pub vfs: Vfs,
+    /// The terminal, if standard input is one.
+    pub tty: Option<Arc<Tty>>,
+    /// Limits.
+    pub limits: KernelLimits,
+    state: Mutex<State>,
+}
+
+impl Kernel {
+    /// Locks the process tree. Never held across the virtual CPU, a host file operation or a fault
+    /// that may read a file.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+}
+
+impl Ctx<'_> {
+    /// Runs `f` on the calling process, under the state lock.
+    pub fn with_process<R>(&self, f: impl FnOnce(&mut Process) -> R) -> R {
+        let mut state = self.k.state();
+        let process = state
+            .procs
+            .get_mut(&self.t.pid)
+            .expect("a running thread has a process");
+        f(process)
+    }
+}

@@ -1,0 +1,280 @@
+//! Processes: the records behind a pid. All are kept in [`State`], under one lock that is never
+//! held across the virtual CPU or a host file operation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Errno;
+use super::file::{Description, Location};
+use super::thread::{ThreadShared, Tid};
+use crate::memory::{Space, VmmPlatform};
+
+/// Process id, as the guest sees it.
+pub type Pid = i32;
+
+/// Pid 1: the machine's own reaper, a record without a program. The first program is pid 2.
+pub const INIT: Pid = 1;
+
+/// Number of signals (signal(7)).
+pub const SIGNALS: usize = 64;
+
+/// A space and what the Linux layer knows about it. Shared by `vfork` until `execve`.
+#[derive(Debug)]
+pub struct AddressSpace {
+    /// The memory manager's space.
+    pub space: Arc<Space<VmmPlatform>>,
+    /// The layout `execve` made.
+    pub layout: Mutex<MmLayout>,
+}
+
+/// Where things are in an address space (`/proc/self/stat` and brk(2)).
+#[derive(Clone, Debug, Default)]
+pub struct MmLayout {
+    /// First address of the heap.
+    pub brk_start: u64,
+    /// Current program break.
+    pub brk: u64,
+    /// Lowest and highest address of the main stack's range.
+    pub stack: (u64, u64),
+    /// The argument strings: first byte and end.
+    pub args: (u64, u64),
+    /// The environment strings: first byte and end.
+    pub envs: (u64, u64),
+    /// The auxiliary vector as put on the stack, for `/proc/self/auxv`.
+    pub auxv: Vec<u8>,
+}
+
+/// What a process does on a signal, as given to `rt_sigaction`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SigAction {
+    /// `SIG_DFL` (0), `SIG_IGN` (1) or the handler's address.
+    pub handler: u64,
+    /// `SA_*`.
+    pub flags: u64,
+    /// Return trampoline (`SA_RESTORER`).
+    pub restorer: u64,
+    /// Signals blocked while the handler runs.
+    pub mask: u64,
+}
+
+/// A signal that was sent and not yet taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SigInfo {
+    /// Signal number, 1 to 64.
+    pub signo: i32,
+    /// `SI_USER`, `SEGV_MAPERR`, `CLD_EXITED`, ...
+    pub code: i32,
+    /// `si_errno`.
+    pub errno: i32,
+    /// The union, by the kind of signal.
+    pub fields: SigFields,
+}
+
+/// The union in `siginfo_t` (sigaction(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SigFields {
+    /// Sent by a process: `si_pid`, `si_uid`, and `si_value` for `sigqueue`.
+    Sender {
+        /// Sending process.
+        pid: Pid,
+        /// Its real user id.
+        uid: u32,
+        /// `si_value` (0 unless queued with one).
+        value: u64,
+    },
+    /// A fault: `si_addr`.
+    Fault {
+        /// Faulting address, or the faulting instruction's.
+        addr: u64,
+    },
+    /// A child: `si_pid`, `si_uid`, `si_status`.
+    Child {
+        /// The child.
+        pid: Pid,
+        /// Its real user id.
+        uid: u32,
+        /// Exit status or signal number.
+        status: i32,
+    },
+    /// A timer or nothing to tell.
+    None,
+}
+
+/// Signals that were sent and not yet taken: a set, with one queued record per standard signal
+/// and a bounded queue for real-time ones.
+#[derive(Clone, Debug, Default)]
+pub struct Pending {
+    /// Bit N-1 for signal N.
+    pub set: u64,
+    /// In the order they were sent.
+    pub queue: Vec<SigInfo>,
+}
+
+/// How a process ended or what it is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Alive.
+    Running,
+    /// Stopped by this signal.
+    Stopped(i32),
+    /// Ended, not yet waited for: the status as wait4(2) reports it.
+    Zombie(i32),
+}
+
+/// A state change that `wait4` has not reported yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreported {
+    /// Nothing.
+    None,
+    /// It stopped.
+    Stopped,
+    /// It went on.
+    Continued,
+}
+
+/// Real, effective, saved and file-system ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// Real, effective, saved user id.
+    pub uid: [u32; 3],
+    /// Real, effective, saved group id.
+    pub gid: [u32; 3],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// One entry of the descriptor table.
+#[derive(Clone, Debug)]
+pub struct Fd {
+    /// The open file description.
+    pub description: Arc<Description>,
+    /// `FD_CLOEXEC`.
+    pub close_on_exec: bool,
+}
+
+/// Descriptor table of a process.
+#[derive(Clone, Debug, Default)]
+pub struct FdTable {
+    /// By number.
+    pub fds: BTreeMap<i32, Fd>,
+}
+
+/// CPU time and counts (getrusage(2)), in nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// Time in ring 3 and in the VMM on its behalf.
+    pub cpu_ns: u64,
+    /// Faults that needed no I/O.
+    pub minor_faults: u64,
+    /// Faults that read a file.
+    pub major_faults: u64,
+    /// Largest resident size, pages.
+    pub peak_pages: u64,
+}
+
+/// A process.
+#[derive(Debug)]
+pub struct Process {
+    /// Its id.
+    pub pid: Pid,
+    /// Its parent.
+    pub ppid: Pid,
+    /// Process group.
+    pub pgid: Pid,
+    /// Session.
+    pub sid: Pid,
+    /// It has called `execve` since its parent forked it (setpgid(2) refuses then).
+    pub has_execed: bool,
+    /// Alive, stopped, zombie.
+    pub life: Life,
+    /// What `wait4` has not heard of yet.
+    pub unreported: Unreported,
+    /// It is ending with this status: its threads leave as soon as they notice.
+    pub exiting: Option<i32>,
+    /// Signal sent to the parent at its end (`SIGCHLD` for fork).
+    pub exit_signal: i32,
+    /// Children, zombies included.
+    pub children: BTreeSet<Pid>,
+    /// Its threads.
+    pub threads: BTreeMap<Tid, Arc<ThreadShared>>,
+    /// Signals pending for each thread itself.
+    pub thread_pending: BTreeMap<Tid, Pending>,
+    /// Masks of the threads, kept equal to `Thread::mask` so that others can pick a target.
+    pub thread_masks: BTreeMap<Tid, u64>,
+    /// Signals pending for the process.
+    pub pending: Pending,
+    /// Dispositions; index N-1 for signal N.
+    pub actions: [SigAction; SIGNALS],
+    /// Open files. Emptied when the process ends.
+    pub files: FdTable,
+    /// Working directory.
+    pub cwd: Location,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// Who it is.
+    pub cred: Credentials,
+    /// Resource limits: soft, hard; index `RLIMIT_*`.
+    pub rlimits: [(u64, u64); 16],
+    /// The address space; `None` once it has ended.
+    pub mm: Option<Arc<AddressSpace>>,
+    /// Guest path of the running program.
+    pub exe: Location,
+    /// `comm` (prctl(2) `PR_SET_NAME`), at most 15 bytes.
+    pub comm: Vec<u8>,
+    /// Nice value.
+    pub nice: i32,
+    /// A `vfork` parent waits until this process calls `execve` or ends.
+    pub vfork_waits: bool,
+    /// `ITIMER_REAL`: next expiry (ns of `CLOCK_MONOTONIC`) and interval in ns.
+    pub itimer_real: Option<(u64, u64)>,
+    /// When it was started, ns of `CLOCK_MONOTONIC`.
+    pub started: u64,
+    /// What it used itself (ended threads), and what its waited-for children used.
+    pub usage: Usage,
+    /// See `usage`.
+    pub children_usage: Usage,
+}
+
+/// The controlling terminal's record.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TtyState {
+    /// Session it controls.
+    pub session: Option<Pid>,
+    /// Foreground process group.
+    pub foreground: Pid,
+}
+
+/// Everything the kernel lock protects.
+#[derive(Debug)]
+pub struct State {
+    /// By pid.
+    pub procs: BTreeMap<Pid, Process>,
+    /// Next pid to try.
+    pub next_pid: Pid,
+    /// The terminal.
+    pub tty: TtyState,
+    /// The first program: when it ends, so does the machine.
+    pub main: Pid,
+    /// Wait status of the first program, once it has ended.
+    pub main_status: Option<i32>,
+}
+
+impl State {
+    /// The process with this id, zombies included.
+    ///
+    /// # Errors
+    /// `ESRCH`.
+    pub fn process(&self, pid: Pid) -> Result<&Process, Errno> {
+        self.procs.get(&pid).ok_or(Errno::SRCH)
+    }
+
+    /// The process with this id, to change.
+    ///
+    /// # Errors
+    /// `ESRCH`.
+    pub fn process_mut(&mut self, pid: Pid) -> Result<&mut Process, Errno> {
+        self.procs.get_mut(&pid).ok_or(Errno::SRCH)
+    }
+}

@@ -1,0 +1,268 @@
+//! Who runs, who waits, and for what: run queue, wait queues and deadlines.
+//!
+//! Threads are records ([`Thread`]). A worker takes one from the run queue, owns it while it runs
+//! it, and gives it back when it blocks or its slice is over. There are no lost wake-ups: a handler
+//! remembers [`Sched::epoch`] before it looks at any condition, and [`Sched::park`] refuses to
+//! park if anything was woken since.
+//!
+//! Lock order: this lock is a leaf; it is taken with the kernel's state lock or an object's lock
+//! held, and nothing is locked under it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::call::{Wait, WaitKey};
+use super::thread::{Thread, Tid};
+
+/// Stops a worker's virtual CPU from outside, so that it looks at its thread again.
+pub trait Kick: Send + Sync {
+    /// Makes the worker leave the guest soon (no effect if it is not in it).
+    fn kick(&self);
+}
+
+/// Run queue, wait queues, deadlines.
+#[derive(Default)]
+pub struct Sched {
+    queues: Mutex<Queues>,
+    /// Signalled when the run queue grows or the machine ends.
+    runnable: Condvar,
+    /// Signalled when a deadline earlier than all others appears.
+    earlier: Condvar,
+    epoch: AtomicU64,
+    next_key: AtomicU64,
+    ended: AtomicBool,
+}
+
+#[derive(Default)]
+struct Queues {
+    run: VecDeque<Box<Thread>>,
+    parked: HashMap<Tid, (Box<Thread>, Wait)>,
+    waiters: HashMap<WaitKey, BTreeSet<Tid>>,
+    deadlines: BTreeSet<(u64, Tid)>,
+    running: BTreeMap<Tid, Arc<dyn Kick>>,
+    idle_workers: usize,
+    /// The clock thread sleeps without a limit: it must hear of the next thread that runs.
+    clock_sleeps: bool,
+}
+
+impl Sched {
+    /// A fresh id for [`WaitKey::Object`].
+    pub fn new_key(&self) -> WaitKey {
+        WaitKey::Object(self.next_key.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// To be read before looking at a condition that [`Sched::park`] may be called for.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// Makes every thread that waits for `key` run its call again.
+    pub fn wake(&self, key: WaitKey) {
+        let mut q = self.queues.lock();
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        let Some(tids) = q.waiters.remove(&key) else {
+            return;
+        };
+        for tid in tids {
+            q.unpark(tid);
+        }
+        self.after_unpark(&q);
+    }
+
+    /// Makes one thread look at the state: out of its wait if parked, out of the guest if running.
+    pub fn interrupt(&self, tid: Tid) {
+        let mut q = self.queues.lock();
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        if let Some(kick) = q.running.get(&tid) {
+            kick.kick();
+        } else if q.unpark(tid) {
+            self.after_unpark(&q);
+        }
+    }
+
+    /// Adds a thread to the run queue.
+    pub fn enqueue(&self, thread: Box<Thread>) {
+        let mut q = self.queues.lock();
+        q.run.push_back(thread);
+        self.after_unpark(&q);
+    }
+
+    /// Parks `thread` until `wait` is over. Gives it back at once if something was woken since
+    /// `seen` was read: the caller then makes the call again.
+    ///
+    /// # Errors
+    /// The thread, when it must not sleep.
+    pub fn park(&self, thread: Box<Thread>, wait: Wait, seen: u64) -> Result<(), Box<Thread>> {
+        let mut q = self.queues.lock();
+        if self.epoch.load(Ordering::SeqCst) != seen {
+            return Err(thread);
+        }
+        let tid = thread.tid;
+        q.running.remove(&tid);
+        for key in &wait.keys {
+            q.waiters.entry(*key).or_default().insert(tid);
+        }
+        if let Some(at) = wait.deadline {
+            q.deadlines.insert((at, tid));
+            self.earlier.notify_one();
+        }
+        q.parked.insert(tid, (thread, wait));
+        Ok(())
+    }
+
+    /// The next thread to run, waiting for one; `None` when the machine has ended. The thread is
+    /// then *running*: `kick` is how others interrupt it.
+    pub fn next(&self, kick: &Arc<dyn Kick>) -> Option<Box<Thread>> {
+        let mut q = self.queues.lock();
+        loop {
+            if self.ended.load(Ordering::SeqCst) {
+                return None;
+            }
+            if let Some(thread) = q.run.pop_front() {
+                q.running.insert(thread.tid, Arc::clone(kick));
+                return Some(thread);
+            }
+            q.idle_workers += 1;
+            self.runnable.wait(&mut q);
+            q.idle_workers -= 1;
+        }
+    }
+
+    /// The slice of a running thread is over: another gets its place if one waits.
+    ///
+    /// # Errors
+    /// The thread itself, when nobody else wants to run.
+    pub fn yield_running(&self, thread: Box<Thread>) -> Result<(), Box<Thread>> {
+        let mut q = self.queues.lock();
+        if q.run.is_empty() {
+            return Err(thread);
+        }
+        q.running.remove(&thread.tid);
+        q.run.push_back(thread);
+        self.after_unpark(&q);
+        Ok(())
+    }
+
+    /// A running thread has ended.
+    pub fn forget(&self, tid: Tid) {
+        self.queues.lock().running.remove(&tid);
+    }
+
+    /// Ends the machine: workers return, threads stay where they are.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        let q = self.queues.lock();
+        for kick in q.running.values() {
+            kick.kick();
+        }
+        self.runnable.notify_all();
+        self.earlier.notify_all();
+    }
+
+    /// Whether the machine has ended.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Takes every thread that is not running, for tearing the machine down.
+    pub fn drain(&self) -> Vec<Box<Thread>> {
+        let mut q = self.queues.lock();
+        q.waiters.clear();
+        q.deadlines.clear();
+        let mut all: Vec<_> = q.run.drain(..).collect();
+        all.extend(q.parked.drain().map(|(_, (thread, _))| thread));
+        all
+    }
+
+    /// Runs on the clock thread: sleeps until the next deadline or `slice` nanoseconds, wakes what
+    /// is due, and takes the processor from running threads while others wait for one. Returns when
+    /// the machine has ended. `now` is the machine's `CLOCK_MONOTONIC`; `tick` runs once a round and
+    /// returns when it wants to run next.
+    pub fn run_clock(
+        &self,
+        slice: u64,
+        now: impl Fn() -> u64,
+        mut tick: impl FnMut() -> Option<u64>,
+    ) {
+        loop {
+            let due = tick();
+            let mut q = self.queues.lock();
+            if self.ended.load(Ordering::SeqCst) {
+                return;
+            }
+            let at = now();
+            while let Some(&(deadline, tid)) = q.deadlines.first() {
+                if deadline > at {
+                    break;
+                }
+                self.epoch.fetch_add(1, Ordering::SeqCst);
+                q.unpark(tid);
+                self.after_unpark(&q);
+            }
+            let crowded = !q.run.is_empty() && q.idle_workers == 0;
+            if crowded {
+                for kick in q.running.values() {
+                    kick.kick();
+                }
+            }
+            let next = [
+                q.deadlines.first().map(|&(d, _)| d),
+                due,
+                (!q.running.is_empty()).then_some(at + slice),
+            ];
+            match next.into_iter().flatten().min() {
+                Some(deadline) => {
+                    let sleep = std::time::Duration::from_nanos(deadline.saturating_sub(at).max(1));
+                    self.earlier.wait_for(&mut q, sleep);
+                }
+                None => {
+                    q.clock_sleeps = true;
+                    self.earlier.wait(&mut q);
+                    q.clock_sleeps = false;
+                }
+            }
+        }
+    }
+
+    /// Wakes the clock thread, for a `tick` that has something earlier to do.
+    pub fn clock_changed(&self) {
+        let _q = self.queues.lock();
+        self.earlier.notify_one();
+    }
+
+    fn after_unpark(&self, q: &Queues) {
+        if q.idle_workers > 0 {
+            self.runnable.notify_one();
+            if q.run.len() > 1 {
+                self.runnable.notify_all();
+            }
+        }
+        if q.clock_sleeps {
+            self.earlier.notify_one();
+        }
+    }
+}
+
+impl Queues {
+    fn unpark(&mut self, tid: Tid) -> bool {
+        let Some((thread, wait)) = self.parked.remove(&tid) else {
+            return false;
+        };
+        for key in &wait.keys {
+            if let Some(set) = self.waiters.get_mut(key) {
+                set.remove(&tid);
+                if set.is_empty() {
+                    self.waiters.remove(key);
+                }
+            }
+        }
+        if let Some(at) = wait.deadline {
+            self.deadlines.remove(&(at, tid));
+        }
+        self.run.push_back(thread);
+        true
+    }
+}

@@ -1,0 +1,36 @@
+//! The system call table, put together from the families.
+
+use super::call::Entry;
+
+/// The families' tables.
+const FAMILIES: &[&[Entry]] = &[];
+
+/// Highest system call number the table reaches, plus one.
+pub const SIZE: usize = 512;
+
+/// All calls by number.
+#[derive(Debug)]
+pub struct Table([Option<&'static Entry>; SIZE]);
+
+impl Default for Table {
+    fn default() -> Self {
+        let mut rows = [None; SIZE];
+        for entry in FAMILIES.iter().copied().flatten() {
+            debug_assert!(
+                rows[entry.nr as usize].is_none(),
+                "two handlers for {}",
+                entry.name
+            );
+            rows[entry.nr as usize] = Some(entry);
+        }
+        Self(rows)
+    }
+}
+
+impl Table {
+    /// The row of call `nr`, if it is there.
+    #[must_use]
+    pub fn get(&self, nr: u64) -> Option<&'static Entry> {
+        self.0.get(usize::try_from(nr).ok()?).copied().flatten()
+    }
+}

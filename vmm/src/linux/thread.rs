@@ -1,0 +1,137 @@
+//! A guest thread: a record that borrows a virtual CPU while it runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::call::CallRecord;
+use super::process::{AddressSpace, Pid};
+
+/// Thread id; the leader's equals its process's id.
+pub type Tid = i32;
+
+/// The general registers of a thread in ring 3, named as in the Intel SDM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the architecture's")]
+pub struct Regs {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rsp: u64,
+    pub rbp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rip: u64,
+    pub rflags: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+}
+
+/// An XSAVE area (Intel SDM volume 1, section 13.4) in the *standard* format, as
+/// `KVM_GET_XSAVE2` gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XsaveArea(pub Vec<u8>);
+
+/// Where a thread's FPU and vector state is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fpu {
+    /// The state a fresh program starts with.
+    Initial,
+    /// In the virtual CPU that last ran the thread.
+    Live,
+    /// Here; loaded before the thread runs again.
+    Saved(XsaveArea),
+}
+
+/// What a handler may ask of the virtual CPU its thread was stopped on.
+pub trait Cpu {
+    /// Moves the thread's FPU state into its record and returns it: after this `t.fpu` is
+    /// [`Fpu::Saved`] and may be changed.
+    ///
+    /// # Errors
+    /// The host refused; the machine ends with the error.
+    fn save_fpu<'t>(&mut self, fpu: &'t mut Fpu) -> Result<&'t mut XsaveArea, crate::hv::CpuError>;
+
+    /// Bytes of an XSAVE area on this machine, and the XCR0 the guest runs with.
+    fn xsave_layout(&self) -> (usize, u64);
+}
+
+/// The alternate signal stack (sigaltstack(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AltStack {
+    /// Lowest address.
+    pub base: u64,
+    /// Bytes.
+    pub size: u64,
+    /// `SS_DISABLE` (2), `SS_AUTODISARM` (1 << 31) or 0.
+    pub flags: u32,
+}
+
+impl Default for AltStack {
+    fn default() -> Self {
+        Self {
+            base: 0,
+            size: 0,
+            flags: 2,
+        }
+    }
+}
+
+/// The part of a thread that others may look at while it runs.
+#[derive(Debug, Default)]
+pub struct ThreadShared {
+    /// Something (a signal, a stop, the end) needs looking at before the thread returns to ring 3.
+    /// Set by others after changing the state under its lock, cleared by the thread under that lock.
+    pub attention: AtomicBool,
+    /// Nanoseconds spent on a virtual CPU, the VMM's work for it included.
+    pub cpu_time: AtomicU64,
+}
+
+impl ThreadShared {
+    /// Asks the thread to look at the state before it returns to ring 3.
+    pub fn call_attention(&self) {
+        self.attention.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A guest thread. Owned by the worker that runs it, by the scheduler's queues otherwise.
+#[derive(Debug)]
+pub struct Thread {
+    /// Thread id.
+    pub tid: Tid,
+    /// The process it belongs to.
+    pub pid: Pid,
+    /// Registers, complete while the thread is not inside the virtual CPU.
+    pub regs: Regs,
+    /// FPU and vector state.
+    pub fpu: Fpu,
+    /// The virtual CPU the FPU state was last live in.
+    pub last_cpu: Option<usize>,
+    /// A blocked call that will be made again.
+    pub call: Option<CallRecord>,
+    /// Blocked signals (bit N-1 for signal N).
+    pub mask: u64,
+    /// The mask to go back to after `rt_sigsuspend`, `ppoll` or `pselect6`: used by the next
+    /// signal frame, or restored when the call ends without one.
+    pub saved_mask: Option<u64>,
+    /// The alternate signal stack.
+    pub altstack: AltStack,
+    /// `set_tid_address(2)`, `CLONE_CHILD_CLEARTID`; 0 for none.
+    pub clear_child_tid: u64,
+    /// `set_robust_list(2)`: head address and length as given.
+    pub robust_list: (u64, u64),
+    /// `rseq(2)` is not offered; kept for completeness of the record.
+    pub personality: u32,
+    /// Address space it runs in.
+    pub mm: Arc<AddressSpace>,
+    /// What others may see while it runs.
+    pub shared: Arc<ThreadShared>,
+}

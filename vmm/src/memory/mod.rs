@@ -1,0 +1,158 @@
+//! Guest memory: the frame pool, the memory manager over it, and the pager that does its reads.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use shadow_mm::{Access, Denied, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
+
+pub use flushes::{FlushWork, Flushes};
+pub use pool::{FRAME, Pool, PoolError};
+pub use shadow_mm::Space;
+
+mod flushes;
+mod pager;
+mod pool;
+
+/// What the memory manager is instantiated with.
+#[derive(Debug)]
+pub struct VmmPlatform;
+
+impl shadow_mm::Platform for VmmPlatform {
+    type Store = Pool;
+    type Lock = parking_lot::RawMutex;
+    type Backing = Backing;
+}
+
+/// Content behind a private file mapping.
+pub trait Content: Debug + Send + Sync {
+    /// Reads at `offset`; fewer bytes than asked only at the end of the file.
+    ///
+    /// # Errors
+    /// The host's.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize>;
+
+    /// Device and inode, as `/proc/PID/maps` shows them.
+    fn identity(&self) -> (u64, u64);
+
+    /// Guest path, for `/proc/PID/maps`.
+    fn path(&self) -> Vec<u8>;
+}
+
+/// Handle of a mapped file, held by the ranges that map it. Two handles are equal if they are the
+/// same open file, so that neighbouring ranges of it can be one.
+#[derive(Clone, Debug)]
+pub struct Backing(pub Arc<dyn Content>);
+
+impl PartialEq for Backing {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Backing {}
+
+/// Why guest memory could not be accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessError {
+    /// The guest may not.
+    Denied(Denied),
+    /// No frame is left.
+    NoMemory,
+}
+
+/// The memory manager with its pool, and the flushes that wait for a virtual CPU to do them.
+pub struct Memory {
+    /// The manager.
+    pub manager: Manager<VmmPlatform>,
+    /// Flushes that wait for a virtual CPU.
+    pub flushes: Flushes,
+}
+
+impl Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Memory")
+            .field("flushes", &self.flushes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Memory {
+    /// Wraps a manager.
+    #[must_use]
+    pub fn new(manager: Manager<VmmPlatform>, flushes: Flushes) -> Self {
+        Self { manager, flushes }
+    }
+
+    /// Runs `f` on the frame behind one page, pinned for the time. Breaks copy-on-write for
+    /// writing, reads files, sets accessed and dirty.
+    ///
+    /// # Errors
+    /// The guest may not, or no frame is left.
+    pub fn with_page<R>(
+        &self,
+        space: &Arc<Space<VmmPlatform>>,
+        va: GuestVa,
+        access: Access,
+        f: impl FnOnce(&Pool, Pfn) -> R,
+    ) -> Result<R, AccessError> {
+        let pin = self.pin(space, va, access)?;
+        let result = f(self.manager.store(), pin.pfn());
+        self.manager.unpin(pin);
+        Ok(result)
+    }
+
+    fn pin(
+        &self,
+        space: &Arc<Space<VmmPlatform>>,
+        va: GuestVa,
+        access: Access,
+    ) -> Result<Pin, AccessError> {
+        loop {
+            match self.manager.pin(space, va.vpn(), access) {
+                PinOutcome::Pinned(pin, flush) => {
+                    self.submit(flush);
+                    return Ok(pin);
+                }
+                PinOutcome::Read(ticket) => self.fill(ticket),
+                PinOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
+                PinOutcome::NoMemory => return Err(AccessError::NoMemory),
+            }
+        }
+    }
+
+    /// Keeps a flush for the next virtual CPU that enters its address space.
+    pub fn submit(&self, flush: Flush) {
+        if flush.is_empty() {
+            self.manager.flushed(flush);
+        } else {
+            self.flushes.submit(flush);
+        }
+    }
+
+    /// Tears an address space down: nothing runs in it any more, or ever will.
+    pub fn delete_space(&self, space: &Arc<Space<VmmPlatform>>) {
+        let flush = self.manager.delete_space(space);
+        for flush in self.flushes.submit_dead(flush) {
+            self.manager.flushed(flush);
+        }
+    }
+
+    /// Acknowledges flushes.
+    pub fn acknowledge(&self, flushes: Vec<Flush>) {
+        for flush in flushes {
+            self.manager.flushed(flush);
+        }
+    }
+
+    /// Performs one read of the memory manager: the file's bytes into its frames.
+    pub fn fill(&self, ticket: shadow_mm::IoTicket<VmmPlatform>) {
+        pager::fill(self, ticket);
+    }
+
+    /// Takes what is left of an outcome whose only point was its side effects.
+    fn settle(&self, outcome: shadow_mm::FaultOutcome<VmmPlatform>) {
+        if let shadow_mm::FaultOutcome::Resolved(resolution) = outcome {
+            self.submit(resolution.flush);
+        }
+    }
+}

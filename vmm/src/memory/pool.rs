@@ -1,0 +1,154 @@
+//! The frame pool: one memfd, mapped here and given to KVM as memory slots.
+//!
+//! Guest-physical layout, in frames: the *monitor zone* (what the ring-0 monitor shares with the
+//! VMM), the *table zone* (page tables), the *data zone*. The zones are slots of their own, so that
+//! a clone can map them differently. Guest-writable memory is never a `&[u8]` here: everything goes
+//! through `vm-memory`'s volatile slices and atomics.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use shadow_mm::{EntryIndex, FrameStore, Pfn};
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+
+/// Bytes of a frame.
+pub const FRAME: usize = 4096;
+
+/// Why a pool could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// No memfd.
+    #[error("cannot create {bytes} bytes of anonymous memory")]
+    Create {
+        /// Size asked for.
+        bytes: u64,
+        /// The host's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The memfd could not be mapped.
+    #[error("cannot map {bytes} bytes of guest memory")]
+    Map {
+        /// Size asked for.
+        bytes: u64,
+        /// The mapping library's reason.
+        #[source]
+        source: vm_memory::mmap::MmapRegionError,
+    },
+}
+
+/// The pool. Frame N of the guest-physical space is at byte `N * 4096` of the memfd.
+#[derive(Debug)]
+pub struct Pool {
+    file: Arc<File>,
+    region: MmapRegion,
+}
+
+impl Pool {
+    /// A pool of `frames` frames, all zero, none of them resident in the host yet.
+    ///
+    /// # Errors
+    /// The host has no memory or address space for it.
+    pub fn new(frames: u64) -> Result<Self, PoolError> {
+        let bytes = frames * FRAME as u64;
+        let create = |source| PoolError::Create { bytes, source };
+        let fd = rustix::fs::memfd_create("vmm-pool", rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(|e| create(e.into()))?;
+        let file = File::from(fd);
+        file.set_len(bytes).map_err(create)?;
+        let file = Arc::new(file);
+        let size = usize::try_from(bytes).expect("64-bit host");
+        let region = MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), size)
+            .map_err(|source| PoolError::Map { bytes, source })?;
+        Ok(Self { file, region })
+    }
+
+    /// Frames in the pool.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        (self.region.size() / FRAME) as u64
+    }
+
+    /// The memfd, to be passed to other processes.
+    #[must_use]
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Host address of frame `frame`, for a memory slot.
+    ///
+    /// # Panics
+    /// If there is no such frame: our bug.
+    #[must_use]
+    pub fn host_address(&self, frame: u64) -> u64 {
+        assert!(frame < self.frames(), "frame {frame} outside the pool");
+        self.region.as_ptr() as u64 + frame * FRAME as u64
+    }
+
+    /// The bytes of a frame.
+    #[must_use]
+    pub fn frame(&self, frame: Pfn) -> VolatileSlice<'_> {
+        self.bytes(u64::from(frame.get()) * FRAME as u64, FRAME)
+    }
+
+    /// Bytes by guest-physical address.
+    ///
+    /// # Panics
+    /// If they are not in the pool: our bug.
+    #[must_use]
+    pub fn bytes(&self, gpa: u64, len: usize) -> VolatileSlice<'_> {
+        let at = usize::try_from(gpa).expect("64-bit host");
+        self.region
+            .get_slice(at, len)
+            .expect("an address inside the pool")
+    }
+
+    fn entry(&self, table: Pfn, index: EntryIndex) -> &AtomicU64 {
+        let at = u64::from(table.get()) as usize * FRAME + index.get() * 8;
+        self.region
+            .get_atomic_ref(at)
+            .expect("an aligned entry inside the pool")
+    }
+}
+
+impl FrameStore for Pool {
+    fn load(&self, table: Pfn, index: EntryIndex) -> u64 {
+        self.entry(table, index).load(Ordering::SeqCst)
+    }
+
+    fn swap(&self, table: Pfn, index: EntryIndex, new: u64) -> u64 {
+        self.entry(table, index).swap(new, Ordering::SeqCst)
+    }
+
+    fn compare_exchange(
+        &self,
+        table: Pfn,
+        index: EntryIndex,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, u64> {
+        self.entry(table, index)
+            .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
+    }
+
+    fn zero(&self, frame: Pfn) {
+        self.frame(frame).copy_from(&[0_u8; FRAME]);
+    }
+
+    fn copy(&self, from: Pfn, to: Pfn) {
+        self.frame(from).copy_to_volatile_slice(self.frame(to));
+    }
+
+    fn read(&self, frame: Pfn, offset: usize, into: &mut [u8]) {
+        self.frame(frame)
+            .read_slice(into, offset)
+            .expect("a range inside a frame");
+    }
+
+    fn write(&self, frame: Pfn, offset: usize, from: &[u8]) {
+        self.frame(frame)
+            .write_slice(from, offset)
+            .expect("a range inside a frame");
+    }
+}
