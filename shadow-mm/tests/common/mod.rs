@@ -50,7 +50,12 @@ pub(crate) fn range(start: u64, count: u64) -> VpnRange {
     VpnRange::new(vpn(start), count).expect("a range")
 }
 
-pub(crate) fn request(start: u64, count: u64, prot: Prot, kind: MapKind<SimFile>) -> MapRequest<SimFile> {
+pub(crate) fn request(
+    start: u64,
+    count: u64,
+    prot: Prot,
+    kind: MapKind<SimFile>,
+) -> MapRequest<SimFile> {
     let (flags, tag) = (VadFlags::empty(), VadTag::default());
     MapRequest {
         placement: Placement::Fixed(vpn(start)),
