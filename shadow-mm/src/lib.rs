@@ -1,1 +1,78 @@
-//! Placeholder while the workspace is laid out.
+//! A memory manager for guest address spaces, in the manner of NT: frames, entries and lists.
+//!
+//! The crate owns the memory of *guest processes*: it maps their address ranges, resolves their page
+//! faults, makes copy-on-write clones of them, and builds the x86-64 page tables their CR3 points at. It
+//! is pure: it knows no KVM, no files, no threads and no system calls. Guest RAM is reached
+//! through [`FrameStore`]; what must be done outside is returned as `#[must_use]` values, a [`Flush`] or
+//! an [`IoTicket`].
+//!
+//! # Locks
+//!
+//! Entry points take `&self`. The locks are a tree, taken from left to right:
+//!
+//! ```text
+//! Space::state (one for each space, never two at once) ──┐
+//! Manager::supervisor_lock ──────────────────────────────┴──> Manager::pfns (the PFN lock)
+//! ```
+//!
+//! * The **space lock** protects a space's mappings, counts, clone descriptors, and everything in its
+//!   page tables except the bits hardware sets.
+//! * The **PFN lock** protects the PFN database, the lists, and all clone headers and blocks. It is held
+//!   for one leaf table's entries at most, and never while a frame's content is copied or zeroed.
+//! * A fork holds its parent's space lock; the child has no lock to take until it is published.
+//! * [`Manager::check`] alone locks several spaces, in the order of their numbers.
+//!
+//! # Invariants
+//!
+//! [`Manager::check`] verifies them all; its [`Violation`] names each.
+//!
+//! # Known holes
+//!
+//! Pages are never taken from a space that has them: working sets, the page file and the modified writer
+//! are still to come. Two faults on one page of a file read it twice, and the second read is
+//! dropped. Fork is eager: its cost is proportional to the resident pages.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+extern crate alloc;
+
+mod access;
+mod addr;
+mod backend;
+mod flush;
+mod limits;
+mod manager;
+mod outcome;
+mod pfn;
+mod proto;
+pub mod pte;
+mod shadow;
+pub mod sim;
+mod space;
+mod stats;
+mod supervisor;
+mod vad;
+
+pub use access::{Access, Denied, Prot};
+pub use addr::{
+    EntryIndex, GuestVa, Level, PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange, SpaceId, TABLE_ENTRIES, Vpn,
+    VpnRange,
+};
+pub use backend::{FrameStore, Platform};
+pub use flush::{Flush, FlushEntry, MAX_EDITS_PER_TABLE};
+#[cfg(feature = "fault-injection")]
+pub use limits::FailPlan;
+pub use limits::{LayoutError, Limits, PoolLayout};
+pub use manager::{CreateError, Manager};
+pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, Resolution};
+pub use pfn::PfnState;
+pub use proto::{BlockId, HeaderId};
+pub use space::{
+    AdviseError, DiscardError, Discarded, ForkError, Forked, MapError, MapRequest, Mapped,
+    PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space, UnmapError,
+    VadAdvice,
+};
+pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
+pub use supervisor::{SupervisorError, SupervisorRights};
+pub use vad::{MAX_MAPPINGS, MapKind, VadFlags, VadInfo, VadTag};

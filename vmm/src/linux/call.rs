@@ -63,7 +63,11 @@ impl Wait {
     /// Waits for `key`, without a deadline, restarted after a signal with `SA_RESTART`.
     #[must_use]
     pub fn on(key: WaitKey) -> Self {
-        Self { keys: vec![key], deadline: None, restart: Restart::Sys }
+        Self {
+            keys: vec![key],
+            deadline: None,
+            restart: Restart::Sys,
+        }
     }
 }
 

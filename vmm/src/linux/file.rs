@@ -251,7 +251,12 @@ impl Description {
     /// A new description at offset 0.
     #[must_use]
     pub fn new(file: Arc<dyn File>, flags: u32) -> Arc<Self> {
-        Arc::new(Self { file, flags: AtomicU32::new(flags), offset: Mutex::new(0), flock: Mutex::new(None) })
+        Arc::new(Self {
+            file,
+            flags: AtomicU32::new(flags),
+            offset: Mutex::new(0),
+            flock: Mutex::new(None),
+        })
     }
 
     /// Access mode and status flags.

@@ -50,7 +50,10 @@ impl Ctx<'_> {
     /// Runs `f` on the calling process, under the state lock.
     pub fn with_process<R>(&self, f: impl FnOnce(&mut Process) -> R) -> R {
         let mut state = self.k.state();
-        let process = state.procs.get_mut(&self.t.pid).expect("a running thread has a process");
+        let process = state
+            .procs
+            .get_mut(&self.t.pid)
+            .expect("a running thread has a process");
         f(process)
     }
 }

@@ -63,7 +63,9 @@ impl Sched {
     pub fn wake(&self, key: WaitKey) {
         let mut q = self.queues.lock();
         self.epoch.fetch_add(1, Ordering::SeqCst);
-        let Some(tids) = q.waiters.remove(&key) else { return };
+        let Some(tids) = q.waiters.remove(&key) else {
+            return;
+        };
         for tid in tids {
             q.unpark(tid);
         }
@@ -179,7 +181,12 @@ impl Sched {
     /// is due, and takes the processor from running threads while others wait for one. Returns when
     /// the machine has ended. `now` is the machine's `CLOCK_MONOTONIC`; `tick` runs once a round and
     /// returns when it wants to run next.
-    pub fn run_clock(&self, slice: u64, now: impl Fn() -> u64, mut tick: impl FnMut() -> Option<u64>) {
+    pub fn run_clock(
+        &self,
+        slice: u64,
+        now: impl Fn() -> u64,
+        mut tick: impl FnMut() -> Option<u64>,
+    ) {
         loop {
             let due = tick();
             let mut q = self.queues.lock();
@@ -201,7 +208,11 @@ impl Sched {
                     kick.kick();
                 }
             }
-            let next = [q.deadlines.first().map(|&(d, _)| d), due, (!q.running.is_empty()).then_some(at + slice)];
+            let next = [
+                q.deadlines.first().map(|&(d, _)| d),
+                due,
+                (!q.running.is_empty()).then_some(at + slice),
+            ];
             match next.into_iter().flatten().min() {
                 Some(deadline) => {
                     let sleep = std::time::Duration::from_nanos(deadline.saturating_sub(at).max(1));
@@ -237,7 +248,9 @@ impl Sched {
 
 impl Queues {
     fn unpark(&mut self, tid: Tid) -> bool {
-        let Some((thread, wait)) = self.parked.remove(&tid) else { return false };
+        let Some((thread, wait)) = self.parked.remove(&tid) else {
+            return false;
+        };
         for key in &wait.keys {
             if let Some(set) = self.waiters.get_mut(key) {
                 set.remove(&tid);

@@ -3,7 +3,7 @@
 use super::call::Entry;
 
 /// The families' tables.
-const FAMILIES: &[&[Entry]] = &[];
+const FAMILIES: &[&[Entry]] = &[super::fs::calls::TABLE];
 
 /// Highest system call number the table reaches, plus one.
 pub const SIZE: usize = 512;
@@ -16,7 +16,11 @@ impl Default for Table {
     fn default() -> Self {
         let mut rows = [None; SIZE];
         for entry in FAMILIES.iter().copied().flatten() {
-            debug_assert!(rows[entry.nr as usize].is_none(), "two handlers for {}", entry.name);
+            debug_assert!(
+                rows[entry.nr as usize].is_none(),
+                "two handlers for {}",
+                entry.name
+            );
             rows[entry.nr as usize] = Some(entry);
         }
         Self(rows)

@@ -77,7 +77,11 @@ pub struct AltStack {
 
 impl Default for AltStack {
     fn default() -> Self {
-        Self { base: 0, size: 0, flags: 2 }
+        Self {
+            base: 0,
+            size: 0,
+            flags: 2,
+        }
     }
 }
 

@@ -75,8 +75,14 @@ impl<'a> UserMem<'a> {
     pub fn accessible(&self, va: u64, len: usize, access: Access) -> usize {
         let mut done = 0;
         while done < len {
-            let Ok((at, _, n)) = piece(va, done, len) else { break };
-            if self.memory.with_page(&self.mm.space, at, access, |_, _| ()).is_err() {
+            let Ok((at, _, n)) = piece(va, done, len) else {
+                break;
+            };
+            if self
+                .memory
+                .with_page(&self.mm.space, at, access, |_, _| ())
+                .is_err()
+            {
                 break;
             }
             done += n;
@@ -142,7 +148,10 @@ impl Ctx<'_> {
 
 /// The page, the offset in it and the bytes of the next piece of a copy of `len` bytes at `va`.
 fn piece(va: u64, done: usize, len: usize) -> Result<(GuestVa, usize, usize), Errno> {
-    let at = va.checked_add(done as u64).and_then(GuestVa::new).ok_or(Errno::FAULT)?;
+    let at = va
+        .checked_add(done as u64)
+        .and_then(GuestVa::new)
+        .ok_or(Errno::FAULT)?;
     let offset = (at.get() % PAGE as u64) as usize;
     Ok((at, offset, (PAGE - offset).min(len - done)))
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use shadow_mm::{Access, Denied, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
 
-pub use pool::Pool;
+pub use flushes::{FlushWork, Flushes};
+pub use pool::{FRAME, Pool, PoolError};
 pub use shadow_mm::Space;
 
+mod flushes;
 mod pager;
 mod pool;
 
@@ -59,18 +61,26 @@ pub enum AccessError {
 }
 
 /// The memory manager with its pool, and the flushes that wait for a virtual CPU to do them.
-#[derive(Debug)]
 pub struct Memory {
     /// The manager.
     pub manager: Manager<VmmPlatform>,
-    flushes: parking_lot::Mutex<Vec<Flush>>,
+    /// Flushes that wait for a virtual CPU.
+    pub flushes: Flushes,
+}
+
+impl Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Memory")
+            .field("flushes", &self.flushes)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Memory {
     /// Wraps a manager.
     #[must_use]
-    pub fn new(manager: Manager<VmmPlatform>) -> Self {
-        Self { manager, flushes: parking_lot::Mutex::default() }
+    pub fn new(manager: Manager<VmmPlatform>, flushes: Flushes) -> Self {
+        Self { manager, flushes }
     }
 
     /// Runs `f` on the frame behind one page, pinned for the time. Breaks copy-on-write for
@@ -91,7 +101,12 @@ impl Memory {
         Ok(result)
     }
 
-    fn pin(&self, space: &Arc<Space<VmmPlatform>>, va: GuestVa, access: Access) -> Result<Pin, AccessError> {
+    fn pin(
+        &self,
+        space: &Arc<Space<VmmPlatform>>,
+        va: GuestVa,
+        access: Access,
+    ) -> Result<Pin, AccessError> {
         loop {
             match self.manager.pin(space, va.vpn(), access) {
                 PinOutcome::Pinned(pin, flush) => {
@@ -105,19 +120,39 @@ impl Memory {
         }
     }
 
-    /// Keeps a flush for the next virtual CPU that enters the guest.
+    /// Keeps a flush for the next virtual CPU that enters its address space.
     pub fn submit(&self, flush: Flush) {
         if flush.is_empty() {
             self.manager.flushed(flush);
         } else {
-            self.flushes.lock().push(flush);
+            self.flushes.submit(flush);
         }
     }
-}
 
-impl Memory {
+    /// Tears an address space down: nothing runs in it any more, or ever will.
+    pub fn delete_space(&self, space: &Arc<Space<VmmPlatform>>) {
+        let flush = self.manager.delete_space(space);
+        for flush in self.flushes.submit_dead(flush) {
+            self.manager.flushed(flush);
+        }
+    }
+
+    /// Acknowledges flushes.
+    pub fn acknowledge(&self, flushes: Vec<Flush>) {
+        for flush in flushes {
+            self.manager.flushed(flush);
+        }
+    }
+
     /// Performs one read of the memory manager: the file's bytes into its frames.
-    fn fill(&self, ticket: shadow_mm::IoTicket<VmmPlatform>) {
+    pub fn fill(&self, ticket: shadow_mm::IoTicket<VmmPlatform>) {
         pager::fill(self, ticket);
+    }
+
+    /// Takes what is left of an outcome whose only point was its side effects.
+    fn settle(&self, outcome: shadow_mm::FaultOutcome<VmmPlatform>) {
+        if let shadow_mm::FaultOutcome::Resolved(resolution) = outcome {
+            self.submit(resolution.flush);
+        }
     }
 }

@@ -42,7 +42,7 @@ pub enum PoolError {
 #[derive(Debug)]
 pub struct Pool {
     file: Arc<File>,
-    region: MmapRegion,
+    region: Arc<MmapRegion>,
 }
 
 impl Pool {
@@ -61,7 +61,10 @@ impl Pool {
         let size = usize::try_from(bytes).expect("64-bit host");
         let region = MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), size)
             .map_err(|source| PoolError::Map { bytes, source })?;
-        Ok(Self { file, region })
+        Ok(Self {
+            file,
+            region: Arc::new(region),
+        })
     }
 
     /// Frames in the pool.
@@ -74,6 +77,12 @@ impl Pool {
     #[must_use]
     pub fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// The mapping.
+    #[must_use]
+    pub fn region(&self) -> &Arc<MmapRegion> {
+        &self.region
     }
 
     /// Host address of frame `frame`, for a memory slot.
@@ -99,12 +108,16 @@ impl Pool {
     #[must_use]
     pub fn bytes(&self, gpa: u64, len: usize) -> VolatileSlice<'_> {
         let at = usize::try_from(gpa).expect("64-bit host");
-        self.region.get_slice(at, len).expect("an address inside the pool")
+        self.region
+            .get_slice(at, len)
+            .expect("an address inside the pool")
     }
 
     fn entry(&self, table: Pfn, index: EntryIndex) -> &AtomicU64 {
-        let at = u64::from(table.get()) as usize * FRAME + usize::from(index.get()) * 8;
-        self.region.get_atomic_ref(at).expect("an aligned entry inside the pool")
+        let at = u64::from(table.get()) as usize * FRAME + index.get() * 8;
+        self.region
+            .get_atomic_ref(at)
+            .expect("an aligned entry inside the pool")
     }
 }
 
@@ -117,8 +130,15 @@ impl FrameStore for Pool {
         self.entry(table, index).swap(new, Ordering::SeqCst)
     }
 
-    fn compare_exchange(&self, table: Pfn, index: EntryIndex, current: u64, new: u64) -> Result<u64, u64> {
-        self.entry(table, index).compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
+    fn compare_exchange(
+        &self,
+        table: Pfn,
+        index: EntryIndex,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, u64> {
+        self.entry(table, index)
+            .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
     }
 
     fn zero(&self, frame: Pfn) {
@@ -130,10 +150,14 @@ impl FrameStore for Pool {
     }
 
     fn read(&self, frame: Pfn, offset: usize, into: &mut [u8]) {
-        self.frame(frame).read_slice(into, offset).expect("a range inside a frame");
+        self.frame(frame)
+            .read_slice(into, offset)
+            .expect("a range inside a frame");
     }
 
     fn write(&self, frame: Pfn, offset: usize, from: &[u8]) {
-        self.frame(frame).write_slice(from, offset).expect("a range inside a frame");
+        self.frame(frame)
+            .write_slice(from, offset)
+            .expect("a range inside a frame");
     }
 }

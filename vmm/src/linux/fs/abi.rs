@@ -85,7 +85,11 @@ const BASIC_STATS: u32 = 0x7ff;
 
 impl From<&Stat> for RawStatx {
     fn from(s: &Stat) -> Self {
-        let time = |(tv_sec, tv_nsec): (i64, u32)| RawStatxTime { tv_sec, tv_nsec, pad: 0 };
+        let time = |(tv_sec, tv_nsec): (i64, u32)| RawStatxTime {
+            tv_sec,
+            tv_nsec,
+            pad: 0,
+        };
         Self {
             stx_mask: BASIC_STATS,
             stx_blksize: s.blksize as u32,
@@ -96,7 +100,12 @@ impl From<&Stat> for RawStatx {
             stx_ino: s.ino,
             stx_size: s.size,
             stx_blocks: s.blocks,
-            times: [time(s.atime), RawStatxTime::default(), time(s.ctime), time(s.mtime)],
+            times: [
+                time(s.atime),
+                RawStatxTime::default(),
+                time(s.ctime),
+                time(s.mtime),
+            ],
             devices: [
                 rustix::fs::major(s.rdev),
                 rustix::fs::minor(s.rdev),
@@ -203,7 +212,11 @@ mod tests {
 
     #[test]
     fn entry_that_does_not_fit_is_left_out() {
-        let entry = DirEntry { ino: 7, kind: 8, name: b"abc".to_vec() };
+        let entry = DirEntry {
+            ino: 7,
+            kind: 8,
+            name: b"abc".to_vec(),
+        };
         let mut out = Vec::new();
         assert!(Dirent::New.put(&mut out, 24, &entry, 1));
         assert_eq!(out.len(), 24);

@@ -17,7 +17,11 @@ impl Budget {
     /// A limit of `limit` bytes, all of which also count against `parent`.
     #[must_use]
     pub fn new(limit: u64, parent: Option<Arc<Self>>) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicU64::new(0), parent })
+        Arc::new(Self {
+            limit,
+            used: AtomicU64::new(0),
+            parent,
+        })
     }
 
     /// Takes `bytes`.
@@ -65,7 +69,10 @@ impl Charge {
     /// Takes `bytes`.
     pub(super) fn new(budget: &Arc<Budget>, bytes: u64) -> Result<Self, Errno> {
         budget.take(bytes)?;
-        Ok(Self { budget: Arc::clone(budget), bytes })
+        Ok(Self {
+            budget: Arc::clone(budget),
+            bytes,
+        })
     }
 }
 

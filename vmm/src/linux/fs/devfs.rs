@@ -54,8 +54,14 @@ impl Synth for DevFs {
         if LINKS.iter().any(|(name, _)| *name == path) {
             return Ok(Node::new(S_IFLNK | 0o777));
         }
-        let (_, _, rdev) = DEVICES.iter().find(|(name, ..)| *name == path).ok_or(Errno::NOENT)?;
-        Ok(Node { rdev: *rdev, ..Node::new(S_IFCHR | 0o666) })
+        let (_, _, rdev) = DEVICES
+            .iter()
+            .find(|(name, ..)| *name == path)
+            .ok_or(Errno::NOENT)?;
+        Ok(Node {
+            rdev: *rdev,
+            ..Node::new(S_IFCHR | 0o666)
+        })
     }
 
     fn children(&self, _: &Caller<'_>, path: &str) -> Result<Vec<(String, u8)>, Errno> {
@@ -63,11 +69,16 @@ impl Synth for DevFs {
             return Err(Errno::NOTDIR);
         }
         let devices = DEVICES.iter().map(|(name, ..)| ((*name).to_owned(), 2));
-        Ok(devices.chain(LINKS.iter().map(|(name, _)| ((*name).to_owned(), 10))).collect())
+        Ok(devices
+            .chain(LINKS.iter().map(|(name, _)| ((*name).to_owned(), 10)))
+            .collect())
     }
 
     fn link(&self, _: &Caller<'_>, path: &str) -> Result<Link, Errno> {
-        let (_, target) = LINKS.iter().find(|(name, _)| *name == path).ok_or(Errno::INVAL)?;
+        let (_, target) = LINKS
+            .iter()
+            .find(|(name, _)| *name == path)
+            .ok_or(Errno::INVAL)?;
         Ok(Link::Path(target.as_bytes().to_vec()))
     }
 
@@ -76,12 +87,23 @@ impl Synth for DevFs {
     }
 
     fn device(&self, c: &Caller<'_>, path: &str, at: Location) -> Result<Arc<dyn File>, Errno> {
-        let (name, kind, rdev) = DEVICES.iter().find(|(name, ..)| *name == path).ok_or(Errno::NXIO)?;
+        let (name, kind, rdev) = DEVICES
+            .iter()
+            .find(|(name, ..)| *name == path)
+            .ok_or(Errno::NXIO)?;
         if *kind == Kind::Tty {
             return terminal(c);
         }
         let stat = c.k.vfs.look(c, &at)?;
-        Ok(Arc::new(Device { kind: *kind, name, stat: Stat { rdev: *rdev, ..stat }, at }))
+        Ok(Arc::new(Device {
+            kind: *kind,
+            name,
+            stat: Stat {
+                rdev: *rdev,
+                ..stat
+            },
+            at,
+        }))
     }
 
     fn kind(&self) -> (&'static str, u64) {
@@ -97,14 +119,24 @@ fn terminal(c: &Caller<'_>) -> Result<Arc<dyn File>, Errno> {
         if state.tty.session.is_none_or(|owner| owner != session) {
             return Err(Errno::NXIO);
         }
-        let processes = [c.pid, session, state.main].into_iter().filter_map(|pid| state.procs.get(&pid));
-        processes.flat_map(|p| p.files.fds.values()).map(|fd| Arc::clone(&fd.description)).collect()
+        let processes = [c.pid, session, state.main]
+            .into_iter()
+            .filter_map(|pid| state.procs.get(&pid));
+        processes
+            .flat_map(|p| p.files.fds.values())
+            .map(|fd| Arc::clone(&fd.description))
+            .collect()
     };
     let is_terminal = |description: &&Arc<Description>| {
         let stat = description.file.stat(c.k);
-        stat.is_ok_and(|s| s.mode & S_IFMT == S_IFCHR && matches!(s.rdev >> 8 & 0xfff, 4 | 5 | 136..=143))
+        stat.is_ok_and(|s| {
+            s.mode & S_IFMT == S_IFCHR && matches!(s.rdev >> 8 & 0xfff, 4 | 5 | 136..=143)
+        })
     };
-    held.iter().find(is_terminal).map(|d| Arc::clone(&d.file)).ok_or(Errno::NXIO)
+    held.iter()
+        .find(is_terminal)
+        .map(|d| Arc::clone(&d.file))
+        .ok_or(Errno::NXIO)
 }
 
 /// An open memory device.
@@ -133,7 +165,11 @@ impl File for Device {
     }
 
     fn write(&self, _: &Kernel, _: u64, buf: &[u8]) -> Result<usize, Errno> {
-        if self.kind == Kind::Full { Err(Errno::NOSPC) } else { Ok(buf.len()) }
+        if self.kind == Kind::Full {
+            Err(Errno::NOSPC)
+        } else {
+            Ok(buf.len())
+        }
     }
 
     fn seekable(&self) -> bool {

@@ -27,21 +27,32 @@ impl DirFile {
     /// The directory at `at`.
     #[must_use]
     pub fn new(at: Location) -> Self {
-        Self { at, snapshot: Mutex::new(None) }
+        Self {
+            at,
+            snapshot: Mutex::new(None),
+        }
     }
 
     /// The entries, `.` and `..` included; read anew if `again` or never read before.
     ///
     /// # Errors
     /// `ENOENT` if it is gone, `ENOMEM`, or the host's.
-    pub fn snapshot(&self, c: &Caller<'_>, budget: &Arc<Budget>, again: bool) -> Result<Arc<[DirEntry]>, Errno> {
+    pub fn snapshot(
+        &self,
+        c: &Caller<'_>,
+        budget: &Arc<Budget>,
+        again: bool,
+    ) -> Result<Arc<[DirEntry]>, Errno> {
         if !again && let Some(snapshot) = &*self.snapshot.lock() {
             return Ok(Arc::clone(&snapshot.entries));
         }
         let entries: Arc<[DirEntry]> = c.k.vfs.list(c, &self.at)?.into();
         let bytes = entries.iter().map(|e| 48 + e.name.len() as u64).sum();
         let charge = Charge::new(budget, bytes).map_err(|_| Errno::NOMEM)?;
-        *self.snapshot.lock() = Some(Snapshot { entries: Arc::clone(&entries), _charge: charge });
+        *self.snapshot.lock() = Some(Snapshot {
+            entries: Arc::clone(&entries),
+            _charge: charge,
+        });
         Ok(entries)
     }
 }

@@ -56,15 +56,23 @@ impl Flocks {
     ) -> Result<FlockGuard, WaitKey> {
         let mut held = self.held.lock();
         let owner = self.next_owner.fetch_add(1, Ordering::Relaxed);
-        let entry = held
-            .entry(file)
-            .or_insert_with(|| Held { key: sched.new_key(), exclusive, owners: Vec::new() });
+        let entry = held.entry(file).or_insert_with(|| Held {
+            key: sched.new_key(),
+            exclusive,
+            owners: Vec::new(),
+        });
         if !entry.owners.is_empty() && (exclusive || entry.exclusive) {
             return Err(entry.key);
         }
         entry.exclusive = exclusive;
         entry.owners.push(owner);
-        Ok(FlockGuard { locks: Arc::clone(self), sched: Arc::clone(sched), file, owner, exclusive })
+        Ok(FlockGuard {
+            locks: Arc::clone(self),
+            sched: Arc::clone(sched),
+            file,
+            owner,
+            exclusive,
+        })
     }
 }
 
@@ -79,7 +87,9 @@ impl FlockGuard {
 impl Drop for FlockGuard {
     fn drop(&mut self) {
         let mut held = self.locks.held.lock();
-        let Some(entry) = held.get_mut(&self.file) else { return };
+        let Some(entry) = held.get_mut(&self.file) else {
+            return;
+        };
         entry.owners.retain(|&owner| owner != self.owner);
         let key = entry.key;
         if entry.owners.is_empty() {

@@ -85,13 +85,23 @@ impl<'a> Caller<'a> {
     #[must_use]
     pub fn of(c: &Ctx<'a>) -> Self {
         let cred = c.with_process(|p| p.cred.clone());
-        Self { k: c.k, pid: c.t.pid, tid: c.t.tid, cred }
+        Self {
+            k: c.k,
+            pid: c.t.pid,
+            tid: c.t.tid,
+            cred,
+        }
     }
 
     /// The VMM itself, for work that no process asked for.
     #[must_use]
     pub fn machine(k: &'a Kernel) -> Self {
-        Self { k, pid: 0, tid: 0, cred: Credentials::default() }
+        Self {
+            k,
+            pid: 0,
+            tid: 0,
+            cred: Credentials::default(),
+        }
     }
 
     /// Effective user id.
@@ -159,7 +169,10 @@ impl Home {
     /// The place of `path` inside this mount.
     #[must_use]
     pub fn location(&self, path: &[u8]) -> Location {
-        Location { mount: self.mount, path: path.to_vec() }
+        Location {
+            mount: self.mount,
+            path: path.to_vec(),
+        }
     }
 
     /// The guest path (with leading slash) of `path` inside this mount.
@@ -211,7 +224,13 @@ pub trait FileSystem: Debug + Send + Sync {
     ///
     /// # Errors
     /// `EEXIST`, `EPERM`, or the host's.
-    fn create(&self, c: &Caller<'_>, path: &[u8], flags: u32, mode: u32) -> Result<Arc<dyn File>, Errno> {
+    fn create(
+        &self,
+        c: &Caller<'_>,
+        path: &[u8],
+        flags: u32,
+        mode: u32,
+    ) -> Result<Arc<dyn File>, Errno> {
         let _ = (c, path, flags, mode);
         Err(Errno::PERM)
     }

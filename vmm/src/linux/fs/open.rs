@@ -5,7 +5,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::walk::{Resolve, Walk};
-use super::{Caller, DirFile, Follow, Found, PathFile, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Vfs, split};
+use super::{
+    Caller, DirFile, Follow, Found, PathFile, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, Vfs, split,
+};
 use crate::linux::file::{Description, File, Location, O_PATH, Stat};
 use crate::linux::kernel::Kernel;
 
@@ -37,7 +39,11 @@ impl OpenHow {
     /// As open(2).
     #[must_use]
     pub fn new(flags: u32, mode: u32) -> Self {
-        Self { flags, mode, resolve: Resolve::empty() }
+        Self {
+            flags,
+            mode,
+            resolve: Resolve::empty(),
+        }
     }
 
     fn has(&self, flag: u32) -> bool {
@@ -55,7 +61,11 @@ impl OpenHow {
             1 => 2,
             _ => 6,
         };
-        if self.has(O_TRUNC) { access | 2 } else { access }
+        if self.has(O_TRUNC) {
+            access | 2
+        } else {
+            access
+        }
     }
 
     fn walk(&self) -> Walk {
@@ -65,7 +75,10 @@ impl OpenHow {
             (false, true) => Follow::Not,
             (false, false) => Follow::Last,
         };
-        Walk { follow, resolve: self.resolve }
+        Walk {
+            follow,
+            resolve: self.resolve,
+        }
     }
 
     /// Flags a description keeps (fcntl(2) `F_GETFL`).
@@ -80,7 +93,13 @@ impl Vfs {
     ///
     /// # Errors
     /// As open(2).
-    pub fn open(&self, c: &Caller<'_>, base: &Location, path: &[u8], how: &OpenHow) -> Result<Arc<Description>, Errno> {
+    pub fn open(
+        &self,
+        c: &Caller<'_>,
+        base: &Location,
+        path: &[u8],
+        how: &OpenHow,
+    ) -> Result<Arc<Description>, Errno> {
         let mut how = *how;
         if how.has(O_PATH) {
             how.flags &= O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
@@ -114,7 +133,9 @@ impl Vfs {
         flags: u32,
     ) -> Result<Arc<dyn File>, Errno> {
         let how = OpenHow::new(flags, 0);
-        Ok(Arc::clone(&self.open(&Caller::machine(k), cwd, path, &how)?.file))
+        Ok(Arc::clone(
+            &self.open(&Caller::machine(k), cwd, path, &how)?.file,
+        ))
     }
 
     /// Opens a program: a regular file that the caller may execute.
@@ -147,8 +168,15 @@ impl Vfs {
         Ok((file, at, stat))
     }
 
-    fn open_found(&self, c: &Caller<'_>, found: Found, how: &OpenHow) -> Result<Arc<Description>, Errno> {
-        let Some(stat) = found.stat else { return self.create(c, &found, how) };
+    fn open_found(
+        &self,
+        c: &Caller<'_>,
+        found: Found,
+        how: &OpenHow,
+    ) -> Result<Arc<Description>, Errno> {
+        let Some(stat) = found.stat else {
+            return self.create(c, &found, how);
+        };
         if how.has(O_CREAT) && how.has(O_EXCL) {
             return Err(Errno::EXIST);
         }
@@ -188,7 +216,13 @@ impl Vfs {
         Ok(Description::new(Arc::new(DirFile::new(at)), how.status()))
     }
 
-    fn open_file(&self, c: &Caller<'_>, at: &Location, stat: &Stat, how: &OpenHow) -> Result<Arc<Description>, Errno> {
+    fn open_file(
+        &self,
+        c: &Caller<'_>,
+        at: &Location,
+        stat: &Stat,
+        how: &OpenHow,
+    ) -> Result<Arc<Description>, Errno> {
         self.check(c, at, stat, how.wants())?;
         let mount = self.mount(at)?;
         let regular = stat.mode & S_IFMT == S_IFREG;
@@ -202,7 +236,12 @@ impl Vfs {
         Ok(Description::new(file, how.status()))
     }
 
-    fn create(&self, c: &Caller<'_>, found: &Found, how: &OpenHow) -> Result<Arc<Description>, Errno> {
+    fn create(
+        &self,
+        c: &Caller<'_>,
+        found: &Found,
+        how: &OpenHow,
+    ) -> Result<Arc<Description>, Errno> {
         if !how.has(O_CREAT) {
             return Err(Errno::NOENT);
         }
@@ -210,7 +249,10 @@ impl Vfs {
             return Err(Errno::ISDIR);
         }
         self.may_change_names(c, &found.at)?;
-        let file = self.mount(&found.at)?.fs.create(c, &found.at.path, how.flags, how.mode & 0o7777)?;
+        let file =
+            self.mount(&found.at)?
+                .fs
+                .create(c, &found.at.path, how.flags, how.mode & 0o7777)?;
         Ok(Description::new(file, how.status()))
     }
 
@@ -238,11 +280,19 @@ impl Vfs {
             && let Ok(there) = self.look(c, &at)
             && (there.dev, there.ino) == (stat.dev, stat.ino)
         {
-            let found = Found { at, stat: Some(there), description: None, slash: false };
+            let found = Found {
+                at,
+                stat: Some(there),
+                description: None,
+                slash: false,
+            };
             return self.open_found(c, found, how);
         }
         let wants = how.wants();
-        if how.has(O_PATH) || (wants & 4 != 0 && !old.readable()) || (wants & 2 != 0 && !old.writable()) {
+        if how.has(O_PATH)
+            || (wants & 4 != 0 && !old.readable())
+            || (wants & 2 != 0 && !old.writable())
+        {
             return Err(Errno::ACCESS);
         }
         if how.has(O_TRUNC) && stat.mode & S_IFMT == S_IFREG {

@@ -29,7 +29,11 @@ pub(super) struct Node {
 impl Node {
     /// Something of user 0.
     pub(super) fn new(mode: u32) -> Self {
-        Self { mode, owner: (0, 0), rdev: 0 }
+        Self {
+            mode,
+            owner: (0, 0),
+            rdev: 0,
+        }
     }
 }
 
@@ -73,7 +77,10 @@ pub(super) struct SynthFs<T> {
 impl<T: Synth> SynthFs<T> {
     /// The tree at `home`.
     pub(super) fn new(home: Home, synth: T) -> Self {
-        Self { home, synth: Arc::new(synth) }
+        Self {
+            home,
+            synth: Arc::new(synth),
+        }
     }
 
     fn stat_of(&self, c: &Caller<'_>, path: &str, node: &Node) -> Stat {
@@ -82,7 +89,11 @@ impl<T: Synth> SynthFs<T> {
         Stat {
             dev: self.home.dev,
             ino: path_ino(path.as_bytes()),
-            nlink: if node.mode & super::S_IFMT == S_IFDIR { 2 } else { 1 },
+            nlink: if node.mode & super::S_IFMT == S_IFDIR {
+                2
+            } else {
+                1
+            },
             mode: node.mode,
             uid: node.owner.0,
             gid: node.owner.1,
@@ -114,10 +125,23 @@ impl<T: Synth> FileSystem for SynthFs<T> {
     fn list(&self, c: &Caller<'_>, path: &[u8]) -> Result<Vec<DirEntry>, Errno> {
         let path = text(path)?;
         let entry = |(name, kind): (String, u8)| {
-            let full = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-            DirEntry { ino: path_ino(full.as_bytes()), kind, name: name.into_bytes() }
+            let full = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}/{name}")
+            };
+            DirEntry {
+                ino: path_ino(full.as_bytes()),
+                kind,
+                name: name.into_bytes(),
+            }
         };
-        Ok(self.synth.children(c, path)?.into_iter().map(entry).collect())
+        Ok(self
+            .synth
+            .children(c, path)?
+            .into_iter()
+            .map(entry)
+            .collect())
     }
 
     fn open(&self, c: &Caller<'_>, path: &[u8], _: u32) -> Result<Arc<dyn File>, Errno> {
@@ -139,7 +163,11 @@ impl<T: Synth> FileSystem for SynthFs<T> {
     }
 
     fn statfs(&self, _: &[u8]) -> Result<FsStat, Errno> {
-        Ok(FsStat { kind: self.synth.kind().1, block_size: 4096, ..FsStat::default() })
+        Ok(FsStat {
+            kind: self.synth.kind().1,
+            block_size: 4096,
+            ..FsStat::default()
+        })
     }
 
     fn kind(&self) -> &'static str {
@@ -161,7 +189,11 @@ struct SynthFile<T> {
 
 impl<T: Synth> SynthFile<T> {
     fn caller<'k>(&self, k: &'k Kernel) -> Caller<'k> {
-        Caller { pid: self.who.0, tid: self.who.1, ..Caller::machine(k) }
+        Caller {
+            pid: self.who.0,
+            tid: self.who.1,
+            ..Caller::machine(k)
+        }
     }
 }
 
@@ -177,7 +209,10 @@ impl<T: Synth> File for SynthFile<T> {
         }
         let content = self.content.lock();
         let all = content.as_deref().unwrap_or_default();
-        let rest = usize::try_from(offset).ok().and_then(|at| all.get(at..)).unwrap_or_default();
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| all.get(at..))
+            .unwrap_or_default();
         let n = rest.len().min(buf.len());
         buf[..n].copy_from_slice(&rest[..n]);
         Ok(n)
@@ -230,15 +265,23 @@ pub(super) fn row_node(rows: &[Row], path: &str) -> Result<Node, Errno> {
     if let Some(row) = rows.iter().find(|row| row.path == path) {
         return Ok(Node::new(S_IFREG | row.mode));
     }
-    let directory = rows.iter().any(|row| below(row.path.as_bytes(), path.as_bytes()).is_some());
-    if directory { Ok(Node::new(S_IFDIR | 0o555)) } else { Err(Errno::NOENT) }
+    let directory = rows
+        .iter()
+        .any(|row| below(row.path.as_bytes(), path.as_bytes()).is_some());
+    if directory {
+        Ok(Node::new(S_IFDIR | 0o555))
+    } else {
+        Err(Errno::NOENT)
+    }
 }
 
 /// A table's entries in the directory `path`.
 pub(super) fn row_children(rows: &[Row], path: &str) -> Vec<(String, u8)> {
     let mut out: Vec<(String, u8)> = Vec::new();
     for row in rows {
-        let Some(rest) = below(row.path.as_bytes(), path.as_bytes()) else { continue };
+        let Some(rest) = below(row.path.as_bytes(), path.as_bytes()) else {
+            continue;
+        };
         let rest = String::from_utf8_lossy(rest);
         let (name, kind) = match rest.split_once('/') {
             Some((name, _)) => (name, 4),
@@ -253,6 +296,9 @@ pub(super) fn row_children(rows: &[Row], path: &str) -> Vec<(String, u8)> {
 
 /// A row's content.
 pub(super) fn row_content(rows: &[Row], c: &Caller<'_>, path: &str) -> Result<Vec<u8>, Errno> {
-    let row = rows.iter().find(|row| row.path == path).ok_or(Errno::NOENT)?;
+    let row = rows
+        .iter()
+        .find(|row| row.path == path)
+        .ok_or(Errno::NOENT)?;
     Ok((row.content)(c).into_bytes())
 }

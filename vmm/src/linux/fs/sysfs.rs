@@ -10,13 +10,41 @@ use super::{Caller, Link};
 pub(super) struct SysFs;
 
 const ROWS: &[Row] = &[
-    Row { path: "devices/system/cpu/online", mode: 0o444, content: cpus },
-    Row { path: "devices/system/cpu/possible", mode: 0o444, content: cpus },
-    Row { path: "devices/system/cpu/present", mode: 0o444, content: cpus },
-    Row { path: "devices/system/node/online", mode: 0o444, content: |_| "0\n".to_owned() },
-    Row { path: "devices/system/node/possible", mode: 0o444, content: |_| "0\n".to_owned() },
-    Row { path: "kernel/mm/transparent_hugepage/enabled", mode: 0o444, content: |_| "always madvise [never]\n".to_owned() },
-    Row { path: "kernel/mm/transparent_hugepage/hpage_pmd_size", mode: 0o444, content: |_| "2097152\n".to_owned() },
+    Row {
+        path: "devices/system/cpu/online",
+        mode: 0o444,
+        content: cpus,
+    },
+    Row {
+        path: "devices/system/cpu/possible",
+        mode: 0o444,
+        content: cpus,
+    },
+    Row {
+        path: "devices/system/cpu/present",
+        mode: 0o444,
+        content: cpus,
+    },
+    Row {
+        path: "devices/system/node/online",
+        mode: 0o444,
+        content: |_| "0\n".to_owned(),
+    },
+    Row {
+        path: "devices/system/node/possible",
+        mode: 0o444,
+        content: |_| "0\n".to_owned(),
+    },
+    Row {
+        path: "kernel/mm/transparent_hugepage/enabled",
+        mode: 0o444,
+        content: |_| "always madvise [never]\n".to_owned(),
+    },
+    Row {
+        path: "kernel/mm/transparent_hugepage/hpage_pmd_size",
+        mode: 0o444,
+        content: |_| "2097152\n".to_owned(),
+    },
 ];
 
 fn cpus(c: &Caller<'_>) -> String {

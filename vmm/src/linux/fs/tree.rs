@@ -41,16 +41,30 @@ impl Vfs {
     ///
     /// # Errors
     /// As mkdir(2).
-    pub fn mkdir(&self, c: &Caller<'_>, base: &Location, path: &[u8], mode: u32) -> Result<(), Errno> {
+    pub fn mkdir(
+        &self,
+        c: &Caller<'_>,
+        base: &Location,
+        path: &[u8],
+        mode: u32,
+    ) -> Result<(), Errno> {
         let found = self.absent(c, base, path)?;
-        self.mount(&found.at)?.fs.mkdir(c, &found.at.path, mode & 0o1777)
+        self.mount(&found.at)?
+            .fs
+            .mkdir(c, &found.at.path, mode & 0o1777)
     }
 
     /// symlink(2).
     ///
     /// # Errors
     /// As symlink(2).
-    pub fn symlink(&self, c: &Caller<'_>, base: &Location, path: &[u8], target: &[u8]) -> Result<(), Errno> {
+    pub fn symlink(
+        &self,
+        c: &Caller<'_>,
+        base: &Location,
+        path: &[u8],
+        target: &[u8],
+    ) -> Result<(), Errno> {
         if target.is_empty() {
             return Err(Errno::NOENT);
         }
@@ -65,7 +79,13 @@ impl Vfs {
     ///
     /// # Errors
     /// As link(2).
-    pub fn link(&self, c: &Caller<'_>, from: &Location, base: &Location, path: &[u8]) -> Result<(), Errno> {
+    pub fn link(
+        &self,
+        c: &Caller<'_>,
+        from: &Location,
+        base: &Location,
+        path: &[u8],
+    ) -> Result<(), Errno> {
         let stat = self.look(c, from)?;
         let found = self.absent(c, base, path)?;
         if found.slash {
@@ -84,12 +104,21 @@ impl Vfs {
     ///
     /// # Errors
     /// `EPERM` for everything else; as open(2).
-    pub fn mknod_regular(&self, c: &Caller<'_>, base: &Location, path: &[u8], mode: u32) -> Result<(), Errno> {
+    pub fn mknod_regular(
+        &self,
+        c: &Caller<'_>,
+        base: &Location,
+        path: &[u8],
+        mode: u32,
+    ) -> Result<(), Errno> {
         let found = self.absent(c, base, path)?;
         if found.slash {
             return Err(Errno::NOENT);
         }
-        self.mount(&found.at)?.fs.create(c, &found.at.path, 2, mode & 0o7777).map(drop)
+        self.mount(&found.at)?
+            .fs
+            .create(c, &found.at.path, 2, mode & 0o7777)
+            .map(drop)
     }
 
     /// Whether a mount is here or below.
@@ -103,7 +132,11 @@ impl Vfs {
         let path = self.clean_path(at);
         let dir = self.look(c, &self.locate(split(&path).0))?;
         let owner = c.uid() == 0 || c.uid() == dir.uid || c.uid() == stat.uid;
-        if dir.mode & 0o1000 != 0 && !owner { Err(Errno::PERM) } else { Ok(()) }
+        if dir.mode & 0o1000 != 0 && !owner {
+            Err(Errno::PERM)
+        } else {
+            Ok(())
+        }
     }
 
     /// unlink(2).
@@ -160,7 +193,10 @@ impl Vfs {
         to: (&Location, &[u8]),
         flags: u32,
     ) -> Result<(Location, Location), Errno> {
-        if [from.1, to.1].iter().any(|path| !path.is_empty() && last(path) != Last::Name) {
+        if [from.1, to.1]
+            .iter()
+            .any(|path| !path.is_empty() && last(path) != Last::Name)
+        {
             return Err(Errno::BUSY);
         }
         let old = self.walk(c, from.0, from.1, Follow::Name)?;
@@ -179,14 +215,20 @@ impl Vfs {
             return Err(Errno::INVAL);
         }
         if old.at != new.at && below(&old.at.path, &new.at.path).is_some() {
-            return Err(if flags & 2 != 0 { Errno::INVAL } else { Errno::NOTEMPTY });
+            return Err(if flags & 2 != 0 {
+                Errno::INVAL
+            } else {
+                Errno::NOTEMPTY
+            });
         }
         self.may_remove(c, &old.at, stat)?;
         match &new.stat {
             Some(there) => self.may_remove(c, &new.at, there)?,
             None => self.may_change_names(c, &new.at)?,
         }
-        self.mount(&old.at)?.fs.rename(c, &old.at.path, &new.at.path, flags)?;
+        self.mount(&old.at)?
+            .fs
+            .rename(c, &old.at.path, &new.at.path, flags)?;
         Ok((old.at, new.at))
     }
 
@@ -214,7 +256,8 @@ pub(super) fn may_change(c: &Caller<'_>, stat: &Stat, change: &Change) -> Result
     let allowed = match *change {
         Change::Mode(_) => owner,
         Change::Owner(uid, gid) => {
-            let group = |gid: u32| gid == stat.gid || gid == c.gid() || c.cred.groups.contains(&gid);
+            let group =
+                |gid: u32| gid == stat.gid || gid == c.gid() || c.cred.groups.contains(&gid);
             owner && uid.is_none_or(|uid| uid == stat.uid) && gid.is_none_or(group)
         }
         Change::Times(SetTime::Now, SetTime::Now) => owner || c.permitted(stat, 2),

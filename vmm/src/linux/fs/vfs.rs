@@ -15,7 +15,8 @@ use super::procfs::ProcFs;
 use super::synth::SynthFs;
 use super::sysfs::SysFs;
 use super::{
-    Caller, FileSystem, Flocks, FsStat, Home, Link, NAME_MAX, S_IFDIR, S_IFMT, below, join, path_ino, split,
+    Caller, FileSystem, Flocks, FsStat, Home, Link, NAME_MAX, S_IFDIR, S_IFMT, below, join,
+    path_ino, split,
 };
 use crate::linux::file::{DirEntry, File, Location, Stat};
 
@@ -147,11 +148,22 @@ impl Vfs {
         if places.keys().next().is_none_or(|(len, _)| *len != 0) {
             return Err(VfsError::NoRoot);
         }
-        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let mut vfs =
-            Self { mounts: Vec::new(), budget: Budget::new(memory, None), flocks: Arc::default(), owner };
+        let owner = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let mut vfs = Self {
+            mounts: Vec::new(),
+            budget: Budget::new(memory, None),
+            flocks: Arc::default(),
+            owner,
+        };
         for (index, ((_, at), kind)) in places.into_iter().enumerate() {
-            let home = Home { mount: index, at, dev: FIRST_DEV + 1 + index as u64 };
+            let home = Home {
+                mount: index,
+                at,
+                dev: FIRST_DEV + 1 + index as u64,
+            };
             let mount = vfs.build(home, kind)?;
             vfs.mounts.push(mount);
         }
@@ -160,7 +172,10 @@ impl Vfs {
 
     fn build(&self, home: Home, kind: MountKind) -> Result<Mount, VfsError> {
         let (at, dev) = (home.at.clone(), home.dev);
-        let failed = |source: Errno| VfsError::Build { at: text(&at), source: source.into() };
+        let failed = |source: Errno| VfsError::Build {
+            at: text(&at),
+            source: source.into(),
+        };
         let read_only = match &kind {
             MountKind::Host { writable, .. } => !writable,
             MountKind::Closure(_) | MountKind::Sys | MountKind::Dev => true,
@@ -169,7 +184,10 @@ impl Vfs {
         let fs: Box<dyn FileSystem> = match kind {
             MountKind::Host { root, .. } => {
                 let host = HostFs::new(home, &root);
-                Box::new(host.map_err(|source| VfsError::Host { path: root, source: source.into() })?)
+                Box::new(host.map_err(|source| VfsError::Host {
+                    path: root,
+                    source: source.into(),
+                })?)
             }
             MountKind::Mem { size, mode } => {
                 let budget = Budget::new(size, Some(Arc::clone(&self.budget)));
@@ -180,22 +198,35 @@ impl Vfs {
             MountKind::Sys => Box::new(SynthFs::new(home, SysFs)),
             MountKind::Dev => Box::new(SynthFs::new(home, DevFs)),
         };
-        Ok(Mount { at, fs, read_only, dev })
+        Ok(Mount {
+            at,
+            fs,
+            read_only,
+            dev,
+        })
     }
 
     fn closure(&self, home: Home, entries: Vec<ClosureEntry>) -> Result<MemFs, VfsError> {
         let at = text(&home.at);
-        let failed = |source: Errno| VfsError::Build { at: at.clone(), source: source.into() };
+        let failed = |source: Errno| VfsError::Build {
+            at: at.clone(),
+            source: source.into(),
+        };
         let fs = MemFs::new(home, Arc::clone(&self.budget), 0o755, (0, 0)).map_err(failed)?;
         for entry in entries {
             match entry {
                 ClosureEntry::File { guest, host } => {
                     let opened = super::host::open_regular(&host);
-                    let fd = opened.map_err(|source| VfsError::Host { path: host, source: source.into() })?;
-                    fs.add_host(&clean_mount_point(&guest)?, fd).map_err(failed)?;
+                    let fd = opened.map_err(|source| VfsError::Host {
+                        path: host,
+                        source: source.into(),
+                    })?;
+                    fs.add_host(&clean_mount_point(&guest)?, fd)
+                        .map_err(failed)?;
                 }
                 ClosureEntry::Symlink { guest, target } => {
-                    fs.add_link(&clean_mount_point(&guest)?, &target).map_err(failed)?;
+                    fs.add_link(&clean_mount_point(&guest)?, &target)
+                        .map_err(failed)?;
                 }
             }
         }
@@ -205,7 +236,10 @@ impl Vfs {
     /// The root directory.
     #[must_use]
     pub fn root(&self) -> Location {
-        Location { mount: 0, path: Vec::new() }
+        Location {
+            mount: 0,
+            path: Vec::new(),
+        }
     }
 
     /// The guest path of a place, with its leading slash.
@@ -238,16 +272,23 @@ impl Vfs {
 
     /// The guest path of a place, clean.
     pub(super) fn clean_path(&self, at: &Location) -> Vec<u8> {
-        self.mounts.get(at.mount).map(|mount| join(&mount.at, &at.path)).unwrap_or_default()
+        self.mounts
+            .get(at.mount)
+            .map(|mount| join(&mount.at, &at.path))
+            .unwrap_or_default()
     }
 
     /// The place of a clean guest path: the mount with the longest prefix.
     pub(super) fn locate(&self, path: &[u8]) -> Location {
         // Sorted by length: the last that fits is the longest.
-        let fits = |(index, mount): (usize, &Mount)| below(path, &mount.at).map(|rest| (index, rest));
+        let fits =
+            |(index, mount): (usize, &Mount)| below(path, &mount.at).map(|rest| (index, rest));
         let found = self.mounts.iter().enumerate().rev().find_map(fits);
         let (mount, rest) = found.unwrap_or((0, path));
-        Location { mount, path: rest.to_vec() }
+        Location {
+            mount,
+            path: rest.to_vec(),
+        }
     }
 
     pub(super) fn mount(&self, at: &Location) -> Result<&Mount, Errno> {
@@ -257,7 +298,9 @@ impl Vfs {
     /// Whether a mount point is below this place: then it is a directory that cannot go.
     pub(super) fn leads_to_mount(&self, at: &Location) -> bool {
         let path = self.clean_path(at);
-        self.mounts.iter().any(|m| m.at.len() > path.len() && below(&m.at, &path).is_some())
+        self.mounts
+            .iter()
+            .any(|m| m.at.len() > path.len() && below(&m.at, &path).is_some())
     }
 
     /// What is at a place, not following a symbolic link.
@@ -267,7 +310,9 @@ impl Vfs {
     pub fn look(&self, c: &Caller<'_>, at: &Location) -> Result<Stat, Errno> {
         let mount = self.mount(at)?;
         let seen = mount.fs.look(c, &at.path);
-        let is_directory = seen.as_ref().is_ok_and(|stat| stat.mode & S_IFMT == S_IFDIR);
+        let is_directory = seen
+            .as_ref()
+            .is_ok_and(|stat| stat.mode & S_IFMT == S_IFDIR);
         if !is_directory && self.leads_to_mount(at) {
             return Ok(self.made_up_directory(mount, &at.path));
         }
@@ -313,14 +358,29 @@ impl Vfs {
         };
         for name in self.mounts.iter().filter_map(below_here) {
             own.retain(|entry| entry.name != name);
-            let ino = self.look(c, &self.locate(&join(&path, &name))).map_or(1, |stat| stat.ino);
+            let ino = self
+                .look(c, &self.locate(&join(&path, &name)))
+                .map_or(1, |stat| stat.ino);
             own.push(DirEntry { ino, kind: 4, name });
         }
-        let parent = if path.is_empty() { &path[..] } else { split(&path).0 };
+        let parent = if path.is_empty() {
+            &path[..]
+        } else {
+            split(&path).0
+        };
         let ino_of = |at: &Location| self.look(c, at).map_or(1, |stat| stat.ino);
-        let dots = [(&b"."[..], ino_of(at)), (b"..", ino_of(&self.locate(parent)))];
-        let mut out: Vec<_> =
-            dots.into_iter().map(|(name, ino)| DirEntry { ino, kind: 4, name: name.to_vec() }).collect();
+        let dots = [
+            (&b"."[..], ino_of(at)),
+            (b"..", ino_of(&self.locate(parent))),
+        ];
+        let mut out: Vec<_> = dots
+            .into_iter()
+            .map(|(name, ino)| DirEntry {
+                ino,
+                kind: 4,
+                name: name.to_vec(),
+            })
+            .collect();
         out.append(&mut own);
         Ok(out)
     }
@@ -335,9 +395,19 @@ impl Vfs {
     }
 
     /// Whether the caller may do all of `want` (`rwx` as 4, 2, 1) with what is at a place.
-    pub(super) fn check(&self, c: &Caller<'_>, at: &Location, stat: &Stat, want: u32) -> Result<(), Errno> {
+    pub(super) fn check(
+        &self,
+        c: &Caller<'_>,
+        at: &Location,
+        stat: &Stat,
+        want: u32,
+    ) -> Result<(), Errno> {
         let by_host = self.mount(at)?.fs.host_checks() == Some(c.uid());
-        if by_host || c.permitted(stat, want) { Ok(()) } else { Err(Errno::ACCESS) }
+        if by_host || c.permitted(stat, want) {
+            Ok(())
+        } else {
+            Err(Errno::ACCESS)
+        }
     }
 
     /// The lines of `/proc/mounts`: source, mount point, type, options.
@@ -345,7 +415,11 @@ impl Vfs {
     pub fn mount_lines(&self) -> String {
         let line = |m: &Mount| {
             let options = if m.read_only { "ro" } else { "rw" };
-            format!("{0} /{1} {0} {options},nosuid,nodev 0 0\n", m.fs.kind(), text(&m.at).replace(' ', "\\040"))
+            format!(
+                "{0} /{1} {0} {options},nosuid,nodev 0 0\n",
+                m.fs.kind(),
+                text(&m.at).replace(' ', "\\040")
+            )
         };
         self.mounts.iter().map(line).collect()
     }
@@ -358,8 +432,14 @@ impl Vfs {
         let line = |(index, m): (usize, &Mount)| {
             let options = if m.read_only { "ro" } else { "rw" };
             let (id, parent) = (index + 21, if index == 0 { 1 } else { 21 });
-            let (minor, at, kind) = (0xff001 + index, text(&m.at).replace(' ', "\\040"), m.fs.kind());
-            format!("{id} {parent} 0:{minor} / /{at} {options},nosuid,nodev - {kind} {kind} {options}\n")
+            let (minor, at, kind) = (
+                0xff001 + index,
+                text(&m.at).replace(' ', "\\040"),
+                m.fs.kind(),
+            );
+            format!(
+                "{id} {parent} 0:{minor} / /{at} {options},nosuid,nodev - {kind} {kind} {options}\n"
+            )
         };
         self.mounts.iter().enumerate().map(line).collect()
     }
@@ -373,8 +453,14 @@ fn text(path: &[u8]) -> String {
 fn clean_mount_point(path: &[u8]) -> Result<Vec<u8>, VfsError> {
     let bad = || VfsError::BadMountPoint(text(path));
     let rest = path.strip_prefix(b"/").ok_or_else(bad)?;
-    let names: Vec<&[u8]> = rest.split(|&b| b == b'/').filter(|name| !name.is_empty() && *name != b".").collect();
-    if names.iter().any(|name| *name == b".." || name.len() > NAME_MAX || name.contains(&0)) {
+    let names: Vec<&[u8]> = rest
+        .split(|&b| b == b'/')
+        .filter(|name| !name.is_empty() && *name != b".")
+        .collect();
+    if names
+        .iter()
+        .any(|name| *name == b".." || name.len() > NAME_MAX || name.contains(&0))
+    {
         return Err(bad());
     }
     Ok(names.join(&b'/'))

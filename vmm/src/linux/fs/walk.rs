@@ -51,7 +51,10 @@ pub struct Walk {
 
 impl From<Follow> for Walk {
     fn from(follow: Follow) -> Self {
-        Self { follow, resolve: Resolve::empty() }
+        Self {
+            follow,
+            resolve: Resolve::empty(),
+        }
     }
 }
 
@@ -97,7 +100,13 @@ impl Vfs {
     ///
     /// # Errors
     /// `ENOENT` (also for an empty path), `ENOTDIR`, `EACCES`, `ELOOP`, `ENAMETOOLONG`, `EXDEV`.
-    pub fn walk(&self, c: &Caller<'_>, base: &Location, path: &[u8], how: impl Into<Walk>) -> Result<Found, Errno> {
+    pub fn walk(
+        &self,
+        c: &Caller<'_>,
+        base: &Location,
+        path: &[u8],
+        how: impl Into<Walk>,
+    ) -> Result<Found, Errno> {
         let how = how.into();
         if path.is_empty() {
             return Err(Errno::NOENT);
@@ -105,8 +114,16 @@ impl Vfs {
         let start = self.clean_path(base);
         let scoped = how.resolve.intersects(Resolve::BENEATH | Resolve::IN_ROOT);
         let top = if scoped { start.clone() } else { Vec::new() };
-        let mut walker =
-            Walker { vfs: self, c, how, top, here: start, pending: Vec::new(), slash: false, links: 0 };
+        let mut walker = Walker {
+            vfs: self,
+            c,
+            how,
+            top,
+            here: start,
+            pending: Vec::new(),
+            slash: false,
+            links: 0,
+        };
         walker.enter(path)?;
         walker.run()
     }
@@ -115,7 +132,12 @@ impl Vfs {
     ///
     /// # Errors
     /// As [`Vfs::walk`], and `ENOENT`.
-    pub fn find(&self, c: &Caller<'_>, base: &Location, path: &[u8]) -> Result<(Location, Stat), Errno> {
+    pub fn find(
+        &self,
+        c: &Caller<'_>,
+        base: &Location,
+        path: &[u8],
+    ) -> Result<(Location, Stat), Errno> {
         let found = self.walk(c, base, path, Follow::Last)?;
         let stat = *found.existing()?;
         Ok((found.at, stat))
@@ -153,7 +175,12 @@ impl Walker<'_> {
         }
         let at = self.vfs.locate(&self.here);
         let stat = self.vfs.look(self.c, &at)?;
-        Ok(Found { at, stat: Some(stat), description: None, slash: self.slash })
+        Ok(Found {
+            at,
+            stat: Some(stat),
+            description: None,
+            slash: self.slash,
+        })
     }
 
     fn up(&mut self) -> Result<(), Errno> {
@@ -182,7 +209,12 @@ impl Walker<'_> {
         let last = self.pending.is_empty();
         let stat = match self.vfs.look(self.c, &at) {
             Err(Errno::NOENT) if last => {
-                return Ok(Some(Found { at, stat: None, description: None, slash: self.slash }));
+                return Ok(Some(Found {
+                    at,
+                    stat: None,
+                    description: None,
+                    slash: self.slash,
+                }));
             }
             result => result?,
         };
@@ -211,7 +243,12 @@ impl Walker<'_> {
         if !last || (self.slash && self.how.follow != Follow::Name) {
             return Err(Errno::NOTDIR);
         }
-        Ok(Found { at, stat: Some(stat), description: None, slash: self.slash })
+        Ok(Found {
+            at,
+            stat: Some(stat),
+            description: None,
+            slash: self.slash,
+        })
     }
 
     fn link(&mut self, at: Location, stat: Stat) -> Result<Option<Found>, Errno> {
@@ -245,7 +282,12 @@ impl Walker<'_> {
     }
 
     /// A magic link to an open description.
-    fn opened(&mut self, at: Location, stat: Stat, description: Arc<Description>) -> Result<Option<Found>, Errno> {
+    fn opened(
+        &mut self,
+        at: Location,
+        stat: Stat,
+        description: Arc<Description>,
+    ) -> Result<Option<Found>, Errno> {
         let seen = description.file.stat(self.c.k)?;
         if seen.mode & S_IFMT == S_IFDIR
             && let Some(place) = description.file.location()
@@ -256,7 +298,12 @@ impl Walker<'_> {
             return Err(Errno::NOTDIR);
         }
         debug_assert_eq!(stat.mode & S_IFMT, S_IFLNK);
-        Ok(Some(Found { at, stat: Some(seen), description: Some(description), slash: false }))
+        Ok(Some(Found {
+            at,
+            stat: Some(seen),
+            description: Some(description),
+            slash: false,
+        }))
     }
 
     /// `RESOLVE_NO_XDEV`, and `RESOLVE_BENEATH` for magic links.

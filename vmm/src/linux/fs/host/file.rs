@@ -49,10 +49,17 @@ impl Content for HostContent {
 
 impl HostFile {
     /// A file at `at`, whose name in the guest is `path`. `fd` has been checked.
-    pub(in crate::linux::fs) fn new(fd: Arc<OwnedFd>, at: Location, path: Vec<u8>) -> Result<Self, Errno> {
+    pub(in crate::linux::fs) fn new(
+        fd: Arc<OwnedFd>,
+        at: Location,
+        path: Vec<u8>,
+    ) -> Result<Self, Errno> {
         let stat = rustix::fs::fstat(&*fd)?;
         let identity = (stat.st_dev, stat.st_ino);
-        Ok(Self { content: Arc::new(HostContent { fd, identity, path }), at })
+        Ok(Self {
+            content: Arc::new(HostContent { fd, identity, path }),
+            at,
+        })
     }
 
     fn fd(&self) -> &OwnedFd {
@@ -62,7 +69,9 @@ impl HostFile {
 
 /// An offset the host takes.
 fn offset(value: u64) -> Result<u64, Errno> {
-    i64::try_from(value).map(|_| value).map_err(|_| Errno::INVAL)
+    i64::try_from(value)
+        .map(|_| value)
+        .map_err(|_| Errno::INVAL)
 }
 
 impl File for HostFile {
@@ -87,7 +96,11 @@ impl File for HostFile {
     }
 
     fn sync(&self, data_only: bool) -> Result<(), Errno> {
-        if data_only { rustix::fs::fdatasync(self.fd()) } else { rustix::fs::fsync(self.fd()) }
+        if data_only {
+            rustix::fs::fdatasync(self.fd())
+        } else {
+            rustix::fs::fsync(self.fd())
+        }
     }
 
     fn allocate(&self, mode: u32, at: u64, length: u64) -> Result<(), Errno> {

@@ -56,7 +56,9 @@ impl Guard {
     /// Reads the host's mount table.
     pub(super) fn new() -> Self {
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        Self { device_file_systems: device_file_systems(&table) }
+        Self {
+            device_file_systems: device_file_systems(&table),
+        }
     }
 
     /// Refuses what is on a file system that a guest must not see.
@@ -85,7 +87,10 @@ fn device_file_systems(mountinfo: &str) -> Vec<u64> {
             return None;
         }
         let (major, minor) = head.split(' ').nth(2)?.split_once(':')?;
-        Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
+        Some(rustix::fs::makedev(
+            major.parse().ok()?,
+            minor.parse().ok()?,
+        ))
     };
     mountinfo.lines().filter_map(device).collect()
 }

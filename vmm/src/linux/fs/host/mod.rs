@@ -17,7 +17,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat as HostStat, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat as HostStat, Timespec,
+    Timestamps, Uid,
+};
 use rustix::io::Errno;
 
 use super::{Caller, FileSystem, FsStat, Home, Link, split};
@@ -32,7 +35,9 @@ const RESOLVE: ResolveFlags = ResolveFlags::IN_ROOT
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_SYMLINKS);
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
-const USE: OFlags = OFlags::NONBLOCK.union(OFlags::NOCTTY).union(OFlags::NOFOLLOW);
+const USE: OFlags = OFlags::NONBLOCK
+    .union(OFlags::NOCTTY)
+    .union(OFlags::NOFOLLOW);
 
 /// A host directory.
 #[derive(Debug)]
@@ -49,7 +54,11 @@ pub(super) fn open_regular(path: &Path) -> Result<OwnedFd, Errno> {
     let fd = rustix::fs::open(path, flags, Mode::empty())?;
     let stat = rustix::fs::fstat(&fd)?;
     Guard::new().check(&fd, &stat)?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile { Ok(fd) } else { Err(Errno::ACCESS) }
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        Ok(fd)
+    } else {
+        Err(Errno::ACCESS)
+    }
 }
 
 impl HostFs {
@@ -57,7 +66,12 @@ impl HostFs {
     pub(super) fn new(home: Home, root: &Path) -> Result<Self, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, Mode::empty())?;
-        let fs = Self { home, root, guard: Guard::new(), uid: rustix::process::geteuid().as_raw() };
+        let fs = Self {
+            home,
+            root,
+            guard: Guard::new(),
+            uid: rustix::process::geteuid().as_raw(),
+        };
         fs.node(b"")?;
         Ok(fs)
     }
@@ -104,7 +118,11 @@ impl HostFs {
         let fd = self.open_at(path, flags | USE, Mode::empty())?;
         let stat = rustix::fs::fstat(&fd)?;
         self.guard.check(&fd, &stat)?;
-        if FileType::from_raw_mode(stat.st_mode) == kind { Ok(fd) } else { Err(Errno::ACCESS) }
+        if FileType::from_raw_mode(stat.st_mode) == kind {
+            Ok(fd)
+        } else {
+            Err(Errno::ACCESS)
+        }
     }
 
     fn file(&self, fd: OwnedFd, path: &[u8]) -> Result<Arc<dyn File>, Errno> {
@@ -141,7 +159,11 @@ impl FileSystem for HostFs {
     }
 
     fn list(&self, _: &Caller<'_>, path: &[u8]) -> Result<Vec<DirEntry>, Errno> {
-        let fd = self.open_kind(path, OFlags::RDONLY | OFlags::DIRECTORY, FileType::Directory)?;
+        let fd = self.open_kind(
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY,
+            FileType::Directory,
+        )?;
         let mut out = Vec::new();
         for entry in rustix::fs::Dir::new(fd)? {
             let entry = entry?;
@@ -151,14 +173,27 @@ impl FileSystem for HostFs {
             if device || name == b"." || name == b".." {
                 continue;
             }
-            let kind = if kind == FileType::Unknown { 0 } else { super::entry_kind(kind.as_raw_mode()) };
-            out.push(DirEntry { ino: entry.ino(), kind, name: name.to_vec() });
+            let kind = if kind == FileType::Unknown {
+                0
+            } else {
+                super::entry_kind(kind.as_raw_mode())
+            };
+            out.push(DirEntry {
+                ino: entry.ino(),
+                kind,
+                name: name.to_vec(),
+            });
         }
         Ok(out)
     }
 
     fn open_dir(&self, _: &Caller<'_>, path: &[u8]) -> Result<(), Errno> {
-        self.open_kind(path, OFlags::RDONLY | OFlags::DIRECTORY, FileType::Directory).map(drop)
+        self.open_kind(
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY,
+            FileType::Directory,
+        )
+        .map(drop)
     }
 
     fn open(&self, _: &Caller<'_>, path: &[u8], flags: u32) -> Result<Arc<dyn File>, Errno> {
@@ -166,7 +201,13 @@ impl FileSystem for HostFs {
         self.file(fd, path)
     }
 
-    fn create(&self, _: &Caller<'_>, path: &[u8], flags: u32, mode: u32) -> Result<Arc<dyn File>, Errno> {
+    fn create(
+        &self,
+        _: &Caller<'_>,
+        path: &[u8],
+        flags: u32,
+        mode: u32,
+    ) -> Result<Arc<dyn File>, Errno> {
         let (parent, _) = self.parent(path)?;
         drop(parent);
         let how = use_flags(flags) | OFlags::CREATE | OFlags::EXCL | USE;
@@ -188,7 +229,11 @@ impl FileSystem for HostFs {
     fn remove(&self, _: &Caller<'_>, path: &[u8], directory: bool) -> Result<(), Errno> {
         self.node(path)?;
         let (parent, name) = self.parent(path)?;
-        let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let flags = if directory {
+            AtFlags::REMOVEDIR
+        } else {
+            AtFlags::empty()
+        };
         rustix::fs::unlinkat(&parent, name, flags)
     }
 
@@ -212,7 +257,9 @@ impl FileSystem for HostFs {
 
     fn change(&self, _: &Caller<'_>, path: &[u8], change: &Change) -> Result<(), Errno> {
         let (fd, stat) = self.node(path)?;
-        if matches!(change, Change::Mode(_)) && FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        if matches!(change, Change::Mode(_))
+            && FileType::from_raw_mode(stat.st_mode) == FileType::Symlink
+        {
             return Err(Errno::OPNOTSUPP);
         }
         change_node(&fd, change)
@@ -268,18 +315,32 @@ fn safe_mode(mode: u32) -> Mode {
 
 fn timestamps(atime: SetTime, mtime: SetTime) -> Timestamps {
     let spec = |time: SetTime| match time {
-        SetTime::Keep => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
-        SetTime::Now => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
-        SetTime::At(seconds, nanos) => Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
+        SetTime::Keep => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+        SetTime::Now => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        },
+        SetTime::At(seconds, nanos) => Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanos.into(),
+        },
     };
-    Timestamps { last_access: spec(atime), last_modification: spec(mtime) }
+    Timestamps {
+        last_access: spec(atime),
+        last_modification: spec(mtime),
+    }
 }
 
 /// Changes attributes of an open regular file.
 fn change_open(fd: &OwnedFd, change: &Change) -> Result<(), Errno> {
     match *change {
         Change::Mode(mode) => rustix::fs::fchmod(fd, safe_mode(mode)),
-        Change::Owner(uid, gid) => rustix::fs::fchown(fd, uid.map(Uid::from_raw), gid.map(Gid::from_raw)),
+        Change::Owner(uid, gid) => {
+            rustix::fs::fchown(fd, uid.map(Uid::from_raw), gid.map(Gid::from_raw))
+        }
         Change::Times(atime, mtime) => rustix::fs::futimens(fd, &timestamps(atime, mtime)),
     }
 }
@@ -296,8 +357,11 @@ fn change_node(fd: &OwnedFd, change: &Change) -> Result<(), Errno> {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             rustix::fs::chownat(fd.as_fd(), "", uid, gid, AtFlags::EMPTY_PATH)
         }
-        Change::Times(atime, mtime) => {
-            rustix::fs::utimensat(fd.as_fd(), "", &timestamps(atime, mtime), AtFlags::EMPTY_PATH)
-        }
+        Change::Times(atime, mtime) => rustix::fs::utimensat(
+            fd.as_fd(),
+            "",
+            &timestamps(atime, mtime),
+            AtFlags::EMPTY_PATH,
+        ),
     }
 }

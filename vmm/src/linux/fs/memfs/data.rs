@@ -27,7 +27,10 @@ struct Pages {
 
 impl Data {
     pub(super) fn new(budget: &Arc<Budget>) -> Self {
-        Self { budget: Arc::clone(budget), pages: Mutex::default() }
+        Self {
+            budget: Arc::clone(budget),
+            pages: Mutex::default(),
+        }
     }
 
     /// Length in bytes, and pages that are held.
@@ -57,7 +60,10 @@ impl Data {
     pub(super) fn write(&self, offset: Option<u64>, buf: &[u8]) -> Result<usize, Errno> {
         let mut pages = self.pages.lock();
         let offset = offset.unwrap_or(pages.size);
-        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > i64::MAX as u64) {
+        if offset
+            .checked_add(buf.len() as u64)
+            .is_none_or(|end| end > i64::MAX as u64)
+        {
             return Err(Errno::FBIG);
         }
         let mut done = 0;
@@ -97,7 +103,10 @@ impl Data {
 
     /// Reserves `length` bytes at `offset`, and makes the file reach them if `grow`.
     pub(super) fn reserve(&self, offset: u64, length: u64, grow: bool) -> Result<(), Errno> {
-        let end = offset.checked_add(length).filter(|&end| end <= i64::MAX as u64).ok_or(Errno::FBIG)?;
+        let end = offset
+            .checked_add(length)
+            .filter(|&end| end <= i64::MAX as u64)
+            .ok_or(Errno::FBIG)?;
         let mut pages = self.pages.lock();
         // The budget bounds the loop: every new page takes from it.
         for page in offset / PAGE..end.div_ceil(PAGE) {
@@ -115,7 +124,9 @@ impl Data {
         let mut pages = self.pages.lock();
         pages.drop_from(offset.div_ceil(PAGE), end / PAGE, &self.budget);
         for edge in [offset / PAGE, end / PAGE] {
-            let Some(held) = pages.held.get_mut(&edge) else { continue };
+            let Some(held) = pages.held.get_mut(&edge) else {
+                continue;
+            };
             let from = offset.saturating_sub(edge * PAGE).min(PAGE) as usize;
             let to = end.saturating_sub(edge * PAGE).min(PAGE) as usize;
             if from < to {
@@ -153,7 +164,8 @@ impl Pages {
 
 impl Drop for Data {
     fn drop(&mut self) {
-        self.budget.give(self.pages.get_mut().held.len() as u64 * COST);
+        self.budget
+            .give(self.pages.get_mut().held.len() as u64 * COST);
     }
 }
 

@@ -48,7 +48,11 @@ impl MemFile {
     /// `inode`, at `at`, whose name in the guest is `path`.
     pub(super) fn new(inode: Arc<Inode>, at: Option<Location>, path: Vec<u8>, flags: u32) -> Self {
         let append = AtomicBool::new(flags & O_APPEND != 0);
-        Self { content: Arc::new(MemContent { inode, path }), at, append }
+        Self {
+            content: Arc::new(MemContent { inode, path }),
+            at,
+            append,
+        }
     }
 
     fn inode(&self) -> &Inode {

@@ -68,11 +68,20 @@ pub(super) struct Maker {
 
 impl Maker {
     pub(super) fn new(dev: u64, budget: Arc<Budget>) -> Self {
-        Self { dev, budget, next: AtomicU64::new(2) }
+        Self {
+            dev,
+            budget,
+            next: AtomicU64::new(2),
+        }
     }
 
     /// An inode with permission bits `mode`, owned by `owner`.
-    pub(super) fn make(&self, body: Body, mode: u32, owner: (u32, u32)) -> Result<Arc<Inode>, Errno> {
+    pub(super) fn make(
+        &self,
+        body: Body,
+        mode: u32,
+        owner: (u32, u32),
+    ) -> Result<Arc<Inode>, Errno> {
         let kind = match &body {
             Body::Dir(_) => S_IFDIR,
             Body::Link(_) => S_IFLNK,
@@ -80,7 +89,11 @@ impl Maker {
         };
         let now = now();
         let nlink = if kind == S_IFDIR { 2 } else { 1 };
-        let extra = if let Body::Link(target) = &body { target.len() as u64 } else { 0 };
+        let extra = if let Body::Link(target) = &body {
+            target.len() as u64
+        } else {
+            0
+        };
         Ok(Arc::new(Inode {
             ino: self.next.fetch_add(1, Ordering::Relaxed),
             dev: self.dev,
@@ -101,7 +114,10 @@ impl Maker {
     /// An entry called `name`.
     pub(super) fn entry(&self, name: &[u8], inode: Arc<Inode>) -> Result<Entry, Errno> {
         let charge = Charge::new(&self.budget, 128 + name.len() as u64)?;
-        Ok(Entry { inode, _charge: charge })
+        Ok(Entry {
+            inode,
+            _charge: charge,
+        })
     }
 }
 
@@ -151,8 +167,15 @@ impl Inode {
     }
 
     fn host_stat(&self, fd: &OwnedFd) -> Stat {
-        let Ok(host) = rustix::fs::fstat(fd) else { return Stat::default() };
-        Stat { dev: self.dev, ino: self.ino, nlink: 1, ..crate::linux::fs::host::guest_stat(&host) }
+        let Ok(host) = rustix::fs::fstat(fd) else {
+            return Stat::default();
+        };
+        Stat {
+            dev: self.dev,
+            ino: self.ino,
+            nlink: 1,
+            ..crate::linux::fs::host::guest_stat(&host)
+        }
     }
 
     pub(super) fn change(&self, change: &Change) {
@@ -197,10 +220,14 @@ impl Inode {
 /// A deep tree is taken apart level by level: a guest may not choose how deep our stack gets.
 impl Drop for Inode {
     fn drop(&mut self) {
-        let Body::Dir(entries) = &mut self.body else { return };
+        let Body::Dir(entries) = &mut self.body else {
+            return;
+        };
         let mut left: Vec<Entry> = std::mem::take(entries.get_mut()).into_values().collect();
         while let Some(entry) = left.pop() {
-            let Some(mut inode) = Arc::into_inner(entry.inode) else { continue };
+            let Some(mut inode) = Arc::into_inner(entry.inode) else {
+                continue;
+            };
             if let Body::Dir(entries) = &mut inode.body {
                 left.extend(std::mem::take(entries.get_mut()).into_values());
             }

@@ -40,7 +40,11 @@ pub(super) struct MemFs {
 }
 
 /// A file in memory without a name in the tree (memfd_create(2)).
-pub(super) fn anonymous(budget: &Arc<Budget>, name: &[u8], owner: (u32, u32)) -> Result<Arc<dyn File>, Errno> {
+pub(super) fn anonymous(
+    budget: &Arc<Budget>,
+    name: &[u8],
+    owner: (u32, u32),
+) -> Result<Arc<dyn File>, Errno> {
     let maker = Maker::new(super::vfs::ANONYMOUS_DEV, Arc::clone(budget));
     let inode = maker.make(Body::File(Data::new(budget)), 0o777, owner)?;
     let mut path = b"/memfd:".to_vec();
@@ -51,10 +55,20 @@ pub(super) fn anonymous(budget: &Arc<Budget>, name: &[u8], owner: (u32, u32)) ->
 
 impl MemFs {
     /// An empty tree whose root has permission bits `mode`.
-    pub(super) fn new(home: Home, budget: Arc<Budget>, mode: u32, owner: (u32, u32)) -> Result<Self, Errno> {
+    pub(super) fn new(
+        home: Home,
+        budget: Arc<Budget>,
+        mode: u32,
+        owner: (u32, u32),
+    ) -> Result<Self, Errno> {
         let maker = Maker::new(home.dev, budget);
         let root = maker.make(Body::Dir(Mutex::default()), mode, owner)?;
-        Ok(Self { home, root, maker, tree: Mutex::new(()) })
+        Ok(Self {
+            home,
+            root,
+            maker,
+            tree: Mutex::new(()),
+        })
     }
 
     /// Adds a host file at `path`, with the directories to it. For building a tree.
@@ -69,7 +83,12 @@ impl MemFs {
 
     fn add(&self, path: &[u8], body: Body) -> Result<(), Errno> {
         let (dir, _) = split(path);
-        for (end, _) in dir.iter().enumerate().filter(|&(_, &b)| b == b'/').chain([(dir.len(), &b'/')]) {
+        for (end, _) in dir
+            .iter()
+            .enumerate()
+            .filter(|&(_, &b)| b == b'/')
+            .chain([(dir.len(), &b'/')])
+        {
             let part = &dir[..end];
             if !part.is_empty() && self.find(part).is_err() {
                 self.insert(part, Body::Dir(Mutex::default()), 0o755, (0, 0))?;
@@ -102,7 +121,13 @@ impl MemFs {
     }
 
     /// Puts a new inode at `path`.
-    fn insert(&self, path: &[u8], body: Body, mode: u32, owner: (u32, u32)) -> Result<Arc<Inode>, Errno> {
+    fn insert(
+        &self,
+        path: &[u8],
+        body: Body,
+        mode: u32,
+        owner: (u32, u32),
+    ) -> Result<Arc<Inode>, Errno> {
         let _tree = self.tree.lock();
         let (dir, name) = self.place(path)?;
         // A directory without a name takes no new entries.
@@ -122,7 +147,12 @@ impl MemFs {
         Ok(inode)
     }
 
-    fn open_inode(&self, inode: Arc<Inode>, path: &[u8], flags: u32) -> Result<Arc<dyn File>, Errno> {
+    fn open_inode(
+        &self,
+        inode: Arc<Inode>,
+        path: &[u8],
+        flags: u32,
+    ) -> Result<Arc<dyn File>, Errno> {
         let (at, guest) = (self.home.location(path), self.home.guest_path(path));
         match &inode.body {
             Body::Host(fd) => Ok(Arc::new(HostFile::new(Arc::clone(fd), at, guest)?)),
@@ -184,14 +214,21 @@ impl FileSystem for MemFs {
         self.open_inode(self.find(path)?, path, flags)
     }
 
-    fn create(&self, c: &Caller<'_>, path: &[u8], flags: u32, mode: u32) -> Result<Arc<dyn File>, Errno> {
+    fn create(
+        &self,
+        c: &Caller<'_>,
+        path: &[u8],
+        flags: u32,
+        mode: u32,
+    ) -> Result<Arc<dyn File>, Errno> {
         let body = Body::File(Data::new(&self.maker.budget));
         let inode = self.insert(path, body, mode, (c.uid(), c.gid()))?;
         self.open_inode(inode, path, flags)
     }
 
     fn mkdir(&self, c: &Caller<'_>, path: &[u8], mode: u32) -> Result<(), Errno> {
-        self.insert(path, Body::Dir(Mutex::default()), mode, (c.uid(), c.gid())).map(drop)
+        self.insert(path, Body::Dir(Mutex::default()), mode, (c.uid(), c.gid()))
+            .map(drop)
     }
 
     fn remove(&self, _: &Caller<'_>, path: &[u8], directory: bool) -> Result<(), Errno> {
@@ -202,7 +239,8 @@ impl FileSystem for MemFs {
     }
 
     fn symlink(&self, c: &Caller<'_>, path: &[u8], target: &[u8]) -> Result<(), Errno> {
-        self.insert(path, Body::Link(target.to_vec()), 0o777, (c.uid(), c.gid())).map(drop)
+        self.insert(path, Body::Link(target.to_vec()), 0o777, (c.uid(), c.gid()))
+            .map(drop)
     }
 
     fn link(&self, _: &Caller<'_>, from: &[u8], to: &[u8]) -> Result<(), Errno> {
@@ -272,7 +310,15 @@ impl FileSystem for MemFs {
     fn statfs(&self, _: &[u8]) -> Result<FsStat, Errno> {
         let (limit, used) = self.maker.budget.usage();
         let (blocks, free) = (limit / 4096, limit.saturating_sub(used) / 4096);
-        Ok(FsStat { kind: 0x0102_1994, block_size: 4096, blocks, free, available: free, files: blocks, files_free: free })
+        Ok(FsStat {
+            kind: 0x0102_1994,
+            block_size: 4096,
+            blocks,
+            free,
+            available: free,
+            files: blocks,
+            files_free: free,
+        })
     }
 
     fn kind(&self) -> &'static str {

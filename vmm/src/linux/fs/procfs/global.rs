@@ -8,7 +8,11 @@ use super::super::synth::Row;
 use crate::linux::process::{Life, State};
 
 const fn row(path: &'static str, content: fn(&Caller<'_>) -> String) -> Row {
-    Row { path, mode: 0o444, content }
+    Row {
+        path,
+        mode: 0o444,
+        content,
+    }
 }
 
 /// The files.
@@ -18,13 +22,21 @@ pub(super) const ROWS: &[Row] = &[
     row("uptime", uptime),
     row("loadavg", loadavg),
     row("stat", stat),
-    row("version", |_| format!("Linux version {RELEASE} (vmm) {VERSION}\n")),
-    row("filesystems", |_| "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\n\thostfs\n".to_owned()),
+    row("version", |_| {
+        format!("Linux version {RELEASE} (vmm) {VERSION}\n")
+    }),
+    row("filesystems", |_| {
+        "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\n\thostfs\n".to_owned()
+    }),
     row("cmdline", |_| "\n".to_owned()),
-    row("swaps", |_| "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".to_owned()),
+    row("swaps", |_| {
+        "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".to_owned()
+    }),
     row("vmstat", vmstat),
     row("sys/kernel/pid_max", |_| "4194304\n".to_owned()),
-    row("sys/kernel/threads-max", |c| format!("{}\n", c.k.limits.max_procs)),
+    row("sys/kernel/threads-max", |c| {
+        format!("{}\n", c.k.limits.max_procs)
+    }),
     row("sys/kernel/osrelease", |_| format!("{RELEASE}\n")),
     row("sys/kernel/ostype", |_| "Linux\n".to_owned()),
     row("sys/kernel/version", |_| format!("{VERSION}\n")),
@@ -39,7 +51,9 @@ pub(super) const ROWS: &[Row] = &[
     row("sys/kernel/random/boot_id", |_| format!("{}\n", boot_id())),
     row("sys/kernel/random/entropy_avail", |_| "256\n".to_owned()),
     row("sys/vm/overcommit_memory", |_| "1\n".to_owned()),
-    row("sys/vm/max_map_count", |_| format!("{}\n", shadow_mm::MAX_MAPPINGS)),
+    row("sys/vm/max_map_count", |_| {
+        format!("{}\n", shadow_mm::MAX_MAPPINGS)
+    }),
     row("sys/vm/mmap_min_addr", |_| "65536\n".to_owned()),
     row("sys/fs/pipe-max-size", |_| "1048576\n".to_owned()),
     row("sys/fs/file-max", |_| "1048576\n".to_owned()),
@@ -85,7 +99,11 @@ fn meminfo(c: &Caller<'_>) -> String {
 
 fn vmstat(c: &Caller<'_>) -> String {
     let data = c.k.memory.manager.stats().data;
-    format!("nr_free_pages {}\nnr_anon_pages {}\npgfault 0\npgmajfault 0\n", data.available(), data.active)
+    format!(
+        "nr_free_pages {}\nnr_anon_pages {}\npgfault 0\npgmajfault 0\n",
+        data.available(),
+        data.active
+    )
 }
 
 fn cpuinfo(c: &Caller<'_>) -> String {
@@ -107,7 +125,8 @@ fn boot(state: &State) -> u64 {
 
 /// Nanoseconds that all processes of the machine have used.
 fn cpu_time(state: &State) -> u64 {
-    let running = |p: &crate::linux::process::Process| super::status::cpu_ns(p) + p.children_usage.cpu_ns;
+    let running =
+        |p: &crate::linux::process::Process| super::status::cpu_ns(p) + p.children_usage.cpu_ns;
     state.procs.values().map(running).sum()
 }
 
@@ -123,9 +142,16 @@ fn uptime(c: &Caller<'_>) -> String {
 fn loadavg(c: &Caller<'_>) -> String {
     let state = c.k.state();
     let all = state.procs.len();
-    let alive = state.procs.values().filter(|p| p.life == Life::Running).count();
+    let alive = state
+        .procs
+        .values()
+        .filter(|p| p.life == Life::Running)
+        .count();
     let last = state.procs.keys().next_back().copied().unwrap_or(0);
-    format!("0.00 0.00 0.00 {}/{all} {last}\n", alive.min(c.k.limits.cpus.max(1)))
+    format!(
+        "0.00 0.00 0.00 {}/{all} {last}\n",
+        alive.min(c.k.limits.cpus.max(1))
+    )
 }
 
 fn stat(c: &Caller<'_>) -> String {
@@ -138,9 +164,18 @@ fn stat(c: &Caller<'_>) -> String {
     let idle = (up * cpus).saturating_sub(busy);
     let mut out = format!("cpu  {} 0 0 {} 0 0 0 0 0 0\n", ticks(busy), ticks(idle));
     for n in 0..cpus {
-        let _ = writeln!(out, "cpu{n} {} 0 0 {} 0 0 0 0 0 0", ticks(busy / cpus), ticks(idle / cpus));
+        let _ = writeln!(
+            out,
+            "cpu{n} {} 0 0 {} 0 0 0 0 0 0",
+            ticks(busy / cpus),
+            ticks(idle / cpus)
+        );
     }
-    let running = state.procs.values().filter(|p| p.life == Life::Running).count();
+    let running = state
+        .procs
+        .values()
+        .filter(|p| p.life == Life::Running)
+        .count();
     let _ = write!(
         out,
         "intr 0\nctxt 0\nbtime {}\nprocesses {}\nprocs_running {running}\nprocs_blocked 0\n",
@@ -158,7 +193,14 @@ fn uuid() -> String {
     b[6] = (b[6] & 0x0f) | 0x40;
     b[8] = (b[8] & 0x3f) | 0x80;
     let hex: String = b.iter().map(|byte| format!("{byte:02x}")).collect();
-    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+    [
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..],
+    ]
+    .join("-")
 }
 
 fn boot_id() -> &'static str {

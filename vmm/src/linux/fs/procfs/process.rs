@@ -47,7 +47,11 @@ enum Place<'p> {
 }
 
 /// Runs `f` on the process, under the state lock.
-fn with<R>(c: &Caller<'_>, pid: Pid, f: impl FnOnce(&Process) -> Result<R, Errno>) -> Result<R, Errno> {
+fn with<R>(
+    c: &Caller<'_>,
+    pid: Pid,
+    f: impl FnOnce(&Process) -> Result<R, Errno>,
+) -> Result<R, Errno> {
     let state = c.k.state();
     f(state.procs.get(&pid).ok_or(Errno::NOENT)?)
 }
@@ -71,14 +75,22 @@ fn place<'p>(p: &Process, path: &'p str) -> Result<Place<'p>, Errno> {
 
 fn entry<'p>(p: &Process, path: &'p str) -> Result<Place<'p>, Errno> {
     let (first, rest) = path.split_once('/').unwrap_or((path, ""));
-    let held = |rest: &str| rest.parse().ok().filter(|fd| p.files.fds.contains_key(fd)).ok_or(Errno::NOENT);
+    let held = |rest: &str| {
+        rest.parse()
+            .ok()
+            .filter(|fd| p.files.fds.contains_key(fd))
+            .ok_or(Errno::NOENT)
+    };
     match first {
         "" => Ok(Place::Top(false)),
         "fd" if !rest.is_empty() => Ok(Place::Fd(held(rest)?)),
         "fdinfo" if !rest.is_empty() => Ok(Place::FdInfo(held(rest)?)),
         _ if !rest.is_empty() => Err(Errno::NOENT),
         _ => {
-            let file = FILES.iter().find(|(name, _)| *name == first).map(|&(_, mode)| Place::File(first, mode));
+            let file = FILES
+                .iter()
+                .find(|(name, _)| *name == first)
+                .map(|&(_, mode)| Place::File(first, mode));
             let dir = DIRECTORIES.iter().find(|(name, _)| *name == first);
             let dir = dir.map(|&(_, mode)| Place::Directory(first, mode));
             let link = LINKS.contains(&first).then_some(Place::Link(first));
@@ -98,7 +110,10 @@ pub(super) fn node(c: &Caller<'_>, pid: Pid, path: &str) -> Result<Node, Errno> 
             Place::FdInfo(_) => S_IFREG | 0o400,
             Place::Fd(fd) => S_IFLNK | fd_mode(&p.files.fds[&fd].description),
         };
-        Ok(Node { owner: (p.cred.uid[1], p.cred.gid[1]), ..Node::new(mode) })
+        Ok(Node {
+            owner: (p.cred.uid[1], p.cred.gid[1]),
+            ..Node::new(mode)
+        })
     })
 }
 
@@ -114,8 +129,13 @@ pub(super) fn children(c: &Caller<'_>, pid: Pid, path: &str) -> Result<Vec<(Stri
         Place::Top(of_thread) => {
             let files = FILES.iter().map(|(name, _)| ((*name).to_owned(), 8));
             let links = LINKS.iter().map(|name| ((*name).to_owned(), 10));
-            let shown = DIRECTORIES.iter().filter(|(name, _)| !of_thread || *name != "task");
-            Ok(files.chain(links).chain(shown.map(|(name, _)| ((*name).to_owned(), 4))).collect())
+            let shown = DIRECTORIES
+                .iter()
+                .filter(|(name, _)| !of_thread || *name != "task");
+            Ok(files
+                .chain(links)
+                .chain(shown.map(|(name, _)| ((*name).to_owned(), 4)))
+                .collect())
         }
         Place::Directory("task", _) => {
             let mut tids: Vec<i32> = p.threads.keys().copied().collect();
@@ -124,7 +144,9 @@ pub(super) fn children(c: &Caller<'_>, pid: Pid, path: &str) -> Result<Vec<(Stri
             }
             Ok(tids.into_iter().map(|tid| (tid.to_string(), 4)).collect())
         }
-        Place::Directory("fd", _) => Ok(p.files.fds.keys().map(|fd| (fd.to_string(), 10)).collect()),
+        Place::Directory("fd", _) => {
+            Ok(p.files.fds.keys().map(|fd| (fd.to_string(), 10)).collect())
+        }
         Place::Directory(..) => Ok(p.files.fds.keys().map(|fd| (fd.to_string(), 8)).collect()),
         Place::File(..) | Place::Link(_) | Place::Fd(_) | Place::FdInfo(_) => Err(Errno::NOTDIR),
     })
@@ -132,7 +154,11 @@ pub(super) fn children(c: &Caller<'_>, pid: Pid, path: &str) -> Result<Vec<(Stri
 
 /// Whether the caller may look into the process: the same user, or root.
 fn may_look(c: &Caller<'_>, p: &Process) -> Result<(), Errno> {
-    if c.uid() == 0 || c.uid() == p.cred.uid[0] { Ok(()) } else { Err(Errno::ACCESS) }
+    if c.uid() == 0 || c.uid() == p.cred.uid[0] {
+        Ok(())
+    } else {
+        Err(Errno::ACCESS)
+    }
 }
 
 /// Where the link at `path` leads.
@@ -149,7 +175,9 @@ pub(super) fn link(c: &Caller<'_>, pid: Pid, path: &str) -> Result<Link, Errno> 
             Place::Link("exe") if p.mm.is_some() => Ok(Link::At(p.exe.clone())),
             Place::Link(_) => Err(Errno::NOENT),
             Place::Fd(fd) => Ok(Link::Open(Arc::clone(&p.files.fds[&fd].description))),
-            Place::Top(_) | Place::File(..) | Place::Directory(..) | Place::FdInfo(_) => Err(Errno::INVAL),
+            Place::Top(_) | Place::File(..) | Place::Directory(..) | Place::FdInfo(_) => {
+                Err(Errno::INVAL)
+            }
         }
     })
 }
@@ -169,7 +197,11 @@ pub(super) fn content(c: &Caller<'_>, pid: Pid, path: &str) -> Result<Vec<u8>, E
         What::Name(name) => named(c, pid, &name),
         What::FdInfo(description) => {
             let offset = *description.offset.lock();
-            Ok(format!("pos:\t{offset}\nflags:\t0{:o}\nmnt_id:\t0\n", description.flags()).into_bytes())
+            Ok(format!(
+                "pos:\t{offset}\nflags:\t0{:o}\nmnt_id:\t0\n",
+                description.flags()
+            )
+            .into_bytes())
         }
     }
 }
@@ -182,7 +214,12 @@ fn named(c: &Caller<'_>, pid: Pid, name: &str) -> Result<Vec<u8>, Errno> {
         "limits" => with(c, pid, |p| Ok(status::limits(p).into_bytes())),
         "comm" => with(c, pid, |p| Ok([&p.comm[..], b"\n"].concat())),
         "maps" => maps::maps(c, pid),
-        "auxv" => with(c, pid, |p| Ok(p.mm.as_ref().map(|mm| mm.layout.lock().auxv.clone()).unwrap_or_default())),
+        "auxv" => with(c, pid, |p| {
+            Ok(p.mm
+                .as_ref()
+                .map(|mm| mm.layout.lock().auxv.clone())
+                .unwrap_or_default())
+        }),
         "cmdline" => strings(c, pid, |mm| mm.layout.lock().args),
         "environ" => strings(c, pid, |mm| mm.layout.lock().envs),
         "mounts" => Ok(c.k.vfs.mount_lines().into_bytes()),
@@ -200,8 +237,14 @@ pub(super) fn space(c: &Caller<'_>, pid: Pid) -> Result<Option<Arc<AddressSpace>
 }
 
 /// The strings in a range of the process's memory.
-fn strings(c: &Caller<'_>, pid: Pid, range: impl FnOnce(&AddressSpace) -> (u64, u64)) -> Result<Vec<u8>, Errno> {
-    let Some(mm) = space(c, pid)? else { return Ok(Vec::new()) };
+fn strings(
+    c: &Caller<'_>,
+    pid: Pid,
+    range: impl FnOnce(&AddressSpace) -> (u64, u64),
+) -> Result<Vec<u8>, Errno> {
+    let Some(mm) = space(c, pid)? else {
+        return Ok(Vec::new());
+    };
     let (start, end) = range(&mm);
     let length = end.saturating_sub(start).min(STRINGS_MAX) as usize;
     let mut out = vec![0; length];
@@ -217,14 +260,20 @@ pub(super) fn store(c: &Caller<'_>, pid: Pid, path: &str, bytes: &[u8]) -> Resul
     let p = state.procs.get_mut(&pid).ok_or(Errno::NOENT)?;
     match place(p, path)? {
         Place::File("comm", _) => {
-            let name = bytes.split(|&b| b == b'\n' || b == 0).next().unwrap_or_default();
+            let name = bytes
+                .split(|&b| b == b'\n' || b == 0)
+                .next()
+                .unwrap_or_default();
             p.comm = name[..name.len().min(15)].to_vec();
             Ok(())
         }
         // Taken and without effect: no process of the machine is ever chosen to be killed.
         Place::File("oom_score_adj", _) => Ok(()),
-        Place::File(..) | Place::Top(_) | Place::Link(_) | Place::Directory(..) | Place::Fd(_) | Place::FdInfo(_) => {
-            Err(Errno::ACCESS)
-        }
+        Place::File(..)
+        | Place::Top(_)
+        | Place::Link(_)
+        | Place::Directory(..)
+        | Place::Fd(_)
+        | Place::FdInfo(_) => Err(Errno::ACCESS),
     }
 }

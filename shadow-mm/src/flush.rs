@@ -1,0 +1,213 @@
+//! What must be flushed before it is true.
+
+use alloc::vec::Vec;
+
+use crate::addr::{EntryIndex, Pfn, SpaceId, Vpn};
+
+/// More edits than this in one table are told as the whole table.
+pub const MAX_EDITS_PER_TABLE: usize = 16;
+
+/// One table entry that was taken away or made to allow less.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FlushEntry {
+    /// The table it is in.
+    pub table: Pfn,
+    /// Its slot there.
+    pub index: EntryIndex,
+    /// The first page it translates.
+    pub vpn: Vpn,
+}
+
+/// Translations that are stale, and the frames that must not be reused until every vCPU dropped them.
+///
+/// Only what takes something away is in it: an entry that became present, or the same frame allowing
+/// more, needs no flush. Once every vCPU that may have run the space has dropped the translations, hand
+/// the flush to [`crate::Manager::flushed`]. A dropped flush keeps its frames in flight for ever, which
+/// the frame counters show.
+#[derive(Debug)]
+#[must_use = "the frames it holds return to the pool only through Manager::flushed"]
+pub struct Flush {
+    space: SpaceId,
+    root: Pfn,
+    entries: Vec<FlushEntry>,
+    tables: Vec<Pfn>,
+    held: Vec<Pfn>,
+}
+
+impl Flush {
+    /// Nothing to flush.
+    pub(crate) fn none(space: SpaceId, root: Pfn) -> Self {
+        Self {
+            space,
+            root,
+            entries: Vec::new(),
+            tables: Vec::new(),
+            held: Vec::new(),
+        }
+    }
+
+    /// Whether no translation is stale.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.tables.is_empty()
+    }
+
+    /// The space whose translations are stale.
+    #[must_use]
+    pub fn space(&self) -> SpaceId {
+        self.space
+    }
+
+    /// The space's top-level table.
+    #[must_use]
+    pub fn root(&self) -> Pfn {
+        self.root
+    }
+
+    /// Single entries that changed. An entry of an upper table unlinked the table below it.
+    #[must_use]
+    pub fn entries(&self) -> &[FlushEntry] {
+        &self.entries
+    }
+
+    /// Tables of which many entries changed, so that everything translated through them is stale; and
+    /// tables that were freed and will be reused: a host that shadows page tables must drop
+    /// what it derived from them.
+    #[must_use]
+    pub fn tables(&self) -> &[Pfn] {
+        &self.tables
+    }
+
+    /// How many frames wait for this flush.
+    #[must_use]
+    pub fn frames_held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Both flushes as one. They must be of the same space.
+    pub fn merge(mut self, other: Self) -> Self {
+        debug_assert_eq!(self.space, other.space, "flushes of two spaces were merged");
+        self.entries.extend(other.entries);
+        self.tables.extend(other.tables);
+        self.held.extend(other.held);
+        self.collapse();
+        self.finish()
+    }
+
+    /// Adds the edits of one table.
+    pub(crate) fn absorb(&mut self, edits: TableEdits) {
+        if edits.many {
+            self.tables.push(edits.table);
+        } else {
+            self.entries.extend(edits.entries);
+        }
+    }
+
+    /// Adds a whole table.
+    pub(crate) fn whole_table(&mut self, table: Pfn) {
+        if self.tables.last() != Some(&table) {
+            self.tables.push(table);
+        }
+    }
+
+    /// A frame waits for this flush; it has one reference for that.
+    pub(crate) fn hold(&mut self, frame: Pfn) {
+        self.held.push(frame);
+    }
+
+    /// The frames that waited.
+    pub(crate) fn into_held(self) -> Vec<Pfn> {
+        self.held
+    }
+
+    /// Says nothing twice: edits of a table that is listed as a whole go.
+    pub(crate) fn finish(mut self) -> Self {
+        self.tables.sort_unstable();
+        self.tables.dedup();
+        let tables = &self.tables;
+        self.entries
+            .retain(|entry| tables.binary_search(&entry.table).is_err());
+        self
+    }
+
+    fn collapse(&mut self) {
+        if self.entries.len() <= MAX_EDITS_PER_TABLE {
+            return;
+        }
+        self.entries
+            .sort_unstable_by_key(|entry| (entry.table, entry.index));
+        self.entries.dedup();
+        let runs = self.entries.chunk_by(|a, b| a.table == b.table);
+        let many = runs
+            .filter(|run| run.len() > MAX_EDITS_PER_TABLE)
+            .map(|run| run[0].table);
+        self.tables.extend(many);
+    }
+}
+
+/// The edits of one table while they are being made.
+#[derive(Debug)]
+pub(crate) struct TableEdits {
+    table: Pfn,
+    entries: Vec<FlushEntry>,
+    many: bool,
+}
+
+impl TableEdits {
+    pub(crate) fn new(table: Pfn) -> Self {
+        Self {
+            table,
+            entries: Vec::new(),
+            many: false,
+        }
+    }
+
+    pub(crate) fn add(&mut self, index: EntryIndex, vpn: Vpn) {
+        self.many |= self.entries.len() == MAX_EDITS_PER_TABLE;
+        if !self.many {
+            self.entries.push(FlushEntry {
+                table: self.table,
+                index,
+                vpn,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edits(table: u32, from: u64, count: u64) -> TableEdits {
+        let mut edits = TableEdits::new(Pfn::new(table));
+        for n in from..from + count {
+            let vpn = Vpn::new(n).expect("page");
+            edits.add(vpn.index(crate::addr::Level::Leaf), vpn);
+        }
+        edits
+    }
+
+    fn flush(edits: TableEdits) -> Flush {
+        let mut flush = Flush::none(SpaceId::new(1), Pfn::new(1));
+        flush.absorb(edits);
+        flush.finish()
+    }
+
+    #[test]
+    fn seventeenth_edit_tells_the_whole_table() {
+        assert_eq!(flush(edits(5, 0, 16)).entries().len(), 16);
+        let many = flush(edits(5, 0, 17));
+        assert_eq!(
+            (many.entries().len(), many.tables()),
+            (0, &[Pfn::new(5)][..])
+        );
+    }
+
+    #[test]
+    fn merged_edits_collapse() {
+        let merged = flush(edits(5, 0, 16)).merge(flush(edits(5, 16, 1)));
+        assert_eq!((merged.entries().len(), merged.tables().len()), (0, 1));
+        let apart = flush(edits(5, 0, 16)).merge(flush(edits(6, 0, 16)));
+        assert_eq!((apart.entries().len(), apart.tables().len()), (32, 0));
+    }
+}

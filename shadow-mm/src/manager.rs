@@ -1,0 +1,276 @@
+//! The manager: what all spaces of one frame pool have in common.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use lock_api::Mutex;
+
+use crate::addr::{Pfn, SpaceId, Vpn, VpnRange};
+use crate::backend::Platform;
+use crate::flush::Flush;
+use crate::limits::{LayoutError, Limits, PoolLayout};
+use crate::pfn::{Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind};
+use crate::proto::CloneTable;
+use crate::shadow::{Cursor, SUPERVISOR_SLOT};
+use crate::space::{Space, SpaceState};
+use crate::stats::{Counters, StatsSnapshot, ZoneStats, add};
+use crate::vad::VadSet;
+
+/// The memory manager of one frame pool. Every entry point takes `&self`; see the crate's documentation
+/// for the locks.
+pub struct Manager<P: Platform> {
+    pub(crate) store: P::Store,
+    /// The PFN lock: the last lock taken.
+    pub(crate) pfns: Mutex<P::Lock, PfnDatabase>,
+    pub(crate) limits: Limits,
+    pub(crate) layout: PoolLayout,
+    /// The table all roots name in their supervisor slot.
+    pub(crate) supervisor: Pfn,
+    /// Serialises changes of the supervisor's tables; taken before the PFN lock, never with a space's.
+    pub(crate) supervisor_lock: Mutex<P::Lock, ()>,
+    pub(crate) counters: Counters,
+    next_space: AtomicU64,
+    /// Spaces that hold frames.
+    pub(crate) live_spaces: AtomicU64,
+}
+
+/// Why a space cannot be made. Nothing has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CreateError {
+    /// No frame is left for its top-level table.
+    #[error("no table frame is left")]
+    NoMemory,
+}
+
+/// Frames taken for an operation, so that it cannot fail half-way.
+#[derive(Debug, Default)]
+pub(crate) struct Reserve {
+    pub(crate) tables: Vec<ZeroedFrame>,
+    pub(crate) data: Vec<Taken>,
+}
+
+/// How many frames an operation asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Demand {
+    pub(crate) tables: usize,
+    /// Data frames it cannot do without.
+    pub(crate) data: usize,
+    /// Further data frames it would use if frames are not short.
+    pub(crate) extra: usize,
+    pub(crate) want: Want,
+}
+
+impl<P: Platform> Manager<P> {
+    /// A manager of a pool whose frames all read as zero.
+    ///
+    /// # Errors
+    /// [`LayoutError`] if the zones or the user range make no sense.
+    pub fn new(store: P::Store, layout: PoolLayout, limits: Limits) -> Result<Self, LayoutError> {
+        layout.validate()?;
+        limits.validate()?;
+        let frames = u64::from(layout.data.count) + u64::from(layout.tables.count);
+        let out_of_memory = LayoutError::OutOfMemory { frames };
+        let mut db = PfnDatabase::new(layout.data, layout.tables).ok_or(out_of_memory)?;
+        let first = db
+            .take(ZoneKind::Tables, Want::Zeroes)
+            .ok_or(out_of_memory)?;
+        let supervisor = db.activate(first.zeroed(&store).0.into(), Owner::Supervisor);
+        Ok(Self {
+            store,
+            pfns: Mutex::new(db),
+            limits,
+            layout,
+            supervisor,
+            supervisor_lock: Mutex::new(()),
+            counters: Counters::default(),
+            next_space: AtomicU64::new(1),
+            live_spaces: AtomicU64::new(0),
+        })
+    }
+
+    /// Guest RAM.
+    #[must_use]
+    pub fn store(&self) -> &P::Store {
+        &self.store
+    }
+
+    /// The zones of the pool.
+    #[must_use]
+    pub fn layout(&self) -> PoolLayout {
+        self.layout
+    }
+
+    /// The part of the address range guests may map.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Makes an empty space: a root with the supervisor slot in it.
+    ///
+    /// # Errors
+    /// [`CreateError::NoMemory`].
+    pub fn create_space(&self) -> Result<Arc<Space<P>>, CreateError> {
+        let demand = Demand {
+            tables: 1,
+            data: 0,
+            extra: 0,
+            want: Want::Zeroes,
+        };
+        let mut reserve = self.reserve(demand).ok_or(CreateError::NoMemory)?;
+        let root = reserve.tables.pop().ok_or(CreateError::NoMemory)?;
+        let root = self.make_root(root);
+        let state = SpaceState::new(VadSet::default(), Default::default());
+        Ok(self.publish(root, state))
+    }
+
+    /// Makes a root out of a table frame.
+    pub(crate) fn make_root(&self, frame: ZeroedFrame) -> Pfn {
+        let mut db = self.pfns.lock();
+        let root = db.activate(frame.into(), Owner::Root);
+        let cursor = Cursor::new(&self.store, root);
+        cursor.link_existing(&mut db, root, SUPERVISOR_SLOT, self.supervisor);
+        root
+    }
+
+    /// A space with a number of its own.
+    pub(crate) fn publish(&self, root: Pfn, state: SpaceState<P::Backing>) -> Arc<Space<P>> {
+        self.live_spaces.fetch_add(1, Relaxed);
+        let id = SpaceId::new(self.next_space.fetch_add(1, Relaxed));
+        Arc::new(Space::new(id, root, state))
+    }
+
+    /// The flush is done: no vCPU has any of its translations. Its frames return to the pool, unless
+    /// something else still holds them.
+    pub fn flushed(&self, flush: Flush) {
+        let held = flush.into_held();
+        if held.is_empty() {
+            return;
+        }
+        let mut db = self.pfns.lock();
+        for frame in held {
+            db.release(frame);
+        }
+    }
+
+    /// Takes frames for an operation: all it cannot do without, or none. Table frames come zeroed.
+    pub(crate) fn reserve(&self, demand: Demand) -> Option<Reserve> {
+        let mut reserve = Reserve::default();
+        let mut tables = Vec::new();
+        {
+            let mut db = self.pfns.lock();
+            let enough = take(
+                &mut db,
+                ZoneKind::Tables,
+                demand.tables,
+                &mut tables,
+                Want::Zeroes,
+            ) && take(
+                &mut db,
+                ZoneKind::Data,
+                demand.data,
+                &mut reserve.data,
+                demand.want,
+            );
+            if !enough {
+                tables
+                    .into_iter()
+                    .chain(reserve.data)
+                    .for_each(|frame| db.give_back(frame));
+                return None;
+            }
+            for _ in 0..demand.extra {
+                if db.short() || !take(&mut db, ZoneKind::Data, 1, &mut reserve.data, demand.want) {
+                    break;
+                }
+            }
+        }
+        add(&self.counters.tables_made, tables.len() as u64);
+        reserve.tables = tables.into_iter().map(|frame| self.zeroed(frame)).collect();
+        Some(reserve)
+    }
+
+    /// A taken frame, zeroed outside the PFN lock if it is not yet.
+    pub(crate) fn zeroed(&self, frame: Taken) -> ZeroedFrame {
+        let (frame, by_us) = frame.zeroed(&self.store);
+        add(&self.counters.pages_zeroed, u64::from(by_us));
+        frame
+    }
+
+    /// Gives back what an operation did not use.
+    pub(crate) fn give_back(&self, reserve: Reserve) {
+        if reserve.tables.is_empty() && reserve.data.is_empty() {
+            return;
+        }
+        let mut db = self.pfns.lock();
+        reserve
+            .tables
+            .into_iter()
+            .for_each(|frame| db.give_back(Taken::Zeroed(frame)));
+        reserve
+            .data
+            .into_iter()
+            .for_each(|frame| db.give_back(frame));
+    }
+
+    /// The part of a range that guests may ever have mapped.
+    pub(crate) fn user_part(&self, range: VpnRange) -> Option<VpnRange> {
+        let end = self.limits.user_end.vpn().get();
+        VpnRange::between(Vpn::new(0)?, end)?.intersect(range)
+    }
+
+    /// The counters, and the frames by state.
+    #[must_use]
+    pub fn stats(&self) -> StatsSnapshot {
+        let db = self.pfns.lock();
+        StatsSnapshot {
+            clone_blocks: db.clones.live_blocks(),
+            clone_headers: CloneTable::iter(&db.clones).count() as u64,
+            data: zone_stats(db.zone(ZoneKind::Data)),
+            tables: zone_stats(db.zone(ZoneKind::Tables)),
+            ..self.counters.snapshot()
+        }
+    }
+
+    /// Lets internal allocations fail, for tests.
+    #[cfg(feature = "fault-injection")]
+    pub fn fail_allocations(&self, plan: crate::limits::FailPlan) {
+        self.pfns.lock().faults = plan;
+    }
+
+    /// What is left of the plan given to [`Self::fail_allocations`].
+    #[cfg(feature = "fault-injection")]
+    #[must_use]
+    pub fn fail_plan(&self) -> crate::limits::FailPlan {
+        self.pfns.lock().faults
+    }
+}
+
+/// Takes `count` frames; false if they ran out, with those taken in `into`.
+fn take(
+    db: &mut PfnDatabase,
+    kind: ZoneKind,
+    count: usize,
+    into: &mut Vec<Taken>,
+    want: Want,
+) -> bool {
+    // A hostile count fails before it makes the vector large.
+    if count > db.zone(kind).available() as usize {
+        return false;
+    }
+    into.reserve(count);
+    (0..count).all(|_| db.take(kind, want).map(|frame| into.push(frame)).is_some())
+}
+
+fn zone_stats(zone: &Zone) -> ZoneStats {
+    let state = |state| u64::from(zone.in_state(state));
+    ZoneStats {
+        total: u64::from(zone.range().count),
+        zeroed: state(PfnState::Zeroed),
+        untouched: u64::from(zone.untouched()),
+        free: state(PfnState::Free),
+        active: state(PfnState::Active),
+        in_flight: state(PfnState::InFlight),
+    }
+}

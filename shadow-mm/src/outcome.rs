@@ -1,0 +1,176 @@
+//! What an entry point tells its caller to do: every one is `#[must_use]`.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::access::{Access, Denied};
+use crate::addr::{Pfn, Vpn};
+use crate::backend::Platform;
+use crate::flush::Flush;
+use crate::pfn::FreeFrame;
+use crate::space::Space;
+
+/// How a fault was resolved.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FaultKind {
+    /// A page of zeroes was made.
+    DemandZero,
+    /// A page was read from its file.
+    FileRead,
+    /// A shared page was copied.
+    CopyOnWrite,
+    /// A page only this space still referred to became writable in place.
+    MadeWritable,
+    /// The access is allowed already, or what was to be done is stale: try the access again.
+    Spurious,
+}
+
+/// A resolved fault: the access can be tried again once the flush is done.
+#[derive(Debug)]
+#[must_use]
+pub struct Resolution {
+    /// How.
+    pub kind: FaultKind,
+    /// Entries that became valid or writable, neighbours included.
+    pub mapped: u32,
+    /// What became stale; empty unless the page's frame changed.
+    pub flush: Flush,
+}
+
+/// What became of a fault.
+#[must_use]
+pub enum FaultOutcome<P: Platform> {
+    /// Try the access again.
+    Resolved(Resolution),
+    /// Read this with no lock held, then call [`crate::Manager::complete_read`].
+    Read(IoTicket<P>),
+    /// The guest's own fault.
+    Denied(Denied),
+    /// No frame is left.
+    NoMemory,
+}
+
+/// A read the embedder must do: the bytes of a file into consecutive pages' frames.
+///
+/// The frames belong to the ticket. A dropped ticket keeps them in flight for ever.
+#[must_use = "the frames it holds return to the pool only through Manager::complete_read"]
+pub struct IoTicket<P: Platform> {
+    pub(crate) space: Arc<Space<P>>,
+    pub(crate) backing: P::Backing,
+    pub(crate) offset: u64,
+    pub(crate) length: usize,
+    /// The page the first frame is for.
+    pub(crate) first: Vpn,
+    /// The page the fault was about.
+    pub(crate) wanted: Vpn,
+    pub(crate) access: Access,
+    pub(crate) frames: Vec<Pfn>,
+    pub(crate) tokens: Vec<FreeFrame>,
+}
+
+impl<P: Platform> IoTicket<P> {
+    /// The file to read.
+    #[must_use]
+    pub fn backing(&self) -> &P::Backing {
+        &self.backing
+    }
+
+    /// Where to begin in the file: bytes, a multiple of the page size.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// How many bytes to read: more than `frames().len() - 1` pages, at most `frames().len()` pages.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Where the bytes go: consecutive pages, one frame each. What is not read is zeroed later.
+    #[must_use]
+    pub fn frames(&self) -> &[Pfn] {
+        &self.frames
+    }
+
+    /// The space that faulted.
+    #[must_use]
+    pub fn space(&self) -> &Arc<Space<P>> {
+        &self.space
+    }
+}
+
+/// The read of an [`IoTicket`] failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the read of a mapped file failed")]
+pub struct IoFailed;
+
+/// A frame that stays where it is until the pin is given back. It cannot be copied.
+#[derive(Debug)]
+#[must_use = "the frame is freed only after Manager::unpin"]
+pub struct Pin {
+    pub(crate) pfn: Pfn,
+    pub(crate) write: bool,
+}
+
+impl Pin {
+    /// The pinned frame.
+    #[must_use]
+    pub fn pfn(&self) -> Pfn {
+        self.pfn
+    }
+
+    /// Whether the holder may store into the frame.
+    #[must_use]
+    pub fn is_write(&self) -> bool {
+        self.write
+    }
+}
+
+/// What became of a request to pin a page.
+#[must_use]
+pub enum PinOutcome<P: Platform> {
+    /// Pinned; the guest must not resume without the flush, but the frame may be used at once.
+    Pinned(Pin, Flush),
+    /// Read this, call [`crate::Manager::complete_read`], and pin again.
+    Read(IoTicket<P>),
+    /// The guest may not access the page so.
+    Denied(Denied),
+    /// No frame is left.
+    NoMemory,
+}
+
+impl<P: Platform> fmt::Debug for IoTicket<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoTicket")
+            .field("space", &self.space.id())
+            .field("backing", &self.backing)
+            .field("offset", &self.offset)
+            .field("length", &self.length)
+            .field("first", &self.first)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<P: Platform> fmt::Debug for FaultOutcome<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resolved(resolution) => f.debug_tuple("Resolved").field(resolution).finish(),
+            Self::Read(ticket) => f.debug_tuple("Read").field(ticket).finish(),
+            Self::Denied(denied) => f.debug_tuple("Denied").field(denied).finish(),
+            Self::NoMemory => f.write_str("NoMemory"),
+        }
+    }
+}
+
+impl<P: Platform> fmt::Debug for PinOutcome<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pinned(pin, flush) => f.debug_tuple("Pinned").field(pin).field(flush).finish(),
+            Self::Read(ticket) => f.debug_tuple("Read").field(ticket).finish(),
+            Self::Denied(denied) => f.debug_tuple("Denied").field(denied).finish(),
+            Self::NoMemory => f.write_str("NoMemory"),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The PFN database: one compact entry for every frame of the pool, and the lists.
+//!
+//! Invariants (checked by [`crate::check`]):
+//! * a frame is on exactly one list, or has a share count or a reference count;
+//! * a data frame's share count is the number of valid entries that map it;
+//! * a table frame's share count is the number of entries in it that are in use, plus one for being a
+//!   table: a table at one is empty and can be freed.
+//!
+//! Everything here is protected by the PFN lock. No frame's content is touched under it: tokens
+//! ([`FreeFrame`], [`ZeroedFrame`]) carry a frame out of the lock and back.
+
+mod database;
+mod entry;
+mod token;
+mod zone;
+
+pub(crate) use database::{PfnDatabase, Want, ZoneKind};
+pub(crate) use entry::Owner;
+pub use entry::PfnState;
+pub(crate) use token::{FreeFrame, ReadyFrame, Taken, ZeroedFrame};
+pub(crate) use zone::Zone;

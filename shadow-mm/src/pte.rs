@@ -1,0 +1,362 @@
+//! Raw page-table bits to owning enum, and back. No other file knows a bit position.
+//!
+//! The shadow tables hold the software states too: the architecture ignores every bit of an entry
+//! whose present bit is clear (Intel SDM vol 3, section 4.5), but some CPUs use the frame number of such
+//! an entry speculatively (L1TF). So a frame number, slot or block number in a non-present entry
+//! is stored *inverted*: the address it would form lies far above any memory. All-zero is exempt:
+//! it names frame 0, which is in no pool.
+//!
+//! | bits  | valid (bit 0 set)                              | not present (bit 0 clear)            |
+//! |-------|------------------------------------------------|--------------------------------------|
+//! | 1-3   | writable, user, (write-through)                | kind; all-zero entry: none           |
+//! | 4-6   | (cache disable), accessed, dirty               | protection: read, write, execute     |
+//! | 7     | large leaf, in a page directory                | block header number, bit 12          |
+//! | 8     | (global)                                       | block header number, bit 13          |
+//! | 9-11  | copy-on-write, logical write, prototype-owned  | block header number, bits 14 to 16   |
+//! | 12-51 | frame number                                   | frame, slot or block index, inverted |
+//! | 52-62 | (ignored)                                      | block header number, bits 0 to 10    |
+//! | 63    | no execute                                     | block header number, bit 11          |
+//!
+//! `PROT_NONE` over a resident page is a *valid* entry whose user bit is clear: a page only the
+//! supervisor could touch. The frame thus keeps its one owner and its count, `mprotect` there and back
+//! costs no copy and no state of its own, and the dirty bit has a place to live.
+
+use bitflags::bitflags;
+
+use crate::access::Prot;
+use crate::addr::{PAGE_SHIFT, Pfn};
+use crate::proto::{BlockId, HeaderId};
+
+const PRESENT: u64 = 1;
+const LARGE: u64 = 1 << 7;
+const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
+const KIND_SHIFT: u32 = 1;
+const KIND_MASK: u64 = 0b111 << KIND_SHIFT;
+const PROT_SHIFT: u32 = 4;
+const HEADER_LOW_SHIFT: u32 = 52;
+const HEADER_LOW_BITS: u32 = 12;
+const HEADER_HIGH_SHIFT: u32 = 7;
+const HEADER_HIGH_BITS: u32 = 5;
+
+const KIND_DEMAND_ZERO: u64 = 1;
+const KIND_DECOMMITTED: u64 = 2;
+const KIND_PROTOTYPE: u64 = 3;
+const KIND_TRANSITION: u64 = 4;
+const KIND_PAGE_FILE: u64 = 5;
+
+bitflags! {
+    /// The bits of a valid entry besides its frame number (Intel SDM vol 3, table 4-20).
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+    pub struct EntryFlags: u64 {
+        /// Hardware allows stores.
+        const WRITABLE = 1 << 1;
+        /// Ring 3 may touch the page.
+        const USER = 1 << 2;
+        /// Hardware has used the entry.
+        const ACCESSED = 1 << 5;
+        /// Hardware has stored through the entry.
+        const DIRTY = 1 << 6;
+        /// Software: a store must copy the page first.
+        const COPY_ON_WRITE = 1 << 9;
+        /// Software: the mapping's protection allows stores. Hardware's writable bit is set exactly
+        /// when this is set and copy-on-write is clear.
+        const LOGICAL_WRITE = 1 << 10;
+        /// Software: the frame is owned by a prototype (a clone block), not by this entry.
+        const PROTOTYPE = 1 << 11;
+        /// Hardware forbids instruction fetches.
+        const NO_EXECUTE = 1 << 63;
+    }
+}
+
+impl EntryFlags {
+    /// The rights of a page its space owns alone.
+    #[must_use]
+    pub fn private(prot: Prot) -> Self {
+        Self::empty().with_prot(prot)
+    }
+
+    /// These flags with the rights of another protection; copy-on-write, ownership, accessed and
+    /// dirty stay.
+    #[must_use]
+    pub fn with_prot(self, prot: Prot) -> Self {
+        let rights = Self::WRITABLE | Self::USER | Self::LOGICAL_WRITE | Self::NO_EXECUTE;
+        let mut flags = self - rights;
+        flags.set(Self::USER, !prot.is_empty());
+        flags.set(Self::NO_EXECUTE, !prot.contains(Prot::EXEC));
+        flags.set(Self::LOGICAL_WRITE, prot.contains(Prot::WRITE));
+        flags.set(
+            Self::WRITABLE,
+            prot.contains(Prot::WRITE) && !self.contains(Self::COPY_ON_WRITE),
+        );
+        flags
+    }
+
+    /// These flags once the frame belongs to a prototype and stores must copy.
+    #[must_use]
+    pub fn shared(self) -> Self {
+        (self - Self::WRITABLE) | Self::COPY_ON_WRITE | Self::PROTOTYPE
+    }
+
+    /// These flags once the frame belongs to this entry again.
+    #[must_use]
+    pub fn unshared(self) -> Self {
+        let mut flags = self - (Self::COPY_ON_WRITE | Self::PROTOTYPE);
+        flags.set(Self::WRITABLE, self.contains(Self::LOGICAL_WRITE));
+        flags
+    }
+
+    /// Whether going from these flags to `new`, same frame, takes a right away, so that a stale
+    /// translation would allow too much.
+    #[must_use]
+    pub fn loses_rights(self, new: Self) -> bool {
+        let lost = self - new;
+        lost.intersects(Self::WRITABLE | Self::USER)
+            || (new.contains(Self::NO_EXECUTE) && !self.contains(Self::NO_EXECUTE))
+    }
+}
+
+/// A valid leaf entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ValidEntry {
+    /// The frame it maps.
+    pub frame: Pfn,
+    /// Rights, hardware's accessed and dirty bits, software bits.
+    pub flags: EntryFlags,
+}
+
+impl ValidEntry {
+    /// The same frame with other flags.
+    #[must_use]
+    pub fn with_flags(self, flags: EntryFlags) -> Self {
+        Self { flags, ..self }
+    }
+}
+
+/// An entry of a leaf table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// All-zero: the VAD decides.
+    Empty,
+    /// Present.
+    Valid(ValidEntry),
+    /// A page of zeroes, not made yet, with a protection of its own.
+    DemandZero(Prot),
+    /// Given back: no page, and no charge.
+    Decommitted,
+    /// The page's authoritative entry is a clone block.
+    Prototype(BlockId),
+    /// The frame still holds the page but is not mapped.
+    Transition(Pfn, Prot),
+    /// The page is in this slot of the page file (below 2^40).
+    PageFile(u64, Prot),
+}
+
+impl Entry {
+    /// The bits to store in a leaf table.
+    #[must_use]
+    pub fn encode(self) -> u64 {
+        match self {
+            Self::Empty => 0,
+            Self::Valid(entry) => PRESENT | entry.frame.gpa() | entry.flags.bits(),
+            Self::DemandZero(prot) => absent(KIND_DEMAND_ZERO, prot, 0),
+            Self::Decommitted => absent(KIND_DECOMMITTED, Prot::empty(), 0),
+            Self::Prototype(block) => {
+                let header = u64::from(block.header.get());
+                let low = header & ((1 << HEADER_LOW_BITS) - 1);
+                let high = header >> HEADER_LOW_BITS;
+                absent(KIND_PROTOTYPE, Prot::empty(), u64::from(block.index))
+                    | (low << HEADER_LOW_SHIFT)
+                    | (high << HEADER_HIGH_SHIFT)
+            }
+            Self::Transition(frame, prot) => absent(KIND_TRANSITION, prot, u64::from(frame.get())),
+            Self::PageFile(slot, prot) => absent(KIND_PAGE_FILE, prot, slot),
+        }
+    }
+
+    /// The entry these bits of a leaf table mean; `None` if no entry has them.
+    #[must_use]
+    pub fn decode(raw: u64) -> Option<Self> {
+        if raw == 0 {
+            return Some(Self::Empty);
+        }
+        if raw & PRESENT != 0 {
+            let frame = u32::try_from((raw & FRAME_MASK) >> PAGE_SHIFT).ok()?;
+            let flags = EntryFlags::from_bits(raw & !(PRESENT | FRAME_MASK))?;
+            return Some(Self::Valid(ValidEntry {
+                frame: Pfn::new(frame),
+                flags,
+            }));
+        }
+        Self::decode_absent(raw)
+    }
+
+    fn decode_absent(raw: u64) -> Option<Self> {
+        let number = (!raw & FRAME_MASK) >> PAGE_SHIFT;
+        let prot = Prot::from_bits_truncate(((raw >> PROT_SHIFT) & 0b111) as u8);
+        match (raw & KIND_MASK) >> KIND_SHIFT {
+            KIND_DEMAND_ZERO => Some(Self::DemandZero(prot)),
+            KIND_DECOMMITTED => Some(Self::Decommitted),
+            KIND_PROTOTYPE => {
+                let low = raw >> HEADER_LOW_SHIFT;
+                let high = (raw >> HEADER_HIGH_SHIFT) & ((1 << HEADER_HIGH_BITS) - 1);
+                let header = HeaderId::new((low | (high << HEADER_LOW_BITS)) as u32)?;
+                Some(Self::Prototype(BlockId {
+                    header,
+                    index: u32::try_from(number).ok()?,
+                }))
+            }
+            KIND_TRANSITION => Some(Self::Transition(
+                Pfn::new(u32::try_from(number).ok()?),
+                prot,
+            )),
+            KIND_PAGE_FILE => Some(Self::PageFile(number, prot)),
+            _ => None,
+        }
+    }
+}
+
+/// An entry of a table above the leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UpperEntry {
+    /// Nothing below.
+    Empty,
+    /// A table one level down. It allows everything: the leaf decides.
+    Table(Pfn),
+    /// In a page directory: 512 frames from an aligned one, mapped as a whole.
+    Large(ValidEntry),
+}
+
+impl UpperEntry {
+    /// Flags of an entry that names a table: the rights are the leaf's business. Accessed is set
+    /// ahead of hardware, which then need not write the entry.
+    const TABLE_FLAGS: u64 = EntryFlags::WRITABLE
+        .union(EntryFlags::USER)
+        .union(EntryFlags::ACCESSED)
+        .bits();
+
+    /// The bits to store in an upper table.
+    #[must_use]
+    pub fn encode(self) -> u64 {
+        match self {
+            Self::Empty => 0,
+            Self::Table(frame) => PRESENT | frame.gpa() | Self::TABLE_FLAGS,
+            Self::Large(entry) => PRESENT | LARGE | entry.frame.gpa() | entry.flags.bits(),
+        }
+    }
+
+    /// The entry these bits of an upper table mean; `None` if no entry has them.
+    #[must_use]
+    pub fn decode(raw: u64) -> Option<Self> {
+        if raw == 0 {
+            return Some(Self::Empty);
+        }
+        let frame = Pfn::new(u32::try_from((raw & FRAME_MASK) >> PAGE_SHIFT).ok()?);
+        let flags = EntryFlags::from_bits(raw & !(PRESENT | LARGE | FRAME_MASK))?;
+        match (raw & PRESENT != 0, raw & LARGE != 0) {
+            (false, _) => None,
+            (true, true) => Some(Self::Large(ValidEntry { frame, flags })),
+            (true, false) => {
+                let rights = EntryFlags::from_bits_retain(Self::TABLE_FLAGS);
+                let allows_all = flags.contains(rights) && !flags.contains(EntryFlags::NO_EXECUTE);
+                allows_all.then_some(Self::Table(frame))
+            }
+        }
+    }
+}
+
+/// A non-present entry: kind, protection, and a number stored inverted.
+fn absent(kind: u64, prot: Prot, number: u64) -> u64 {
+    let inverted = !(number << PAGE_SHIFT) & FRAME_MASK;
+    (kind << KIND_SHIFT) | (u64::from(prot.bits()) << PROT_SHIFT) | inverted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_prot() -> impl Strategy<Value = Prot> {
+        (0u8..8).prop_map(Prot::from_bits_truncate)
+    }
+
+    fn any_flags() -> impl Strategy<Value = EntryFlags> {
+        any::<u64>().prop_map(EntryFlags::from_bits_truncate)
+    }
+
+    fn any_valid() -> impl Strategy<Value = ValidEntry> {
+        (any::<u32>(), any_flags()).prop_map(|(frame, flags)| ValidEntry {
+            frame: Pfn::new(frame),
+            flags,
+        })
+    }
+
+    fn any_entry() -> impl Strategy<Value = Entry> {
+        let block =
+            (0..HeaderId::COUNT, 0..BlockId::PER_HEADER).prop_map(|(header, index)| BlockId {
+                header: HeaderId::new(header).expect("in range"),
+                index,
+            });
+        prop_oneof![
+            Just(Entry::Empty),
+            any_valid().prop_map(Entry::Valid),
+            any_prot().prop_map(Entry::DemandZero),
+            Just(Entry::Decommitted),
+            block.prop_map(Entry::Prototype),
+            (any::<u32>(), any_prot()).prop_map(|(f, p)| Entry::Transition(Pfn::new(f), p)),
+            (0u64..1 << 40, any_prot()).prop_map(|(s, p)| Entry::PageFile(s, p)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn entry_survives_encode_and_decode(entry in any_entry()) {
+            prop_assert_eq!(Entry::decode(entry.encode()), Some(entry));
+        }
+
+        #[test]
+        fn decoded_bits_encode_to_themselves(raw in any::<u64>()) {
+            if let Some(entry @ Entry::Valid(_)) = Entry::decode(raw) {
+                prop_assert_eq!(entry.encode(), raw);
+            }
+        }
+
+        #[test]
+        fn upper_entry_survives_encode_and_decode(entry in any_valid(), table in any::<u32>()) {
+            let large = UpperEntry::Large(entry);
+            prop_assert_eq!(UpperEntry::decode(large.encode()), Some(large));
+            let table = UpperEntry::Table(Pfn::new(table));
+            prop_assert_eq!(UpperEntry::decode(table.encode()), Some(table));
+        }
+
+        #[test]
+        fn absent_entry_points_above_any_memory(entry in any_entry()) {
+            let raw = entry.encode();
+            let names_memory = matches!(entry, Entry::Valid(_) | Entry::Empty);
+            // Bits 40 to 51 of an address all set: beyond 2^51 for every 32-bit number.
+            let number_fits = !matches!(entry, Entry::PageFile(slot, _) if slot >= 1 << 32);
+            if !names_memory && number_fits {
+                prop_assert_eq!(raw & PRESENT, 0);
+                prop_assert_eq!(raw >> 44 & 0xff, 0xff);
+            }
+        }
+
+        #[test]
+        fn writable_bit_follows_the_rule(flags in any_flags(), prot in any_prot()) {
+            for flags in [flags.with_prot(prot), flags.with_prot(prot).shared(),
+                          flags.with_prot(prot).shared().unshared()] {
+                let logical = flags.contains(EntryFlags::LOGICAL_WRITE);
+                let cow = flags.contains(EntryFlags::COPY_ON_WRITE);
+                prop_assert_eq!(flags.contains(EntryFlags::WRITABLE), logical && !cow);
+            }
+        }
+    }
+
+    #[test]
+    fn protect_there_and_back_keeps_copy_on_write() {
+        let rw = Prot::READ | Prot::WRITE;
+        let shared = EntryFlags::private(rw).shared();
+        assert_eq!(shared.with_prot(Prot::empty()).with_prot(rw), shared);
+        assert!(shared.loses_rights(shared.with_prot(Prot::empty())));
+        assert!(!shared.with_prot(Prot::empty()).loses_rights(shared));
+    }
+}

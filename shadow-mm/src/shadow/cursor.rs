@@ -1,0 +1,299 @@
+//! The only writer of table frames.
+//!
+//! Every change is one atomic exchange or compare-exchange: hardware sets accessed and dirty bits at any
+//! moment between a read and a write, and none of them may be lost. The share count of a table
+//! frame is kept in step here, under the PFN lock whose guard the changing functions ask for.
+
+use alloc::vec::Vec;
+
+use crate::addr::{EntryIndex, Level, Pfn, TABLE_ENTRIES, Vpn, VpnRange};
+use crate::backend::FrameStore;
+use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
+use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
+
+/// Reads and writes the tables below one root.
+#[derive(Debug)]
+pub(crate) struct Cursor<'a, S> {
+    pub(super) store: &'a S,
+    pub(super) root: Pfn,
+}
+
+/// Neighbouring entries of one leaf table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LeafRun {
+    pub(crate) table: Pfn,
+    range: VpnRange,
+}
+
+impl LeafRun {
+    /// The entries and the pages they translate.
+    pub(crate) fn pages(self) -> impl Iterator<Item = (EntryIndex, Vpn)> {
+        self.range.iter().map(|vpn| (vpn.index(Level::Leaf), vpn))
+    }
+
+    pub(crate) fn range(self) -> VpnRange {
+        self.range
+    }
+}
+
+/// Counts the tables that pages visited in rising order need below an empty root.
+#[derive(Debug, Default)]
+pub(crate) struct TableCount {
+    last: Option<Vpn>,
+    tables: usize,
+}
+
+impl TableCount {
+    /// The range's pages will be mapped. Its size is bounded by the caller.
+    pub(crate) fn add(&mut self, range: VpnRange) {
+        for level in [Level::Leaf, Level::Directory, Level::Pointers] {
+            let covers = |vpn: Vpn| vpn.get() / (level.pages() * TABLE_ENTRIES as u64);
+            let (first, last) = (covers(range.start()), covers(range.last()));
+            let known = self.last.map(covers) == Some(first);
+            self.tables += (last - first) as usize + usize::from(!known);
+        }
+        self.last = Some(range.last());
+    }
+
+    pub(crate) fn tables(&self) -> usize {
+        self.tables
+    }
+}
+
+impl<'a, S: FrameStore> Cursor<'a, S> {
+    pub(crate) fn new(store: &'a S, root: Pfn) -> Self {
+        Self { store, root }
+    }
+
+    pub(crate) fn root(&self) -> Pfn {
+        self.root
+    }
+
+    /// The entry of an upper table.
+    pub(crate) fn upper(&self, table: Pfn, index: EntryIndex) -> UpperEntry {
+        let decoded = UpperEntry::decode(self.store.load(table, index));
+        debug_assert!(
+            decoded.is_some(),
+            "undecodable entry {index:?} of upper table {table:?}"
+        );
+        decoded.unwrap_or(UpperEntry::Empty)
+    }
+
+    /// The entry of a leaf table.
+    pub(crate) fn leaf(&self, table: Pfn, index: EntryIndex) -> Entry {
+        decode_leaf(self.store.load(table, index))
+    }
+
+    /// The leaf table that translates a page, if the path to it exists.
+    pub(crate) fn find_leaf(&self, vpn: Vpn) -> Option<Pfn> {
+        self.descend(vpn).0
+    }
+
+    /// How many tables are missing on the path to a page's leaf entry.
+    pub(crate) fn missing_tables(&self, vpn: Vpn) -> usize {
+        self.descend(vpn).1
+    }
+
+    /// The leaf table, or how many tables are missing.
+    fn descend(&self, vpn: Vpn) -> (Option<Pfn>, usize) {
+        let mut table = self.root;
+        for (above, level) in [Level::Root, Level::Pointers, Level::Directory]
+            .iter()
+            .enumerate()
+        {
+            match self.upper(table, vpn.index(*level)) {
+                UpperEntry::Table(below) => table = below,
+                UpperEntry::Empty | UpperEntry::Large(_) => return (None, 3 - above),
+            }
+        }
+        (Some(table), 0)
+    }
+
+    /// The entry that translates a page and where it is, if its leaf table exists.
+    pub(crate) fn lookup(&self, vpn: Vpn) -> Option<(Pfn, EntryIndex, Entry)> {
+        let table = self.find_leaf(vpn)?;
+        let index = vpn.index(Level::Leaf);
+        Some((table, index, self.leaf(table, index)))
+    }
+
+    /// Calls `visit` for the part of every existing leaf table that translates pages of the range,
+    /// rising. What is absent above is skipped in one step.
+    pub(crate) fn for_each_leaf(&self, range: VpnRange, mut visit: impl FnMut(LeafRun)) {
+        self.leaves_below(self.root, Level::Root, range, &mut visit);
+    }
+
+    fn leaves_below(
+        &self,
+        table: Pfn,
+        level: Level,
+        range: VpnRange,
+        visit: &mut impl FnMut(LeafRun),
+    ) {
+        let Some(below) = level.below() else {
+            return visit(LeafRun { table, range });
+        };
+        for (index, part) in parts(level, range) {
+            if let UpperEntry::Table(child) = self.upper(table, index) {
+                self.leaves_below(child, below, part, visit);
+            }
+        }
+    }
+
+    /// The leaf table that translates a page; tables missing on the path come out of `supply`, which
+    /// must have as many as [`Self::missing_tables`] says.
+    ///
+    /// # Panics
+    /// If the supply is too small: the caller counted wrong.
+    pub(crate) fn ensure_leaf(
+        &self,
+        db: &mut PfnDatabase,
+        vpn: Vpn,
+        supply: &mut Vec<ZeroedFrame>,
+    ) -> Pfn {
+        self.ensure_from(db, (vpn, Level::Root), Level::Leaf, supply)
+    }
+
+    /// The `wanted` table on the path to a page, as [`Self::ensure_leaf`]; the cursor's root is a table
+    /// of level `top`.
+    pub(crate) fn ensure_from(
+        &self,
+        db: &mut PfnDatabase,
+        (vpn, top): (Vpn, Level),
+        wanted: Level,
+        supply: &mut Vec<ZeroedFrame>,
+    ) -> Pfn {
+        let mut table = self.root;
+        let mut level = top;
+        while level != wanted {
+            let index = vpn.index(level);
+            table = match self.upper(table, index) {
+                UpperEntry::Table(below) => below,
+                UpperEntry::Empty | UpperEntry::Large(_) => {
+                    let frame = supply.pop().expect("table frames were reserved");
+                    self.link(db, table, index, frame)
+                }
+            };
+            level = level.below().expect("the wanted level is below");
+        }
+        table
+    }
+
+    /// Makes a new, empty table and names it in an empty entry of an upper table.
+    fn link(&self, db: &mut PfnDatabase, table: Pfn, index: EntryIndex, frame: ZeroedFrame) -> Pfn {
+        let below = db.activate(frame.into(), Owner::Entry { table, index });
+        self.link_existing(db, table, index, below);
+        below
+    }
+
+    /// Names a table in an empty entry of an upper table.
+    pub(crate) fn link_existing(
+        &self,
+        db: &mut PfnDatabase,
+        table: Pfn,
+        index: EntryIndex,
+        below: Pfn,
+    ) {
+        let old = self
+            .store
+            .swap(table, index, UpperEntry::Table(below).encode());
+        debug_assert_eq!(old, 0, "a table was linked over something");
+        db.add_share(table);
+    }
+
+    /// Takes the name of a table out of an upper table; the table itself stays as it is.
+    pub(crate) fn unlink(&self, db: &mut PfnDatabase, table: Pfn, index: EntryIndex) {
+        self.store.swap(table, index, 0);
+        db.drop_table_entry(table);
+    }
+
+    /// Makes an empty entry of a page directory map 2 MiB.
+    pub(crate) fn install_large(
+        &self,
+        db: &mut PfnDatabase,
+        table: Pfn,
+        index: EntryIndex,
+        entry: ValidEntry,
+    ) {
+        let old = self
+            .store
+            .swap(table, index, UpperEntry::Large(entry).encode());
+        debug_assert_eq!(old, 0, "a large leaf was installed over something");
+        db.add_share(table);
+    }
+
+    /// Makes an empty leaf entry valid.
+    pub(crate) fn install(
+        &self,
+        db: &mut PfnDatabase,
+        table: Pfn,
+        index: EntryIndex,
+        entry: ValidEntry,
+    ) {
+        let old = self.store.swap(table, index, Entry::Valid(entry).encode());
+        debug_assert_eq!(old, 0, "an entry was installed over something");
+        db.add_share(table);
+    }
+
+    /// Makes a leaf entry empty and gives back what it was, with the bits hardware set last. The table
+    /// stays, even if it is empty now: [`Self::prune`] frees it.
+    pub(crate) fn remove(&self, db: &mut PfnDatabase, table: Pfn, index: EntryIndex) -> Entry {
+        let old = decode_leaf(self.store.swap(table, index, 0));
+        if old != Entry::Empty {
+            db.drop_table_entry(table);
+        }
+        old
+    }
+
+    /// Replaces a valid entry by what `change` makes of it, as often as hardware sets a bit in between.
+    /// Gives back the entry before and after; `None` if it is not valid.
+    pub(crate) fn rewrite(
+        &self,
+        table: Pfn,
+        index: EntryIndex,
+        change: impl Fn(ValidEntry) -> ValidEntry,
+    ) -> Option<(ValidEntry, ValidEntry)> {
+        let mut raw = self.store.load(table, index);
+        loop {
+            let Entry::Valid(old) = decode_leaf(raw) else {
+                return None;
+            };
+            let new = change(old);
+            if new == old {
+                return Some((old, new));
+            }
+            match self
+                .store
+                .compare_exchange(table, index, raw, Entry::Valid(new).encode())
+            {
+                Ok(_) => return Some((old, new)),
+                Err(now) => raw = now,
+            }
+        }
+    }
+
+    /// Sets accessed, and dirty too for a store, as hardware would.
+    pub(crate) fn mark_used(&self, table: Pfn, index: EntryIndex, used: EntryFlags) {
+        self.rewrite(table, index, |entry| entry.with_flags(entry.flags | used));
+    }
+}
+
+/// The entries of one table that translate pages of the range, each with its pages. The range lies below
+/// the one entry of the next level up, so there are at most 512.
+pub(super) fn parts(level: Level, range: VpnRange) -> impl Iterator<Item = (EntryIndex, VpnRange)> {
+    let first = range.start().index(level);
+    let last = range.last().index(level);
+    EntryIndex::through(first, last).filter_map(move |index| {
+        let base = (range.start().get() >> level.shift()) - first.get() as u64 + index.get() as u64;
+        let start = Vpn::new(base << level.shift())?;
+        Some((
+            index,
+            VpnRange::new(start, level.pages())?.intersect(range)?,
+        ))
+    })
+}
+
+fn decode_leaf(raw: u64) -> Entry {
+    let decoded = Entry::decode(raw);
+    debug_assert!(decoded.is_some(), "undecodable leaf entry {raw:#x}");
+    decoded.unwrap_or(Entry::Empty)
+}

@@ -1,0 +1,47 @@
+//! Forgetting pages but not their mappings (`MADV_DONTNEED`).
+
+use crate::addr::{Vpn, VpnRange};
+use crate::backend::Platform;
+use crate::flush::Flush;
+use crate::manager::Manager;
+use crate::space::Space;
+
+/// What became of a discard.
+#[derive(Debug)]
+#[must_use]
+pub struct Discarded {
+    /// What went.
+    pub flush: Flush,
+    /// Whether all of the range was mapped; what was mapped is discarded either way.
+    pub result: Result<(), DiscardError>,
+}
+
+/// Why a discard did not reach the whole range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DiscardError {
+    /// Part of the range is not mapped (`ENOMEM`); the rest was discarded.
+    #[error("page {vpn} is not mapped")]
+    NotMapped {
+        /// The first page that is not.
+        vpn: Vpn,
+    },
+}
+
+impl<P: Platform> Manager<P> {
+    /// Forgets the pages of a range: anonymous ones read as zero again, a file's are read again.
+    pub fn discard(&self, space: &Space<P>, range: VpnRange) -> Discarded {
+        let mut flush = space.no_flush();
+        let mut state = space.state.lock();
+        self.zap(space, &mut state, range, &mut flush);
+        let covered = state
+            .vads
+            .covered_prefix(range)
+            .map_or(range.start().get(), VpnRange::end);
+        let hole = Vpn::new(covered).filter(|vpn| range.contains(*vpn));
+        let result = hole.map_or(Ok(()), |vpn| Err(DiscardError::NotMapped { vpn }));
+        Discarded {
+            flush: flush.finish(),
+            result,
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Page faults: what an access that the hardware refused needs.
+
+use alloc::sync::Arc;
+
+use crate::access::{Access, Denied};
+use crate::addr::{EntryIndex, GuestVa, Level, Pfn, TABLE_ENTRIES, Vpn};
+use crate::backend::Platform;
+use crate::manager::{Demand, Manager};
+use crate::outcome::{FaultKind, FaultOutcome, Resolution};
+use crate::pfn::{Owner, Want};
+use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::space::{Space, SpaceState};
+use crate::stats::add;
+use crate::vad::{FaultAround, MapKind};
+
+/// Pages a first demand-zero fault maps.
+pub(super) const AROUND_FIRST: u8 = 1;
+/// Most pages one demand-zero fault maps: 128 KiB.
+pub(super) const AROUND_MAX: u8 = 32;
+
+impl<P: Platform> Manager<P> {
+    /// Resolves a fault at an address. Only the lower half's user range has mappings, so an address of
+    /// the supervisor slot is [`Denied::NotMapped`].
+    pub fn fault(&self, space: &Arc<Space<P>>, va: GuestVa, access: Access) -> FaultOutcome<P> {
+        let outcome = self.resolve(space, &mut space.state.lock(), va.vpn(), access);
+        self.count(&outcome);
+        outcome
+    }
+
+    /// Resolves a fault with the space locked.
+    pub(super) fn resolve(
+        &self,
+        space: &Arc<Space<P>>,
+        state: &mut SpaceState<P::Backing>,
+        vpn: Vpn,
+        access: Access,
+    ) -> FaultOutcome<P> {
+        let Some(vad) = state.vads.find(vpn) else {
+            return FaultOutcome::Denied(Denied::NotMapped);
+        };
+        if !vad.prot.allows(access) {
+            return FaultOutcome::Denied(Denied::Protection);
+        }
+        let file = vad.kind != MapKind::Anonymous;
+        match space.cursor(&self.store).lookup(vpn) {
+            Some((table, index, Entry::Valid(entry))) => {
+                let allowed = access != Access::Write || entry.flags.contains(EntryFlags::WRITABLE);
+                if allowed {
+                    return FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0));
+                }
+                self.break_copy(space, state, vpn, (table, index, entry))
+            }
+            None | Some((_, _, Entry::Empty)) if file => self.start_read(space, state, vpn, access),
+            None | Some((_, _, Entry::Empty)) => self.demand_zero(space, state, vpn, access),
+            Some((_, _, other)) => {
+                // No verb of this stage stores these.
+                debug_assert!(false, "{other:?} in a table");
+                FaultOutcome::Denied(Denied::Protection)
+            }
+        }
+    }
+
+    /// Makes a page of zeroes, and the pages after it if the guest walks upwards.
+    fn demand_zero(
+        &self,
+        space: &Arc<Space<P>>,
+        state: &mut SpaceState<P::Backing>,
+        vpn: Vpn,
+        access: Access,
+    ) -> FaultOutcome<P> {
+        let cursor = space.cursor(&self.store);
+        let missing = cursor.missing_tables(vpn);
+        let wish = window(state, vpn);
+        let leaf = cursor.find_leaf(vpn);
+        let index = vpn.index(Level::Leaf).get();
+        let empty = |n: &usize| {
+            leaf.is_none_or(|table| {
+                let slot = EntryIndex::new((index + n) as u16);
+                slot.is_some_and(|slot| cursor.leaf(table, slot) == Entry::Empty)
+            })
+        };
+        let pages = (0..wish.min(TABLE_ENTRIES - index))
+            .take_while(empty)
+            .count();
+        let extra = pages.saturating_sub(1);
+        let demand = Demand {
+            tables: missing,
+            data: 1,
+            extra,
+            want: Want::Zeroes,
+        };
+        let Some(mut reserve) = self.reserve(demand) else {
+            return FaultOutcome::NoMemory;
+        };
+        let frames: alloc::vec::Vec<_> = reserve.data.drain(..).map(|f| self.zeroed(f)).collect();
+        let mapped = frames.len();
+        let Some(vad) = state.vads.find_mut(vpn) else {
+            return FaultOutcome::Denied(Denied::NotMapped);
+        };
+        vad.around = FaultAround {
+            next: vpn.get() + mapped as u64,
+            window: mapped as u8,
+        };
+        let around = EntryFlags::private(vad.prot);
+        let mut flags = around | used(access);
+        let mut db = self.pfns.lock();
+        let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
+        for (slot, frame) in (index..).zip(frames) {
+            let Some(index) = EntryIndex::new(slot as u16) else {
+                break;
+            };
+            let frame = db.activate(frame.into(), Owner::Entry { table, index });
+            cursor.install(&mut db, table, index, ValidEntry { frame, flags });
+            flags = around;
+        }
+        drop(db);
+        state.tables += missing as u64;
+        state.gained_private(mapped as u64);
+        add(&self.counters.entries_written, mapped as u64);
+        FaultOutcome::Resolved(resolution(space, FaultKind::DemandZero, mapped as u32))
+    }
+
+    /// Counts an outcome.
+    pub(super) fn count(&self, outcome: &FaultOutcome<P>) {
+        match outcome {
+            FaultOutcome::Resolved(resolution) => self.counters.resolved(resolution.kind),
+            FaultOutcome::Denied(_) => add(&self.counters.faults_denied, 1),
+            FaultOutcome::NoMemory => add(&self.counters.faults_no_memory, 1),
+            FaultOutcome::Read(ticket) => {
+                add(&self.counters.reads_issued, 1);
+                add(&self.counters.pages_read, ticket.frames.len() as u64);
+            }
+        }
+    }
+}
+
+/// How many pages a fault at `vpn` should map: twice the last time if the guest touches pages in order,
+/// never beyond the mapping.
+fn window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> usize {
+    let Some(vad) = state.vads.find(vpn) else {
+        return 1;
+    };
+    let sequential = vad.around.next == vpn.get();
+    let window = if sequential {
+        vad.around.window.saturating_mul(2)
+    } else {
+        AROUND_FIRST
+    };
+    let left = vad.range.end() - vpn.get();
+    u64::from(window.clamp(AROUND_FIRST, AROUND_MAX)).min(left) as usize
+}
+
+/// What hardware would set for the access that is about to be tried again.
+pub(super) fn used(access: Access) -> EntryFlags {
+    match access {
+        Access::Read | Access::Execute => EntryFlags::ACCESSED,
+        Access::Write => EntryFlags::ACCESSED | EntryFlags::DIRTY,
+    }
+}
+
+pub(super) fn resolution<P: Platform>(
+    space: &Space<P>,
+    kind: FaultKind,
+    mapped: u32,
+) -> Resolution {
+    Resolution {
+        kind,
+        mapped,
+        flush: space.no_flush(),
+    }
+}
+
+/// A leaf entry and where it is.
+pub(super) type Found = (Pfn, EntryIndex, ValidEntry);

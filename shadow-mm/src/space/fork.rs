@@ -1,0 +1,242 @@
+//! Fork of an address space: the eager clone (system 1).
+//!
+//! Everything that can be allocated is allocated before the first entry changes, so a fork either
+//! happens or leaves no trace. The parent stays locked throughout; the child is not visible to anybody
+//! yet and needs no lock.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::addr::{Pfn, VpnRange};
+use crate::backend::Platform;
+use crate::flush::Flush;
+use crate::manager::{Demand, Manager, Reserve};
+use crate::pfn::Want;
+use crate::proto::{CloneTableFull, HeaderId};
+use crate::shadow::TableCount;
+use crate::space::state::Descriptors;
+use crate::space::{Space, SpaceState};
+use crate::stats::add;
+use crate::vad::{Vad, VadFlags, VadSet};
+
+/// A fork that happened.
+#[must_use]
+pub struct Forked<P: Platform> {
+    /// The new space.
+    pub child: Arc<Space<P>>,
+    /// What the parent may no longer store to. Neither space may run before it is done.
+    pub flush: Flush,
+    /// Entries of the parent that were visited.
+    pub entries_touched: u64,
+}
+
+/// Why a fork did not happen. Nothing has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ForkError {
+    /// The space is being torn down.
+    #[error("the address space is being torn down")]
+    SpaceDeleted,
+    /// Frames ran out.
+    #[error("no memory for {tables} page tables and {pages} copies of pinned pages")]
+    NoMemory {
+        /// Page tables the child needs.
+        tables: usize,
+        /// Pages that cannot be shared and would be copied at most.
+        pages: usize,
+    },
+    /// Clone blocks ran out, or the memory for them did.
+    #[error("no memory for {blocks} clone blocks")]
+    NoCloneBlocks {
+        /// Blocks the fork may need.
+        blocks: u64,
+    },
+    /// Memory for the copies of the mappings ran out.
+    #[error("no memory for {mappings} mappings")]
+    NoMappings {
+        /// Mappings of the parent.
+        mappings: usize,
+    },
+}
+
+/// Everything a fork needs, taken before it changes anything.
+pub(super) struct ForkPlan<B> {
+    /// The child's mappings.
+    vads: VadSet<B>,
+    /// Ranges whose pages the child shares, rising.
+    ranges: Vec<VpnRange>,
+    /// The child's descriptors, all at zero; their headers count them.
+    pub(super) descriptors: Descriptors,
+    /// Where new blocks go, if the parent has private pages.
+    pub(super) header: Option<HeaderId>,
+    /// The child's tables and the frames for copies of pinned pages.
+    pub(super) reserve: Reserve,
+}
+
+/// A fork's running state.
+pub(super) struct Clone<'a, B> {
+    pub(super) parent: &'a mut SpaceState<B>,
+    pub(super) plan: ForkPlan<B>,
+    pub(super) child_root: Pfn,
+    pub(super) flush: Flush,
+    /// Entries visited, blocks made, entries of the child, those of them it owns alone.
+    pub(super) touched: u64,
+    pub(super) blocks: u64,
+    pub(super) resident: u64,
+    pub(super) private: u64,
+}
+
+impl<P: Platform> Manager<P> {
+    /// Makes a copy-on-write clone of a space.
+    ///
+    /// # Errors
+    /// See [`ForkError`]; the parent is exactly as before then.
+    pub fn fork(&self, parent: &Arc<Space<P>>) -> Result<Forked<P>, ForkError> {
+        let mut state = parent.state.lock();
+        if !state.alive {
+            return Err(ForkError::SpaceDeleted);
+        }
+        let mut plan = self.plan_fork(parent, &state)?;
+        let root = plan.reserve.tables.pop().expect("a root was reserved");
+        let child_root = self.make_root(root);
+        let tables_before = plan.reserve.tables.len();
+        let ranges = core::mem::take(&mut plan.ranges);
+        let mut clone = Clone {
+            parent: &mut state,
+            plan,
+            child_root,
+            flush: parent.no_flush(),
+            touched: 0,
+            blocks: 0,
+            resident: 0,
+            private: 0,
+        };
+        let cursor = parent.cursor(&self.store);
+        for range in ranges {
+            cursor.for_each_leaf(range, |run| self.clone_leaf(parent, &mut clone, run));
+        }
+        let Clone {
+            mut plan,
+            flush,
+            touched,
+            blocks,
+            resident,
+            private,
+            ..
+        } = clone;
+        self.settle_header(&mut state, &mut plan, blocks);
+        let reserve = core::mem::take(&mut plan.reserve);
+        let mut child = SpaceState::new(plan.vads, plan.descriptors);
+        child.tables += (tables_before - reserve.tables.len()) as u64;
+        self.give_back(reserve);
+        child.gained_resident(resident);
+        child.private = private;
+        self.count_fork(touched);
+        let child = self.publish(child_root, child);
+        Ok(Forked {
+            child,
+            flush: flush.finish(),
+            entries_touched: touched,
+        })
+    }
+
+    /// Allocates all a fork may need; on failure everything is back where it was.
+    fn plan_fork(
+        &self,
+        parent: &Space<P>,
+        state: &SpaceState<P::Backing>,
+    ) -> Result<ForkPlan<P::Backing>, ForkError> {
+        if self.pfns.lock().injected_failure() {
+            return Err(ForkError::NoMappings {
+                mappings: state.vads.len(),
+            });
+        }
+        let mut vads = VadSet::default();
+        let mut ranges = Vec::new();
+        let mut count = TableCount::default();
+        let cursor = parent.cursor(&self.store);
+        for vad in state
+            .vads
+            .iter()
+            .filter(|vad| !vad.flags.contains(VadFlags::DONT_FORK))
+        {
+            vads.insert(Vad::clone(vad));
+            if !vad.flags.contains(VadFlags::WIPE_ON_FORK) {
+                ranges.push(vad.range);
+                cursor.for_each_leaf(vad.range, |run| count.add(run.range()));
+            }
+        }
+        let pinned = u64::from(self.pfns.lock().write_pinned()).min(state.private) as usize;
+        let tables = count.tables() + 1;
+        let demand = Demand {
+            tables,
+            data: pinned,
+            extra: 0,
+            want: Want::Anything,
+        };
+        let no_memory = ForkError::NoMemory {
+            tables,
+            pages: pinned,
+        };
+        let reserve = self.reserve(demand).ok_or(no_memory)?;
+        let header = match self.reserve_header(state.private) {
+            Ok(header) => header,
+            Err(CloneTableFull) => {
+                self.give_back(reserve);
+                return Err(ForkError::NoCloneBlocks {
+                    blocks: state.private,
+                });
+            }
+        };
+        let mut descriptors = state.descriptors.emptied();
+        let mut db = self.pfns.lock();
+        descriptors
+            .headers()
+            .for_each(|header| db.clones.describe(header));
+        if let Some(header) = header {
+            descriptors.insert(header);
+        }
+        Ok(ForkPlan {
+            vads,
+            ranges,
+            descriptors,
+            header,
+            reserve,
+        })
+    }
+
+    fn reserve_header(&self, blocks: u64) -> Result<Option<HeaderId>, CloneTableFull> {
+        if blocks == 0 {
+            return Ok(None);
+        }
+        let mut db = self.pfns.lock();
+        if db.injected_failure() {
+            return Err(CloneTableFull);
+        }
+        db.clones.reserve(blocks).map(Some)
+    }
+
+    /// Gives the new header's descriptors their true counts, and frees what no entry refers to.
+    fn settle_header(
+        &self,
+        parent: &mut SpaceState<P::Backing>,
+        plan: &mut ForkPlan<P::Backing>,
+        blocks: u64,
+    ) {
+        let mut db = self.pfns.lock();
+        if let Some(header) = plan.header.filter(|_| blocks > 0) {
+            db.clones.trim(header);
+            db.clones.describe(header);
+            parent.descriptors.insert(header);
+            parent.descriptors.add(header, blocks);
+        }
+        plan.descriptors.drop_unused(&mut db);
+    }
+
+    fn count_fork(&self, touched: u64) {
+        add(&self.counters.forks, 1);
+        add(&self.counters.fork_entries, touched);
+        self.counters
+            .fork_entries_last
+            .store(touched, core::sync::atomic::Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,89 @@
+//! Address spaces. One verb a file; each is an `impl` block of [`crate::Manager`].
+
+mod advise;
+mod clone_leaf;
+mod copy;
+mod delete;
+mod discard;
+mod fault;
+mod file_read;
+mod fork;
+mod map;
+mod pin;
+mod protect;
+mod query;
+mod remap;
+mod state;
+mod unmap;
+mod zap;
+
+use core::fmt;
+
+use lock_api::Mutex;
+
+use crate::addr::{Pfn, SpaceId};
+use crate::backend::{FrameStore, Platform};
+use crate::flush::Flush;
+use crate::shadow::Cursor;
+
+pub use advise::{AdviseError, VadAdvice};
+pub use discard::{DiscardError, Discarded};
+pub use fork::{ForkError, Forked};
+pub use map::{MapError, MapRequest, Mapped, Placement};
+pub use protect::{ProtectError, Protected};
+pub use query::PageInfo;
+pub use remap::{RemapError, RemapRequest};
+pub(crate) use state::SpaceState;
+pub use unmap::UnmapError;
+
+/// One guest process's memory: its mappings and its page tables.
+///
+/// It is made by [`crate::Manager::create_space`] or [`crate::Manager::fork`] and emptied by
+/// [`crate::Manager::delete_space`]; dropping it without that keeps its frames for ever.
+pub struct Space<P: Platform> {
+    id: SpaceId,
+    root: Pfn,
+    /// The space lock: taken before the PFN lock, and never two of them at once.
+    pub(crate) state: Mutex<P::Lock, SpaceState<P::Backing>>,
+}
+
+impl<P: Platform> Space<P> {
+    pub(crate) fn new(id: SpaceId, root: Pfn, state: SpaceState<P::Backing>) -> Self {
+        Self {
+            id,
+            root,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// The space's number.
+    #[must_use]
+    pub fn id(&self) -> SpaceId {
+        self.id
+    }
+
+    /// The top-level table: what CR3 must hold.
+    #[must_use]
+    pub fn root(&self) -> Pfn {
+        self.root
+    }
+
+    pub(crate) fn cursor<'a, S: FrameStore>(&self, store: &'a S) -> Cursor<'a, S> {
+        Cursor::new(store, self.root)
+    }
+
+    /// A flush of this space with nothing in it yet.
+    pub(crate) fn no_flush(&self) -> Flush {
+        Flush::none(self.id, self.root)
+    }
+}
+
+impl<P: Platform> fmt::Debug for Space<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, root, .. } = self;
+        f.debug_struct("Space")
+            .field("id", id)
+            .field("root", root)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,135 @@
+//! Changing what a guest may do with its pages (`mprotect`).
+//!
+//! A page of a clone block keeps its block: the entry carries a protection of its own, so no copy is
+//! needed to tell two spaces' protections apart. Only when this space holds the last reference does the
+//! change make the page private again, and that without making it writable: the new protection alone
+//! says whether it is.
+
+use crate::access::Prot;
+use crate::addr::{EntryIndex, Pfn, Vpn, VpnRange};
+use crate::backend::Platform;
+use crate::flush::{Flush, TableEdits};
+use crate::manager::Manager;
+use crate::pfn::{Owner, PfnDatabase};
+use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::shadow::LeafRun;
+use crate::space::{Space, SpaceState};
+use crate::stats::add;
+use crate::vad::MAX_MAPPINGS;
+
+/// What became of a protection change.
+#[derive(Debug)]
+#[must_use]
+pub struct Protected {
+    /// The rights that went.
+    pub flush: Flush,
+    /// Whether all of the range changed.
+    pub result: Result<(), ProtectError>,
+}
+
+/// Why a protection change did not reach the whole range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ProtectError {
+    /// A page is not mapped (`ENOMEM`); what lies before it has changed, nothing after it.
+    #[error("page {vpn} is not mapped")]
+    NotMapped {
+        /// The first page that is not.
+        vpn: Vpn,
+    },
+    /// Cutting mappings would make one too many (`ENOMEM`); nothing has changed.
+    #[error("the address space has its {MAX_MAPPINGS} mappings")]
+    TooManyMappings,
+}
+
+impl<P: Platform> Manager<P> {
+    /// Changes the protection of a range, up to the first hole.
+    pub fn protect(&self, space: &Space<P>, range: VpnRange, prot: Prot) -> Protected {
+        let mut flush = space.no_flush();
+        let mut state = space.state.lock();
+        let Some(covered) = state.vads.covered_prefix(range) else {
+            let result = Err(ProtectError::NotMapped { vpn: range.start() });
+            return Protected { flush, result };
+        };
+        let pieces = state.vads.overlapping(covered).count();
+        if state.vads.len_without(covered) + pieces > MAX_MAPPINGS {
+            return Protected {
+                flush,
+                result: Err(ProtectError::TooManyMappings),
+            };
+        }
+        for mut vad in state.vads.carve(covered) {
+            vad.prot = prot;
+            state.vads.insert(vad);
+        }
+        space.cursor(&self.store).for_each_leaf(covered, |run| {
+            self.protect_leaf(space, &mut state, run, prot, &mut flush);
+        });
+        add(&self.counters.protects, 1);
+        let hole = Vpn::new(covered.end()).filter(|vpn| range.contains(*vpn));
+        let result = hole.map_or(Ok(()), |vpn| Err(ProtectError::NotMapped { vpn }));
+        Protected {
+            flush: flush.finish(),
+            result,
+        }
+    }
+
+    fn protect_leaf(
+        &self,
+        space: &Space<P>,
+        state: &mut SpaceState<P::Backing>,
+        run: LeafRun,
+        prot: Prot,
+        flush: &mut Flush,
+    ) {
+        let cursor = space.cursor(&self.store);
+        let mut db = self.pfns.lock();
+        let mut edits = TableEdits::new(run.table);
+        let mut written = 0;
+        for (index, vpn) in run.pages() {
+            let Entry::Valid(old) = cursor.leaf(run.table, index) else {
+                continue;
+            };
+            let private = take_over(&mut db, state, old, (run.table, index));
+            let change = |entry: ValidEntry| {
+                let flags = if private {
+                    entry.flags.unshared()
+                } else {
+                    entry.flags
+                };
+                entry.with_flags(flags.with_prot(prot))
+            };
+            let Some((old, new)) = cursor.rewrite(run.table, index, change) else {
+                continue;
+            };
+            written += u64::from(old != new);
+            if old.flags.loses_rights(new.flags) {
+                edits.add(index, vpn);
+            }
+        }
+        flush.absorb(edits);
+        add(&self.counters.entries_written, written);
+    }
+}
+
+/// If the entry at `place` maps a clone block's frame and is the last to refer to the block, the frame
+/// becomes the entry's own. The entry's flags are still to be changed then.
+pub(super) fn take_over<B: Clone + Eq>(
+    db: &mut PfnDatabase,
+    state: &mut SpaceState<B>,
+    entry: ValidEntry,
+    place: (Pfn, EntryIndex),
+) -> bool {
+    if !entry.flags.contains(EntryFlags::PROTOTYPE) {
+        return false;
+    }
+    let block = db
+        .block_of(entry.frame)
+        .filter(|block| db.last_reference(entry.frame, *block));
+    let Some(block) = block else { return false };
+    let last = state.descriptors.drop_reference(db, block);
+    debug_assert!(last, "the last reference was not the last");
+    let (table, index) = place;
+    db.set_owner(entry.frame, Owner::Entry { table, index });
+    state.private += 1;
+    true
+}

@@ -1,0 +1,90 @@
+//! Looking, without changing anything.
+
+use crate::addr::{Pfn, Vpn, VpnRange};
+use crate::backend::Platform;
+use crate::manager::Manager;
+use crate::pte::{Entry, EntryFlags};
+use crate::space::Space;
+use crate::stats::SpaceUsage;
+use crate::vad::VadInfo;
+
+/// One resident page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageInfo {
+    /// Its frame.
+    pub frame: Pfn,
+    /// Hardware has used the entry.
+    pub accessed: bool,
+    /// Hardware has stored through the entry.
+    pub dirty: bool,
+    /// A clone block owns the frame: a store may have to copy it.
+    pub shared: bool,
+}
+
+impl<P: Platform> Manager<P> {
+    /// The mapping that covers a page, or else the next above.
+    #[must_use]
+    pub fn query(&self, space: &Space<P>, from: Vpn) -> Option<VadInfo<P::Backing>> {
+        space
+            .state
+            .lock()
+            .vads
+            .at_or_after(from)
+            .map(|vad| vad.info())
+    }
+
+    /// The mapping that covers a page.
+    #[must_use]
+    pub fn find_vad(&self, space: &Space<P>, vpn: Vpn) -> Option<VadInfo<P::Backing>> {
+        space.state.lock().vads.find(vpn).map(|vad| vad.info())
+    }
+
+    /// Calls `visit` for each resident page of the range, rising (`mincore`, `pagemap`). The space is
+    /// locked meanwhile: `visit` must not call the manager.
+    pub fn resident_pages(
+        &self,
+        space: &Space<P>,
+        range: VpnRange,
+        mut visit: impl FnMut(Vpn, PageInfo),
+    ) {
+        let state = space.state.lock();
+        if !state.alive {
+            return;
+        }
+        let cursor = space.cursor(&self.store);
+        let Some(range) = self.user_part(range) else {
+            return;
+        };
+        cursor.for_each_leaf(range, |run| {
+            for (index, vpn) in run.pages() {
+                let Entry::Valid(entry) = cursor.leaf(run.table, index) else {
+                    continue;
+                };
+                visit(
+                    vpn,
+                    PageInfo {
+                        frame: entry.frame,
+                        accessed: entry.flags.contains(EntryFlags::ACCESSED),
+                        dirty: entry.flags.contains(EntryFlags::DIRTY),
+                        shared: entry.flags.contains(EntryFlags::PROTOTYPE),
+                    },
+                );
+            }
+        });
+    }
+
+    /// The memory a space uses.
+    #[must_use]
+    pub fn usage(&self, space: &Space<P>) -> SpaceUsage {
+        let state = space.state.lock();
+        SpaceUsage {
+            virtual_pages: state.vads.pages(),
+            peak_virtual_pages: state.peak_pages,
+            mappings: state.vads.len() as u64,
+            resident: state.resident,
+            peak_resident: state.peak_resident,
+            private: state.private,
+            tables: state.tables,
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What the space lock protects.
+
+use alloc::collections::BTreeMap;
+
+use crate::pfn::PfnDatabase;
+use crate::proto::{BlockId, HeaderId};
+use crate::vad::VadSet;
+
+/// The mutable part of a space. Protected by the space's lock.
+#[derive(Debug)]
+pub(crate) struct SpaceState<B> {
+    /// False once the space is being torn down.
+    pub(crate) alive: bool,
+    pub(crate) vads: VadSet<B>,
+    pub(crate) descriptors: Descriptors,
+    /// Valid entries below the root, the supervisor's not.
+    pub(crate) resident: u64,
+    /// Valid entries whose frame this space owns alone.
+    pub(crate) private: u64,
+    /// Page tables, the root included.
+    pub(crate) tables: u64,
+    pub(crate) peak_resident: u64,
+    pub(crate) peak_pages: u64,
+}
+
+impl<B: Clone + Eq> SpaceState<B> {
+    /// A space with a root and nothing mapped.
+    pub(crate) fn new(vads: VadSet<B>, descriptors: Descriptors) -> Self {
+        Self {
+            alive: true,
+            peak_pages: vads.pages(),
+            vads,
+            descriptors,
+            resident: 0,
+            private: 0,
+            tables: 1,
+            peak_resident: 0,
+        }
+    }
+
+    /// `pages` more entries became valid, all of them privately owned.
+    pub(crate) fn gained_private(&mut self, pages: u64) {
+        self.private += pages;
+        self.gained_resident(pages);
+    }
+
+    /// `pages` more entries became valid.
+    pub(crate) fn gained_resident(&mut self, pages: u64) {
+        self.resident += pages;
+        self.peak_resident = self.peak_resident.max(self.resident);
+    }
+
+    /// Mappings were added.
+    pub(crate) fn update_peak_pages(&mut self) {
+        self.peak_pages = self.peak_pages.max(self.vads.pages());
+    }
+}
+
+/// The clone descriptors of a space: for each clone header, how many of the space's entries refer to its
+/// blocks.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Descriptors {
+    counts: BTreeMap<HeaderId, u64>,
+}
+
+impl Descriptors {
+    /// The same headers, nothing referring to them yet. The headers do not know of it yet either.
+    pub(crate) fn emptied(&self) -> Self {
+        Self {
+            counts: self.counts.keys().map(|header| (*header, 0)).collect(),
+        }
+    }
+
+    /// Adds a descriptor of a header that already counts it.
+    pub(crate) fn insert(&mut self, header: HeaderId) {
+        self.counts.insert(header, 0);
+    }
+
+    /// `entries` more entries refer to the header's blocks; the descriptor exists.
+    pub(crate) fn add(&mut self, header: HeaderId, entries: u64) {
+        debug_assert!(
+            self.counts.contains_key(&header),
+            "no descriptor for {header:?}"
+        );
+        *self.counts.entry(header).or_insert(0) += entries;
+    }
+
+    /// One of this space's entries refers to the block no more. True if no entry of any space does.
+    pub(crate) fn drop_reference(&mut self, db: &mut PfnDatabase, block: BlockId) -> bool {
+        let last = db.clones.drop_reference(block);
+        if let Some(count) = self.counts.get_mut(&block.header) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&block.header);
+                db.clones.undescribe(block.header);
+            }
+        } else {
+            debug_assert!(false, "no descriptor for {block:?}");
+        }
+        last
+    }
+
+    /// Drops the descriptors nothing refers through.
+    pub(crate) fn drop_unused(&mut self, db: &mut PfnDatabase) {
+        self.counts.retain(|header, count| {
+            if *count == 0 {
+                db.clones.undescribe(*header);
+            }
+            *count > 0
+        });
+    }
+
+    pub(crate) fn headers(&self) -> impl Iterator<Item = HeaderId> {
+        self.counts.keys().copied()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (HeaderId, u64)> {
+        self.counts.iter().map(|(header, count)| (*header, *count))
+    }
+}

@@ -1,0 +1,139 @@
+//! Counters: what happened, and where the frames are.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::outcome::FaultKind;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
+        /// Running counters of one manager. They are for people: nothing is decided by them.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: AtomicU64,)*
+        }
+
+        /// What the counters said at one moment, and the frames by state.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct StatsSnapshot {
+            $($(#[doc = $doc])+ pub $name: u64,)*
+            /// Clone blocks that are referred to.
+            pub clone_blocks: u64,
+            /// Clone headers alive.
+            pub clone_headers: u64,
+            /// Guest pages' frames.
+            pub data: ZoneStats,
+            /// Page tables' frames.
+            pub tables: ZoneStats,
+        }
+
+        impl Counters {
+            /// The counters; the rest is for the caller to fill in.
+            pub(crate) fn snapshot(&self) -> StatsSnapshot {
+                StatsSnapshot { $($name: self.$name.load(Relaxed),)* ..StatsSnapshot::default() }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Faults that made a page of zeroes.
+    faults_demand_zero,
+    /// Faults that read a file.
+    faults_file_read,
+    /// Faults that copied a page.
+    faults_copy_on_write,
+    /// Faults that made a page writable in place.
+    faults_made_writable,
+    /// Faults with nothing to do.
+    faults_spurious,
+    /// Faults that were the guest's own.
+    faults_denied,
+    /// Faults that found no frame.
+    faults_no_memory,
+    /// Pages copied, by faults and by forks.
+    pages_copied,
+    /// Frames zeroed because no zeroed one was left.
+    pages_zeroed,
+    /// Leaf entries written.
+    entries_written,
+    /// Page tables made.
+    tables_made,
+    /// Forks that succeeded.
+    forks,
+    /// Entries visited by all forks.
+    fork_entries,
+    /// Entries visited by the last fork.
+    fork_entries_last,
+    /// Mappings made.
+    maps,
+    /// Ranges unmapped.
+    unmaps,
+    /// Ranges whose protection changed.
+    protects,
+    /// I/O tickets handed out.
+    reads_issued,
+    /// Pages those tickets were for.
+    pages_read,
+}
+
+/// The frames of one zone, by state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ZoneStats {
+    /// Frames in the zone.
+    pub total: u64,
+    /// Zeroed, the never used included.
+    pub zeroed: u64,
+    /// Never used.
+    pub untouched: u64,
+    /// Free, with old content.
+    pub free: u64,
+    /// Mapped, or page tables in use.
+    pub active: u64,
+    /// Held by a flush, a read, a pin or an operation, and not mapped.
+    pub in_flight: u64,
+}
+
+impl ZoneStats {
+    /// Frames that can be taken.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.zeroed + self.free
+    }
+}
+
+/// The memory of one space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SpaceUsage {
+    /// Pages mapped.
+    pub virtual_pages: u64,
+    /// Most pages that were mapped.
+    pub peak_virtual_pages: u64,
+    /// Mappings.
+    pub mappings: u64,
+    /// Pages with a frame.
+    pub resident: u64,
+    /// Most pages that had a frame.
+    pub peak_resident: u64,
+    /// Resident pages this space owns alone; the others belong to clone blocks.
+    pub private: u64,
+    /// Page tables, the root included, the supervisor's not.
+    pub tables: u64,
+}
+
+impl Counters {
+    pub(crate) fn resolved(&self, kind: FaultKind) {
+        let counter = match kind {
+            FaultKind::DemandZero => &self.faults_demand_zero,
+            FaultKind::FileRead => &self.faults_file_read,
+            FaultKind::CopyOnWrite => &self.faults_copy_on_write,
+            FaultKind::MadeWritable => &self.faults_made_writable,
+            FaultKind::Spurious => &self.faults_spurious,
+        };
+        add(counter, 1);
+    }
+}
+
+/// Counts `n` more.
+pub(crate) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Relaxed);
+}

@@ -1,0 +1,181 @@
+//! Virtual address descriptors: what a space has mapped, range by range.
+
+mod place;
+mod set;
+
+use bitflags::bitflags;
+
+use crate::access::Prot;
+use crate::addr::{PAGE_SIZE, Vpn, VpnRange};
+
+pub(crate) use set::VadSet;
+
+/// Most mappings one space may have; Linux' default `vm.max_map_count`.
+pub const MAX_MAPPINGS: usize = 65_530;
+
+bitflags! {
+    /// Properties of a mapping.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    pub struct VadFlags: u8 {
+        /// `MAP_NORESERVE`: the caller accounts no memory for it.
+        const NO_RESERVE = 1;
+        /// `MAP_GROWSDOWN`: kept and reported; growing is the caller's policy.
+        const GROWS_DOWN = 2;
+        /// `MADV_DONTFORK`: a fork's child does not get the mapping.
+        const DONT_FORK = 4;
+        /// `MADV_WIPEONFORK`: a fork's child gets the mapping empty.
+        const WIPE_ON_FORK = 8;
+    }
+}
+
+/// A word of the caller's for each mapping, opaque here ("heap", "stack", ...). Mappings with
+/// different tags are never merged.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct VadTag(pub u32);
+
+/// What a mapping's pages are made of.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum MapKind<B> {
+    /// Zeroes, made on first touch.
+    Anonymous,
+    /// A private view of a file: pages are read on first touch and belong to the space from then on.
+    PrivateFile {
+        /// The file.
+        backing: B,
+        /// Where in the file the mapping starts: bytes, a multiple of [`PAGE_SIZE`].
+        offset: u64,
+        /// How many bytes of the file, from `offset`, back the mapping. The tail of the last page reads
+        /// as zero; pages wholly beyond are [`crate::Denied::BeyondEnd`]. It may exceed the mapping,
+        /// which then has something to grow into.
+        length: u64,
+    },
+}
+
+/// How far the last fault-around of a mapping came. A fault exactly where it ended continues a sequential
+/// walk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct FaultAround {
+    /// The page number just past the last page mapped ahead; zero: none yet.
+    pub(crate) next: u64,
+    /// Pages the last fault mapped.
+    pub(crate) window: u8,
+}
+
+/// One range of an address space. Protected by the space's lock.
+#[derive(Clone, Debug)]
+pub(crate) struct Vad<B> {
+    pub(crate) range: VpnRange,
+    pub(crate) prot: Prot,
+    pub(crate) kind: MapKind<B>,
+    pub(crate) flags: VadFlags,
+    pub(crate) tag: VadTag,
+    pub(crate) around: FaultAround,
+}
+
+/// What a query tells about a mapping.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VadInfo<B> {
+    /// Its pages.
+    pub range: VpnRange,
+    /// Its protection.
+    pub prot: Prot,
+    /// What it is made of; a file's offset is that of `range`'s first page.
+    pub kind: MapKind<B>,
+    /// Its properties.
+    pub flags: VadFlags,
+    /// The caller's word for it.
+    pub tag: VadTag,
+}
+
+impl<B> VadInfo<B> {
+    /// The mapped file and the offset in bytes of the first page, if a file is mapped.
+    #[must_use]
+    pub fn file(&self) -> Option<(&B, u64)> {
+        match &self.kind {
+            MapKind::Anonymous => None,
+            MapKind::PrivateFile {
+                backing, offset, ..
+            } => Some((backing, *offset)),
+        }
+    }
+}
+
+impl<B: Clone> MapKind<B> {
+    /// What is left of the kind `pages` further on.
+    fn advanced(&self, pages: u64) -> Self {
+        match self {
+            Self::Anonymous => Self::Anonymous,
+            Self::PrivateFile {
+                backing,
+                offset,
+                length,
+            } => {
+                let bytes = pages * PAGE_SIZE as u64;
+                Self::PrivateFile {
+                    backing: backing.clone(),
+                    offset: offset + bytes,
+                    length: length.saturating_sub(bytes),
+                }
+            }
+        }
+    }
+}
+
+impl<B: Clone + Eq> Vad<B> {
+    /// Cuts the mapping at a page strictly inside it and gives back the upper part.
+    fn split_off(&mut self, at: Vpn) -> Self {
+        let pages = at.get() - self.range.start().get();
+        let upper = Self {
+            range: sub_range(at, self.range.end()),
+            kind: self.kind.advanced(pages),
+            around: FaultAround::default(),
+            ..self.clone()
+        };
+        self.range = sub_range(self.range.start(), at.get());
+        upper
+    }
+
+    /// Whether `next` continues this mapping without a seam.
+    fn continues_into(&self, next: &Self) -> bool {
+        self.range.end() == next.range.start().get()
+            && (self.prot, self.flags, self.tag) == (next.prot, next.flags, next.tag)
+            && self.kind.advanced(self.range.count()) == next.kind
+    }
+
+    /// The same mapping at another place.
+    pub(crate) fn moved_to(&self, range: VpnRange) -> Self {
+        Self {
+            range,
+            around: FaultAround::default(),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn info(&self) -> VadInfo<B> {
+        VadInfo {
+            range: self.range,
+            prot: self.prot,
+            kind: self.kind.clone(),
+            flags: self.flags,
+            tag: self.tag,
+        }
+    }
+
+    /// The file a page comes from and its offset there in bytes; `None` if it comes from none.
+    pub(crate) fn file_page(&self, vpn: Vpn) -> Option<(&B, u64)> {
+        match &self.kind {
+            MapKind::Anonymous => None,
+            MapKind::PrivateFile {
+                backing, offset, ..
+            } => {
+                let pages = vpn.get() - self.range.start().get();
+                Some((backing, offset + pages * PAGE_SIZE as u64))
+            }
+        }
+    }
+}
+
+/// Part of a range that is known to be valid and not empty.
+fn sub_range(start: Vpn, end: u64) -> VpnRange {
+    VpnRange::between(start, end).expect("a non-empty part of a valid range")
+}

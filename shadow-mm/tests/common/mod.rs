@@ -1,0 +1,138 @@
+//! What the tests have in common: a small pool, and short names.
+#![allow(dead_code, reason = "no test uses all of it")]
+
+use std::sync::Arc;
+
+use shadow_mm::sim::{SimFile, SimMmu, SimPlatform, SimStore};
+use shadow_mm::{
+    Access, FaultOutcome, Flush, FrameStore, GuestVa, Limits, Manager, MapKind, MapRequest, Pfn,
+    PfnRange, Placement, PoolLayout, Prot, Space, VadFlags, VadTag, Vpn, VpnRange,
+};
+
+pub(crate) type Sim = SimPlatform<parking_lot::RawMutex>;
+pub(crate) type Mm = Manager<Sim>;
+pub(crate) type Guest = Arc<Space<Sim>>;
+
+/// First page the tests map.
+pub(crate) const BASE: u64 = 0x1_0000;
+pub(crate) const RW: Prot = Prot::READ.union(Prot::WRITE);
+
+/// A manager of `data` data frames and `tables` table frames.
+pub(crate) fn manager(data: u32, tables: u32) -> Mm {
+    let data = PfnRange {
+        start: Pfn::new(16),
+        count: data,
+    };
+    let tables = PfnRange {
+        start: Pfn::new(16 + data.count),
+        count: tables,
+    };
+    let ram = PfnRange {
+        start: Pfn::new(0),
+        count: 16 + data.count + tables.count,
+    };
+    let limits = Limits {
+        user_end: va(0x7f80_0000_0000),
+        min_va: va(0x1_0000),
+    };
+    Manager::new(SimStore::new(ram), PoolLayout { data, tables }, limits).expect("a manager")
+}
+
+pub(crate) fn va(address: u64) -> GuestVa {
+    GuestVa::new(address).expect("a canonical address")
+}
+
+pub(crate) fn vpn(number: u64) -> Vpn {
+    Vpn::new(number).expect("a page number")
+}
+
+pub(crate) fn range(start: u64, count: u64) -> VpnRange {
+    VpnRange::new(vpn(start), count).expect("a range")
+}
+
+pub(crate) fn request(
+    start: u64,
+    count: u64,
+    prot: Prot,
+    kind: MapKind<SimFile>,
+) -> MapRequest<SimFile> {
+    let (flags, tag) = (VadFlags::empty(), VadTag::default());
+    MapRequest {
+        placement: Placement::Fixed(vpn(start)),
+        count,
+        prot,
+        kind,
+        flags,
+        tag,
+    }
+}
+
+/// Maps anonymous pages and acknowledges the flush.
+pub(crate) fn map_anon(mm: &Mm, space: &Guest, start: u64, count: u64, prot: Prot) {
+    let mapped = mm
+        .map(space, request(start, count, prot, MapKind::Anonymous))
+        .expect("a mapping");
+    mm.flushed(mapped.flush);
+}
+
+/// A guest that reads and writes through a simulated MMU with a TLB.
+pub(crate) struct Cpu {
+    pub(crate) space: Guest,
+    pub(crate) mmu: SimMmu,
+}
+
+impl Cpu {
+    pub(crate) fn new(space: &Guest) -> Self {
+        Self {
+            space: Arc::clone(space),
+            mmu: SimMmu::new(space.root()),
+        }
+    }
+
+    /// Does what a flush asks for, and acknowledges it.
+    pub(crate) fn flush(&mut self, mm: &Mm, flush: Flush) {
+        self.mmu.flush(&flush);
+        mm.flushed(flush);
+    }
+
+    /// Writes a byte at the start of a page.
+    pub(crate) fn store(&mut self, mm: &Mm, page: u64, byte: u8) -> Result<(), String> {
+        let at = self.touch(mm, page, Access::Write)?;
+        mm.store().write(at, 0, &[byte]);
+        Ok(())
+    }
+
+    /// Reads the byte at the start of a page.
+    pub(crate) fn load(&mut self, mm: &Mm, page: u64) -> Result<u8, String> {
+        let at = self.touch(mm, page, Access::Read)?;
+        let mut byte = [0];
+        mm.store().read(at, 0, &mut byte);
+        Ok(byte[0])
+    }
+
+    /// Makes an access until it succeeds; file reads bring zeroes.
+    pub(crate) fn touch(&mut self, mm: &Mm, page: u64, access: Access) -> Result<Pfn, String> {
+        let at = vpn(page).va();
+        for _ in 0..4 {
+            if let Ok(found) = self.mmu.translate(mm.store(), at, access) {
+                return Ok(found.frame);
+            }
+            let mut outcome = mm.fault(&self.space, at, access);
+            if let FaultOutcome::Read(ticket) = outcome {
+                let length = ticket.length();
+                ticket
+                    .frames()
+                    .iter()
+                    .for_each(|frame| mm.store().zero(*frame));
+                outcome = mm.complete_read(ticket, Ok(length));
+            }
+            match outcome {
+                FaultOutcome::Resolved(resolution) => self.flush(mm, resolution.flush),
+                FaultOutcome::Read(_) => return Err("a read after a read".into()),
+                FaultOutcome::Denied(denied) => return Err(format!("{denied:?}")),
+                FaultOutcome::NoMemory => return Err("NoMemory".into()),
+            }
+        }
+        Err("still faulting".into())
+    }
+}

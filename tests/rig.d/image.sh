@@ -1,0 +1,129 @@
+# shellcheck shell=bash
+# What the machine boots: a Debian cloud kernel, a busybox initramfs (base.cpio) and a small Debian
+# userland copied from the host (userland.cpio). Sourced by `rig`; uses its say, die and note.
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+apt_updated=0
+apt_update() {
+  [ "$apt_updated" = 1 ] && return 0
+  apt_updated=1; note "apt-get update"
+  as_root apt-get -qq update >> "$cache/apt.log" 2>&1
+}
+download_deb() {
+  ( cd "$cache/debs" && apt-get -qq -o APT::Sandbox::User=root download "$1" ) >> "$cache/apt.log" 2>&1
+}
+unpack_deb() { # PACKAGE FOLDER: download and unpack it there
+  local deb
+  mkdir -p "$cache/debs" "$2"; rm -f "$cache/debs/$1"_*.deb
+  download_deb "$1" || { apt_update; download_deb "$1"; } || die "cannot download $1 (see $cache/apt.log)"
+  deb=$(find "$cache/debs" -name "$1_*.deb" | head -1)
+  dpkg-deb -x "$deb" "$2" || die "cannot unpack $deb"
+  rm -f "$deb"
+}
+first_dependency() { apt-cache depends "$1" 2>/dev/null | awk '$1 == "Depends:" { print $2; exit }'; }
+
+# QEMU from the distribution, when it is not there yet.
+need_qemu() {
+  command -v qemu-system-x86_64 > /dev/null && return 0
+  command -v apt-get > /dev/null || die "needs qemu-system-x86_64, and there is no apt-get to install it with"
+  note "installing qemu-system-x86"; apt_update
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
+    install qemu-system-x86 < /dev/null >> "$cache/apt.log" 2>&1 ||
+    { tail -n 5 "$cache/apt.log" >&2; die "cannot install qemu-system-x86 (see $cache/apt.log)"; }
+}
+
+pack() { ( cd "$1" && find . -mindepth 1 | "$2" cpio -o -H newc -R 0:0 2> /dev/null ); } # FOLDER BUSYBOX
+
+# The folders of a merged-/usr Debian, so that archives can be laid over each other.
+skeleton() {
+  mkdir -p "$1"/usr/{bin,sbin,lib,lib64} "$1"/{rig,etc,dev,proc,sys,tmp,run,root,home}
+  local d; for d in bin sbin lib lib64; do ln -sfn usr/$d "$1/$d"; done
+}
+
+build_base() {
+  local t=$base.tmp.$$ image version found m
+  rm -rf "$t"; mkdir -p "$t"; skeleton "$t/root"; mkdir -p "$t/root/rig/modules"
+  image=$(first_dependency linux-image-cloud-amd64)
+  [ -n "$image" ] || { apt_update; image=$(first_dependency linux-image-cloud-amd64); }
+  [ -n "$image" ] || die "apt knows no linux-image-cloud-amd64: the machine's kernel is Debian's"
+  note "fetching $image"
+  unpack_deb "$image" "$t/kernel"
+  unpack_deb busybox-static "$t/unpacked"
+  cp "$t/unpacked/bin/busybox" "$t/busybox"; cp "$t/busybox" "$t/root/rig/busybox"
+  mkdir "$t/root/rig/bin"
+  for m in $("$t/busybox" --list); do ln -s ../busybox "$t/root/rig/bin/$m"; done
+  version=$(ls "$t/kernel/lib/modules")
+  cp "$t/kernel/boot/vmlinuz-$version" "$t/vmlinuz"
+  for m in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_console irqbypass ccp kvm kvm-amd; do
+    found=$(find "$t/kernel/lib/modules" \( -name "$m.ko" -o -name "$m.ko.xz" \) | head -1)
+    case $found in
+      *.xz) "$t/busybox" xz -dc < "$found" > "$t/root/rig/modules/$m.ko";;
+      *.ko) cp "$found" "$t/root/rig/modules/";;
+    esac
+  done
+  [ -s "$t/root/rig/modules/kvm-amd.ko" ] || die "no kvm-amd module in $image"
+  install -m 755 "$here/rig.d/init" "$t/root/init"
+  pack "$t/root" "$t/busybox" > "$t/base.cpio" || die "cannot pack the initramfs"
+  rm -rf "$t/kernel" "$t/unpacked" "$t/root"
+  echo "$version" > "$t/version"
+  rm -rf "$base"; mv "$t" "$base"
+}
+
+# Packages of rig.d/userland that the host has, with what they depend on, as "name version" lines.
+userland_packages() {
+  local wanted
+  wanted=$(sed -e 's/#.*//' -e '/^ *$/d' "$here/rig.d/userland")
+  # shellcheck disable=SC2086
+  dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\n' $wanted 2> /dev/null | awk '$1 == "ii" { print $2, $3 }'
+}
+
+build_userland() { # PACKAGES-FILE
+  local t=$1.tmp.$$ list pkg
+  list=$t.list
+  rm -rf "$t"; skeleton "$t"
+  note "copying the userland: $(awk '{ printf "%s ", $1 }' "$1")"
+  while read -r pkg _; do dpkg -L "$pkg"; done < "$1" |
+    grep -Ev '^/usr/share/(doc|man|info|locale|lintian|bash-completion|bug|doc-base|pixmaps|applications|menu|gcc)(/|$)|/(__pycache__|test|idlelib|ensurepip|config-3[^/]*)(/|$)' |
+    sort -u | while read -r f; do if [ -f "$f" ] || [ -L "$f" ]; then echo "$f"; fi; done > "$list"
+  # With their folders resolved (/bin is /usr/bin), and the libraries that the programs name.
+  while read -r f; do
+    printf '%s/%s\n' "$(realpath -m "${f%/*}/")" "${f##*/}"
+  done < "$list" | sed 's,^//,/,' | sort -u > "$list.2"
+  local libs
+  libs=$(grep -E '/s?bin/|\.so' "$list.2" | xargs -r ldd 2> /dev/null |
+    awk '$2 == "=>" && $3 ~ /^\// { print $3 } $1 ~ /^\// && $2 ~ /^\(/ { print $1 }' | sort -u)
+  for f in $libs; do
+    printf '%s/%s\n' "$(realpath -m "${f%/*}/")" "${f##*/}"
+    realpath "$f"
+  done >> "$list.2"
+  sort -u "$list.2" | sed 's,^/,,' | tar -C / --no-recursion --ignore-failed-read -cf - -T - 2>> "$cache/userland.log" |
+    tar -C "$t" -xf - --no-same-owner || die "cannot copy the userland"
+  for f in sh awk; do
+    [ -e "$t/usr/bin/$f" ] || [ ! -e "/usr/bin/$f" ] || cp -L "/usr/bin/$f" "$t/usr/bin/$f"
+  done
+  mkdir -p "$t/etc"
+  [ -e "$t/etc/ld.so.cache" ] || cp /etc/ld.so.cache "$t/etc/" 2> /dev/null
+  printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n' > "$t/etc/passwd"
+  printf 'root:x:0:\nnogroup:x:65534:\n' > "$t/etc/group"
+  pack "$t" "$base/busybox" > "$1.cpio.tmp" && mv "$1.cpio.tmp" "$1.cpio"
+  rm -rf "$t" "$list" "$list.2"
+}
+
+# Fills the cache; sets `base` and `userland` (the archive's path, or nothing).
+prepare_images() {
+  mkdir -p "$cache" || die "cannot make $cache"
+  local stamp packages
+  stamp=$(cat "$here/rig" "$here"/rig.d/* | sha256sum | head -c 12)
+  base=$cache/base-$stamp
+  exec 9> "$cache/lock"; flock 9
+  need_qemu
+  [ -f "$base/version" ] || build_base
+  userland=
+  if [ "$with_userland" = 1 ]; then
+    packages=$(userland_packages)
+    userland=$base/userland-$(sha256sum <<< "$packages" | head -c 12)
+    [ -f "$userland.cpio" ] || { echo "$packages" > "$userland"; build_userland "$userland"; }
+    userland=$userland.cpio
+  fi
+  flock -u 9; exec 9>&-
+}

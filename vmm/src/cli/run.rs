@@ -1,0 +1,176 @@
+//! `vmm run`: a program in a virtual machine.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::{STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, complain};
+use crate::config::{Mount, RunConfig};
+use crate::machine::{self, RunError};
+
+/// Run an unmodified Linux program in a virtual machine
+///
+/// The program runs in ring 3 of a machine of its own, without a guest kernel. Without --root it
+/// sees only itself, its interpreter and its libraries; no process, environment variable or device of
+/// the host is visible to it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit status: the program's; 128+N if signal N ended it; 124 if --timeout ran out; 125 if vmm itself \
+failed; 126 if the program cannot be executed; 127 if it was not found. `vmm doctor` tells whether \
+this host can run guests.")]
+pub(super) struct RunArgs {
+    /// Memory of the machine, page tables included
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    memory: Size,
+
+    /// Show this host directory, read-only, as the guest's /
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+
+    /// Show a host directory, writable, at the same or another path (repeatable)
+    #[arg(long, value_name = "HOST[:GUEST]")]
+    rw: Vec<OsString>,
+
+    /// Put an empty in-memory file system there (repeatable)
+    #[arg(long, value_name = "PATH")]
+    tmpfs: Vec<OsString>,
+
+    /// Start in this directory of the guest
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    workdir: OsString,
+
+    /// Set an environment variable (repeatable); the host's are not passed on
+    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE")]
+    env: Vec<OsString>,
+
+    /// Show every system call on standard error
+    #[arg(long)]
+    strace: bool,
+
+    /// Print what was counted on standard error at the end
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    stats: Option<StatsFormat>,
+
+    /// End the machine after this many seconds, with status 124
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+
+    /// Processes the machine may have at once; fork gives EAGAIN beyond
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=32_000))]
+    max_procs: u32,
+
+    /// Processors of the machine [default: the host's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    cpus: Option<u8>,
+
+    /// The program: looked up in PATH on the host, or in the guest's with --root
+    #[arg(value_name = "PROGRAM", required = true)]
+    program: OsString,
+
+    /// Its arguments
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+/// How `--stats` is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum StatsFormat {
+    /// A table.
+    Text,
+    /// One JSON object on the last line.
+    Json,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    match Duration::try_from_secs_f64(number) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("a timeout is more than 0 seconds".to_owned()),
+    }
+}
+
+impl RunArgs {
+    fn config(&self) -> Result<RunConfig, String> {
+        let mut mounts = Vec::new();
+        for spec in &self.rw {
+            let bytes = spec.clone().into_vec();
+            let (host, guest) = match bytes.iter().position(|&b| b == b':') {
+                Some(at) => (bytes[..at].to_vec(), bytes[at + 1..].to_vec()),
+                None => (bytes.clone(), bytes.clone()),
+            };
+            let host = PathBuf::from(OsString::from_vec(host));
+            let guest = if guest.starts_with(b"/") {
+                guest
+            } else {
+                // `--rw data` shows ./data at its own absolute path.
+                std::fs::canonicalize(OsString::from_vec(guest))
+                    .map_err(|e| format!("--rw {}: {e}", spec.display()))?
+                    .into_os_string()
+                    .into_vec()
+            };
+            mounts.push(Mount::ReadWrite { host, guest });
+        }
+        for path in &self.tmpfs {
+            let guest = path.clone().into_vec();
+            if !guest.starts_with(b"/") {
+                return Err(format!("--tmpfs {}: give an absolute path", path.display()));
+            }
+            mounts.push(Mount::Tmpfs { guest });
+        }
+        let mut env = Vec::new();
+        for pair in &self.env {
+            let bytes = pair.clone().into_vec();
+            match bytes.iter().position(|&b| b == b'=') {
+                Some(at) if at > 0 => env.push((bytes[..at].to_vec(), bytes[at + 1..].to_vec())),
+                _ => return Err(format!("--env {}: write NAME=VALUE", pair.display())),
+            }
+        }
+        let host_cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(RunConfig {
+            memory: self.memory.0,
+            root: self.root.clone(),
+            mounts,
+            workdir: self.workdir.clone().into_vec(),
+            env,
+            strace: self.strace,
+            timeout: self.timeout,
+            max_procs: self.max_procs as usize,
+            cpus: self.cpus.map_or(host_cpus.min(64), usize::from),
+            program: self.program.clone().into_vec(),
+            args: self.args.iter().map(|a| a.clone().into_vec()).collect(),
+        })
+    }
+}
+
+pub(super) fn main(args: &RunArgs) -> ExitCode {
+    let config = match args.config() {
+        Ok(config) => config,
+        Err(message) => {
+            eprintln!("vmm: {message}");
+            return ExitCode::from(STATUS_FAILURE);
+        }
+    };
+    match machine::run(&config) {
+        Ok(ended) => {
+            match args.stats {
+                None => {}
+                Some(StatsFormat::Text) => eprint!("{}", ended.report),
+                Some(StatsFormat::Json) => match serde_json::to_string(&ended.report) {
+                    Ok(text) => eprintln!("{text}"),
+                    Err(error) => complain(&error),
+                },
+            }
+            ExitCode::from(ended.status)
+        }
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(match error {
+                RunError::NotFound { .. } => STATUS_NOT_FOUND,
+                RunError::NotExecutable { .. } => STATUS_NOT_EXECUTABLE,
+                _ => STATUS_FAILURE,
+            })
+        }
+    }
+}

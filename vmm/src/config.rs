@@ -1,0 +1,48 @@
+//! What a person asked for, checked once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A part of the guest's file tree besides its root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mount {
+    /// A host directory, writable.
+    ReadWrite {
+        /// Host path.
+        host: PathBuf,
+        /// Absolute guest path.
+        guest: Vec<u8>,
+    },
+    /// An empty in-memory file system.
+    Tmpfs {
+        /// Absolute guest path.
+        guest: Vec<u8>,
+    },
+}
+
+/// What `vmm run` was asked to do.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// Bytes of guest memory, page tables included.
+    pub memory: u64,
+    /// Host directory shown read-only as `/`; without it only the program and what it needs.
+    pub root: Option<PathBuf>,
+    /// Other parts of the file tree.
+    pub mounts: Vec<Mount>,
+    /// Guest directory to start in.
+    pub workdir: Vec<u8>,
+    /// Environment variables besides the few that are always there.
+    pub env: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Show system calls.
+    pub strace: bool,
+    /// End after this long.
+    pub timeout: Option<Duration>,
+    /// Processes at once.
+    pub max_procs: usize,
+    /// Processors.
+    pub cpus: usize,
+    /// The program, as given.
+    pub program: Vec<u8>,
+    /// Its arguments, without its name.
+    pub args: Vec<Vec<u8>>,
+}

@@ -1,0 +1,555 @@
+//! A virtual CPU: entering the guest with a thread's registers, and what an exit means.
+//!
+//! Registers and system registers travel in the shared `kvm_run` page (`KVM_CAP_SYNC_REGS`), so an
+//! exit costs one ioctl, the next `KVM_RUN`. An exit may find the processor in ring 0, inside a
+//! stub of the monitor; the thread's record always holds ring-3 state, and entering chooses the
+//! cheapest way from where the processor is to there:
+//!
+//! * from the SYSCALL stub, when only general registers changed: run on into its SYSRET;
+//! * from ring 3: set the general registers;
+//! * otherwise: set segments as well;
+//! * when a flush is due or the address space changes: through the monitor's `enter`.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use guest::abi::{self, MONITOR_CODE_VA, SYSCALL_STUB_VA, selector};
+use guest::monitor;
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_sregs};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use vm_memory::{Bytes, MmapRegion, VolatileMemory};
+
+use super::regs::{FIXED_FLAGS, USER_FLAGS, initial_sregs, msrs, segment};
+use super::vm::{Vm, VmError, refused};
+use super::xsave;
+use crate::hv::{CpuError, Exit, Flush, IretWorks, SyscallRing, Trap};
+use crate::linux::thread::{Regs, XsaveArea};
+
+/// The area of guest memory a virtual CPU shares with the monitor: TSS, stack, list.
+#[derive(Clone, Debug)]
+pub struct CpuArea {
+    memory: Arc<MmapRegion>,
+    offset: usize,
+}
+
+impl CpuArea {
+    /// The area at byte `offset` of `memory`.
+    #[must_use]
+    pub fn new(memory: Arc<MmapRegion>, offset: usize) -> Self {
+        Self { memory, offset }
+    }
+
+    fn at(&self, offset: u64, len: usize) -> vm_memory::VolatileSlice<'_> {
+        self.memory
+            .get_slice(self.offset + offset as usize, len)
+            .expect("inside the area")
+    }
+
+    fn write_words(&self, offset: u64, words: &[u64]) {
+        self.at(offset, words.len() * 8).copy_from(words);
+    }
+
+    fn read_words<const N: usize>(&self, offset: u64) -> [u64; N] {
+        let mut words = [0; N];
+        self.at(offset, N * 8).copy_to(&mut words);
+        words
+    }
+
+    /// Puts the TSS in place.
+    pub fn write_tss(&self, bytes: &[u8]) {
+        self.at(abi::AREA_TSS, bytes.len())
+            .write_slice(bytes, 0)
+            .expect("fits");
+    }
+}
+
+/// What a virtual CPU is made with.
+pub struct CpuSetup {
+    /// Its index, below [`abi::MAX_CPUS`].
+    pub index: u64,
+    /// Its area.
+    pub area: CpuArea,
+    /// The first root CR3 holds: any that maps the monitor.
+    pub root: u64,
+    /// CR4 bits beyond the necessary ones.
+    pub cr4: u64,
+    /// XCR0, 0 where XSAVE is not to be used.
+    pub xcr0: u64,
+    /// Where SYSCALL ends up on this host.
+    pub syscall: SyscallRing,
+    /// Whether the monitor's `enter` can leave by IRET.
+    pub iret: IretWorks,
+}
+
+/// Where the stopped processor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// Behind the `out` of the SYSCALL stub in ring 0, with the thread's registers.
+    SyscallStub,
+    /// In ring 3, with the thread's segments.
+    Ring3,
+    /// In ring 0 after an exception, or before its first run: segments must be set.
+    Elsewhere,
+    /// Inside the monitor's `enter`: not in ring 3 since it was last asked to.
+    Monitor,
+}
+
+/// A virtual CPU.
+pub struct Vcpu {
+    fd: VcpuFd,
+    vm: Arc<Vm>,
+    index: u64,
+    area: CpuArea,
+    at: At,
+    root: u64,
+    bases: (u64, u64),
+    syscall: SyscallRing,
+    iret: IretWorks,
+}
+
+fn cpu_error(what: &'static str, verb: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> CpuError {
+    move |e| CpuError {
+        what,
+        verb,
+        source: io::Error::from_raw_os_error(e.errno()),
+    }
+}
+
+impl Vcpu {
+    /// A virtual CPU of `vm`.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn new(vm: &Arc<Vm>, setup: CpuSetup) -> Result<Self, VmError> {
+        let mut fd = vm
+            .fd
+            .create_vcpu(setup.index)
+            .map_err(refused("a virtual CPU"))?;
+        fd.set_cpuid2(&vm.cpuid)
+            .map_err(refused("the CPUID leaves"))?;
+        let mut sregs = fd.get_sregs().map_err(refused("the system registers"))?;
+        initial_sregs(&mut sregs, setup.index, setup.root, setup.cr4);
+        fd.set_sregs(&sregs).map_err(refused("64-bit mode"))?;
+        if setup.xcr0 != 0 {
+            let mut xcrs = fd.get_xcrs().map_err(refused("XCR0"))?;
+            xcrs.nr_xcrs = 1;
+            xcrs.xcrs[0].xcr = 0;
+            xcrs.xcrs[0].value = setup.xcr0;
+            fd.set_xcrs(&xcrs).map_err(refused("XCR0"))?;
+        }
+        for msr in msrs(setup.index) {
+            let one = Msrs::from_entries(&[msr]).expect("one entry");
+            let set = fd.set_msrs(&one).map_err(refused("the MSRs"))?;
+            if set != 1 && msr.index != super::regs::MSR_TSC_AUX {
+                return Err(VmError::Refused {
+                    what: "a SYSCALL MSR",
+                    source: io::Error::from_raw_os_error(libc::EINVAL),
+                });
+            }
+        }
+        if let Err(error) = super::ioctls::clear_tsc_offset(&fd) {
+            // The probe notices, and the vDSO makes a system call.
+            tracing::debug!(%error, "KVM keeps an offset in the guest's time stamp counter");
+        }
+        fd.set_sync_valid_reg(SyncReg::Register);
+        fd.set_sync_valid_reg(SyncReg::SystemRegister);
+        fd.get_kvm_run().s.regs.sregs = sregs;
+        vm.ioctls.fetch_add(8, Ordering::Relaxed);
+        Ok(Self {
+            fd,
+            vm: Arc::clone(vm),
+            index: setup.index,
+            area: setup.area,
+            at: At::Elsewhere,
+            root: setup.root,
+            bases: (0, 0),
+            syscall: setup.syscall,
+            iret: setup.iret,
+        })
+    }
+
+    /// Its index.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// Runs the guest in ring 3 with `regs` on the page tables at `root` until it exits; `regs` then
+    /// holds its ring-3 state. `flush` is done before its first instruction: the second half of the
+    /// result says whether it was (a kick may have come first; then it is still due).
+    ///
+    /// # Errors
+    /// KVM refused to run.
+    pub fn run(
+        &mut self,
+        regs: &mut Regs,
+        root: u64,
+        flush: Flush<'_>,
+    ) -> Result<(Exit, bool), CpuError> {
+        if flush == Flush::None && root == self.root {
+            self.load(regs);
+            return Ok((self.run_once(regs)?, true));
+        }
+        let mut lists = flush.touches().chunks(abi::LIST_LENGTH).peekable();
+        loop {
+            let list = lists.next().unwrap_or_default();
+            let last = lists.peek().is_none();
+            self.area.write_words(abi::AREA_LIST, list);
+            if last && self.iret == IretWorks::Yes {
+                self.load_enter(regs, root, list.len());
+                let exit = self.run_once(regs)?;
+                let done = self.at != At::Monitor;
+                return Ok((exit, done));
+            }
+            self.load_enter_out(root, list.len());
+            match self.run_once(regs)? {
+                Exit::MonitorDone => {}
+                other => return Ok((other, false)),
+            }
+            if last {
+                self.load(regs);
+                return Ok((self.run_once(regs)?, true));
+            }
+        }
+    }
+
+    /// Sets the processor's registers from `regs`, the cheapest way from where it is.
+    fn load(&mut self, regs: &Regs) {
+        let bases = (regs.fs_base, regs.gs_base);
+        let flags = user_flags(regs.rflags);
+        let by_sysret = self.at == At::SyscallStub
+            && bases == self.bases
+            && regs.rcx == regs.rip
+            && user_flags(regs.r11) == flags;
+        let segments = !by_sysret && (self.at != At::Ring3 || bases != self.bases);
+        let s = self.fd.sync_regs_mut();
+        put_regs(&mut s.regs, regs);
+        if by_sysret {
+            s.regs.rip = SYSCALL_STUB_VA + monitor::STUB_OUT_BYTES;
+            s.regs.rflags = 2;
+            s.regs.r11 = flags;
+        } else {
+            s.regs.rip = regs.rip;
+            s.regs.rflags = flags;
+        }
+        if segments {
+            set_segments(&mut s.sregs, selector::USER_CS, selector::USER_DS, bases);
+            self.bases = bases;
+        }
+        self.mark_dirty(segments);
+    }
+
+    /// Sets up the monitor's `enter`, which leaves to ring 3 with `regs`.
+    fn load_enter(&mut self, regs: &Regs, root: u64, touches: usize) {
+        let frame = [
+            regs.rax,
+            regs.rdx,
+            regs.rsi,
+            regs.rdi,
+            regs.rip,
+            u64::from(selector::USER_CS),
+            user_flags(regs.rflags),
+            regs.rsp,
+            u64::from(selector::USER_DS),
+        ];
+        let at = abi::AREA_STACK_TOP - (frame.len() * 8) as u64 - 8;
+        self.area.write_words(at, &frame);
+        let s = self.fd.sync_regs_mut();
+        put_regs(&mut s.regs, regs);
+        s.regs.rip = MONITOR_CODE_VA + monitor::enter_offset();
+        s.regs.rsp = abi::cpu_area(self.index) + at;
+        self.call_monitor((regs.fs_base, regs.gs_base), root, touches);
+    }
+
+    /// Sets up the monitor's `enter_out`, which comes back.
+    fn load_enter_out(&mut self, root: u64, touches: usize) {
+        let s = self.fd.sync_regs_mut();
+        s.regs.rip = MONITOR_CODE_VA + monitor::enter_out_offset();
+        s.regs.rsp = abi::cpu_area(self.index) + abi::AREA_STACK_TOP;
+        self.call_monitor(self.bases, root, touches);
+    }
+
+    fn call_monitor(&mut self, bases: (u64, u64), root: u64, touches: usize) {
+        let list = abi::cpu_area(self.index) + abi::AREA_LIST;
+        let s = self.fd.sync_regs_mut();
+        s.regs.rflags = 2;
+        s.regs.rax = root;
+        s.regs.rsi = list;
+        s.regs.rdi = touches as u64;
+        set_segments(
+            &mut s.sregs,
+            selector::KERNEL_CS,
+            selector::KERNEL_DS,
+            bases,
+        );
+        s.sregs.cr3 = root;
+        self.bases = bases;
+        self.root = root;
+        self.mark_dirty(true);
+    }
+
+    fn mark_dirty(&mut self, segments: bool) {
+        self.fd.set_sync_dirty_reg(SyncReg::Register);
+        if segments {
+            self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+        }
+    }
+
+    /// One `KVM_RUN`; `regs` is replaced if the guest was in ring 3 when it exited.
+    fn run_once(&mut self, regs: &mut Regs) -> Result<Exit, CpuError> {
+        self.vm.ioctls.fetch_add(1, Ordering::Relaxed);
+        let how = match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => Raw::Out(port, data.len()),
+            Ok(VcpuExit::IoIn(port, _)) => Raw::Other(format!("input from port {port:#x}")),
+            Ok(VcpuExit::MmioRead(gpa, _)) => {
+                Raw::Other(format!("a read of {gpa:#x}, which is not memory"))
+            }
+            Ok(VcpuExit::MmioWrite(gpa, _)) => {
+                Raw::Other(format!("a write to {gpa:#x}, which is not memory"))
+            }
+            Ok(VcpuExit::Intr) => Raw::Interrupted,
+            Ok(other) => Raw::Other(format!("{other:?}")),
+            Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Raw::Interrupted,
+            Err(e) => return Err(cpu_error("program", "run")(e)),
+        };
+        Ok(self.decode(how, regs))
+    }
+
+    /// What an exit means, by where the processor is.
+    fn decode(&mut self, how: Raw, regs: &mut Regs) -> Exit {
+        let s = self.fd.sync_regs_mut();
+        let (gp, sregs) = (s.regs, s.sregs);
+        self.bases = (sregs.fs.base, sregs.gs.base);
+        if sregs.cs.selector & 3 == 3 {
+            self.at = At::Ring3;
+            return self.decode_ring3(how, &gp, regs);
+        }
+        self.at = At::Monitor;
+        if gp.rip.wrapping_sub(SYSCALL_STUB_VA) < monitor::STUB_OUT_BYTES
+            || (gp.rip == SYSCALL_STUB_VA + monitor::STUB_OUT_BYTES
+                && how == Raw::Out(abi::PORT_SYSCALL, 1))
+        {
+            // Before its `out` if a kick came first: the call is as good as made.
+            take_regs(&gp, self.bases, regs);
+            regs.rip = gp.rcx;
+            regs.rflags = user_flags(gp.r11);
+            if let Raw::Other(what) = how {
+                return Exit::Broken(what);
+            }
+            self.at = if how == Raw::Interrupted {
+                At::Elsewhere
+            } else {
+                At::SyscallStub
+            };
+            return Exit::Syscall;
+        }
+        let offset = gp.rip.wrapping_sub(MONITOR_CODE_VA);
+        if let Some(vector) = monitor::vector_at(offset) {
+            if let Raw::Other(what) = how {
+                return Exit::Broken(what);
+            }
+            return self.decode_exception(vector, &gp, sregs.cr2, regs);
+        }
+        match how {
+            Raw::Out(abi::PORT_DONE, _) => Exit::MonitorDone,
+            // Before its first ring-3 instruction: the record already says what it should be.
+            Raw::Interrupted => Exit::Kicked,
+            Raw::Out(port, _) => {
+                Exit::Broken(format!("ring 0 at {:#x} wrote to port {port:#x}", gp.rip))
+            }
+            Raw::Other(what) => Exit::Broken(format!("ring 0 at {:#x}: {what}", gp.rip)),
+        }
+    }
+
+    fn decode_ring3(&self, how: Raw, gp: &kvm_bindings::kvm_regs, regs: &mut Regs) -> Exit {
+        take_regs(gp, self.bases, regs);
+        match how {
+            Raw::Interrupted => Exit::Kicked,
+            Raw::Out(abi::PORT_SYSCALL, 1) => {
+                let at = gp.rip.wrapping_sub(SYSCALL_STUB_VA);
+                let genuine = self.syscall == SyscallRing::Three && at <= monitor::STUB_OUT_BYTES;
+                if !genuine || !user_address(gp.rcx) {
+                    return Exit::Forged;
+                }
+                regs.rip = gp.rcx;
+                regs.rflags = user_flags(gp.r11);
+                Exit::Syscall
+            }
+            Raw::Out(..) => Exit::Forged,
+            Raw::Other(what) => Exit::Broken(what),
+        }
+    }
+
+    /// An exception: its frame is on the stack of the virtual CPU's area.
+    fn decode_exception(
+        &mut self,
+        vector: u8,
+        gp: &kvm_bindings::kvm_regs,
+        cr2: u64,
+        regs: &mut Regs,
+    ) -> Exit {
+        let top = abi::cpu_area(self.index) + abi::AREA_STACK_TOP;
+        let with_code = monitor::has_error_code(vector);
+        let length = if with_code { 48 } else { 40 };
+        if gp.rsp != top - length {
+            return Exit::Broken(format!("exception {vector} in ring 0, RSP {:#x}", gp.rsp));
+        }
+        let at = abi::AREA_STACK_TOP - length;
+        let error = if with_code {
+            self.area.read_words::<1>(at)[0]
+        } else {
+            0
+        };
+        let [rip, cs, rflags, rsp, _ss] = self.area.read_words::<5>(abi::AREA_STACK_TOP - 40);
+        if cs & 3 != 3 {
+            return Exit::Broken(format!("exception {vector} in ring 0 at {rip:#x}"));
+        }
+        take_regs(gp, self.bases, regs);
+        (regs.rip, regs.rflags, regs.rsp) = (rip, user_flags(rflags), rsp);
+        self.at = At::Elsewhere;
+        Exit::Trap(Trap {
+            vector,
+            error,
+            address: cr2,
+        })
+    }
+
+    /// Whether it was stopped in ring 0.
+    #[must_use]
+    pub fn stopped_in_ring_zero(&self) -> bool {
+        self.at != At::Ring3
+    }
+
+    /// Whether flushes may leave the monitor by IRET.
+    pub fn set_iret(&mut self, iret: IretWorks) {
+        self.iret = iret;
+    }
+
+    /// Sets what RDTSCP returns.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn set_tsc_aux(&self, value: u32) -> Result<(), CpuError> {
+        let entry = kvm_msr_entry {
+            index: super::regs::MSR_TSC_AUX,
+            data: u64::from(value),
+            ..Default::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).expect("one entry");
+        match self
+            .fd
+            .set_msrs(&msrs)
+            .map_err(cpu_error("TSC_AUX", "set"))?
+        {
+            1 => Ok(()),
+            _ => Err(cpu_error("TSC_AUX", "set")(kvm_ioctls::Error::new(
+                libc::EINVAL,
+            ))),
+        }
+    }
+
+    /// Copies the FPU state out.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn fpu(&self) -> Result<XsaveArea, CpuError> {
+        self.vm.ioctls.fetch_add(1, Ordering::Relaxed);
+        xsave::get(&self.fd, self.vm.xsave_bytes).map_err(cpu_error("FPU state", "read"))
+    }
+
+    /// Sets the FPU state.
+    ///
+    /// # Errors
+    /// KVM refused it.
+    pub fn set_fpu(&self, area: &XsaveArea) -> Result<(), CpuError> {
+        self.vm.ioctls.fetch_add(1, Ordering::Relaxed);
+        xsave::set(&self.fd, area).map_err(cpu_error("FPU state", "set"))
+    }
+
+    /// Lets `signal` interrupt the guest, though the thread blocks it: pending or arriving, it makes
+    /// [`Vcpu::run`] return [`Exit::Kicked`].
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn set_kick_signal(&self, signal: i32) -> Result<(), CpuError> {
+        super::ioctls::allow_signal(&self.fd, signal).map_err(|source| CpuError {
+            what: "signal mask",
+            verb: "set",
+            source,
+        })
+    }
+}
+
+/// An exit as KVM tells it, without borrows.
+#[derive(Debug, PartialEq, Eq)]
+enum Raw {
+    Out(u16, usize),
+    Interrupted,
+    Other(String),
+}
+
+fn user_flags(flags: u64) -> u64 {
+    flags & USER_FLAGS | FIXED_FLAGS
+}
+
+/// Whether ring 3 may be resumed at `va`: Linux's limit, below the non-canonical hole, where SYSRET
+/// would fault in ring 0.
+fn user_address(va: u64) -> bool {
+    va < 0x7fff_ffff_f000
+}
+
+fn set_segments(sregs: &mut kvm_sregs, cs: u16, ss: u16, bases: (u64, u64)) {
+    sregs.cs = segment(cs);
+    sregs.ss = segment(ss);
+    sregs.fs.base = bases.0;
+    sregs.gs.base = bases.1;
+}
+
+fn put_regs(to: &mut kvm_bindings::kvm_regs, from: &Regs) {
+    *to = kvm_bindings::kvm_regs {
+        rax: from.rax,
+        rbx: from.rbx,
+        rcx: from.rcx,
+        rdx: from.rdx,
+        rsi: from.rsi,
+        rdi: from.rdi,
+        rsp: from.rsp,
+        rbp: from.rbp,
+        r8: from.r8,
+        r9: from.r9,
+        r10: from.r10,
+        r11: from.r11,
+        r12: from.r12,
+        r13: from.r13,
+        r14: from.r14,
+        r15: from.r15,
+        rip: from.rip,
+        rflags: from.rflags,
+    };
+}
+
+fn take_regs(from: &kvm_bindings::kvm_regs, bases: (u64, u64), to: &mut Regs) {
+    *to = Regs {
+        rax: from.rax,
+        rbx: from.rbx,
+        rcx: from.rcx,
+        rdx: from.rdx,
+        rsi: from.rsi,
+        rdi: from.rdi,
+        rsp: from.rsp,
+        rbp: from.rbp,
+        r8: from.r8,
+        r9: from.r9,
+        r10: from.r10,
+        r11: from.r11,
+        r12: from.r12,
+        r13: from.r13,
+        r14: from.r14,
+        r15: from.r15,
+        rip: from.rip,
+        rflags: user_flags(from.rflags),
+        fs_base: bases.0,
+        gs_base: bases.1,
+    };
+}

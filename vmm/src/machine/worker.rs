@@ -1,0 +1,299 @@
+//! A worker: a host thread with a virtual CPU that runs guest threads, one at a time.
+//!
+//! The protocol between this loop and the signals of the Linux layer is described in
+//! [`crate::linux::signal`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::fpu::FpuSwitch;
+use super::kick::Kicker;
+use super::stats::{Counters, count};
+use super::strace::Strace;
+use super::trap::{self, Faulted};
+use crate::hv::kvm::vcpu::Vcpu;
+use crate::hv::{CpuError, Exit, Flush, Trap};
+use crate::linux::Errno;
+use crate::linux::call::{Args, CallRecord, Ctx, Stop, Wait};
+use crate::linux::kernel::Kernel;
+use crate::linux::process::SigInfo;
+use crate::linux::sched::Kick;
+use crate::linux::signal::{self, Outcome, Settled};
+use crate::linux::table::Table;
+use crate::linux::thread::{Cpu, Thread};
+use crate::memory::Flushes;
+
+/// What all workers of a machine share.
+pub struct Shared {
+    /// The Linux layer.
+    pub kernel: Arc<Kernel>,
+    /// The system calls.
+    pub table: Table,
+    /// What is counted.
+    pub counters: Counters,
+    /// Where system calls are shown, if they are.
+    pub strace: Option<Strace>,
+}
+
+/// A worker.
+pub struct Worker {
+    shared: Arc<Shared>,
+    index: usize,
+    cpu: Vcpu,
+    fpu: FpuSwitch,
+    kicker: Arc<Kicker>,
+}
+
+impl Worker {
+    /// A worker with virtual CPU `cpu`, to be made on the thread that will run it.
+    ///
+    /// # Errors
+    /// KVM refused the signal mask or the FPU state.
+    pub fn new(shared: Arc<Shared>, cpu: Vcpu, xcr0: u64) -> Result<Self, CpuError> {
+        let kicker = Arc::new(Kicker::for_this_thread());
+        cpu.set_kick_signal(Kicker::signal())?;
+        let index = cpu.index() as usize;
+        let fpu = FpuSwitch::new(&cpu, xcr0)?;
+        Ok(Self { shared, index, cpu, fpu, kicker })
+    }
+
+    /// Runs guest threads until the machine ends.
+    ///
+    /// # Errors
+    /// KVM refused to go on: the machine cannot either.
+    pub fn run(mut self) -> Result<(), CpuError> {
+        let kick: Arc<dyn Kick> = Arc::clone(&self.kicker) as _;
+        while let Some(thread) = self.shared.kernel.sched.next(&kick) {
+            self.run_thread(thread)?;
+        }
+        Ok(())
+    }
+
+    /// Runs one thread until it is parked, ended, or its slice is over.
+    fn run_thread(&mut self, mut thread: Box<Thread>) -> Result<(), CpuError> {
+        let shared = Arc::clone(&self.shared);
+        let sched = &shared.kernel.sched;
+        let mut since = Instant::now();
+        while !sched.has_ended() {
+            let seen = sched.epoch();
+            let turn = self.turn(&mut thread)?;
+            let now = Instant::now();
+            let spent = now.duration_since(since).as_nanos() as u64;
+            thread.shared.cpu_time.fetch_add(spent, Ordering::Relaxed);
+            since = now;
+            let back = match turn {
+                Turn::Again => Some(thread),
+                Turn::Exited => {
+                    sched.forget(thread.tid);
+                    None
+                }
+                Turn::Park(wait) => {
+                    self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
+                    sched.park(thread, wait, seen).err()
+                }
+                Turn::SliceOver => {
+                    self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
+                    sched.yield_running(thread).err()
+                }
+            };
+            match back {
+                Some(again) => thread = again,
+                None => return Ok(()),
+            }
+        }
+        sched.forget(thread.tid);
+        Ok(())
+    }
+
+    /// One round: signals, then a call that is in progress or a stay in the guest.
+    fn turn(&mut self, thread: &mut Thread) -> Result<Turn, CpuError> {
+        let shared = Arc::clone(&self.shared);
+        let attention = thread.shared.attention.load(Ordering::SeqCst);
+        if attention {
+            let mut cpu = self.fpu.access(&self.cpu, &shared.counters);
+            let mut c = context(&shared, thread, &mut cpu, CallRecord::default());
+            match signal::before_return(&mut c) {
+                Outcome::Resume => {}
+                Outcome::Park(wait) => return Ok(Turn::Park(wait)),
+                Outcome::Exited => return Ok(Turn::Exited),
+            }
+        }
+        if let Some(call) = thread.call.take() {
+            return Ok(self.make_call(&shared, thread, call));
+        }
+        self.enter(&shared, thread)
+    }
+
+    /// Makes a call, for the first time or again.
+    fn make_call(&mut self, shared: &Shared, thread: &mut Thread, call: CallRecord) -> Turn {
+        let (nr, args) = (call.nr, call.args);
+        let attention = thread.shared.attention.load(Ordering::SeqCst);
+        let mut cpu = self.fpu.access(&self.cpu, &shared.counters);
+        let mut c = context(shared, thread, &mut cpu, call);
+        c.interrupted = attention && signal::wants_handler(&c);
+        let result = match shared.table.get(nr) {
+            Some(entry) => {
+                if let Some(strace) = &shared.strace {
+                    strace.call(&c, entry, &args);
+                }
+                (entry.handler)(&mut c, &args)
+            }
+            None => {
+                unknown_call(shared, &c, nr, &args);
+                Err(Stop::Errno(Errno::NOSYS))
+            }
+        };
+        if let Some(strace) = &shared.strace {
+            strace.result(&c, shared.table.get(nr), &result);
+        }
+        match signal::settle(&mut c, result) {
+            Settled::Again => Turn::Again,
+            Settled::Park(wait) => Turn::Park(wait),
+            Settled::Exited => Turn::Exited,
+        }
+    }
+
+    /// A stay in the guest.
+    fn enter(&mut self, shared: &Shared, thread: &mut Thread) -> Result<Turn, CpuError> {
+        let memory = &shared.kernel.memory;
+        let (space, root) = (thread.mm.space.id(), thread.mm.space.root());
+        self.fpu.enter(&self.cpu, thread, &shared.counters)?;
+        let work = memory.flushes.take(self.index, space, root);
+        let flush = if work.needed { Flush::All { touches: &work.touches } } else { Flush::None };
+        let (exit, flushed) = self.cpu.run(&mut thread.regs, root.gpa(), flush)?;
+        if work.needed {
+            count(&shared.counters.flushes);
+            shared.counters.touches.fetch_add(work.touches.len() as u64, Ordering::Relaxed);
+        }
+        if flushed {
+            memory.acknowledge(Flushes::done(work));
+        } else {
+            memory.flushes.undo(self.index, space, work);
+        }
+        Ok(self.dispatch(shared, thread, exit))
+    }
+
+    /// What an exit leads to.
+    fn dispatch(&mut self, shared: &Shared, thread: &mut Thread, exit: Exit) -> Turn {
+        let counters = &shared.counters;
+        match exit {
+            Exit::Syscall => {
+                count(&counters.syscalls);
+                let r = &thread.regs;
+                let args = Args([r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9]);
+                let call = CallRecord { nr: r.rax, args, ..CallRecord::default() };
+                return self.make_call(shared, thread, call);
+            }
+            Exit::Trap(trap) if trap.vector == 14 => {
+                count(&counters.page_faults);
+                self.page_fault(shared, thread, trap);
+            }
+            Exit::Trap(trap) => {
+                count(&counters.exceptions);
+                let info = self.exception(shared, thread, trap);
+                self.fault(shared, thread, trap, info);
+            }
+            Exit::Forged => {
+                count(&counters.forged);
+                let trap = Trap { vector: 13, error: 0, address: 0 };
+                self.fault(shared, thread, trap, trap::general_protection());
+            }
+            Exit::Kicked => {
+                count(&counters.kicks);
+                self.kicker.taken();
+                return Turn::SliceOver;
+            }
+            Exit::MonitorDone => count(&counters.monitor),
+            Exit::Broken(what) => {
+                count(&counters.broken);
+                tracing::error!(pid = thread.pid, rip = thread.regs.rip, "the guest stopped: {what}");
+                self.kill(shared, thread);
+            }
+        }
+        Turn::Again
+    }
+
+    fn page_fault(&mut self, shared: &Shared, thread: &mut Thread, trap: Trap) {
+        match trap::page_fault(&shared.kernel.memory, thread, trap) {
+            Faulted::Resolved(_) | Faulted::ReadFile => {}
+            Faulted::Signal(info) => self.fault(shared, thread, trap, info),
+            Faulted::NoMemory if shared.kernel.memory.flushes.dead_wait() => {
+                // Frames of ended processes come back with the next entry: fault again then.
+                shared.kernel.memory.flushes.hurry(self.index);
+            }
+            Faulted::NoMemory => {
+                tracing::warn!(
+                    pid = thread.pid,
+                    "killed: the guest's memory is used up; run with a larger --memory"
+                );
+                self.kill(shared, thread);
+            }
+        }
+    }
+
+    /// The signal of an exception that is not a page fault.
+    fn exception(&mut self, shared: &Shared, thread: &mut Thread, trap: Trap) -> SigInfo {
+        let mut mxcsr = 0;
+        if trap.vector == 19 {
+            let mut fpu = thread.fpu.clone();
+            let mut cpu = self.fpu.access(&self.cpu, &shared.counters);
+            if let Ok(area) = cpu.save_fpu(&mut fpu) {
+                mxcsr = area.0.get(24..28).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            }
+        }
+        trap::exception_signal(trap, thread.regs.rip, mxcsr)
+    }
+
+    fn fault(&mut self, shared: &Shared, thread: &mut Thread, trap: Trap, info: SigInfo) {
+        thread.last_trap = (u64::from(trap.vector), trap.error, trap.address);
+        let mut cpu = self.fpu.access(&self.cpu, &shared.counters);
+        let mut c = context(shared, thread, &mut cpu, CallRecord::default());
+        signal::fault(&mut c, info);
+    }
+
+    /// Ends the thread's process as SIGKILL does.
+    fn kill(&mut self, shared: &Shared, thread: &Thread) {
+        let mut state = shared.kernel.state();
+        let info = SigInfo {
+            signo: libc::SIGKILL,
+            code: 0x80,
+            errno: 0,
+            fields: crate::linux::process::SigFields::None,
+        };
+        signal::send_to_process(&shared.kernel, &mut state, thread.pid, info);
+    }
+}
+
+/// What a handler works with.
+fn context<'a>(
+    shared: &'a Shared,
+    thread: &'a mut Thread,
+    cpu: &'a mut dyn Cpu,
+    call: CallRecord,
+) -> Ctx<'a> {
+    Ctx { k: &shared.kernel, t: thread, cpu, call, interrupted: false }
+}
+
+/// What a round came to.
+enum Turn {
+    /// Another one.
+    Again,
+    /// The thread waits.
+    Park(Wait),
+    /// Somebody else may run.
+    SliceOver,
+    /// The thread is over.
+    Exited,
+}
+
+/// A call that is not there: said once for each number.
+fn unknown_call(shared: &Shared, c: &Ctx<'_>, nr: u64, args: &Args) {
+    count(&shared.counters.unknown_syscalls);
+    if shared.table.first_time(nr) {
+        tracing::info!(nr, "the program makes a system call that is not there: ENOSYS");
+    }
+    if let Some(strace) = &shared.strace {
+        strace.unknown(c, nr, args);
+    }
+}
