@@ -3,7 +3,11 @@
 use super::call::Entry;
 
 /// The families' tables.
-const FAMILIES: &[&[Entry]] = &[super::signal::calls::TABLE, super::signal::kill::TABLE];
+const FAMILIES: &[&[Entry]] = &[
+    super::fs::calls::TABLE,
+    super::signal::calls::TABLE,
+    super::signal::kill::TABLE,
+];
 
 /// All families, those of folders included.
 fn families() -> impl Iterator<Item = &'static Entry> {

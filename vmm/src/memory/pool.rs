@@ -61,7 +61,10 @@ impl Pool {
         let size = usize::try_from(bytes).expect("64-bit host");
         let region = MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), size)
             .map_err(|source| PoolError::Map { bytes, source })?;
-        Ok(Self { file, region: Arc::new(region) })
+        Ok(Self {
+            file,
+            region: Arc::new(region),
+        })
     }
 
     /// Frames in the pool.
