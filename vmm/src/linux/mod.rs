@@ -21,6 +21,7 @@ pub mod thread;
 pub mod time;
 pub mod tty;
 pub mod user_mem;
+pub mod vdso;
 
 /// The guest's error numbers (errno(3)); the same numbers as the host's.
 pub use rustix::io::Errno;
