@@ -11,9 +11,11 @@
 //! One family of calls a file; each exports a `TABLE` of [`call::Entry`] that [`table`] collects.
 
 pub mod call;
+pub mod exec;
 pub mod file;
 pub mod fs;
 pub mod kernel;
+pub mod mm;
 pub mod process;
 pub mod sched;
 pub mod table;

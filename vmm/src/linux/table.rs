@@ -3,7 +3,7 @@
 use super::call::Entry;
 
 /// The families' tables.
-const FAMILIES: &[&[Entry]] = &[];
+const FAMILIES: &[&[Entry]] = &[super::mm::TABLE];
 
 /// Highest system call number the table reaches, plus one.
 pub const SIZE: usize = 512;
