@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::call::Ctx;
+use super::exec::MachineInfo;
 use super::fs::Vfs;
 use super::process::{Process, State};
 use super::sched::Sched;
@@ -35,6 +36,8 @@ pub struct Kernel {
     pub tty: Option<Arc<Tty>>,
     /// Limits.
     pub limits: KernelLimits,
+    /// What programs are told about the machine.
+    pub info: MachineInfo,
     state: Mutex<State>,
 }
 

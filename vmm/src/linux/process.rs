@@ -76,6 +76,8 @@ pub struct MmLayout {
     pub brk: u64,
     /// Lowest and highest address of the main stack's range.
     pub stack: (u64, u64),
+    /// Where the search for a place for a mapping starts, downwards.
+    pub mmap_top: u64,
     /// The argument strings: first byte and end.
     pub args: (u64, u64),
     /// The environment strings: first byte and end.

@@ -5,6 +5,7 @@ use super::call::Entry;
 /// The families' tables.
 const FAMILIES: &[&[Entry]] = &[
     super::fs::calls::TABLE,
+    super::mm::TABLE,
     super::signal::calls::TABLE,
     super::signal::kill::TABLE,
 ];
