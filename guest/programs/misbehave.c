@@ -203,6 +203,12 @@ static void told(int i)
 		say("# %s: signal %ld code %ld address %#lx\n", acts[i].name, what[0], what[1], what[2]);
 }
 
+/* What QEMU's emulated processor gets wrong, tried on a Linux there. */
+static int not_emulated(const char *name)
+{
+	return !strcmp(name, "bad_stack") || !strcmp(name, "iret_kernel") || !strcmp(name, "icebp") || !strcmp(name, "alignment_check");
+}
+
 static void perform(void *i) { acts[(long)i].act(); }
 
 int main(int argc, char **argv)
@@ -221,6 +227,10 @@ int main(int argc, char **argv)
 	if (argc > 1)
 		return 2;
 	for (long i = 0; i < ACTS; i++) {
+		if (emulated_cpu() && not_emulated(acts[i].name)) {
+			skip(acts[i].name, "the emulated processor does something else");
+			continue;
+		}
 		int status = in_child(perform, (void *)i);
 		if (acts[i].signal == ANY) {
 			int sig = died_of(status);

@@ -225,9 +225,11 @@ static void more_faults(void)
 	FAULT(SIGILL, ILL_ILLOPN, signals_ud2, "ud2", __asm__ volatile("signals_ud2: ud2"));
 	FAULT(SIGTRAP, SI_KERNEL, 0, "int3", __asm__ volatile("int3"));
 	FAULT(SIGSEGV, SI_KERNEL, 0, "hlt", __asm__ volatile("hlt"));
-	/* An unmasked SSE exception. */
-	FAULT(SIGFPE, FPE_FLTDIV, got_addr, "a floating-point division by zero, unmasked",
-	      feenableexcept(FE_DIVBYZERO); volatile double d = 0; d = 1 / d);
+	if (emulated_cpu())
+		skip("a floating-point division by zero, unmasked", "the emulated processor does not trap it");
+	else
+		FAULT(SIGFPE, FPE_FLTDIV, got_addr, "a floating-point division by zero, unmasked",
+		      feenableexcept(FE_DIVBYZERO); volatile double d = 0; d = 1 / d);
 	feclearexcept(FE_ALL_EXCEPT);
 	fedisableexcept(FE_ALL_EXCEPT);
 }

@@ -96,7 +96,7 @@ static void stopping(void)
 	struct sigaction act = {.sa_sigaction = on_child, .sa_flags = SA_SIGINFO | SA_RESTART};
 	sigaction(SIGCHLD, &act, NULL);
 	chld_count = 0;
-	pid_t a = child_pauses(-1);
+	pid_t a = child_pauses(0); /* a group of its own: SIGTSTP does not stop one that is orphaned */
 	kill(a, SIGSTOP);
 	is(waitpid(a, &status, WUNTRACED), a, "WUNTRACED sees a stop");
 	ok(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP, "and its signal");

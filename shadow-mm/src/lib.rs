@@ -40,6 +40,7 @@ extern crate alloc;
 mod access;
 mod addr;
 mod backend;
+mod check;
 mod flush;
 mod limits;
 mod manager;
@@ -60,6 +61,7 @@ pub use addr::{
     VpnRange,
 };
 pub use backend::{FrameStore, Platform};
+pub use check::{Count, Violation};
 pub use flush::{Flush, FlushEntry, MAX_EDITS_PER_TABLE};
 #[cfg(feature = "fault-injection")]
 pub use limits::FailPlan;

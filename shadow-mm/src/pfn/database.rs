@@ -98,23 +98,19 @@ impl PfnDatabase {
 
     /// Gives back a frame that was taken and not used.
     pub(crate) fn give_back(&mut self, frame: Taken) {
-        let pfn = frame.pfn();
+        let (pfn, state) = frame.into_parts();
         self.entry_mut(pfn).refs -= 1;
-        let state = match frame {
-            Taken::Free(_) => PfnState::Free,
-            Taken::Zeroed(_) => PfnState::Zeroed,
-        };
         self.zone_of(pfn).push(pfn, state);
     }
 
     /// Gives back a frame that was filled for a mapping that is gone.
     pub(crate) fn discard(&mut self, frame: ReadyFrame) {
-        self.release(frame.pfn());
+        self.release(frame.into_pfn());
     }
 
     /// Makes a frame active with share count 1: mapped by one entry, or a table with nothing in it.
     pub(crate) fn activate(&mut self, frame: ReadyFrame, owner: Owner) -> Pfn {
-        let pfn = frame.pfn();
+        let pfn = frame.into_pfn();
         let entry = self.entry_mut(pfn);
         entry.refs -= 1;
         entry.share = 1;

@@ -38,10 +38,10 @@ impl<B: Clone + Eq> VadSet<B> {
         min: Vpn,
     ) -> Option<Vpn> {
         let wanted = hint.and_then(|hint| VpnRange::new(hint, count));
-        if let Some(range) = wanted.filter(|r| r.start() >= min && r.end() <= below) {
-            if self.is_free(range) {
-                return Some(range.start());
-            }
+        if let Some(range) = wanted.filter(|r| r.start() >= min && r.end() <= below)
+            && self.is_free(range)
+        {
+            return Some(range.start());
         }
         let remembered = self.placer.below == below && count > self.placer.passed;
         let start = if remembered {

@@ -3,7 +3,20 @@
 use super::call::Entry;
 
 /// The families' tables.
-const FAMILIES: &[&[Entry]] = &[super::mm::TABLE];
+const FAMILIES: &[&[Entry]] = &[
+    super::mm::TABLE,
+    super::signal::calls::TABLE,
+    super::signal::kill::TABLE,
+];
+
+/// All families, those of folders included.
+fn families() -> impl Iterator<Item = &'static Entry> {
+    FAMILIES
+        .iter()
+        .chain(super::proc::FAMILIES)
+        .copied()
+        .flatten()
+}
 
 /// Highest system call number the table reaches, plus one.
 pub const SIZE: usize = 512;
@@ -15,7 +28,7 @@ pub struct Table([Option<&'static Entry>; SIZE]);
 impl Default for Table {
     fn default() -> Self {
         let mut rows = [None; SIZE];
-        for entry in FAMILIES.iter().copied().flatten() {
+        for entry in families() {
             debug_assert!(
                 rows[entry.nr as usize].is_none(),
                 "two handlers for {}",
