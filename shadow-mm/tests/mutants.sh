@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 target="${CARGO_TARGET_DIR:-../target}/mutants"
-all="lost_share skipped_flush skipped_copy lost_dirty stale_reuse leaked_table
+all="lost_share skipped_flush skipped_copy lost_dirty held_taken leaked_table
      lost_descriptor pinned_shared supervisor_zapped unzeroed_page"
 survived=0
 for mutant in ${*:-$all}; do
