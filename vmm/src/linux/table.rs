@@ -4,6 +4,8 @@ use super::call::Entry;
 
 /// The families' tables.
 const FAMILIES: &[&[Entry]] = &[
+    super::exec::calls::TABLE,
+    super::fs::calls::TABLE,
     super::mm::TABLE,
     super::signal::calls::TABLE,
     super::signal::kill::TABLE,
