@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use shadow_mm::{MapError, RemapError};
 
 pub mod calls;
+pub mod closure;
 pub mod elf;
 pub mod error;
 pub mod load;
