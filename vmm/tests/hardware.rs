@@ -31,7 +31,12 @@ fn va(address: u64) -> GuestVa {
 
 impl Guest {
     fn new() -> Option<Self> {
-        if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        if std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_err()
+        {
             println!("skipped: /dev/kvm is not usable");
             return None;
         }
@@ -75,14 +80,27 @@ impl Guest {
         let memory = Arc::clone(&self.hardware.memory);
         loop {
             let work = memory.flushes.take(0, space.id(), space.root());
-            let flush = if work.needed { Flush::All { touches: &work.touches } } else { Flush::None };
-            let (exit, done) = self.cpu.run(&mut regs, space.root().gpa(), flush).expect("KVM runs");
+            let flush = if work.needed {
+                Flush::All {
+                    touches: &work.touches,
+                }
+            } else {
+                Flush::None
+            };
+            let (exit, done) = self
+                .cpu
+                .run(&mut regs, space.root().gpa(), flush)
+                .expect("KVM runs");
             assert!(done, "nothing kicks here");
             memory.acknowledge(Flushes::done(work));
             match exit {
                 Exit::Syscall => return Ok(regs.rax),
                 Exit::Trap(trap) if trap.vector == 14 => {
-                    let access = if trap.error & 2 != 0 { Access::Write } else { Access::Read };
+                    let access = if trap.error & 2 != 0 {
+                        Access::Write
+                    } else {
+                        Access::Read
+                    };
                     match memory.manager.fault(space, va(trap.address), access) {
                         FaultOutcome::Resolved(r) => memory.submit(r.flush),
                         FaultOutcome::Denied(_) => return Err(trap.address),
@@ -95,11 +113,26 @@ impl Guest {
     }
 
     fn load(&mut self, space: &Arc<Space<VmmPlatform>>, at: u64) -> Result<u64, u64> {
-        self.run(space, Regs { rip: CODE, rdi: at, ..Regs::default() })
+        self.run(
+            space,
+            Regs {
+                rip: CODE,
+                rdi: at,
+                ..Regs::default()
+            },
+        )
     }
 
     fn store(&mut self, space: &Arc<Space<VmmPlatform>>, at: u64, value: u64) -> Result<u64, u64> {
-        self.run(space, Regs { rip: CODE + STORE_AT, rdi: at, rsi: value, ..Regs::default() })
+        self.run(
+            space,
+            Regs {
+                rip: CODE + STORE_AT,
+                rdi: at,
+                rsi: value,
+                ..Regs::default()
+            },
+        )
     }
 
     fn end(self, spaces: &[Arc<Space<VmmPlatform>>]) {
@@ -109,9 +142,16 @@ impl Guest {
             memory.delete_space(space);
         }
         memory.acknowledge(memory.flushes.drain());
-        memory.manager.check(&[]).expect("the invariants hold at the end");
+        memory
+            .manager
+            .check(&[])
+            .expect("the invariants hold at the end");
         let stats = memory.manager.stats();
-        assert_eq!(stats.data.active + stats.data.in_flight, 0, "a frame leaked");
+        assert_eq!(
+            stats.data.active + stats.data.in_flight,
+            0,
+            "a frame leaked"
+        );
     }
 }
 
@@ -120,7 +160,8 @@ fn fork_separates_parent_and_child() {
     let Some(mut g) = Guest::new() else { return };
     let parent = g.space();
     for page in 0..PAGES {
-        g.store(&parent, DATA + page * 4096, page).expect("writable");
+        g.store(&parent, DATA + page * 4096, page)
+            .expect("writable");
     }
     let forked = g.hardware.memory.manager.fork(&parent).expect("memory");
     g.hardware.memory.submit(forked.flush);
@@ -157,7 +198,10 @@ fn rights_taken_away_are_gone_at_once() {
         assert_eq!(g.load(&space, at), Ok(7));
         assert_eq!(g.store(&space, at, 8), Err(at));
     }
-    let flush = memory.manager.unmap(&space, range(DATA + 32 * 4096, 32)).expect("unmapped");
+    let flush = memory
+        .manager
+        .unmap(&space, range(DATA + 32 * 4096, 32))
+        .expect("unmapped");
     memory.submit(flush);
     for page in 32..64 {
         let at = DATA + page * 4096;

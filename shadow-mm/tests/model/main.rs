@@ -14,7 +14,10 @@ use proptest::prelude::*;
 use world::World;
 
 fn cases() -> u32 {
-    std::env::var("SHADOW_MM_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200)
+    std::env::var("SHADOW_MM_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(200)
 }
 
 proptest! {
@@ -43,16 +46,27 @@ proptest! {
 #[test]
 fn long_fork_chain_stays_exact() {
     let mut world = World::new(4000, 4000);
-    let anon = ops::MapOp { page: 0, count: 12, prot: common::RW, file: None };
+    let anon = ops::MapOp {
+        page: 0,
+        count: 12,
+        prot: common::RW,
+        file: None,
+    };
     world.apply(&Op::Map(0, anon)).expect("a mapping");
     (0..12).for_each(|page| world.apply(&Op::Write(0, page, 0, 1)).expect("a store"));
     for generation in 0..220u32 {
         world.apply(&Op::Fork(0)).expect("a fork");
-        world.apply(&Op::Write(1, (generation % 12) as u8, 1, generation as u8)).expect("a store");
+        world
+            .apply(&Op::Write(1, (generation % 12) as u8, 1, generation as u8))
+            .expect("a store");
         // The parent goes, the child is the next parent.
         world.apply(&Op::Exit(0)).expect("an exit");
         world.apply(&Op::Acknowledge).expect("an acknowledgement");
     }
-    assert!(world.mm.stats().clone_headers <= 13, "{:?}", world.mm.stats());
+    assert!(
+        world.mm.stats().clone_headers <= 13,
+        "{:?}",
+        world.mm.stats()
+    );
     world.close().expect("all home");
 }

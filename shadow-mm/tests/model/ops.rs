@@ -28,7 +28,14 @@ pub(crate) enum Op {
     Protect(Which, Page, u64, Prot),
     Discard(Which, Page, u64),
     Advise(Which, Page, u64, VadAdvice),
-    Remap { which: Which, page: Page, count: u64, new_count: u64, may_move: bool, to: Option<Page> },
+    Remap {
+        which: Which,
+        page: Page,
+        count: u64,
+        new_count: u64,
+        may_move: bool,
+        to: Option<Page>,
+    },
     Write(Which, Page, u8, u8),
     Read(Which, Page),
     Execute(Which, Page),
@@ -87,8 +94,12 @@ fn any_map() -> impl Strategy<Value = MapOp> {
         2 => Just(None),
         1 => (0u32..2, 0u64..4, 0u64..14 * 4096).prop_map(Some),
     ];
-    (0..PAGES, 1u64..14, any_prot(), file)
-        .prop_map(|(page, count, prot, file)| MapOp { page, count, prot, file })
+    (0..PAGES, 1u64..14, any_prot(), file).prop_map(|(page, count, prot, file)| MapOp {
+        page,
+        count,
+        prot,
+        file,
+    })
 }
 
 fn any_advice() -> impl Strategy<Value = VadAdvice> {

@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, DiscardError, FaultOutcome, ForkError, FrameStore, IoFailed, IoTicket, MapKind,
-    MapRequest, PAGE_SIZE, PinOutcome, Placement, Prot, RemapError, RemapRequest, VadAdvice, VpnRange,
+    MapRequest, PAGE_SIZE, PinOutcome, Placement, Prot, RemapError, RemapRequest, VadAdvice,
+    VpnRange,
 };
 
 use super::common::{Cpu, Sim, range, request, vpn};
 use super::ops::{MapOp, Op, ReadEnd};
-use super::world::{
-    Bytes, FilePage, Outcome, PageModel, Pinned, SLOTS, World, file_byte, place,
-};
+use super::world::{Bytes, FilePage, Outcome, PageModel, Pinned, SLOTS, World, file_byte, place};
 
 impl World {
     pub(crate) fn perform(&mut self, op: Op) -> Outcome {
@@ -21,13 +20,22 @@ impl World {
         // An absurd count means all that is left of the lower half, the supervisor slot included.
         let span = |page, count: u64| {
             let start = place(page).get();
-            range(start, if count > 1 << 32 { (1 << 35) - start } else { count })
+            range(
+                start,
+                if count > 1 << 32 {
+                    (1 << 35) - start
+                } else {
+                    count
+                },
+            )
         };
         match op {
             Op::Unpin(n, byte) => return self.unpin(usize::from(n), byte),
             Op::FinishRead(n, end) => return self.finish_read(usize::from(n), end),
             Op::Acknowledge => {
-                self.unacknowledged.drain(..).for_each(|flush| self.mm.flushed(flush));
+                self.unacknowledged
+                    .drain(..)
+                    .for_each(|flush| self.mm.flushed(flush));
                 return Ok(());
             }
             _ if alive == 0 => return Ok(()),
@@ -40,10 +48,25 @@ impl World {
             Op::Protect(w, p, n, prot) => self.protect(pick(w), span(p, n), prot),
             Op::Discard(w, p, n) => self.discard(pick(w), span(p, n)),
             Op::Advise(w, p, n, advice) => self.advise(pick(w), span(p, n), advice),
-            Op::Remap { which, page, count, new_count, may_move, to } => {
+            Op::Remap {
+                which,
+                page,
+                count,
+                new_count,
+                may_move,
+                to,
+            } => {
                 let fixed = to.map(place);
                 let old = span(page, count);
-                self.remap(pick(which), RemapRequest { old, new_count, may_move, fixed })
+                self.remap(
+                    pick(which),
+                    RemapRequest {
+                        old,
+                        new_count,
+                        may_move,
+                        fixed,
+                    },
+                )
             }
             Op::Write(w, p, slot, byte) => {
                 self.access(pick(w), place(p).get(), Access::Write, |bytes| {
@@ -61,11 +84,20 @@ impl World {
     }
 
     fn map(&mut self, which: usize, map: MapOp, fixed: bool) -> Outcome {
-        let MapOp { page, count, prot, file } = map;
+        let MapOp {
+            page,
+            count,
+            prot,
+            file,
+        } = map;
         let kind = match file {
             Some((file, first, length)) => {
                 let offset = first * PAGE_SIZE as u64;
-                MapKind::PrivateFile { backing: SimFile(file), offset, length }
+                MapKind::PrivateFile {
+                    backing: SimFile(file),
+                    offset,
+                    length,
+                }
             }
             None => MapKind::Anonymous,
         };
@@ -78,20 +110,37 @@ impl World {
         let mapped = mapped.map_err(|e| e.to_string())?;
         let id = self.processes[which].id;
         let start = mapped.range.start().get();
-        let taken = self.processes[which].pages.range(start..mapped.range.end()).next().is_some();
+        let taken = self.processes[which]
+            .pages
+            .range(start..mapped.range.end())
+            .next()
+            .is_some();
         if !fixed && (taken || mapped.range.end() > place(page).get() + 6) {
             return Err(format!("placed at {:?}", mapped.range));
         }
-        self.move_pins(id, |page| (!mapped.range.contains(vpn(page))).then_some(page));
+        self.move_pins(id, |page| {
+            (!mapped.range.contains(vpn(page))).then_some(page)
+        });
         for n in 0..count {
             let file = file.map(|(file, first, length)| {
                 let ahead = n * PAGE_SIZE as u64;
                 let valid = length.saturating_sub(ahead).min(PAGE_SIZE as u64) as usize;
                 let offset = first * PAGE_SIZE as u64 + ahead;
-                FilePage { file: SimFile(file), offset, valid, backed: ahead < length }
+                FilePage {
+                    file: SimFile(file),
+                    offset,
+                    valid,
+                    backed: ahead < length,
+                }
             });
             let bytes = fresh(file);
-            let page = PageModel { prot, file, bytes, dont_fork: false, wipe: false };
+            let page = PageModel {
+                prot,
+                file,
+                bytes,
+                dont_fork: false,
+                wipe: false,
+            };
             self.processes[which].pages.insert(start + n, page);
         }
         self.flush(which, mapped.flush);
@@ -107,18 +156,24 @@ impl World {
 
     fn forget(&mut self, which: usize, range: VpnRange) {
         let id = self.processes[which].id;
-        self.processes[which].pages.retain(|page, _| !range.contains(vpn(*page)));
+        self.processes[which]
+            .pages
+            .retain(|page, _| !range.contains(vpn(*page)));
         self.move_pins(id, |page| (!range.contains(vpn(page))).then_some(page));
     }
 
     /// The pages from the start up to the first hole.
     fn prefix(&self, which: usize, range: VpnRange) -> Vec<u64> {
         let pages = &self.processes[which].pages;
-        (range.start().get()..range.end()).take_while(|page| pages.contains_key(page)).collect()
+        (range.start().get()..range.end())
+            .take_while(|page| pages.contains_key(page))
+            .collect()
     }
 
     fn protect(&mut self, which: usize, range: VpnRange, prot: Prot) -> Outcome {
-        let done = self.mm.protect(&self.processes[which].cpu.space, range, prot);
+        let done = self
+            .mm
+            .protect(&self.processes[which].cpu.space, range, prot);
         self.flush(which, done.flush);
         let prefix = self.prefix(which, range);
         for page in &prefix {
@@ -126,7 +181,11 @@ impl World {
                 model.prot = prot;
             }
         }
-        agree("protect", done.result.is_ok(), prefix.len() as u64 == range.count())
+        agree(
+            "protect",
+            done.result.is_ok(),
+            prefix.len() as u64 == range.count(),
+        )
     }
 
     fn discard(&mut self, which: usize, range: VpnRange) -> Outcome {
@@ -148,7 +207,9 @@ impl World {
     }
 
     fn advise(&mut self, which: usize, range: VpnRange, advice: VadAdvice) -> Outcome {
-        let result = self.mm.advise(&self.processes[which].cpu.space, range, advice);
+        let result = self
+            .mm
+            .advise(&self.processes[which].cpu.space, range, advice);
         let prefix = self.prefix(which, range);
         let pages = &mut self.processes[which].pages;
         let file = prefix.iter().any(|page| pages[page].file.is_some());
@@ -156,7 +217,9 @@ impl World {
             return agree("advise", result.is_ok(), false);
         }
         for page in &prefix {
-            let Some(model) = pages.get_mut(page) else { continue };
+            let Some(model) = pages.get_mut(page) else {
+                continue;
+            };
             match advice {
                 VadAdvice::DontFork => model.dont_fork = true,
                 VadAdvice::DoFork => model.dont_fork = false,
@@ -164,7 +227,11 @@ impl World {
                 VadAdvice::KeepOnFork => model.wipe = false,
             }
         }
-        agree("advise", result.is_ok(), prefix.len() as u64 == range.count())
+        agree(
+            "advise",
+            result.is_ok(),
+            prefix.len() as u64 == range.count(),
+        )
     }
 
     fn remap(&mut self, which: usize, request: RemapRequest) -> Outcome {
@@ -177,7 +244,9 @@ impl World {
             // Whether there is room is the manager's to say; that nothing changed shows later.
             Err(_) => return Ok(()),
         };
-        let Some(whole) = whole else { return Err("remapped a hole".into()) };
+        let Some(whole) = whole else {
+            return Err("remapped a hole".into());
+        };
         let (old, new) = (request.old, mapped.range);
         self.flush(which, mapped.flush);
         let id = self.processes[which].id;
@@ -191,12 +260,20 @@ impl World {
             let ahead = page - old.start().get();
             (ahead < new.count()).then(|| new.start().get() + ahead)
         };
-        self.move_pins(id, |page| if old.contains(vpn(page)) { to(page) } else { Some(page) });
+        self.move_pins(id, |page| {
+            if old.contains(vpn(page)) {
+                to(page)
+            } else {
+                Some(page)
+            }
+        });
         let pattern = moved[&old.start().get()];
         for ahead in 0..new.count() {
             let page = moved.get(&(old.start().get() + ahead)).copied();
             let page = page.unwrap_or_else(|| grown(pattern, &whole.kind, whole.range, old, ahead));
-            self.processes[which].pages.insert(new.start().get() + ahead, page);
+            self.processes[which]
+                .pages
+                .insert(new.start().get() + ahead, page);
         }
         Ok(())
     }
@@ -216,13 +293,18 @@ impl World {
             (got, expected) => return Err(format!("access gave {got:?}, expected {expected:?}")),
         };
         let process = &mut self.processes[which];
-        let Some(model) = process.pages.get_mut(&page) else { return Err("no model".into()) };
+        let Some(model) = process.pages.get_mut(&page) else {
+            return Err("no model".into());
+        };
         let (id, expected) = (process.id, model.bytes);
         change(&mut model.bytes);
         let now = model.bytes;
         agree("content", self.bytes(frame), expected)?;
         if access == Access::Write {
-            SLOTS.iter().zip(now).for_each(|(slot, byte)| self.mm.store().write(frame, *slot, &[byte]));
+            SLOTS
+                .iter()
+                .zip(now)
+                .for_each(|(slot, byte)| self.mm.store().write(frame, *slot, &[byte]));
             for pinned in self.pins.iter_mut().filter(|p| p.at == Some((id, page))) {
                 pinned.tainted = true;
             }
@@ -279,7 +361,11 @@ impl World {
     }
 
     fn start_read(&mut self, which: usize, page: u64) -> Outcome {
-        match self.mm.fault(&self.processes[which].cpu.space, vpn(page).va(), Access::Read) {
+        match self.mm.fault(
+            &self.processes[which].cpu.space,
+            vpn(page).va(),
+            Access::Read,
+        ) {
             FaultOutcome::Read(ticket) => self.reads.push(ticket),
             FaultOutcome::Resolved(done) => self.flush(which, done.flush),
             FaultOutcome::Denied(_) | FaultOutcome::NoMemory => {}
@@ -312,7 +398,11 @@ impl World {
         self.flush(which, forked.flush);
         let pages = self.processes[which].pages.iter();
         let inherited = pages.filter(|(_, page)| !page.dont_fork).map(|(at, page)| {
-            let bytes = if page.wipe { fresh(page.file) } else { page.bytes };
+            let bytes = if page.wipe {
+                fresh(page.file)
+            } else {
+                page.bytes
+            };
             (*at, PageModel { bytes, ..*page })
         });
         let inherited = inherited.collect();
@@ -325,20 +415,36 @@ impl World {
         let flush = self.mm.delete_space(&process.cpu.space);
         self.unacknowledged.push(flush);
         self.move_pins(process.id, |_| None);
-        agree("second exit", self.mm.delete_space(&process.cpu.space).is_empty(), true)
+        agree(
+            "second exit",
+            self.mm.delete_space(&process.cpu.space).is_empty(),
+            true,
+        )
     }
 
     fn pin(&mut self, which: usize, page: u64, write: bool) -> Outcome {
         let access = if write { Access::Write } else { Access::Read };
         let verdict = self.verdict(which, page, access);
-        match self.mm.pin(&self.processes[which].cpu.space, vpn(page), access) {
+        match self
+            .mm
+            .pin(&self.processes[which].cpu.space, vpn(page), access)
+        {
             PinOutcome::Pinned(pin, flush) => {
                 self.flush(which, flush);
                 let process = &self.processes[which];
-                let bytes = process.pages.get(&page).map(|page| page.bytes).unwrap_or_default();
+                let bytes = process
+                    .pages
+                    .get(&page)
+                    .map(|page| page.bytes)
+                    .unwrap_or_default();
                 agree("pinned content", self.bytes(pin.pfn()), bytes)?;
                 let at = Some((process.id, page));
-                self.pins.push(Pinned { pin, at, bytes, tainted: false });
+                self.pins.push(Pinned {
+                    pin,
+                    at,
+                    bytes,
+                    tainted: false,
+                });
                 agree("pin", Ok(()), verdict)
             }
             PinOutcome::Read(ticket) => {
@@ -354,16 +460,27 @@ impl World {
         if self.pins.is_empty() {
             return Ok(());
         }
-        let Pinned { pin, at, bytes, tainted } = self.pins.swap_remove(n % self.pins.len());
+        let Pinned {
+            pin,
+            at,
+            bytes,
+            tainted,
+        } = self.pins.swap_remove(n % self.pins.len());
         if pin.is_write() {
             // The embedder's store: the page's own space sees it, nobody else.
             self.mm.store().write(pin.pfn(), SLOTS[0], &[byte]);
-            let process = self.processes.iter_mut().find(|p| Some(p.id) == at.map(|at| at.0));
+            let process = self
+                .processes
+                .iter_mut()
+                .find(|p| Some(p.id) == at.map(|at| at.0));
             let page = process.and_then(|p| p.pages.get_mut(&at?.1));
             if let Some(page) = page {
                 page.bytes[0] = byte;
             }
-            self.pins.iter_mut().filter(|p| p.pin.pfn() == pin.pfn()).for_each(|p| p.tainted = true);
+            self.pins
+                .iter_mut()
+                .filter(|p| p.pin.pfn() == pin.pfn())
+                .for_each(|p| p.tainted = true);
         } else if !tainted {
             agree("pinned bytes", self.bytes(pin.pfn()), bytes)?;
         }
@@ -374,8 +491,22 @@ impl World {
 
 /// What a page contains before anybody stores to it.
 fn fresh(file: Option<FilePage>) -> Bytes {
-    let Some(FilePage { file, offset, valid, .. }) = file else { return Bytes::default() };
-    SLOTS.map(|slot| if slot < valid { file_byte(file, offset + slot as u64) } else { 0 })
+    let Some(FilePage {
+        file,
+        offset,
+        valid,
+        ..
+    }) = file
+    else {
+        return Bytes::default();
+    };
+    SLOTS.map(|slot| {
+        if slot < valid {
+            file_byte(file, offset + slot as u64)
+        } else {
+            0
+        }
+    })
 }
 
 /// A page a remapped mapping gained.
@@ -388,15 +519,32 @@ fn grown(
 ) -> PageModel {
     let file = match kind {
         MapKind::Anonymous => None,
-        MapKind::PrivateFile { backing, offset, length } => {
+        MapKind::PrivateFile {
+            backing,
+            offset,
+            length,
+        } => {
             let ahead = (old.start().get() - whole.start().get() + ahead) * PAGE_SIZE as u64;
             let valid = length.saturating_sub(ahead).min(PAGE_SIZE as u64) as usize;
-            Some(FilePage { file: *backing, offset: offset + ahead, valid, backed: ahead < *length })
+            Some(FilePage {
+                file: *backing,
+                offset: offset + ahead,
+                valid,
+                backed: ahead < *length,
+            })
         }
     };
-    PageModel { file, bytes: fresh(file), ..pattern }
+    PageModel {
+        file,
+        bytes: fresh(file),
+        ..pattern
+    }
 }
 
 fn agree<T: PartialEq + core::fmt::Debug>(what: &str, got: T, expected: T) -> Outcome {
-    if got == expected { Ok(()) } else { Err(format!("{what}: got {got:?}, expected {expected:?}")) }
+    if got == expected {
+        Ok(())
+    } else {
+        Err(format!("{what}: got {got:?}, expected {expected:?}"))
+    }
 }

@@ -70,7 +70,8 @@ pub(crate) type Outcome = Result<(), String>;
 impl World {
     pub(crate) fn new(data: u32, tables: u32) -> Self {
         let mm = manager(data, tables);
-        mm.map_supervisor(va(SUPERVISOR_VA), 1, 1, SupervisorRights::USER).expect("a monitor");
+        mm.map_supervisor(va(SUPERVISOR_VA), 1, 1, SupervisorRights::USER)
+            .expect("a monitor");
         let active = mm.stats().tables.active;
         let mut world = Self {
             mm,
@@ -88,7 +89,11 @@ impl World {
 
     pub(crate) fn add(&mut self, cpu: Cpu, pages: BTreeMap<u64, PageModel>) {
         self.next_id += 1;
-        self.processes.push(Process { cpu, pages, id: self.next_id });
+        self.processes.push(Process {
+            cpu,
+            pages,
+            id: self.next_id,
+        });
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -102,10 +107,16 @@ impl World {
 
     pub(crate) fn check(&mut self) -> Outcome {
         let spaces: Vec<_> = self.processes.iter().map(|p| p.cpu.space.clone()).collect();
-        self.mm.check(&spaces).map_err(|violation| format!("{violation}"))?;
+        self.mm
+            .check(&spaces)
+            .map_err(|violation| format!("{violation}"))?;
         let mm = &self.mm;
         match self.processes.first_mut() {
-            Some(p) => match p.cpu.mmu.translate(mm.store(), va(SUPERVISOR_VA), Access::Read) {
+            Some(p) => match p
+                .cpu
+                .mmu
+                .translate(mm.store(), va(SUPERVISOR_VA), Access::Read)
+            {
                 Ok(found) if found.frame == Pfn::new(1) => Ok(()),
                 other => Err(format!("the supervisor page is {other:?}")),
             },
@@ -135,7 +146,11 @@ impl World {
         self.perform(Op::Acknowledge)?;
         self.check()?;
         let stats = self.mm.stats();
-        let data = (stats.data.available(), stats.data.active, stats.data.in_flight);
+        let data = (
+            stats.data.available(),
+            stats.data.active,
+            stats.data.in_flight,
+        );
         let tables = (stats.tables.active, stats.tables.in_flight);
         let clones = (stats.clone_blocks, stats.clone_headers);
         if data == (self.frames.0, 0, 0) && tables == (self.frames.1, 0) && clones == (0, 0) {
@@ -192,5 +207,9 @@ pub(crate) fn file_byte(file: SimFile, at: u64) -> u8 {
 pub(crate) fn place(page: Page) -> Vpn {
     let half = u64::from(PAGES / 2);
     let page = u64::from(page);
-    if page < half { vpn(512 * 8 - half / 2 + page) } else { vpn((3 << 27) - half / 2 + page - half) }
+    if page < half {
+        vpn(512 * 8 - half / 2 + page)
+    } else {
+        vpn((3 << 27) - half / 2 + page - half)
+    }
 }

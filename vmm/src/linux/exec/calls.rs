@@ -1,8 +1,8 @@
 //! `execve` and `execveat`.
 
+use super::PAGE;
 use super::load::{Program, Request, load};
 use super::stack::{Budget, STRING_MAX, Strings};
-use super::PAGE;
 use crate::linux::Errno;
 use crate::linux::call::{Arg, Args, Ctx, Entry, Stop, SysResult};
 use crate::linux::fs::{Caller, Follow};
@@ -17,7 +17,12 @@ const SIGCHLD: i32 = 17;
 
 /// The calls that start a program.
 pub const TABLE: &[Entry] = &[
-    Entry { nr: 59, name: "execve", args: &[Arg::Str, Arg::Hex, Arg::Hex], handler: sys_execve },
+    Entry {
+        nr: 59,
+        name: "execve",
+        args: &[Arg::Str, Arg::Hex, Arg::Hex],
+        handler: sys_execve,
+    },
     Entry {
         nr: 322,
         name: "execveat",
@@ -30,7 +35,12 @@ pub const TABLE: &[Entry] = &[
 fn sys_execve(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let path = c.path(a.u64(0))?;
     let cwd = c.with_process(|p| p.cwd.clone());
-    let program = Program::Path { cwd, path, follow: Follow::Last, name: None };
+    let program = Program::Path {
+        cwd,
+        path,
+        follow: Follow::Last,
+        name: None,
+    };
     execute(c, program, a.u64(1), a.u64(2))
 }
 
@@ -47,7 +57,11 @@ fn sys_execveat(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 /// What the arguments of `execveat` name.
 fn at_program(c: &Ctx<'_>, fd: i32, path: Vec<u8>, flags: u32) -> Result<Program, Errno> {
-    let follow = if flags & AT_SYMLINK_NOFOLLOW != 0 { Follow::Not } else { Follow::Last };
+    let follow = if flags & AT_SYMLINK_NOFOLLOW != 0 {
+        Follow::Not
+    } else {
+        Follow::Last
+    };
     let cwd = c.with_process(|p| p.cwd.clone());
     if path.is_empty() {
         if flags & AT_EMPTY_PATH == 0 {
@@ -60,11 +74,21 @@ fn at_program(c: &Ctx<'_>, fd: i32, path: Vec<u8>, flags: u32) -> Result<Program
         return open_program(c, fd);
     }
     if path.starts_with(b"/") || fd == AT_FDCWD {
-        return Ok(Program::Path { cwd, path, follow, name: None });
+        return Ok(Program::Path {
+            cwd,
+            path,
+            follow,
+            name: None,
+        });
     }
     let directory = c.file(fd)?.file.location().ok_or(Errno::NOTDIR)?;
     let name = [format!("/dev/fd/{fd}/").as_bytes(), &path].concat();
-    Ok(Program::Path { cwd: directory, path, follow, name: Some(name) })
+    Ok(Program::Path {
+        cwd: directory,
+        path,
+        follow,
+        name: Some(name),
+    })
 }
 
 /// The program behind a descriptor.
@@ -77,9 +101,18 @@ fn open_program(c: &Ctx<'_>, fd: i32) -> Result<Program, Errno> {
         Some(location) if !description.readable() => {
             let path = c.k.vfs.path_of(&location);
             let root = c.k.vfs.root();
-            Ok(Program::Path { cwd: root, path, follow: Follow::Last, name: Some(name) })
+            Ok(Program::Path {
+                cwd: root,
+                path,
+                follow: Follow::Last,
+                name: Some(name),
+            })
         }
-        _ => Ok(Program::Open { file: std::sync::Arc::clone(&description.file), name, inaccessible }),
+        _ => Ok(Program::Open {
+            file: std::sync::Arc::clone(&description.file),
+            name,
+            inaccessible,
+        }),
     }
 }
 
@@ -91,10 +124,18 @@ fn execute(c: &mut Ctx<'_>, program: Program, argv: u64, envp: u64) -> SysResult
         return Err(Errno::AGAIN.into());
     }
     let mut budget = Budget::new(stack_limit);
-    let strings =
-        Strings { argv: read_list(c, argv, &mut budget)?, envp: read_list(c, envp, &mut budget)? };
+    let strings = Strings {
+        argv: read_list(c, argv, &mut budget)?,
+        envp: read_list(c, envp, &mut budget)?,
+    };
     let randomize = c.t.personality & ADDR_NO_RANDOMIZE == 0;
-    let request = Request { program, cwd: &cwd, stack_limit, randomize, strings };
+    let request = Request {
+        program,
+        cwd: &cwd,
+        stack_limit,
+        randomize,
+        strings,
+    };
     let loaded = load(&Caller::of(c), request).map_err(|error| {
         tracing::debug!(pid = c.t.pid, "execve: {error}");
         Stop::Errno(error.errno())
@@ -125,10 +166,13 @@ fn read_list(c: &Ctx<'_>, list: u64, budget: &mut Budget) -> Result<Vec<Vec<u8>>
             if pointer == 0 {
                 return Ok(strings);
             }
-            let string = c.mem().read_cstr(pointer, STRING_MAX).map_err(|errno| match errno {
-                Errno::NAMETOOLONG => Errno::TOOBIG,
-                errno => errno,
-            })?;
+            let string = c
+                .mem()
+                .read_cstr(pointer, STRING_MAX)
+                .map_err(|errno| match errno {
+                    Errno::NAMETOOLONG => Errno::TOOBIG,
+                    errno => errno,
+                })?;
             budget.take(string.len())?;
             strings.push(string);
         }

@@ -36,7 +36,10 @@ pub trait ReadAt {
 
 impl ReadAt for [u8] {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
-        let rest = usize::try_from(offset).ok().and_then(|at| self.get(at..)).unwrap_or_default();
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| self.get(at..))
+            .unwrap_or_default();
         let n = rest.len().min(buf.len());
         buf[..n].copy_from_slice(&rest[..n]);
         Ok(n)
@@ -48,7 +51,11 @@ impl ReadAt for [u8] {
 }
 
 /// Fills `buf` from `offset`.
-pub(super) fn read_exact(file: &(impl ReadAt + ?Sized), offset: u64, buf: &mut [u8]) -> Result<(), ElfError> {
+pub(super) fn read_exact(
+    file: &(impl ReadAt + ?Sized),
+    offset: u64,
+    buf: &mut [u8],
+) -> Result<(), ElfError> {
     let mut done = 0;
     while done < buf.len() {
         let at = offset.checked_add(done as u64).ok_or(ElfError::Truncated)?;
@@ -158,7 +165,9 @@ pub fn parse(file: &(impl ReadAt + ?Sized)) -> Result<Elf, ElfError> {
     };
     for (index, ph) in phdrs.iter().enumerate() {
         match ph.p_type(LE) {
-            PT_INTERP if elf.interpreter.is_none() => elf.interpreter = Some(interpreter(file, ph)?),
+            PT_INTERP if elf.interpreter.is_none() => {
+                elf.interpreter = Some(interpreter(file, ph)?)
+            }
             PT_GNU_STACK => elf.executable_stack = ph.p_flags(LE).contains(PF_X),
             PT_LOAD => {
                 let fault = |fault| ElfError::Segment { index, fault };
@@ -173,8 +182,15 @@ pub fn parse(file: &(impl ReadAt + ?Sized)) -> Result<Elf, ElfError> {
 
 impl Elf {
     /// Adds a `PT_LOAD` header.
-    fn add(&mut self, ph: &ProgramHeader64<LE>, length: u64, phoff: u64) -> Result<(), SegmentFault> {
-        let Some(segment) = segment(ph, length)? else { return Ok(()) };
+    fn add(
+        &mut self,
+        ph: &ProgramHeader64<LE>,
+        length: u64,
+        phoff: u64,
+    ) -> Result<(), SegmentFault> {
+        let Some(segment) = segment(ph, length)? else {
+            return Ok(());
+        };
         if !self.relocatable && segment.start < MIN_VA {
             return Err(SegmentFault::TooLow { va: segment.start });
         }
@@ -195,10 +211,19 @@ impl Elf {
         if self.segments.is_empty() {
             return Err(ElfError::NoSegments);
         }
-        let inside = phdrs.iter().filter(|ph| ph.p_type(LE) == PT_LOAD).any(|ph| {
-            self.entry.checked_sub(ph.p_vaddr(LE)).is_some_and(|at| at < ph.p_memsz(LE))
-        });
-        if inside { Ok(()) } else { Err(ElfError::EntryOutside { entry: self.entry }) }
+        let inside = phdrs
+            .iter()
+            .filter(|ph| ph.p_type(LE) == PT_LOAD)
+            .any(|ph| {
+                self.entry
+                    .checked_sub(ph.p_vaddr(LE))
+                    .is_some_and(|at| at < ph.p_memsz(LE))
+            });
+        if inside {
+            Ok(())
+        } else {
+            Err(ElfError::EntryOutside { entry: self.entry })
+        }
     }
 }
 
@@ -233,7 +258,10 @@ fn program_headers(
 }
 
 /// The path in a `PT_INTERP` header.
-fn interpreter(file: &(impl ReadAt + ?Sized), ph: &ProgramHeader64<LE>) -> Result<Vec<u8>, ElfError> {
+fn interpreter(
+    file: &(impl ReadAt + ?Sized),
+    ph: &ProgramHeader64<LE>,
+) -> Result<Vec<u8>, ElfError> {
     let size = ph.p_filesz(LE);
     if !(2..=PATH_MAX as u64).contains(&size) {
         return Err(ElfError::InterpreterPath);
@@ -245,7 +273,11 @@ fn interpreter(file: &(impl ReadAt + ?Sized), ph: &ProgramHeader64<LE>) -> Resul
     }
     let end = path.iter().position(|&b| b == 0).unwrap_or(path.len());
     path.truncate(end);
-    if path.is_empty() { Err(ElfError::InterpreterPath) } else { Ok(path) }
+    if path.is_empty() {
+        Err(ElfError::InterpreterPath)
+    } else {
+        Ok(path)
+    }
 }
 
 /// A `PT_LOAD` header as page ranges; `None` if it holds nothing.
@@ -264,11 +296,21 @@ fn segment(ph: &ProgramHeader64<LE>, length: u64) -> Result<Option<Segment>, Seg
     let in_page = va % PAGE;
     let start = va - in_page;
     let end = page_up(va + memsz);
-    let mut segment =
-        Segment { start, file_pages: 0, offset: 0, zero_from: None, zero_pages: 0, prot: prot(ph) };
+    let mut segment = Segment {
+        start,
+        file_pages: 0,
+        offset: 0,
+        zero_from: None,
+        zero_pages: 0,
+        prot: prot(ph),
+    };
     if filesz > 0 {
         if offset.checked_add(filesz).is_none_or(|end| end > length) {
-            return Err(SegmentFault::PastFile { offset, filesz, length });
+            return Err(SegmentFault::PastFile {
+                offset,
+                filesz,
+                length,
+            });
         }
         if offset % PAGE != in_page {
             return Err(SegmentFault::Alignment { va, offset });

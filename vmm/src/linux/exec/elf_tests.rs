@@ -36,7 +36,9 @@ const DATA: Ph = Ph {
 };
 
 fn header() -> FileHeader64<LE> {
-    let mut header = FileHeader64::<LE>::parse(super::super::super::vdso::image()).copied().unwrap();
+    let mut header = FileHeader64::<LE>::parse(super::super::super::vdso::image())
+        .copied()
+        .unwrap();
     header.e_type = U16::new(LE, ET_EXEC);
     header.e_entry = U64::new(LE, 0x40_0100);
     header.e_phoff = U64::new(LE, 64);
@@ -82,11 +84,17 @@ fn static_program_has_its_ranges() {
     assert_eq!(elf.end, 0x40_5145);
     assert_eq!(elf.interpreter, None);
     let text = &elf.segments[0];
-    assert_eq!((text.start, text.file_pages, text.zero_pages), (0x40_0000, 1, 0));
+    assert_eq!(
+        (text.start, text.file_pages, text.zero_pages),
+        (0x40_0000, 1, 0)
+    );
     assert_eq!(text.zero_from, None);
     assert_eq!(text.prot, Prot::READ | Prot::EXEC);
     let data = &elf.segments[1];
-    assert_eq!((data.start, data.offset, data.file_pages), (0x40_2000, 0x1000, 2));
+    assert_eq!(
+        (data.start, data.offset, data.file_pages),
+        (0x40_2000, 0x1000, 2)
+    );
     assert_eq!((data.zero_from, data.zero_pages), (Some(0x40_3100), 2));
     assert_eq!(elf.start(), 0x40_0000);
     assert_eq!(elf.span_pages(), 6);
@@ -94,21 +102,46 @@ fn static_program_has_its_ranges() {
 
 #[test]
 fn bss_alone_has_no_file_pages() {
-    let bss = Ph { offset: 0x777, va: 0x50_0010, filesz: 0, memsz: 0x1000, ..DATA };
+    let bss = Ph {
+        offset: 0x777,
+        va: 0x50_0010,
+        filesz: 0,
+        memsz: 0x1000,
+        ..DATA
+    };
     let elf = parsed(&[TEXT, bss]).unwrap();
     let bss = &elf.segments[1];
-    assert_eq!((bss.start, bss.file_pages, bss.zero_pages, bss.zero_from), (0x50_0000, 0, 2, None));
+    assert_eq!(
+        (bss.start, bss.file_pages, bss.zero_pages, bss.zero_from),
+        (0x50_0000, 0, 2, None)
+    );
 }
 
 #[test]
 fn empty_segment_is_skipped() {
-    let empty = Ph { filesz: 0, memsz: 0, va: u64::MAX, ..DATA };
+    let empty = Ph {
+        filesz: 0,
+        memsz: 0,
+        va: u64::MAX,
+        ..DATA
+    };
     assert_eq!(parsed(&[TEXT, empty]).unwrap().segments.len(), 1);
 }
 
 #[test]
 fn interpreter_path_is_read_without_nul() {
-    let mut bytes = image(header(), &[TEXT, Ph { kind: PT_INTERP, offset: 0x2000, filesz: 8, ..DATA }]);
+    let mut bytes = image(
+        header(),
+        &[
+            TEXT,
+            Ph {
+                kind: PT_INTERP,
+                offset: 0x2000,
+                filesz: 8,
+                ..DATA
+            },
+        ],
+    );
     bytes[0x2000..0x2008].copy_from_slice(b"/ld.so\0\0");
     assert_eq!(parse(&bytes[..]).unwrap().interpreter.unwrap(), b"/ld.so");
     bytes[0x2007] = b'x';
@@ -118,25 +151,56 @@ fn interpreter_path_is_read_without_nul() {
 #[test]
 fn interpreter_of_bad_length_is_refused() {
     for filesz in [0, 1, 4097, u64::MAX] {
-        let interp = Ph { kind: PT_INTERP, offset: 0x2000, filesz, ..DATA };
-        assert_eq!(parsed(&[TEXT, interp]), Err(ElfError::InterpreterPath), "{filesz}");
+        let interp = Ph {
+            kind: PT_INTERP,
+            offset: 0x2000,
+            filesz,
+            ..DATA
+        };
+        assert_eq!(
+            parsed(&[TEXT, interp]),
+            Err(ElfError::InterpreterPath),
+            "{filesz}"
+        );
     }
-    let beyond = Ph { kind: PT_INTERP, offset: u64::MAX - 3, filesz: 8, ..DATA };
+    let beyond = Ph {
+        kind: PT_INTERP,
+        offset: u64::MAX - 3,
+        filesz: 8,
+        ..DATA
+    };
     assert_eq!(parsed(&[TEXT, beyond]), Err(ElfError::Truncated));
 }
 
 #[test]
 fn more_file_than_memory_is_refused() {
-    assert!(matches!(fault(Ph { memsz: 0x200, ..DATA }), SegmentFault::FileLarger { .. }));
+    assert!(matches!(
+        fault(Ph {
+            memsz: 0x200,
+            ..DATA
+        }),
+        SegmentFault::FileLarger { .. }
+    ));
 }
 
 #[test]
 fn addresses_outside_user_space_are_refused() {
-    for va in [USER_END, USER_END - 0x1000 + 0xe00, u64::MAX - 0x1ff, 0x8000_0000_0000_0e00] {
-        assert!(matches!(fault(Ph { va, ..DATA }), SegmentFault::TooHigh { .. }), "{va:#x}");
+    for va in [
+        USER_END,
+        USER_END - 0x1000 + 0xe00,
+        u64::MAX - 0x1ff,
+        0x8000_0000_0000_0e00,
+    ] {
+        assert!(
+            matches!(fault(Ph { va, ..DATA }), SegmentFault::TooHigh { .. }),
+            "{va:#x}"
+        );
     }
     for memsz in [u64::MAX, USER_END, u64::MAX - 0x40_2e00] {
-        assert!(matches!(fault(Ph { memsz, ..DATA }), SegmentFault::TooHigh { .. }), "{memsz:#x}");
+        assert!(
+            matches!(fault(Ph { memsz, ..DATA }), SegmentFault::TooHigh { .. }),
+            "{memsz:#x}"
+        );
     }
     let low = Ph { va: 0xfe00, ..DATA };
     assert_eq!(fault(low), SegmentFault::TooLow { va: 0xf000 });
@@ -146,14 +210,27 @@ fn addresses_outside_user_space_are_refused() {
 #[test]
 fn file_bytes_outside_file_are_refused() {
     for offset in [0x2e00, u64::MAX - 0x1ff, 1 << 63] {
-        let ph = Ph { offset, va: 0x40_0000 + offset % PAGE, ..DATA };
-        assert!(matches!(fault(ph), SegmentFault::PastFile { .. }), "{offset:#x}");
+        let ph = Ph {
+            offset,
+            va: 0x40_0000 + offset % PAGE,
+            ..DATA
+        };
+        assert!(
+            matches!(fault(ph), SegmentFault::PastFile { .. }),
+            "{offset:#x}"
+        );
     }
 }
 
 #[test]
 fn different_position_in_page_is_refused() {
-    assert!(matches!(fault(Ph { va: 0x40_2e10, ..DATA }), SegmentFault::Alignment { .. }));
+    assert!(matches!(
+        fault(Ph {
+            va: 0x40_2e10,
+            ..DATA
+        }),
+        SegmentFault::Alignment { .. }
+    ));
 }
 
 #[test]
@@ -161,13 +238,22 @@ fn entry_outside_segments_is_refused() {
     for entry in [0, 0x3f_ffff, 0x40_1000, u64::MAX] {
         let mut header = header();
         header.e_entry = U64::new(LE, entry);
-        assert_eq!(parse(&image(header, &[TEXT])[..]), Err(ElfError::EntryOutside { entry }));
+        assert_eq!(
+            parse(&image(header, &[TEXT])[..]),
+            Err(ElfError::EntryOutside { entry })
+        );
     }
 }
 
 #[test]
 fn nothing_to_load_is_refused() {
-    assert_eq!(parsed(&[Ph { kind: PT_NULL, ..TEXT }]), Err(ElfError::NoSegments));
+    assert_eq!(
+        parsed(&[Ph {
+            kind: PT_NULL,
+            ..TEXT
+        }]),
+        Err(ElfError::NoSegments)
+    );
 }
 
 #[test]
@@ -181,13 +267,34 @@ fn absurd_header_table_is_refused() {
         bytes[..64].copy_from_slice(bytes_of(&header));
         parse(&bytes[..])
     };
-    assert_eq!(with(|h| h.e_phentsize = U16::new(LE, 55)), Err(ElfError::HeaderTable));
-    assert_eq!(with(|h| h.e_phnum = U16::new(LE, 0xffff)), Err(ElfError::HeaderTable));
-    assert_eq!(with(|h| h.e_phoff = U64::new(LE, 0x2fff)), Err(ElfError::Truncated));
-    assert_eq!(with(|h| h.e_phoff = U64::new(LE, u64::MAX)), Err(ElfError::Truncated));
-    assert_eq!(with(|h| h.e_machine = U16::new(LE, object::elf::EM_AARCH64)), Err(ElfError::OtherMachine));
-    assert_eq!(with(|h| h.e_type = U16::new(LE, ET_REL)), Err(ElfError::NotProgram));
-    assert_eq!(with(|h| h.e_ident.class = object::elf::ELFCLASS32), Err(ElfError::OtherMachine));
+    assert_eq!(
+        with(|h| h.e_phentsize = U16::new(LE, 55)),
+        Err(ElfError::HeaderTable)
+    );
+    assert_eq!(
+        with(|h| h.e_phnum = U16::new(LE, 0xffff)),
+        Err(ElfError::HeaderTable)
+    );
+    assert_eq!(
+        with(|h| h.e_phoff = U64::new(LE, 0x2fff)),
+        Err(ElfError::Truncated)
+    );
+    assert_eq!(
+        with(|h| h.e_phoff = U64::new(LE, u64::MAX)),
+        Err(ElfError::Truncated)
+    );
+    assert_eq!(
+        with(|h| h.e_machine = U16::new(LE, object::elf::EM_AARCH64)),
+        Err(ElfError::OtherMachine)
+    );
+    assert_eq!(
+        with(|h| h.e_type = U16::new(LE, ET_REL)),
+        Err(ElfError::NotProgram)
+    );
+    assert_eq!(
+        with(|h| h.e_ident.class = object::elf::ELFCLASS32),
+        Err(ElfError::OtherMachine)
+    );
 }
 
 #[test]
@@ -241,6 +348,9 @@ fn host_program_parses() {
     let bytes = std::fs::read("/proc/self/exe").unwrap();
     let elf = parse(&bytes[..]).unwrap();
     assert!(elf.relocatable);
-    assert!(elf.interpreter.is_some_and(|path| path.starts_with(b"/lib")));
+    assert!(
+        elf.interpreter
+            .is_some_and(|path| path.starts_with(b"/lib"))
+    );
     assert!(!elf.executable_stack);
 }

@@ -102,8 +102,14 @@ impl ElfError {
             | Self::HeaderTable
             | Self::InterpreterPath
             | Self::Truncated => Errno::NOEXEC,
-            Self::Segment { fault: SegmentFault::TooLow { .. }, .. } => Errno::PERM,
-            Self::Segment { fault: SegmentFault::PastFile { .. }, .. } => Errno::NOEXEC,
+            Self::Segment {
+                fault: SegmentFault::TooLow { .. },
+                ..
+            } => Errno::PERM,
+            Self::Segment {
+                fault: SegmentFault::PastFile { .. },
+                ..
+            } => Errno::NOEXEC,
             Self::NoSegments | Self::Segment { .. } | Self::EntryOutside { .. } => Errno::INVAL,
             Self::Read(errno) => *errno,
         }
@@ -202,10 +208,15 @@ impl ExecError {
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {
-            Self::Open { errno, .. } | Self::Interpreter { errno, .. } | Self::Map { errno, .. } => *errno,
+            Self::Open { errno, .. }
+            | Self::Interpreter { errno, .. }
+            | Self::Map { errno, .. } => *errno,
             Self::NotMappable { .. } | Self::ScriptLine { .. } => Errno::NOEXEC,
             Self::Elf { fault, .. } => fault.errno(),
-            Self::InterpreterElf { fault: ElfError::Read(errno), .. } => *errno,
+            Self::InterpreterElf {
+                fault: ElfError::Read(errno),
+                ..
+            } => *errno,
             Self::InterpreterElf { .. } => Errno::LIBBAD,
             Self::ScriptInaccessible { .. } => Errno::NOENT,
             Self::TooManyLevels { .. } => Errno::LOOP,

@@ -15,8 +15,8 @@ use crate::linux::file::{File, Location};
 use crate::linux::fs::{Caller, Follow, S_IFMT, S_IFREG};
 use crate::linux::kernel::Kernel;
 use crate::linux::proc::image::Image as ProcessImage;
-use crate::linux::thread::Regs;
 use crate::linux::process::{AddressSpace, Credentials, MmLayout};
+use crate::linux::thread::Regs;
 
 /// RFLAGS at entry: interrupts enabled, and the bit that is always set.
 const INITIAL_RFLAGS: u64 = 0x202;
@@ -84,10 +84,29 @@ impl Loaded {
     /// program starts with.
     #[must_use]
     pub fn into_image(self) -> ProcessImage {
-        let Self { mm, rip, rsp, exe, comm } = self;
-        let exe = exe.unwrap_or_else(|| Location { mount: 0, path: Vec::new() });
-        let regs = Regs { rip, rsp, rflags: INITIAL_RFLAGS, ..Regs::default() };
-        ProcessImage { mm, exe, comm, regs }
+        let Self {
+            mm,
+            rip,
+            rsp,
+            exe,
+            comm,
+        } = self;
+        let exe = exe.unwrap_or_else(|| Location {
+            mount: 0,
+            path: Vec::new(),
+        });
+        let regs = Regs {
+            rip,
+            rsp,
+            rflags: INITIAL_RFLAGS,
+            ..Regs::default()
+        };
+        ProcessImage {
+            mm,
+            exe,
+            comm,
+            regs,
+        }
     }
 }
 
@@ -104,8 +123,20 @@ struct Opened {
 /// # Errors
 /// See [`ExecError`]; nothing is left behind.
 pub fn load(caller: &Caller<'_>, request: Request<'_>) -> Result<Loaded, ExecError> {
-    let Request { program, cwd, stack_limit, randomize, mut strings } = request;
-    let inaccessible = matches!(program, Program::Open { inaccessible: true, .. });
+    let Request {
+        program,
+        cwd,
+        stack_limit,
+        randomize,
+        mut strings,
+    } = request;
+    let inaccessible = matches!(
+        program,
+        Program::Open {
+            inaccessible: true,
+            ..
+        }
+    );
     let first = open_program(caller, program)?;
     if strings.argv.is_empty() {
         strings.argv.push(Vec::new());
@@ -118,10 +149,27 @@ pub fn load(caller: &Caller<'_>, request: Request<'_>) -> Result<Loaded, ExecErr
     let name = show(&opened.name);
     let main = mappable(caller.k, &opened.file).map_err(|fault| fault.of_program(&name))?;
     let interpreter = open_interpreter(caller, cwd, &name, &main.elf)?;
-    let image = Image { main, interpreter, strings, execfn, name, stack_limit };
-    let random = if randomize { randomness() } else { Randomness::default() };
+    let image = Image {
+        main,
+        interpreter,
+        strings,
+        execfn,
+        name,
+        stack_limit,
+    };
+    let random = if randomize {
+        randomness()
+    } else {
+        Randomness::default()
+    };
     let (mm, rip, rsp) = image.build(caller, random)?;
-    Ok(Loaded { mm, rip, rsp, exe: opened.location, comm })
+    Ok(Loaded {
+        mm,
+        rip,
+        rsp,
+        exe: opened.location,
+        comm,
+    })
 }
 
 /// Last component of the name the program was started by, cut to 15 bytes.
@@ -137,19 +185,40 @@ fn comm(program: &Opened) -> Vec<u8> {
 fn open_program(caller: &Caller<'_>, program: Program) -> Result<Opened, ExecError> {
     match program {
         Program::Open { file, name, .. } => {
-            check_executable(caller, &file)
-                .map_err(|errno| ExecError::Open { path: show(&name), errno })?;
+            check_executable(caller, &file).map_err(|errno| ExecError::Open {
+                path: show(&name),
+                errno,
+            })?;
             let location = file.location();
-            Ok(Opened { file, location, name })
+            Ok(Opened {
+                file,
+                location,
+                name,
+            })
         }
-        Program::Path { cwd, path, follow, name } => {
-            let failed = |errno| ExecError::Open { path: show(&path), errno };
+        Program::Path {
+            cwd,
+            path,
+            follow,
+            name,
+        } => {
+            let failed = |errno| ExecError::Open {
+                path: show(&path),
+                errno,
+            };
             if path.is_empty() {
                 return Err(failed(Errno::NOENT));
             }
-            let (file, location, _) =
-                caller.k.vfs.open_exec(caller, &cwd, &path, follow).map_err(failed)?;
-            Ok(Opened { file, location: Some(location), name: name.unwrap_or(path) })
+            let (file, location, _) = caller
+                .k
+                .vfs
+                .open_exec(caller, &cwd, &path, follow)
+                .map_err(failed)?;
+            Ok(Opened {
+                file,
+                location: Some(location),
+                name: name.unwrap_or(path),
+            })
         }
     }
 }
@@ -157,7 +226,11 @@ fn open_program(caller: &Caller<'_>, program: Program) -> Result<Opened, ExecErr
 /// An open file that is regular and whose permission bits let the caller execute it.
 fn check_executable(caller: &Caller<'_>, file: &Arc<dyn File>) -> Result<(), Errno> {
     let stat = file.stat(caller.k)?;
-    if stat.mode & S_IFMT == S_IFREG && caller.permitted(&stat, 1) { Ok(()) } else { Err(Errno::ACCESS) }
+    if stat.mode & S_IFMT == S_IFREG && caller.permitted(&stat, 1) {
+        Ok(())
+    } else {
+        Err(Errno::ACCESS)
+    }
 }
 
 /// Replaces a script by its interpreter until there is none, changing the arguments.
@@ -176,13 +249,23 @@ fn follow_scripts(
         if inaccessible {
             return Err(ExecError::ScriptInaccessible { path: path() });
         }
-        let before = [Some(line.interpreter.clone()), line.argument, Some(opened.name)];
+        let before = [
+            Some(line.interpreter.clone()),
+            line.argument,
+            Some(opened.name),
+        ];
         strings.argv.splice(..1, before.into_iter().flatten());
-        let program =
-            Program::Path { cwd: cwd.clone(), path: line.interpreter, follow: Follow::Last, name: None };
+        let program = Program::Path {
+            cwd: cwd.clone(),
+            path: line.interpreter,
+            follow: Follow::Last,
+            name: None,
+        };
         opened = open_program(caller, program)?;
     }
-    Err(ExecError::TooManyLevels { path: show(&opened.name) })
+    Err(ExecError::TooManyLevels {
+        path: show(&opened.name),
+    })
 }
 
 /// The first bytes of a file.
@@ -193,7 +276,12 @@ fn head(k: &Kernel, opened: &Opened) -> Result<Vec<u8>, ExecError> {
         match opened.file.read(k, done as u64, &mut head[done..]) {
             Ok(0) => break,
             Ok(n) => done += n,
-            Err(errno) => return Err(ExecError::Open { path: show(&opened.name), errno }),
+            Err(errno) => {
+                return Err(ExecError::Open {
+                    path: show(&opened.name),
+                    errno,
+                });
+            }
         }
     }
     head.truncate(done);
@@ -206,15 +294,24 @@ fn open_interpreter(
     program: &str,
     elf: &Elf,
 ) -> Result<Option<Mappable>, ExecError> {
-    let Some(path) = elf.interpreter.clone() else { return Ok(None) };
+    let Some(path) = elf.interpreter.clone() else {
+        return Ok(None);
+    };
     let shown = show(&path);
-    let named = Program::Path { cwd: cwd.clone(), path, follow: Follow::Last, name: None };
+    let named = Program::Path {
+        cwd: cwd.clone(),
+        path,
+        follow: Follow::Last,
+        name: None,
+    };
     let opened = open_program(caller, named).map_err(|e| ExecError::Interpreter {
         program: program.to_owned(),
         path: shown.clone(),
         errno: e.errno(),
     })?;
-    mappable(caller.k, &opened.file).map(Some).map_err(|fault| fault.of_interpreter(program, &shown))
+    mappable(caller.k, &opened.file)
+        .map(Some)
+        .map_err(|fault| fault.of_interpreter(program, &shown))
 }
 
 /// Why a file is no program.
@@ -235,8 +332,16 @@ impl Unusable {
     fn of_interpreter(self, program: &str, path: &str) -> ExecError {
         let (program, path) = (program.to_owned(), path.to_owned());
         match self {
-            Self::Elf(fault) => ExecError::InterpreterElf { program, path, fault },
-            Self::NotMappable(errno) => ExecError::Interpreter { program, path, errno },
+            Self::Elf(fault) => ExecError::InterpreterElf {
+                program,
+                path,
+                fault,
+            },
+            Self::NotMappable(errno) => ExecError::Interpreter {
+                program,
+                path,
+                errno,
+            },
         }
     }
 }
@@ -260,8 +365,17 @@ impl ReadAt for Positional<'_> {
 
 fn mappable(k: &Kernel, file: &Arc<dyn File>) -> Result<Mappable, Unusable> {
     let (backing, length) = file.mapping(k).map_err(Unusable::NotMappable)?;
-    let elf = elf::parse(&Positional { k, file: &**file, length }).map_err(Unusable::Elf)?;
-    Ok(Mappable { elf, backing, length })
+    let elf = elf::parse(&Positional {
+        k,
+        file: &**file,
+        length,
+    })
+    .map_err(Unusable::Elf)?;
+    Ok(Mappable {
+        elf,
+        backing,
+        length,
+    })
 }
 
 /// All that goes into a new space.
@@ -287,7 +401,9 @@ impl Image {
             .memory
             .manager
             .create_space()
-            .map_err(|_| ExecError::NoMemory { path: self.name.clone() })?;
+            .map_err(|_| ExecError::NoMemory {
+                path: self.name.clone(),
+            })?;
         // Dropping it deletes the space.
         let mm = AddressSpace::new(&k.memory, space, MmLayout::default());
         let path = || self.name.clone();
@@ -295,7 +411,10 @@ impl Image {
             Ok((rip, rsp)) => Ok((mm, rip, rsp)),
             Err(Errno::NOMEM) => Err(ExecError::NoMemory { path: path() }),
             Err(Errno::TOOBIG) => Err(ExecError::TooLong),
-            Err(errno) => Err(ExecError::Map { path: path(), errno }),
+            Err(errno) => Err(ExecError::Map {
+                path: path(),
+                errno,
+            }),
         }
     }
 
@@ -305,13 +424,21 @@ impl Image {
         mm: &Arc<AddressSpace>,
         random: Randomness,
     ) -> Result<(u64, u64), Errno> {
-        let builder = Builder { memory: &caller.k.memory, mm, places: Places::new(self.stack_limit, random) };
+        let builder = Builder {
+            memory: &caller.k.memory,
+            mm,
+            places: Places::new(self.stack_limit, random),
+        };
         let bias = builder.program(&self.main, random.program)?;
         let entry = self.main.elf.entry.wrapping_add(bias);
         let (base, rip) = match &self.interpreter {
             Some(interpreter) => {
                 let at = builder.interpreter(interpreter)?;
-                let base = if interpreter.elf.relocatable { interpreter.elf.start().wrapping_add(at) } else { 0 };
+                let base = if interpreter.elf.relocatable {
+                    interpreter.elf.start().wrapping_add(at)
+                } else {
+                    0
+                };
                 (base, interpreter.elf.entry.wrapping_add(at))
             }
             None => (0, entry),
@@ -332,7 +459,11 @@ impl Image {
     fn auxv(&self, info: MachineInfo, cred: &Credentials, bias: u64, base: u64) -> Vec<(u64, u64)> {
         let elf = &self.main.elf;
         let secure = cred.uid[0] != cred.uid[1] || cred.gid[0] != cred.gid[1];
-        let phdr = if elf.phdr == 0 { 0 } else { elf.phdr.wrapping_add(bias) };
+        let phdr = if elf.phdr == 0 {
+            0
+        } else {
+            elf.phdr.wrapping_add(bias)
+        };
         let vdso = info.vdso.map(|va| (at::SYSINFO_EHDR, va));
         vdso.into_iter()
             .chain([
@@ -372,6 +503,12 @@ fn random_bytes() -> [u8; 16] {
 
 fn randomness() -> Randomness {
     let words = [random_bytes(), random_bytes()].concat();
-    let word = |n: usize| u64::from_le_bytes(words[n * 8..n * 8 + 8].try_into().unwrap_or_default());
-    Randomness { stack: word(0), mappings: word(1), program: word(2), heap: word(3) }
+    let word =
+        |n: usize| u64::from_le_bytes(words[n * 8..n * 8 + 8].try_into().unwrap_or_default());
+    Randomness {
+        stack: word(0),
+        mappings: word(1),
+        program: word(2),
+        heap: word(3),
+    }
 }

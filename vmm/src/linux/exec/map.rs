@@ -58,7 +58,11 @@ impl Places {
         let size = page_down(limit.clamp(STACK_RANGE.0, STACK_RANGE.1));
         let stack_low = stack_top - size;
         let mmap_top = stack_low - STACK_GUARD * PAGE - (random.mappings & MMAP_RANDOM) * PAGE;
-        Self { stack_low, stack_top, mmap_top }
+        Self {
+            stack_low,
+            stack_top,
+            mmap_top,
+        }
     }
 }
 
@@ -88,14 +92,21 @@ impl Builder<'_> {
         let elf = &interpreter.elf;
         let bias = if elf.relocatable {
             let place = self.map(MapRequest {
-                placement: Placement::Anywhere { hint: None, below: vpn(self.places.mmap_top)? },
+                placement: Placement::Anywhere {
+                    hint: None,
+                    below: vpn(self.places.mmap_top)?,
+                },
                 count: elf.span_pages(),
                 prot: Prot::empty(),
                 kind: MapKind::Anonymous,
                 flags: VadFlags::NO_RESERVE,
                 tag: VadTag::default(),
             })?;
-            let flush = self.memory.manager.unmap(&self.mm.space, place).map_err(|_| Errno::NOMEM)?;
+            let flush = self
+                .memory
+                .manager
+                .unmap(&self.mm.space, place)
+                .map_err(|_| Errno::NOMEM)?;
             self.memory.submit(flush);
             place.start().va().get().wrapping_sub(elf.start())
         } else {
@@ -107,11 +118,16 @@ impl Builder<'_> {
 
     fn segments(&self, file: &Mappable, bias: u64) -> Result<(), Errno> {
         let low = file.elf.start().wrapping_add(bias);
-        let high = low.checked_add(file.elf.span_pages() * PAGE).ok_or(Errno::NOMEM)?;
+        let high = low
+            .checked_add(file.elf.span_pages() * PAGE)
+            .ok_or(Errno::NOMEM)?;
         if low < MIN_VA || high > self.places.mmap_top {
             return Err(Errno::NOMEM);
         }
-        file.elf.segments.iter().try_for_each(|segment| self.segment(file, segment, bias))
+        file.elf
+            .segments
+            .iter()
+            .try_for_each(|segment| self.segment(file, segment, bias))
     }
 
     fn segment(&self, file: &Mappable, segment: &Segment, bias: u64) -> Result<(), Errno> {
@@ -130,10 +146,14 @@ impl Builder<'_> {
                 tag: VadTag::default(),
             })?;
         }
-        if let Some(from) = segment.zero_from.filter(|_| segment.prot.contains(Prot::WRITE)) {
+        if let Some(from) = segment
+            .zero_from
+            .filter(|_| segment.prot.contains(Prot::WRITE))
+        {
             let from = from.wrapping_add(bias);
             let zeros = [0; PAGE as usize];
-            UserMem::new(self.memory, self.mm).write(from, &zeros[..(page_up(from) - from) as usize])?;
+            UserMem::new(self.memory, self.mm)
+                .write(from, &zeros[..(page_up(from) - from) as usize])?;
         }
         if segment.zero_pages > 0 {
             self.map(MapRequest {
@@ -150,11 +170,19 @@ impl Builder<'_> {
 
     /// Maps the stack and writes its initial content.
     pub(super) fn stack(&self, content: &InitialStack, executable: bool) -> Result<(), Errno> {
-        let Places { stack_low, stack_top, .. } = self.places;
+        let Places {
+            stack_low,
+            stack_top,
+            ..
+        } = self.places;
         if content.sp < stack_low {
             return Err(Errno::TOOBIG);
         }
-        let exec = if executable { Prot::EXEC } else { Prot::empty() };
+        let exec = if executable {
+            Prot::EXEC
+        } else {
+            Prot::empty()
+        };
         self.map(MapRequest {
             placement: Placement::FixedNoReplace(vpn(stack_low)?),
             count: (stack_top - stack_low) / PAGE,
@@ -181,7 +209,11 @@ impl Builder<'_> {
     }
 
     fn map(&self, request: MapRequest<Backing>) -> Result<VpnRange, Errno> {
-        let mapped = self.memory.manager.map(&self.mm.space, request).map_err(map_errno)?;
+        let mapped = self
+            .memory
+            .manager
+            .map(&self.mm.space, request)
+            .map_err(map_errno)?;
         self.memory.submit(mapped.flush);
         Ok(mapped.range)
     }

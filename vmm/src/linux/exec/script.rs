@@ -24,7 +24,9 @@ pub struct BadLine;
 /// # Errors
 /// See [`BadLine`].
 pub fn parse(head: &[u8]) -> Result<Option<Shebang>, BadLine> {
-    let Some(line) = head.strip_prefix(b"#!") else { return Ok(None) };
+    let Some(line) = head.strip_prefix(b"#!") else {
+        return Ok(None);
+    };
     // What follows a short file is zero in Linux's buffer; the last byte of the buffer is not used.
     let mut line = line[..line.len().min(HEAD - 2)].to_vec();
     line.resize(HEAD - 2, 0);
@@ -89,7 +91,10 @@ mod tests {
 
     #[test]
     fn rest_of_line_is_one_argument() {
-        assert_eq!(parse(b"#!/usr/bin/env -S a  b \nx"), line("/usr/bin/env", Some("-S a  b")));
+        assert_eq!(
+            parse(b"#!/usr/bin/env -S a  b \nx"),
+            line("/usr/bin/env", Some("-S a  b"))
+        );
     }
 
     #[test]

@@ -92,7 +92,10 @@ impl Strings {
     /// `E2BIG`.
     pub fn check(&self, stack: u64) -> Result<(), Errno> {
         let mut budget = Budget::new(stack);
-        self.argv.iter().chain(&self.envp).try_for_each(|s| budget.take(s.len()))
+        self.argv
+            .iter()
+            .chain(&self.envp)
+            .try_for_each(|s| budget.take(s.len()))
     }
 }
 
@@ -138,7 +141,10 @@ pub fn build(
         (at::PLATFORM, platform_at),
         (at::NULL, 0),
     ]);
-    let auxv: Vec<u8> = aux.flat_map(|(key, value)| [key, value]).flat_map(u64::to_le_bytes).collect();
+    let auxv: Vec<u8> = aux
+        .flat_map(|(key, value)| [key, value])
+        .flat_map(u64::to_le_bytes)
+        .collect();
 
     let pointers = 1 + argv.len() + 1 + envp.len() + 1;
     let sp = (random_at - auxv.len() as u64 - (pointers * size_of::<u64>()) as u64) & !15;
@@ -217,7 +223,10 @@ mod tests {
 
     fn strings(argv: &[&str], envp: &[&str]) -> Strings {
         let own = |list: &[&str]| list.iter().map(|s| s.as_bytes().to_vec()).collect();
-        Strings { argv: own(argv), envp: own(envp) }
+        Strings {
+            argv: own(argv),
+            envp: own(envp),
+        }
     }
 
     #[test]
@@ -226,7 +235,13 @@ mod tests {
             let argv: Vec<String> = (0..n).map(|i| "a".repeat(i * 3)).collect();
             let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
             let given = strings(&argv, &["HOME=/root", "A="]);
-            let stack = build(TOP, &given, b"/bin/x", [7; 16], &[(at::PAGESZ, 4096), (at::ENTRY, 0x1234)]);
+            let stack = build(
+                TOP,
+                &given,
+                b"/bin/x",
+                [7; 16],
+                &[(at::PAGESZ, 4096), (at::ENTRY, 0x1234)],
+            );
             assert_eq!(stack.sp % 16, 0);
             assert_eq!(stack.sp + stack.bytes.len() as u64, TOP);
             let decoded = Decoded(&stack);
@@ -258,23 +273,35 @@ mod tests {
 
     #[test]
     fn quarter_of_stack_is_the_limit() {
-        let fits = Strings { argv: vec![vec![b'a'; 100_000]; 20], envp: Vec::new() };
+        let fits = Strings {
+            argv: vec![vec![b'a'; 100_000]; 20],
+            envp: Vec::new(),
+        };
         assert_eq!(fits.check(8 << 20), Ok(()));
-        let over = Strings { argv: vec![vec![b'a'; 100_000]; 21], envp: Vec::new() };
+        let over = Strings {
+            argv: vec![vec![b'a'; 100_000]; 21],
+            envp: Vec::new(),
+        };
         assert_eq!(over.check(8 << 20), Err(Errno::TOOBIG));
         assert_eq!(over.check(u64::MAX), Ok(()));
     }
 
     #[test]
     fn long_string_is_too_big() {
-        let one = |len| Strings { argv: vec![vec![b'a'; len]], envp: Vec::new() };
+        let one = |len| Strings {
+            argv: vec![vec![b'a'; len]],
+            envp: Vec::new(),
+        };
         assert_eq!(one(STRING_MAX - 1).check(8 << 20), Ok(()));
         assert_eq!(one(STRING_MAX).check(8 << 20), Err(Errno::TOOBIG));
     }
 
     #[test]
     fn many_empty_strings_count_their_pointers() {
-        let many = Strings { argv: vec![Vec::new(); 300_000], envp: Vec::new() };
+        let many = Strings {
+            argv: vec![Vec::new(); 300_000],
+            envp: Vec::new(),
+        };
         assert_eq!(many.check(8 << 20), Err(Errno::TOOBIG));
     }
 }

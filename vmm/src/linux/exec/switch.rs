@@ -18,11 +18,20 @@ const INITIAL_RFLAGS: u64 = 0x202;
 
 /// Makes the calling thread run `loaded`.
 pub(super) fn switch(c: &mut Ctx<'_>, loaded: Loaded) {
-    let Loaded { mm, rip, rsp, exe, comm } = loaded;
+    let Loaded {
+        mm,
+        rip,
+        rsp,
+        exe,
+        comm,
+    } = loaded;
     let (closed, vfork_done) = c.with_process(|p| {
         p.mm = Some(Arc::clone(&mm));
         p.comm = comm;
-        p.exe = exe.unwrap_or_else(|| Location { mount: 0, path: Vec::new() });
+        p.exe = exe.unwrap_or_else(|| Location {
+            mount: 0,
+            path: Vec::new(),
+        });
         p.has_execed = true;
         p.exit_signal = SIGCHLD;
         p.cred.uid[2] = p.cred.uid[1];
@@ -43,17 +52,33 @@ pub(super) fn switch(c: &mut Ctx<'_>, loaded: Loaded) {
 /// Handlers are gone with the old program; what was ignored stays ignored.
 fn reset_actions(p: &mut Process) {
     for action in &mut p.actions {
-        let handler = if action.handler == SIG_IGN { SIG_IGN } else { 0 };
-        *action = SigAction { handler, ..SigAction::default() };
+        let handler = if action.handler == SIG_IGN {
+            SIG_IGN
+        } else {
+            0
+        };
+        *action = SigAction {
+            handler,
+            ..SigAction::default()
+        };
     }
 }
 
 fn take_closed_on_exec(p: &mut Process) -> Vec<Fd> {
-    p.files.fds.extract_if(.., |_, fd| fd.close_on_exec).map(|(_, fd)| fd).collect()
+    p.files
+        .fds
+        .extract_if(.., |_, fd| fd.close_on_exec)
+        .map(|(_, fd)| fd)
+        .collect()
 }
 
 fn reset_thread(c: &mut Ctx<'_>, rip: u64, rsp: u64) {
-    c.t.regs = Regs { rip, rsp, rflags: INITIAL_RFLAGS, ..Regs::default() };
+    c.t.regs = Regs {
+        rip,
+        rsp,
+        rflags: INITIAL_RFLAGS,
+        ..Regs::default()
+    };
     c.t.fpu = Fpu::Initial;
     c.t.altstack = AltStack::default();
     c.t.clear_child_tid = 0;
@@ -62,7 +87,11 @@ fn reset_thread(c: &mut Ctx<'_>, rip: u64, rsp: u64) {
 
 /// Deletes a space if no process runs in it any more.
 pub fn release_space(k: &Kernel, mm: &Arc<AddressSpace>) {
-    let used = k.state().procs.values().any(|p| p.mm.as_ref().is_some_and(|used| Arc::ptr_eq(used, mm)));
+    let used = k
+        .state()
+        .procs
+        .values()
+        .any(|p| p.mm.as_ref().is_some_and(|used| Arc::ptr_eq(used, mm)));
     if !used {
         k.memory.submit(k.memory.manager.delete_space(&mm.space));
     }

@@ -2,7 +2,9 @@
 
 use shadow_mm::{Access, MapKind, VadAdvice, VpnRange};
 
-use super::{RLIMIT_MEMLOCK, for_each_vad, limit, mapped_pages, pages, require_mapped, whole_pages};
+use super::{
+    RLIMIT_MEMLOCK, for_each_vad, limit, mapped_pages, pages, require_mapped, whole_pages,
+};
 use crate::linux::Errno;
 use crate::linux::call::{Args, Ctx, SysResult};
 use crate::linux::exec::{PAGE, USER_END, page_down};
@@ -48,7 +50,9 @@ impl Advice {
 pub(super) fn sys_madvise(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let (start, len) = (a.u64(0), a.u64(1));
     let advice = Advice::new(a.i32(2)).ok_or(Errno::INVAL)?;
-    let Some(range) = advised(start, len)? else { return Ok(0) };
+    let Some(range) = advised(start, len)? else {
+        return Ok(0);
+    };
     let mut parts = Vec::new();
     let mapped = for_each_vad(c, range, |vad, part| {
         check_kind(advice, &vad.kind)?;
@@ -58,7 +62,11 @@ pub(super) fn sys_madvise(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     for part in parts {
         apply(c, advice, part)?;
     }
-    if mapped == range.count() { Ok(0) } else { Err(Errno::NOMEM.into()) }
+    if mapped == range.count() {
+        Ok(0)
+    } else {
+        Err(Errno::NOMEM.into())
+    }
 }
 
 /// The range of an advice or a synchronisation; `None` if it is empty.
@@ -70,7 +78,11 @@ fn advised(start: u64, len: u64) -> Result<Option<VpnRange>, Errno> {
     if start.checked_add(len).is_none() {
         return Err(Errno::INVAL);
     }
-    if len == 0 { Ok(None) } else { pages(start, len).ok_or(Errno::NOMEM).map(Some) }
+    if len == 0 {
+        Ok(None)
+    } else {
+        pages(start, len).ok_or(Errno::NOMEM).map(Some)
+    }
 }
 
 fn check_kind<B>(advice: Advice, kind: &MapKind<B>) -> Result<(), Errno> {
@@ -90,9 +102,15 @@ fn apply(c: &Ctx<'_>, advice: Advice, part: VpnRange) -> Result<(), Errno> {
             memory.submit(discarded.flush);
             discarded.result.map_err(|_| Errno::NOMEM)?;
         }
-        Advice::Fork(what) => memory.manager.advise(space, part, what).map_err(|_| Errno::NOMEM)?,
+        Advice::Fork(what) => memory
+            .manager
+            .advise(space, part, what)
+            .map_err(|_| Errno::NOMEM)?,
         Advice::Wipe => {
-            memory.manager.advise(space, part, VadAdvice::WipeOnFork).map_err(|_| Errno::NOMEM)?;
+            memory
+                .manager
+                .advise(space, part, VadAdvice::WipeOnFork)
+                .map_err(|_| Errno::NOMEM)?;
         }
         Advice::Populate(access) => {
             let bytes = (part.count() * PAGE) as usize;
@@ -142,9 +160,11 @@ pub(super) fn sys_mincore(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         let at = vec.checked_add(done).ok_or(Errno::FAULT)?;
         let mut resident = [0_u8; STEP];
         let step = pages(start + done * PAGE, n * PAGE).ok_or(Errno::NOMEM)?;
-        c.k.memory.manager.resident_pages(&c.t.mm.space, step, |vpn, _| {
-            resident[(vpn.get() - step.start().get()) as usize] = 1;
-        });
+        c.k.memory
+            .manager
+            .resident_pages(&c.t.mm.space, step, |vpn, _| {
+                resident[(vpn.get() - step.start().get()) as usize] = 1;
+            });
         c.mem().write(at, &resident[..n as usize])?;
         done += n;
     }
@@ -185,8 +205,15 @@ pub(super) fn sys_munlock(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 /// The pages that hold any byte of the range; `None` if it is empty.
 fn locked(start: u64, len: u64) -> Result<Option<VpnRange>, Errno> {
     let first = page_down(start);
-    let end = start.checked_add(len).and_then(|end| end.checked_next_multiple_of(PAGE)).ok_or(Errno::INVAL)?;
-    if end == first { Ok(None) } else { pages(first, end - first).ok_or(Errno::NOMEM).map(Some) }
+    let end = start
+        .checked_add(len)
+        .and_then(|end| end.checked_next_multiple_of(PAGE))
+        .ok_or(Errno::INVAL)?;
+    if end == first {
+        Ok(None)
+    } else {
+        pages(first, end - first).ok_or(Errno::NOMEM).map(Some)
+    }
 }
 
 /// Whether `count` pages may be locked. Root may lock all.
@@ -198,7 +225,11 @@ fn check_locked(c: &Ctx<'_>, count: u64) -> Result<(), Errno> {
     if limit == 0 {
         return Err(Errno::PERM);
     }
-    if count > limit / PAGE { Err(Errno::NOMEM) } else { Ok(()) }
+    if count > limit / PAGE {
+        Err(Errno::NOMEM)
+    } else {
+        Ok(())
+    }
 }
 
 /// `mlockall(2)`.
@@ -207,11 +238,17 @@ pub(super) fn sys_mlockall(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     const MCL_FUTURE: u32 = 2;
     const MCL_ONFAULT: u32 = 4;
     let flags = a.u32(0);
-    if flags & (MCL_CURRENT | MCL_FUTURE) == 0 || flags & !(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0 {
+    if flags & (MCL_CURRENT | MCL_FUTURE) == 0
+        || flags & !(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0
+    {
         return Err(Errno::INVAL.into());
     }
     let all = VpnRange::new(shadow_mm::Vpn::new(0).ok_or(Errno::NOMEM)?, USER_END / PAGE);
-    let count = if flags & MCL_CURRENT != 0 { all.map_or(0, |all| mapped_pages(c, all)) } else { 0 };
+    let count = if flags & MCL_CURRENT != 0 {
+        all.map_or(0, |all| mapped_pages(c, all))
+    } else {
+        0
+    };
     check_locked(c, count)?;
     Ok(0)
 }

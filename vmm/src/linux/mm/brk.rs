@@ -29,7 +29,9 @@ pub(super) fn sys_brk(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 }
 
 fn shrink(c: &Ctx<'_>, from: u64, bytes: u64) -> bool {
-    let Some(range) = pages(from, bytes) else { return false };
+    let Some(range) = pages(from, bytes) else {
+        return false;
+    };
     match c.k.memory.manager.unmap(&c.t.mm.space, range) {
         Ok(flush) => {
             c.k.memory.submit(flush);
@@ -40,7 +42,9 @@ fn shrink(c: &Ctx<'_>, from: u64, bytes: u64) -> bool {
 }
 
 fn grow(c: &Ctx<'_>, from: u64, bytes: u64) -> bool {
-    let Some(at) = Vpn::new(from / PAGE) else { return false };
+    let Some(at) = Vpn::new(from / PAGE) else {
+        return false;
+    };
     if check_address_space(c, bytes / PAGE).is_err() {
         return false;
     }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use shadow_mm::{Access, MapKind, MapRequest, Placement, Prot, VadFlags, VadTag, Vpn, VpnRange};
 
 use super::{
-    PROT_BITS, TAG_SHARED, check_address_space, for_each_vad, mapped_pages, pages, protection, whole_pages,
+    PROT_BITS, TAG_SHARED, check_address_space, for_each_vad, mapped_pages, pages, protection,
+    whole_pages,
 };
 use crate::linux::Errno;
 use crate::linux::call::{Args, Ctx, SysResult};
@@ -65,14 +66,23 @@ pub(super) fn sys_mmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if offset % PAGE != 0 {
         return Err(Errno::INVAL.into());
     }
-    let file = if flags & MAP_ANONYMOUS == 0 { Some(c.file(a.i32(4))?) } else { None };
-    if file.as_ref().is_some_and(|f| f.flags() & crate::linux::file::O_PATH != 0) {
+    let file = if flags & MAP_ANONYMOUS == 0 {
+        Some(c.file(a.i32(4))?)
+    } else {
+        None
+    };
+    if file
+        .as_ref()
+        .is_some_and(|f| f.flags() & crate::linux::file::O_PATH != 0)
+    {
         return Err(Errno::BADF.into());
     }
     if len == 0 {
         return Err(Errno::INVAL.into());
     }
-    let len = whole_pages(len).filter(|&len| len <= USER_END).ok_or(Errno::NOMEM)?;
+    let len = whole_pages(len)
+        .filter(|&len| len <= USER_END)
+        .ok_or(Errno::NOMEM)?;
     if offset.checked_add(len).is_none() {
         return Err(Errno::OVERFLOW.into());
     }
@@ -91,12 +101,22 @@ pub(super) fn sys_mmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         flags: vad_flags(flags),
         tag: source.tag,
     };
-    let mapped = c.k.memory.manager.map(&c.t.mm.space, request).map_err(map_errno)?;
+    let mapped =
+        c.k.memory
+            .manager
+            .map(&c.t.mm.space, request)
+            .map_err(map_errno)?;
     c.k.memory.submit(mapped.flush);
     let start = mapped.range.start().va().get();
     if flags & (MAP_POPULATE | MAP_LOCKED) != 0 && !prot.is_empty() {
-        let access = if prot.contains(Prot::WRITE) { Access::Write } else { Access::Read };
-        let _touched = c.mem().accessible(start, len.min(POPULATE_MAX) as usize, access);
+        let access = if prot.contains(Prot::WRITE) {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        let _touched = c
+            .mem()
+            .accessible(start, len.min(POPULATE_MAX) as usize, access);
     }
     Ok(start)
 }
@@ -119,9 +139,17 @@ fn placement(c: &Ctx<'_>, addr: u64, len: u64, flags: u32) -> Result<Placement, 
         }
         return Ok(Placement::Fixed(at));
     }
-    let hint = addr.checked_next_multiple_of(PAGE).filter(|&at| addr != 0 && at <= USER_END - len);
-    let below = if flags & MAP_32BIT != 0 { END_32BIT } else { c.t.mm.layout.lock().mmap_top };
-    let hint = hint.map(|at| at.max(MIN_VA)).filter(|&at| flags & MAP_32BIT == 0 || at + len <= END_32BIT);
+    let hint = addr
+        .checked_next_multiple_of(PAGE)
+        .filter(|&at| addr != 0 && at <= USER_END - len);
+    let below = if flags & MAP_32BIT != 0 {
+        END_32BIT
+    } else {
+        c.t.mm.layout.lock().mmap_top
+    };
+    let hint = hint
+        .map(|at| at.max(MIN_VA))
+        .filter(|&at| flags & MAP_32BIT == 0 || at + len <= END_32BIT);
     Ok(Placement::Anywhere {
         hint: hint.and_then(|at| Vpn::new(at / PAGE)),
         below: Vpn::new(below / PAGE).ok_or(Errno::NOMEM)?,
@@ -131,16 +159,21 @@ fn placement(c: &Ctx<'_>, addr: u64, len: u64, flags: u32) -> Result<Placement, 
 /// Pages that a fixed mapping replaces.
 fn replaced_pages(c: &Ctx<'_>, placement: &Placement, len: u64) -> u64 {
     match placement {
-        Placement::Fixed(at) => VpnRange::new(*at, len / PAGE).map_or(0, |range| mapped_pages(c, range)),
+        Placement::Fixed(at) => {
+            VpnRange::new(*at, len / PAGE).map_or(0, |range| mapped_pages(c, range))
+        }
         Placement::FixedNoReplace(_) | Placement::Anywhere { .. } => 0,
     }
 }
 
 fn vad_flags(flags: u32) -> VadFlags {
-    [(MAP_NORESERVE, VadFlags::NO_RESERVE), (MAP_GROWSDOWN, VadFlags::GROWS_DOWN)]
-        .into_iter()
-        .filter(|&(bit, _)| flags & bit != 0)
-        .fold(VadFlags::empty(), |all, (_, flag)| all | flag)
+    [
+        (MAP_NORESERVE, VadFlags::NO_RESERVE),
+        (MAP_GROWSDOWN, VadFlags::GROWS_DOWN),
+    ]
+    .into_iter()
+    .filter(|&(bit, _)| flags & bit != 0)
+    .fold(VadFlags::empty(), |all, (_, flag)| all | flag)
 }
 
 fn anonymous_source(prot: Prot, flags: u32) -> Result<Source, Errno> {
@@ -153,7 +186,10 @@ fn anonymous_source(prot: Prot, flags: u32) -> Result<Source, Errno> {
         MAP_SHARED => shared_tag(prot)?,
         _ => return Err(Errno::INVAL),
     };
-    Ok(Source { kind: MapKind::Anonymous, tag })
+    Ok(Source {
+        kind: MapKind::Anonymous,
+        tag,
+    })
 }
 
 fn file_source(
@@ -177,10 +213,21 @@ fn file_source(
     if flags & MAP_HUGETLB != 0 {
         return Err(Errno::INVAL);
     }
-    let tag = if shared { shared_tag(prot)? } else { VadTag::default() };
+    let tag = if shared {
+        shared_tag(prot)?
+    } else {
+        VadTag::default()
+    };
     let (backing, length) = file.file.mapping(c.k)?;
     let length = length.saturating_sub(offset);
-    Ok(Source { kind: MapKind::PrivateFile { backing, offset, length }, tag })
+    Ok(Source {
+        kind: MapKind::PrivateFile {
+            backing,
+            offset,
+            length,
+        },
+        tag,
+    })
 }
 
 /// The tag of a shared mapping, which must not be writable.
@@ -190,7 +237,9 @@ fn shared_tag(prot: Prot) -> Result<VadTag, Errno> {
     }
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, Ordering::Relaxed) {
-        tracing::warn!("a program asked for a writable shared mapping, which is not supported (ENODEV)");
+        tracing::warn!(
+            "a program asked for a writable shared mapping, which is not supported (ENODEV)"
+        );
     }
     Err(Errno::NODEV)
 }
@@ -201,8 +250,14 @@ pub(super) fn sys_munmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if addr % PAGE != 0 || len == 0 {
         return Err(Errno::INVAL.into());
     }
-    let range = whole_pages(len).and_then(|len| pages(addr, len)).ok_or(Errno::INVAL)?;
-    let flush = c.k.memory.manager.unmap(&c.t.mm.space, range).map_err(|_| Errno::NOMEM)?;
+    let range = whole_pages(len)
+        .and_then(|len| pages(addr, len))
+        .ok_or(Errno::INVAL)?;
+    let flush =
+        c.k.memory
+            .manager
+            .unmap(&c.t.mm.space, range)
+            .map_err(|_| Errno::NOMEM)?;
     c.k.memory.submit(flush);
     Ok(0)
 }
@@ -217,7 +272,9 @@ pub(super) fn sys_mprotect(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if len == 0 {
         return Ok(0);
     }
-    let end = whole_pages(len).and_then(|len| start.checked_add(len)).ok_or(Errno::NOMEM)?;
+    let end = whole_pages(len)
+        .and_then(|len| start.checked_add(len))
+        .ok_or(Errno::NOMEM)?;
     if prot & !(PROT_BITS | PROT_SEM | grows) != 0 {
         return Err(Errno::INVAL.into());
     }
@@ -228,7 +285,13 @@ pub(super) fn sys_mprotect(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     }
     let prot = protection(prot);
     if prot.contains(Prot::WRITE) {
-        for_each_vad(c, range, |vad, _| if vad.tag == TAG_SHARED { Err(Errno::ACCESS) } else { Ok(()) })?;
+        for_each_vad(c, range, |vad, _| {
+            if vad.tag == TAG_SHARED {
+                Err(Errno::ACCESS)
+            } else {
+                Ok(())
+            }
+        })?;
     }
     let protected = c.k.memory.manager.protect(&c.t.mm.space, range, prot);
     c.k.memory.submit(protected.flush);
@@ -238,7 +301,11 @@ pub(super) fn sys_mprotect(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 /// Where a change that reaches to the end of a growing range starts.
 fn grown_start(c: &Ctx<'_>, range: VpnRange, grows: u64) -> Result<u64, Errno> {
-    let vad = c.k.memory.manager.query(&c.t.mm.space, range.start()).ok_or(Errno::NOMEM)?;
+    let vad =
+        c.k.memory
+            .manager
+            .query(&c.t.mm.space, range.start())
+            .ok_or(Errno::NOMEM)?;
     if vad.range.start().get() >= range.end() {
         return Err(Errno::NOMEM);
     }

@@ -46,23 +46,78 @@ pub const TABLE: &[Entry] = &[
         args: &[Arg::Hex, Arg::Int, Arg::Hex, Arg::Hex, Arg::Fd, Arg::Hex],
         handler: map::sys_mmap,
     },
-    Entry { nr: 10, name: "mprotect", args: &[Arg::Hex, Arg::Int, Arg::Hex], handler: map::sys_mprotect },
-    Entry { nr: 11, name: "munmap", args: &[Arg::Hex, Arg::Int], handler: map::sys_munmap },
-    Entry { nr: 12, name: "brk", args: &[Arg::Hex], handler: brk::sys_brk },
+    Entry {
+        nr: 10,
+        name: "mprotect",
+        args: &[Arg::Hex, Arg::Int, Arg::Hex],
+        handler: map::sys_mprotect,
+    },
+    Entry {
+        nr: 11,
+        name: "munmap",
+        args: &[Arg::Hex, Arg::Int],
+        handler: map::sys_munmap,
+    },
+    Entry {
+        nr: 12,
+        name: "brk",
+        args: &[Arg::Hex],
+        handler: brk::sys_brk,
+    },
     Entry {
         nr: 25,
         name: "mremap",
         args: &[Arg::Hex, Arg::Int, Arg::Int, Arg::Hex, Arg::Hex],
         handler: remap::sys_mremap,
     },
-    Entry { nr: 26, name: "msync", args: &[Arg::Hex, Arg::Int, Arg::Hex], handler: advise::sys_msync },
-    Entry { nr: 27, name: "mincore", args: &[Arg::Hex, Arg::Int, Arg::Hex], handler: advise::sys_mincore },
-    Entry { nr: 28, name: "madvise", args: &[Arg::Hex, Arg::Int, Arg::Int], handler: advise::sys_madvise },
-    Entry { nr: 149, name: "mlock", args: &[Arg::Hex, Arg::Int], handler: advise::sys_mlock },
-    Entry { nr: 150, name: "munlock", args: &[Arg::Hex, Arg::Int], handler: advise::sys_munlock },
-    Entry { nr: 151, name: "mlockall", args: &[Arg::Hex], handler: advise::sys_mlockall },
-    Entry { nr: 152, name: "munlockall", args: &[], handler: advise::sys_munlockall },
-    Entry { nr: 325, name: "mlock2", args: &[Arg::Hex, Arg::Int, Arg::Hex], handler: advise::sys_mlock2 },
+    Entry {
+        nr: 26,
+        name: "msync",
+        args: &[Arg::Hex, Arg::Int, Arg::Hex],
+        handler: advise::sys_msync,
+    },
+    Entry {
+        nr: 27,
+        name: "mincore",
+        args: &[Arg::Hex, Arg::Int, Arg::Hex],
+        handler: advise::sys_mincore,
+    },
+    Entry {
+        nr: 28,
+        name: "madvise",
+        args: &[Arg::Hex, Arg::Int, Arg::Int],
+        handler: advise::sys_madvise,
+    },
+    Entry {
+        nr: 149,
+        name: "mlock",
+        args: &[Arg::Hex, Arg::Int],
+        handler: advise::sys_mlock,
+    },
+    Entry {
+        nr: 150,
+        name: "munlock",
+        args: &[Arg::Hex, Arg::Int],
+        handler: advise::sys_munlock,
+    },
+    Entry {
+        nr: 151,
+        name: "mlockall",
+        args: &[Arg::Hex],
+        handler: advise::sys_mlockall,
+    },
+    Entry {
+        nr: 152,
+        name: "munlockall",
+        args: &[],
+        handler: advise::sys_munlockall,
+    },
+    Entry {
+        nr: 325,
+        name: "mlock2",
+        args: &[Arg::Hex, Arg::Int, Arg::Hex],
+        handler: advise::sys_mlock2,
+    },
 ];
 
 /// The pages of `[start, start + len)`, both of them multiples of a page and the range not empty;
@@ -93,8 +148,12 @@ fn for_each_vad<E>(
     let mut from = Some(range.start());
     let mut mapped = 0;
     while let Some(at) = from {
-        let Some(vad) = c.k.memory.manager.query(&c.t.mm.space, at) else { break };
-        let Some(part) = vad.range.intersect(range) else { break };
+        let Some(vad) = c.k.memory.manager.query(&c.t.mm.space, at) else {
+            break;
+        };
+        let Some(part) = vad.range.intersect(range) else {
+            break;
+        };
         mapped += part.count();
         visit(&vad, part)?;
         from = Vpn::new(vad.range.end()).filter(|&next| range.contains(next));
@@ -109,7 +168,11 @@ fn mapped_pages(c: &Ctx<'_>, range: VpnRange) -> u64 {
 
 /// Fails unless every page of `range` is mapped.
 fn require_mapped(c: &Ctx<'_>, range: VpnRange) -> Result<(), Errno> {
-    if mapped_pages(c, range) == range.count() { Ok(()) } else { Err(Errno::NOMEM) }
+    if mapped_pages(c, range) == range.count() {
+        Ok(())
+    } else {
+        Err(Errno::NOMEM)
+    }
 }
 
 /// The soft limit of a resource.
@@ -124,5 +187,9 @@ fn check_address_space(c: &Ctx<'_>, more: u64) -> Result<(), Errno> {
         return Ok(());
     }
     let now = c.k.memory.manager.usage(&c.t.mm.space).virtual_pages;
-    if now.saturating_add(more) > limit / PAGE { Err(Errno::NOMEM) } else { Ok(()) }
+    if now.saturating_add(more) > limit / PAGE {
+        Err(Errno::NOMEM)
+    } else {
+        Ok(())
+    }
 }

@@ -27,12 +27,24 @@ pub(super) fn sys_mremap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         return Err(Errno::INVAL.into());
     }
     let old_len = whole_pages(a.u64(1)).ok_or(Errno::INVAL)?;
-    let new_len = whole_pages(a.u64(2)).filter(|&len| len != 0).ok_or(Errno::INVAL)?;
+    let new_len = whole_pages(a.u64(2))
+        .filter(|&len| len != 0)
+        .ok_or(Errno::INVAL)?;
     // A length of zero duplicates a shared mapping; there is none that could be.
-    let old = pages(addr, old_len).ok_or(if old_len == 0 { Errno::INVAL } else { Errno::FAULT })?;
+    let old = pages(addr, old_len).ok_or(if old_len == 0 {
+        Errno::INVAL
+    } else {
+        Errno::FAULT
+    })?;
     let vad = c.k.memory.manager.query(&c.t.mm.space, old.start());
-    let vad = vad.filter(|vad| vad.range.contains(old.start())).ok_or(Errno::FAULT)?;
-    let fixed = if fixed { Some(check_target(addr, old_len, target, new_len)?) } else { None };
+    let vad = vad
+        .filter(|vad| vad.range.contains(old.start()))
+        .ok_or(Errno::FAULT)?;
+    let fixed = if fixed {
+        Some(check_target(addr, old_len, target, new_len)?)
+    } else {
+        None
+    };
     if fixed.is_none() && !keep && new_len <= old_len {
         return shrink(c, old, new_len);
     }
@@ -46,7 +58,15 @@ pub(super) fn sys_mremap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         return move_and_keep(c, &vad, old, fixed);
     }
     let new_count = new_len / PAGE;
-    match remap(c, RemapRequest { old, new_count, may_move: false, fixed }) {
+    match remap(
+        c,
+        RemapRequest {
+            old,
+            new_count,
+            may_move: false,
+            fixed,
+        },
+    ) {
         Err(RemapError::CannotGrow { .. }) if may_move => {
             let to = reserve(c, new_count)?;
             move_to(c, old, new_count, to)
@@ -73,7 +93,11 @@ fn check_target(addr: u64, old_len: u64, target: u64, new_len: u64) -> Result<Vp
 fn shrink(c: &Ctx<'_>, old: VpnRange, new_len: u64) -> SysResult {
     let start = old.start().va().get();
     if let Some(tail) = pages(start + new_len, old.count() * PAGE - new_len) {
-        let flush = c.k.memory.manager.unmap(&c.t.mm.space, tail).map_err(|_| Errno::NOMEM)?;
+        let flush =
+            c.k.memory
+                .manager
+                .unmap(&c.t.mm.space, tail)
+                .map_err(|_| Errno::NOMEM)?;
         c.k.memory.submit(flush);
     }
     Ok(start)
@@ -87,7 +111,16 @@ fn remap(c: &Ctx<'_>, request: RemapRequest) -> Result<u64, RemapError> {
 
 /// Moves to a place that [`reserve`] found, which is free again if that fails.
 fn move_to(c: &Ctx<'_>, old: VpnRange, new_count: u64, to: Vpn) -> SysResult {
-    remap(c, RemapRequest { old, new_count, may_move: true, fixed: Some(to) }).map_err(|error| {
+    remap(
+        c,
+        RemapRequest {
+            old,
+            new_count,
+            may_move: true,
+            fixed: Some(to),
+        },
+    )
+    .map_err(|error| {
         let reserved = VpnRange::new(to, new_count);
         let unmapped = reserved.map(|range| c.k.memory.manager.unmap(&c.t.mm.space, range));
         if let Some(Ok(flush)) = unmapped {
@@ -101,14 +134,21 @@ fn move_to(c: &Ctx<'_>, old: VpnRange, new_count: u64, to: Vpn) -> SysResult {
 fn reserve(c: &Ctx<'_>, count: u64) -> Result<Vpn, Errno> {
     let below = c.t.mm.layout.lock().mmap_top;
     let request = MapRequest {
-        placement: Placement::Anywhere { hint: None, below: Vpn::new(below / PAGE).ok_or(Errno::NOMEM)? },
+        placement: Placement::Anywhere {
+            hint: None,
+            below: Vpn::new(below / PAGE).ok_or(Errno::NOMEM)?,
+        },
         count,
         prot: Prot::empty(),
         kind: MapKind::Anonymous,
         flags: VadFlags::NO_RESERVE,
         tag: VadTag::default(),
     };
-    let mapped = c.k.memory.manager.map(&c.t.mm.space, request).map_err(map_errno)?;
+    let mapped =
+        c.k.memory
+            .manager
+            .map(&c.t.mm.space, request)
+            .map_err(map_errno)?;
     c.k.memory.submit(mapped.flush);
     Ok(mapped.range.start())
 }
@@ -128,7 +168,11 @@ fn move_and_keep(c: &Ctx<'_>, vad: &VadInfo, old: VpnRange, fixed: Option<Vpn>) 
         flags: vad.flags,
         tag: vad.tag,
     };
-    let mapped = c.k.memory.manager.map(&c.t.mm.space, afresh).map_err(map_errno)?;
+    let mapped =
+        c.k.memory
+            .manager
+            .map(&c.t.mm.space, afresh)
+            .map_err(map_errno)?;
     c.k.memory.submit(mapped.flush);
     Ok(moved)
 }
@@ -138,7 +182,11 @@ fn kind_at(vad: &VadInfo, range: VpnRange) -> MapKind<crate::memory::Backing> {
     let skipped = (range.start().get() - vad.range.start().get()) * PAGE;
     match &vad.kind {
         MapKind::Anonymous => MapKind::Anonymous,
-        MapKind::PrivateFile { backing, offset, length } => MapKind::PrivateFile {
+        MapKind::PrivateFile {
+            backing,
+            offset,
+            length,
+        } => MapKind::PrivateFile {
             backing: backing.clone(),
             offset: offset + skipped,
             length: length.saturating_sub(skipped),

@@ -14,7 +14,13 @@ use super::data::VdsoData;
 pub(super) const TEXT_OFFSET: u64 = 0x1000;
 
 /// The functions, in the order of the table.
-pub(super) const NAMES: [&str; 5] = ["clock_gettime", "gettimeofday", "time", "getcpu", "clock_getres"];
+pub(super) const NAMES: [&str; 5] = [
+    "clock_gettime",
+    "gettimeofday",
+    "time",
+    "getcpu",
+    "clock_getres",
+];
 
 std::arch::global_asm!(
     r#"
@@ -211,6 +217,12 @@ pub(super) fn bytes() -> &'static [u8] {
 
 /// Offset in [`bytes`] and size of every function of [`NAMES`].
 pub(super) fn functions() -> impl Iterator<Item = (&'static str, u64, u64)> {
-    let half = |at: &[u8]| at.first_chunk().map_or(0, |&bytes| u64::from(u32::from_le_bytes(bytes)));
-    NAMES.iter().zip(bytes().chunks_exact(8)).map(move |(&name, row)| (name, half(row), half(&row[4..])))
+    let half = |at: &[u8]| {
+        at.first_chunk()
+            .map_or(0, |&bytes| u64::from(u32::from_le_bytes(bytes)))
+    };
+    NAMES
+        .iter()
+        .zip(bytes().chunks_exact(8))
+        .map(move |(&name, row)| (name, half(row), half(&row[4..])))
 }

@@ -7,7 +7,9 @@ use vm_memory::{VolatileMemory, VolatileSlice};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The page's layout. The assembly in `code.rs` uses these offsets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct VdsoData {
     /// Odd while the rest is being changed; different afterwards.
@@ -68,7 +70,13 @@ impl ClockParams {
     pub fn new(hertz: u64, tsc_base: u64, mono_base_ns: u64, real_offset_ns: i64) -> Option<Self> {
         let mult = (1_000_000_000_u128 << Self::SHIFT).checked_div(u128::from(hertz))?;
         let mult = u64::try_from(mult).ok()?;
-        Some(Self { mult, shift: Self::SHIFT, tsc_base, mono_base_ns, real_offset_ns })
+        Some(Self {
+            mult,
+            shift: Self::SHIFT,
+            tsc_base,
+            mono_base_ns,
+            real_offset_ns,
+        })
     }
 
     /// `CLOCK_MONOTONIC` at `tsc`, by the arithmetic of the vDSO: a counter before `tsc_base` counts
@@ -93,8 +101,14 @@ impl ClockParams {
 /// # Panics
 /// If `page` is shorter than [`VdsoData`] or not aligned: our bug.
 pub fn publish(page: &VolatileSlice<'_>, clock: Option<&ClockParams>, cpu: CpuSource) {
-    let word = |at: usize| page.get_atomic_ref::<AtomicU64>(at).expect("the vDSO's data page");
-    let half = |at: usize| page.get_atomic_ref::<AtomicU32>(at).expect("the vDSO's data page");
+    let word = |at: usize| {
+        page.get_atomic_ref::<AtomicU64>(at)
+            .expect("the vDSO's data page")
+    };
+    let half = |at: usize| {
+        page.get_atomic_ref::<AtomicU32>(at)
+            .expect("the vDSO's data page")
+    };
     let seq = half(std::mem::offset_of!(VdsoData, seq));
     seq.fetch_add(1, Ordering::Relaxed);
     fence(Ordering::Release);
@@ -102,7 +116,8 @@ pub fn publish(page: &VolatileSlice<'_>, clock: Option<&ClockParams>, cpu: CpuSo
         word(std::mem::offset_of!(VdsoData, mult)).store(clock.mult, Ordering::Relaxed);
         half(std::mem::offset_of!(VdsoData, shift)).store(clock.shift, Ordering::Relaxed);
         word(std::mem::offset_of!(VdsoData, tsc_base)).store(clock.tsc_base, Ordering::Relaxed);
-        word(std::mem::offset_of!(VdsoData, mono_base_ns)).store(clock.mono_base_ns, Ordering::Relaxed);
+        word(std::mem::offset_of!(VdsoData, mono_base_ns))
+            .store(clock.mono_base_ns, Ordering::Relaxed);
         let real = clock.real_offset_ns.cast_unsigned();
         word(std::mem::offset_of!(VdsoData, real_offset_ns)).store(real, Ordering::Relaxed);
     }
@@ -120,7 +135,10 @@ mod tests {
         for hertz in [1_000_000, 2_399_999_873, 5_000_000_000] {
             let clock = ClockParams::new(hertz, 1000, 50, 7).unwrap();
             let ns = clock.monotonic(1000 + hertz) - 50;
-            assert!((999_999_990..=1_000_000_000).contains(&ns), "{ns} at {hertz} Hz");
+            assert!(
+                (999_999_990..=1_000_000_000).contains(&ns),
+                "{ns} at {hertz} Hz"
+            );
             assert_eq!(clock.realtime(1000 + hertz), ns + 57);
         }
     }

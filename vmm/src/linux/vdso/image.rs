@@ -5,7 +5,9 @@ use std::sync::OnceLock;
 
 use object::Endianness;
 use object::elf;
-use object::write::elf::{FileHeader, ProgramHeader, SectionHeader, SectionIndex, Sym, Verdef, Writer};
+use object::write::elf::{
+    FileHeader, ProgramHeader, SectionHeader, SectionIndex, Sym, Verdef, Writer,
+};
 use object::write::{Error, StringId};
 
 use super::code::{self, TEXT_OFFSET};
@@ -26,7 +28,10 @@ pub fn image() -> &'static [u8] {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
     IMAGE.get_or_init(|| {
         let image = write().expect("the vDSO is a valid ELF file");
-        assert!(image.len() as u64 <= guest::abi::VDSO_CODE_PAGES * 4096, "the vDSO is too long");
+        assert!(
+            image.len() as u64 <= guest::abi::VDSO_CODE_PAGES * 4096,
+            "the vDSO is too long"
+        );
         image
     })
 }
@@ -53,8 +58,12 @@ fn symbols() -> Vec<Symbol> {
         .zip(GLOBAL)
         .flat_map(|((weak, offset, size), global)| {
             let value = TEXT_OFFSET + offset;
-            [(global, elf::STB_GLOBAL), (weak, elf::STB_WEAK)]
-                .map(|(name, binding)| Symbol { name, binding, value, size })
+            [(global, elf::STB_GLOBAL), (weak, elf::STB_WEAK)].map(|(name, binding)| Symbol {
+                name,
+                binding,
+                value,
+                size,
+            })
         })
         .collect();
     all.sort_by_key(|s| elf::gnu_hash(s.name.as_bytes()) % BUCKETS);
@@ -82,7 +91,10 @@ fn write() -> Result<Vec<u8>, Error> {
 
     let soname = w.add_dynamic_string(SONAME);
     let version = w.add_dynamic_string(VERSION);
-    let names: Vec<StringId> = symbols.iter().map(|s| w.add_dynamic_string(s.name.as_bytes())).collect();
+    let names: Vec<StringId> = symbols
+        .iter()
+        .map(|s| w.add_dynamic_string(s.name.as_bytes()))
+        .collect();
     let (layout, text_section, text_name) = reserve(&mut w, &symbols, text.len() as u64)?;
 
     w.write_file_header(&FileHeader {
@@ -143,7 +155,16 @@ fn reserve(
     let end = w.reserved_len();
     w.reserve_shstrtab()?;
     w.reserve_section_headers();
-    let layout = Layout { hash, gnu_hash, dynsym, dynstr, versym, verdef, dynamic, end };
+    let layout = Layout {
+        hash,
+        gnu_hash,
+        dynsym,
+        dynstr,
+        versym,
+        verdef,
+        dynamic,
+        end,
+    };
     Ok((layout, text_section, text_name))
 }
 
@@ -172,7 +193,9 @@ fn write_program_headers(w: &mut TwoPhase<'_>, layout: &Layout) {
 fn write_hashes(w: &mut TwoPhase<'_>, symbols: &[Symbol]) {
     let count = symbols.len() as u32;
     let name = |n: u32| symbols[n as usize].name.as_bytes();
-    w.write_hash(BUCKETS, count + 1, |n| n.checked_sub(1).map(|n| elf::hash(name(n))));
+    w.write_hash(BUCKETS, count + 1, |n| {
+        n.checked_sub(1).map(|n| elf::hash(name(n)))
+    });
     w.write_gnu_hash(1, 6, 1, BUCKETS, count, |n| elf::gnu_hash(name(n)));
 }
 
@@ -199,8 +222,10 @@ fn write_versions(w: &mut TwoPhase<'_>, symbols: usize, soname: StringId, versio
         w.write_gnu_versym(elf::VersymIndex(VERSION_INDEX));
     }
     w.write_align_gnu_verdef();
-    let definitions =
-        [(elf::VER_FLG_BASE, 1, soname, SONAME), (elf::VersionFlags(0), VERSION_INDEX, version, VERSION)];
+    let definitions = [
+        (elf::VER_FLG_BASE, 1, soname, SONAME),
+        (elf::VersionFlags(0), VERSION_INDEX, version, VERSION),
+    ];
     for (flags, index, id, name) in definitions {
         let offset = w.dynamic_string_offset(Some(id));
         w.write_gnu_verdef(&Verdef {
@@ -229,7 +254,9 @@ fn write_dynamic(w: &mut TwoPhase<'_>, layout: &Layout, soname: StringId) -> Res
         (elf::DT_VERSYM, layout.versym),
         (elf::DT_NULL, 0),
     ];
-    entries.into_iter().try_for_each(|(tag, value)| w.write_dynamic(tag, value))
+    entries
+        .into_iter()
+        .try_for_each(|(tag, value)| w.write_dynamic(tag, value))
 }
 
 fn write_section_headers(w: &mut TwoPhase<'_>, layout: &Layout, text_name: StringId, text: u64) {

@@ -1,4 +1,7 @@
-#![expect(unsafe_code, reason = "runs the guest's code natively: maps it, and calls into it")]
+#![expect(
+    unsafe_code,
+    reason = "runs the guest's code natively: maps it, and calls into it"
+)]
 
 use std::collections::BTreeMap;
 
@@ -27,8 +30,14 @@ const NAMES: [&str; 10] = [
 fn dynamic() -> BTreeMap<i64, u64> {
     let header = FileHeader64::<LE>::parse(image()).unwrap();
     let segments = header.program_headers(LE, image()).unwrap();
-    let entries = segments.iter().find_map(|ph| ph.dynamic(LE, image()).unwrap()).unwrap();
-    entries.iter().map(|d| (d.d_tag.get(LE).0, d.d_val.get(LE))).collect()
+    let entries = segments
+        .iter()
+        .find_map(|ph| ph.dynamic(LE, image()).unwrap())
+        .unwrap();
+    entries
+        .iter()
+        .map(|d| (d.d_tag.get(LE).0, d.d_val.get(LE)))
+        .collect()
 }
 
 fn half(at: u64) -> u32 {
@@ -48,7 +57,10 @@ fn string(at: u64) -> &'static str {
 fn symbol(index: u32) -> (&'static str, u64) {
     let d = dynamic();
     let at = d[&elf::DT_SYMTAB.0] + u64::from(index) * 24;
-    (string(d[&elf::DT_STRTAB.0] + u64::from(half(at))), word(at + 8))
+    (
+        string(d[&elf::DT_STRTAB.0] + u64::from(half(at))),
+        word(at + 8),
+    )
 }
 
 /// As a loader with the System V table only does it.
@@ -97,10 +109,16 @@ fn by_gnu_hash(name: &str) -> Option<u64> {
 fn image_is_a_shared_object_of_one_segment() {
     let file = object::File::parse(image()).unwrap();
     assert_eq!(file.kind(), object::ObjectKind::Dynamic);
-    assert_eq!(file.dynamic_symbols().filter(|s| s.is_definition()).count(), NAMES.len());
+    assert_eq!(
+        file.dynamic_symbols().filter(|s| s.is_definition()).count(),
+        NAMES.len()
+    );
     let header = FileHeader64::<LE>::parse(image()).unwrap();
     let segments = header.program_headers(LE, image()).unwrap();
-    let loads: Vec<_> = segments.iter().filter(|ph| ph.p_type(LE) == elf::PT_LOAD).collect();
+    let loads: Vec<_> = segments
+        .iter()
+        .filter(|ph| ph.p_type(LE) == elf::PT_LOAD)
+        .collect();
     assert_eq!(loads.len(), 1);
     assert_eq!(loads[0].p_flags(LE), elf::PF_R | elf::PF_X);
     assert!(image().len() as u64 <= guest::abi::VDSO_CODE_PAGES * 4096);
@@ -175,7 +193,8 @@ impl Native {
     fn clock_gettime(&self, clock: i32) -> (i32, u64) {
         type F = unsafe extern "C" fn(i32, *mut [i64; 2]) -> i32;
         // SAFETY: the address of a function with this signature.
-        let f = unsafe { std::mem::transmute::<*const u8, F>(self.address("__vdso_clock_gettime")) };
+        let f =
+            unsafe { std::mem::transmute::<*const u8, F>(self.address("__vdso_clock_gettime")) };
         let mut ts = [-1; 2];
         // SAFETY: `ts` has the layout of a timespec.
         let result = unsafe { f(clock, &raw mut ts) };
@@ -254,12 +273,16 @@ fn calibrated() -> VdsoData {
     let hertz = hertz();
     let mono = host(rustix::time::ClockId::Monotonic);
     let base = tsc();
-    let real = host(rustix::time::ClockId::Realtime).wrapping_sub(mono).cast_signed();
+    let real = host(rustix::time::ClockId::Realtime)
+        .wrapping_sub(mono)
+        .cast_signed();
     let clock = ClockParams::new(hertz, base, mono, real).unwrap();
     // Through the writer, so that its offsets are tested too.
     let mut page = [0_u64; 512];
     data::publish(&page.as_mut_bytes().into(), Some(&clock), CpuSource::Zero);
-    zerocopy::FromBytes::read_from_prefix(page.as_bytes()).map(|(data, _)| data).unwrap()
+    zerocopy::FromBytes::read_from_prefix(page.as_bytes())
+        .map(|(data, _)| data)
+        .unwrap()
 }
 
 #[test]
@@ -267,10 +290,17 @@ fn native_clocks_agree_with_host() {
     let data = calibrated();
     assert_eq!(data.seq, 2);
     let vdso = Native::new(&data);
-    for (id, clock) in [(0, rustix::time::ClockId::Realtime), (1, rustix::time::ClockId::Monotonic)] {
+    for (id, clock) in [
+        (0, rustix::time::ClockId::Realtime),
+        (1, rustix::time::ClockId::Monotonic),
+    ] {
         let (result, ns) = vdso.clock_gettime(id);
         assert_eq!(result, 0);
-        assert!(ns.abs_diff(host(clock)) < 5_000_000, "clock {id}: {ns} and {}", host(clock));
+        assert!(
+            ns.abs_diff(host(clock)) < 5_000_000,
+            "clock {id}: {ns} and {}",
+            host(clock)
+        );
     }
     let real = host(rustix::time::ClockId::Realtime);
     assert!(vdso.gettimeofday().1.abs_diff(real / 1000) < 5_000);
@@ -293,8 +323,18 @@ fn native_clock_never_goes_back() {
 #[test]
 fn arithmetic_is_the_same_as_here() {
     // A counter that counts its own ticks: the code's result bounds the counter's.
-    let vdso = Native::new(&VdsoData { mult: 1 << 32, shift: 32, ..VdsoData::default() });
-    let clock = ClockParams { mult: 1 << 32, shift: 32, tsc_base: 0, mono_base_ns: 0, real_offset_ns: 0 };
+    let vdso = Native::new(&VdsoData {
+        mult: 1 << 32,
+        shift: 32,
+        ..VdsoData::default()
+    });
+    let clock = ClockParams {
+        mult: 1 << 32,
+        shift: 32,
+        tsc_base: 0,
+        mono_base_ns: 0,
+        real_offset_ns: 0,
+    };
     let before = clock.monotonic(tsc());
     let now = vdso.clock_gettime(1).1;
     let after = clock.monotonic(tsc());
@@ -303,17 +343,34 @@ fn arithmetic_is_the_same_as_here() {
 
 #[test]
 fn counter_before_base_gives_base() {
-    let data = VdsoData { mult: 1 << 32, shift: 32, tsc_base: u64::MAX, mono_base_ns: 77, ..VdsoData::default() };
+    let data = VdsoData {
+        mult: 1 << 32,
+        shift: 32,
+        tsc_base: u64::MAX,
+        mono_base_ns: 77,
+        ..VdsoData::default()
+    };
     assert_eq!(Native::new(&data).clock_gettime(1), (0, 77));
 }
 
 #[test]
 fn mode_without_counter_makes_the_call() {
-    let vdso = Native::new(&VdsoData { mode: 1, getcpu_mode: CpuSource::Call as u32, ..VdsoData::default() });
+    let vdso = Native::new(&VdsoData {
+        mode: 1,
+        getcpu_mode: CpuSource::Call as u32,
+        ..VdsoData::default()
+    });
     let ns = vdso.clock_gettime(1).1;
     assert!(ns.abs_diff(host(rustix::time::ClockId::Monotonic)) < 5_000_000);
-    assert!(vdso.gettimeofday().1.abs_diff(host(rustix::time::ClockId::Realtime) / 1000) < 5_000);
-    assert!((host(rustix::time::ClockId::Realtime) / 1_000_000_000).abs_diff(vdso.time() as u64) <= 1);
+    assert!(
+        vdso.gettimeofday()
+            .1
+            .abs_diff(host(rustix::time::ClockId::Realtime) / 1000)
+            < 5_000
+    );
+    assert!(
+        (host(rustix::time::ClockId::Realtime) / 1_000_000_000).abs_diff(vdso.time() as u64) <= 1
+    );
     assert_eq!(vdso.getcpu().0, 0);
     assert_eq!(vdso.clock_getres(0).0, 0);
 }

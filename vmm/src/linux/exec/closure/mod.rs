@@ -90,7 +90,9 @@ pub fn find_program(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Closu
     }
     if name.as_bytes().contains(&b'/') {
         return match executable(Path::new(name)) {
-            Some(true) => absolute(Path::new(name)).ok_or_else(|| ClosureError::NotFound { name: given() }),
+            Some(true) => {
+                absolute(Path::new(name)).ok_or_else(|| ClosureError::NotFound { name: given() })
+            }
             Some(false) => Err(ClosureError::NotExecutable { name: given() }),
             None => Err(ClosureError::NotFound { name: given() }),
         };
@@ -98,7 +100,11 @@ pub fn find_program(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Closu
     let path = path.unwrap_or(OsStr::new("/usr/local/bin:/usr/bin:/bin"));
     let mut error = ClosureError::NotFound { name: given() };
     for directory in std::env::split_paths(path) {
-        let candidate = if directory.as_os_str().is_empty() { given() } else { directory.join(name) };
+        let candidate = if directory.as_os_str().is_empty() {
+            given()
+        } else {
+            directory.join(name)
+        };
         match executable(&candidate) {
             Some(true) => return absolute(&candidate).ok_or(error),
             Some(false) => error = ClosureError::NotExecutable { name: candidate },
@@ -117,7 +123,9 @@ fn executable(path: &Path) -> Option<bool> {
 
 /// The path from the root, its directory free of links if it was not given from the root.
 fn absolute(path: &Path) -> Option<PathBuf> {
-    let plain = !path.components().any(|c| matches!(c, std::path::Component::ParentDir));
+    let plain = !path
+        .components()
+        .any(|c| matches!(c, std::path::Component::ParentDir));
     if path.is_absolute() && plain {
         return Some(path.to_path_buf());
     }
@@ -131,7 +139,11 @@ fn absolute(path: &Path) -> Option<PathBuf> {
 /// # Errors
 /// The program cannot be read, or needs too many files. What else is missing is left out.
 pub fn closure(program: &Path, env: &SearchEnv) -> Result<Vec<ClosureEntry>, ClosureError> {
-    let mut found = Closure { env, entries: BTreeMap::new(), objects: BTreeSet::new() };
+    let mut found = Closure {
+        env,
+        entries: BTreeMap::new(),
+        objects: BTreeSet::new(),
+    };
     found.add_program(program)?;
     Ok(found.entries.into_values().collect())
 }
@@ -151,7 +163,9 @@ impl Closure<'_> {
         for _ in 0..=MAX_DEPTH {
             let head = read_head(&current)?;
             self.add_file(&current);
-            let Ok(Some(line)) = script::parse(&head) else { break };
+            let Ok(Some(line)) = script::parse(&head) else {
+                break;
+            };
             if let Some(program) = self.env_program(&line) {
                 self.add_objects(&program)?;
             }
@@ -169,14 +183,18 @@ impl Closure<'_> {
             return None;
         }
         let words = line.argument.as_deref()?.split(|b| b.is_ascii_whitespace());
-        let name = words.into_iter().find(|w| !w.is_empty() && w[0] != b'-' && !w.contains(&b'='))?;
+        let name = words
+            .into_iter()
+            .find(|w| !w.is_empty() && w[0] != b'-' && !w.contains(&b'='))?;
         find_program(OsStr::from_bytes(name), self.env.path.as_deref()).ok()
     }
 
     /// Adds an object and all its libraries, breadth first as the dynamic linker loads them.
     fn add_objects(&mut self, program: &Path) -> Result<(), ClosureError> {
         self.add_file(program);
-        let Some(main) = ObjectFile::read(program) else { return Ok(()) };
+        let Some(main) = ObjectFile::read(program) else {
+            return Ok(());
+        };
         let search = Search::new(self.env, &main);
         if let Some(interpreter) = &main.interpreter {
             self.add_interpreter(interpreter);
@@ -190,13 +208,21 @@ impl Closure<'_> {
                 self.enqueue(&search, name, &object, &mut queue);
             }
             if self.objects.len() > OBJECTS_MAX {
-                return Err(ClosureError::TooMany { program: program.to_path_buf() });
+                return Err(ClosureError::TooMany {
+                    program: program.to_path_buf(),
+                });
             }
         }
         Ok(())
     }
 
-    fn enqueue(&mut self, search: &Search, name: &OsStr, by: &ObjectFile, queue: &mut VecDeque<ObjectFile>) {
+    fn enqueue(
+        &mut self,
+        search: &Search,
+        name: &OsStr,
+        by: &ObjectFile,
+        queue: &mut VecDeque<ObjectFile>,
+    ) {
         let candidates = search.find(name, by);
         if candidates.is_empty() {
             tracing::debug!(library = ?name, needed_by = ?by.path, "not on this host");
@@ -216,7 +242,9 @@ impl Closure<'_> {
     /// Adds the dynamic linker and what it reads itself.
     fn add_interpreter(&mut self, interpreter: &Path) {
         self.add_file(interpreter);
-        let musl = interpreter.file_name().is_some_and(|name| name.as_bytes().starts_with(b"ld-musl-"));
+        let musl = interpreter
+            .file_name()
+            .is_some_and(|name| name.as_bytes().starts_with(b"ld-musl-"));
         if musl {
             self.add_file(&search::musl_path_file(interpreter));
         } else {
@@ -226,15 +254,23 @@ impl Closure<'_> {
 
     /// Adds a host file under its path, with the links on the way. Nothing if it is not a file.
     fn add_file(&mut self, path: &Path) {
-        let Some(resolved) = links::resolve(path) else { return };
+        let Some(resolved) = links::resolve(path) else {
+            return;
+        };
         if !resolved.file.is_file() {
             return;
         }
         for (guest, target) in resolved.links {
-            let link = ClosureEntry::Symlink { guest: bytes(&guest), target: bytes(&target) };
+            let link = ClosureEntry::Symlink {
+                guest: bytes(&guest),
+                target: bytes(&target),
+            };
             self.entries.insert(guest, link);
         }
-        let entry = ClosureEntry::File { guest: bytes(&resolved.file), host: resolved.file.clone() };
+        let entry = ClosureEntry::File {
+            guest: bytes(&resolved.file),
+            host: resolved.file.clone(),
+        };
         self.entries.insert(resolved.file, entry);
     }
 }
@@ -246,10 +282,15 @@ fn bytes(path: &Path) -> Vec<u8> {
 /// The first bytes of a file.
 fn read_head(path: &Path) -> Result<Vec<u8>, ClosureError> {
     use std::io::Read;
-    let failed = |source| ClosureError::Read { path: path.to_path_buf(), source };
+    let failed = |source| ClosureError::Read {
+        path: path.to_path_buf(),
+        source,
+    };
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut head = Vec::with_capacity(HEAD);
-    file.take(HEAD as u64).read_to_end(&mut head).map_err(failed)?;
+    file.take(HEAD as u64)
+        .read_to_end(&mut head)
+        .map_err(failed)?;
     Ok(head)
 }
 

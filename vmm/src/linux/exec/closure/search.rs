@@ -19,7 +19,11 @@ const DEFAULT: [&str; 6] = [
 /// musl's without a path file.
 const MUSL_DEFAULT: [&str; 3] = ["/lib", "/usr/local/lib", "/usr/lib"];
 /// Subdirectories glibc prefers on processors of these levels.
-const HWCAPS: [&str; 3] = ["glibc-hwcaps/x86-64-v4", "glibc-hwcaps/x86-64-v3", "glibc-hwcaps/x86-64-v2"];
+const HWCAPS: [&str; 3] = [
+    "glibc-hwcaps/x86-64-v4",
+    "glibc-hwcaps/x86-64-v3",
+    "glibc-hwcaps/x86-64-v2",
+];
 /// Files and include levels of `/etc/ld.so.conf` that are read.
 const CONF_DEPTH: usize = 8;
 
@@ -36,13 +40,21 @@ impl Search {
     pub(super) fn new(env: &SearchEnv, main: &ObjectFile) -> Self {
         let origin = main.path.parent().unwrap_or(Path::new("/"));
         let library_path = env.library_path.as_deref().map(|list| {
-            let list: Vec<u8> =
-                list.as_bytes().iter().map(|&b| if b == b';' { b':' } else { b }).collect();
+            let list: Vec<u8> = list
+                .as_bytes()
+                .iter()
+                .map(|&b| if b == b';' { b':' } else { b })
+                .collect();
             expand_list(&list, origin)
         });
         let preload = env.preload.as_deref().map(|list| {
-            let names = list.as_bytes().split(|&b| b == b':' || b.is_ascii_whitespace());
-            names.filter(|n| !n.is_empty()).map(|n| OsString::from_vec(n.to_vec())).collect()
+            let names = list
+                .as_bytes()
+                .split(|&b| b == b':' || b.is_ascii_whitespace());
+            names
+                .filter(|n| !n.is_empty())
+                .map(|n| OsString::from_vec(n.to_vec()))
+                .collect()
         });
         Self {
             library_path: library_path.unwrap_or_default(),
@@ -60,9 +72,16 @@ impl Search {
     pub(super) fn find(&self, name: &OsStr, by: &ObjectFile) -> Vec<PathBuf> {
         if name.as_bytes().contains(&b'/') {
             let origin = by.path.parent().unwrap_or(Path::new("/"));
-            return expand_list(name.as_bytes(), origin).into_iter().filter(|p| usable(p)).collect();
+            return expand_list(name.as_bytes(), origin)
+                .into_iter()
+                .filter(|p| usable(p))
+                .collect();
         }
-        let rpath = if by.runpath.is_none() { by.rpath.as_slice() } else { &[] };
+        let rpath = if by.runpath.is_none() {
+            by.rpath.as_slice()
+        } else {
+            &[]
+        };
         let runpath = by.runpath.as_deref().unwrap_or_default();
         let lists = [rpath, &self.library_path, runpath, &self.system];
         lists
@@ -77,9 +96,14 @@ impl Search {
 /// The library in a directory, and its variants for newer processors: the guest's dynamic linker may
 /// prefer those.
 fn in_directory(directory: &Path, name: &OsStr) -> Vec<PathBuf> {
-    let Ok(directory) = std::path::absolute(directory) else { return Vec::new() };
+    let Ok(directory) = std::path::absolute(directory) else {
+        return Vec::new();
+    };
     let variants = HWCAPS.iter().map(|sub| directory.join(sub).join(name));
-    variants.chain([directory.join(name)]).filter(|path| usable(path)).collect()
+    variants
+        .chain([directory.join(name)])
+        .filter(|path| usable(path))
+        .collect()
 }
 
 /// Whether it is an object for this architecture; the dynamic linker goes on if not.
@@ -89,14 +113,22 @@ fn usable(path: &Path) -> bool {
 
 /// The file in which musl's dynamic linker finds its directories.
 pub(super) fn musl_path_file(interpreter: &Path) -> PathBuf {
-    let stem = interpreter.file_stem().map(OsStr::to_os_string).unwrap_or_default();
-    let arch = stem.as_bytes().strip_suffix(b".so").unwrap_or(stem.as_bytes());
+    let stem = interpreter
+        .file_stem()
+        .map(OsStr::to_os_string)
+        .unwrap_or_default();
+    let arch = stem
+        .as_bytes()
+        .strip_suffix(b".so")
+        .unwrap_or(stem.as_bytes());
     Path::new("/etc").join(OsString::from_vec([arch, b".path"].concat()))
 }
 
 fn system_directories(interpreter: Option<&Path>) -> Vec<PathBuf> {
-    let musl = interpreter
-        .filter(|path| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"ld-musl-")));
+    let musl = interpreter.filter(|path| {
+        path.file_name()
+            .is_some_and(|name| name.as_bytes().starts_with(b"ld-musl-"))
+    });
     if let Some(interpreter) = musl {
         return match std::fs::read(musl_path_file(interpreter)) {
             Ok(text) => text
@@ -115,7 +147,9 @@ fn system_directories(interpreter: Option<&Path>) -> Vec<PathBuf> {
 
 /// Reads `ld.so.conf(5)`-like files: a directory a line, `include PATTERN`, `#` comments.
 fn read_conf(path: &Path, depth: usize, directories: &mut Vec<PathBuf>) {
-    let Ok(text) = std::fs::read_to_string(path) else { return };
+    let Ok(text) = std::fs::read_to_string(path) else {
+        return;
+    };
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
         let mut words = line.split_whitespace();
@@ -134,11 +168,17 @@ fn read_conf(path: &Path, depth: usize, directories: &mut Vec<PathBuf>) {
 
 /// Files that match a pattern with `*` in its last component, sorted as glob(3) does.
 fn matching(pattern: &Path) -> Vec<PathBuf> {
-    let (Some(directory), Some(name)) = (pattern.parent(), pattern.file_name()) else { return Vec::new() };
+    let (Some(directory), Some(name)) = (pattern.parent(), pattern.file_name()) else {
+        return Vec::new();
+    };
     let name = name.as_bytes();
-    let Some(star) = name.iter().position(|&b| b == b'*') else { return vec![pattern.to_path_buf()] };
+    let Some(star) = name.iter().position(|&b| b == b'*') else {
+        return vec![pattern.to_path_buf()];
+    };
     let (before, after) = (&name[..star], &name[star + 1..]);
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .filter(|entry| {
@@ -163,13 +203,28 @@ mod tests {
     fn conf_includes_are_followed_in_order() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("d")).unwrap();
-        std::fs::write(dir.path().join("main.conf"), "# x\ninclude d/*.conf\n/last # y\n").unwrap();
+        std::fs::write(
+            dir.path().join("main.conf"),
+            "# x\ninclude d/*.conf\n/last # y\n",
+        )
+        .unwrap();
         std::fs::write(dir.path().join("d/b.conf"), "/second\n").unwrap();
-        std::fs::write(dir.path().join("d/a.conf"), "/first\ninclude ../main.conf\n").unwrap();
+        std::fs::write(
+            dir.path().join("d/a.conf"),
+            "/first\ninclude ../main.conf\n",
+        )
+        .unwrap();
         std::fs::write(dir.path().join("d/a.txt"), "/never\n").unwrap();
         let mut directories = Vec::new();
-        read_conf(&dir.path().join("main.conf"), CONF_DEPTH - 1, &mut directories);
-        assert_eq!(directories, ["/first", "/second", "/last"].map(PathBuf::from));
+        read_conf(
+            &dir.path().join("main.conf"),
+            CONF_DEPTH - 1,
+            &mut directories,
+        );
+        assert_eq!(
+            directories,
+            ["/first", "/second", "/last"].map(PathBuf::from)
+        );
         // A cycle of includes ends.
         directories.clear();
         read_conf(&dir.path().join("main.conf"), 0, &mut directories);

@@ -9,7 +9,9 @@ fn of(program: &Path) -> BTreeMap<PathBuf, ClosureEntry> {
     let guest = |entry: &ClosureEntry| match entry {
         ClosureEntry::File { guest, .. } | ClosureEntry::Symlink { guest, .. } => path_of(guest),
     };
-    all.into_iter().map(|entry| (guest(&entry), entry)).collect()
+    all.into_iter()
+        .map(|entry| (guest(&entry), entry))
+        .collect()
 }
 
 /// Follows a guest path through the entries only; the host file at its end.
@@ -29,7 +31,9 @@ fn walk(entries: &BTreeMap<PathBuf, ClosureEntry>, path: &Path) -> Option<PathBu
                     path = links::resolve(path.parent()?)?.file.join(path.file_name()?);
                     continue 'again;
                 }
-                Some(ClosureEntry::File { host, .. }) => return rest.next().is_none().then(|| host.clone()),
+                Some(ClosureEntry::File { host, .. }) => {
+                    return rest.next().is_none().then(|| host.clone());
+                }
                 None => {}
             }
         }
@@ -52,7 +56,11 @@ fn ls_has_what_ldd_lists() {
     let entries = of(program);
     let expected = ldd(program);
     assert!(!expected.is_empty());
-    for file in expected.iter().map(PathBuf::as_path).chain([program, Path::new("/etc/ld.so.cache")]) {
+    for file in expected
+        .iter()
+        .map(PathBuf::as_path)
+        .chain([program, Path::new("/etc/ld.so.cache")])
+    {
         let host = walk(&entries, file);
         assert_eq!(host, std::fs::canonicalize(file).ok(), "{}", file.display());
     }
@@ -86,8 +94,13 @@ fn link_to_program_is_kept_as_link() {
     std::fs::write(dir.join("real"), crate::linux::vdso::image()).unwrap();
     std::os::unix::fs::symlink("real", dir.join("link")).unwrap();
     let entries = of(&dir.join("link"));
-    assert!(matches!(&entries[&dir.join("link")], ClosureEntry::Symlink { target, .. } if target == b"real"));
-    assert!(matches!(&entries[&dir.join("real")], ClosureEntry::File { .. }));
+    assert!(
+        matches!(&entries[&dir.join("link")], ClosureEntry::Symlink { target, .. } if target == b"real")
+    );
+    assert!(matches!(
+        &entries[&dir.join("real")],
+        ClosureEntry::File { .. }
+    ));
 }
 
 #[test]
@@ -118,6 +131,12 @@ fn program_is_found_as_a_shell_does() {
 #[test]
 fn tokens_in_search_paths_are_expanded() {
     let expand = |list: &str| object_file::expand_list(list.as_bytes(), Path::new("/opt/x"));
-    assert_eq!(expand("$ORIGIN/../lib:/a::${ORIGIN}"), ["/opt/x/../lib", "/a", "/opt/x"].map(PathBuf::from));
-    assert_eq!(expand("/$LIB"), ["/lib64", "/lib/x86_64-linux-gnu"].map(PathBuf::from));
+    assert_eq!(
+        expand("$ORIGIN/../lib:/a::${ORIGIN}"),
+        ["/opt/x/../lib", "/a", "/opt/x"].map(PathBuf::from)
+    );
+    assert_eq!(
+        expand("/$LIB"),
+        ["/lib64", "/lib/x86_64-linux-gnu"].map(PathBuf::from)
+    );
 }
