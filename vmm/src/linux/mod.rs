@@ -24,6 +24,8 @@ pub mod sched;
 pub mod signal;
 pub mod stdio;
 pub mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod thread;
 pub mod time;
 pub mod timers;

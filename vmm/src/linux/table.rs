@@ -6,6 +6,7 @@ use super::call::Entry;
 
 /// The families' tables.
 const FAMILIES: &[&[Entry]] = &[
+    super::exec::calls::TABLE,
     super::fs::calls::TABLE,
     super::mm::TABLE,
     super::signal::calls::TABLE,

@@ -147,5 +147,5 @@ impl Machine {
 fn workdir(kernel: &Kernel, caller: &Caller<'_>, path: &[u8]) -> Result<Location, RunError> {
     let fail = |errno| RunError::Workdir { path: String::from_utf8_lossy(path).into_owned(), errno };
     let root = kernel.vfs.root();
-    kernel.vfs.directory(caller, &root, path).map_err(fail)
+    { let (at, stat) = kernel.vfs.find(caller, &root, path).map_err(fail)?; if stat.mode & libc::S_IFMT != libc::S_IFDIR { return Err(fail(rustix::io::Errno::NOTDIR)); } Ok(at) }
 }

@@ -149,7 +149,7 @@ fn load_one(
 ) -> Result<Loaded, ExecError> {
     let argv = std::iter::once(&config.program).chain(&config.args).cloned().collect();
     let strings = Strings { argv, envp: environment(config, kernel.tty.is_some()) };
-    let program = Program::Path { cwd: cwd.clone(), path, follow: Follow::Yes, name: None };
+    let program = Program::Path { cwd: cwd.clone(), path, follow: Follow::Last, name: None };
     let stack_limit = limits::defaults()[limits::STACK].0;
     exec::load(caller, Request { program, cwd, stack_limit, randomize: true, strings })
 }

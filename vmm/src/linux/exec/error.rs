@@ -119,25 +119,14 @@ impl ElfError {
 /// Why a program could not be started. Shown as one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExecError {
-    /// The program, or a script's interpreter, could not be opened.
+    /// The program, or a script's interpreter, could not be opened: it is not there, no regular file,
+    /// or not executable.
     #[error("{path}: {errno}")]
     Open {
         /// As given.
         path: String,
         /// The file tree's reason.
         errno: Errno,
-    },
-    /// A directory, a device, a pipe.
-    #[error("{path}: not a regular file")]
-    NotRegular {
-        /// As given.
-        path: String,
-    },
-    /// The permission bits do not allow it.
-    #[error("{path}: permission denied (not executable)")]
-    NotExecutable {
-        /// As given.
-        path: String,
     },
     /// It lies on a file system whose files cannot be mapped.
     #[error("{path}: cannot be mapped: {errno}")]
@@ -222,7 +211,6 @@ impl ExecError {
             Self::Open { errno, .. }
             | Self::Interpreter { errno, .. }
             | Self::Map { errno, .. } => *errno,
-            Self::NotRegular { .. } | Self::NotExecutable { .. } => Errno::ACCESS,
             Self::NotMappable { .. } | Self::ScriptLine { .. } => Errno::NOEXEC,
             Self::Elf { fault, .. } => fault.errno(),
             Self::InterpreterElf {

@@ -13,19 +13,18 @@
 use rustix::io::Errno;
 use shadow_mm::{MapError, RemapError};
 
-//CALLS
+pub mod calls;
+pub mod closure;
 pub mod elf;
 pub mod error;
-//LOAD
-//MAP
+pub mod load;
+mod map;
 pub mod script;
 pub mod stack;
-//SWITCH
 
 pub use error::{ElfError, ExecError};
 pub use guest::abi::USER_END;
-//ULOAD
-//USWITCH
+pub use load::{Loaded, Program, Request, load};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
