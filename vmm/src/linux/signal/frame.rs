@@ -179,6 +179,15 @@ pub fn place(sp: u64, alt: &AltStack, flags: u64, fp_size: u64) -> Result<Place,
     Ok(Place { frame, fpstate })
 }
 
+/// Bytes a handler's frame takes at most, for `AT_MINSIGSTKSZ`; the arguments as
+/// [`crate::linux::thread::Cpu::xsave_layout`] gives them.
+#[must_use]
+pub fn largest_frame((whole, xcr0): (usize, u64)) -> u64 {
+    let fp = xsave::size_of_components(xcr0, whole) + xsave::MAGIC2_SIZE;
+    let padding = RED_ZONE + 63 + 15 + 8;
+    (size_of::<RtSigframe>() as u64 + fp as u64 + padding).next_multiple_of(16)
+}
+
 /// The registers as the frame has them.
 #[must_use]
 pub fn save_registers(t: &Thread, oldmask: u64, fpstate: u64) -> SigContext {
@@ -257,8 +266,9 @@ pub fn push(c: &mut Ctx<'_>, action: &SigAction, info: &SigInfo) -> Result<(), F
     if action.flags & sa::RESTORER == 0 || action.handler >= USER_END {
         return Err(FrameError::Unwritable);
     }
-    let (_, xcr0) = c.cpu.xsave_layout();
-    let fp = xsave::export(&c.cpu.save_fpu(&mut c.t.fpu)?.0, xcr0);
+    let (whole, xcr0) = c.cpu.xsave_layout();
+    let size = xsave::size_of_components(xcr0, whole);
+    let fp = xsave::export(&c.cpu.save_fpu(&mut c.t.fpu)?.0, size, xcr0);
     let place = place(c.t.regs.rsp, &c.t.altstack, action.flags, fp.len() as u64)
         .map_err(|BadFrame| FrameError::Unwritable)?;
     let frame = compose(c.t, action, info, place);
