@@ -46,6 +46,8 @@ pub struct Kernel {
     pub vfs: Vfs,
     /// The terminal, if standard input is one.
     pub tty: Option<Arc<Tty>>,
+    /// Record locks and what else the descriptor calls share.
+    pub io: super::fd::Io,
     /// Limits.
     pub limits: KernelLimits,
     /// What programs are told about the machine.

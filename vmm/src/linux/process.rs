@@ -345,6 +345,9 @@ pub struct TtyState {
     pub session: Option<Pid>,
     /// Foreground process group.
     pub foreground: Pid,
+    /// The host's shell continues the VMM when it was stopped: the first program's group counts as
+    /// not orphaned.
+    pub outer_shell: bool,
 }
 
 /// Everything the kernel lock protects.
