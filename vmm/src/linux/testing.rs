@@ -10,8 +10,8 @@ use shadow_mm::{
 };
 
 use super::call::{Args, CallRecord, Ctx, Stop, Wait};
-use super::file::Location;
 use super::exec::MachineInfo;
+use super::file::Location;
 use super::fs::{MountKind, MountSpec, Vfs};
 use super::kernel::{Kernel, KernelLimits, KernelParts};
 use super::proc::{FirstProcess, first_process};
@@ -92,8 +92,14 @@ impl Machine {
             max_procs: 4,
             cpus: 2,
         };
-        let kind = MountKind::Mem { size: 1 << 20, mode: 0o755 };
-        let root = MountSpec { at: b"/".to_vec(), kind };
+        let kind = MountKind::Mem {
+            size: 1 << 20,
+            mode: 0o755,
+        };
+        let root = MountSpec {
+            at: b"/".to_vec(),
+            kind,
+        };
         let k = Kernel::new(KernelParts {
             memory,
             sched: Arc::default(),

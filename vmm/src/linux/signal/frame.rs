@@ -158,7 +158,8 @@ impl AltStack {
 /// # Errors
 /// It would leave the alternate stack, or the address space.
 pub fn place(sp: u64, alt: &AltStack, flags: u64, fp_size: u64) -> Result<Place, BadFrame> {
-    let mut at = sp.checked_sub(RED_ZONE).ok_or(BadFrame)?;
+    // A wild stack pointer is no harm if the handler has a stack of its own.
+    let mut at = sp.wrapping_sub(RED_ZONE);
     let nested = alt.contains(sp);
     let entering = flags & sa::ONSTACK != 0 && alt.size != 0 && !alt.contains(at);
     if entering {
@@ -354,6 +355,13 @@ mod tests {
     fn handler_on_the_alternate_stack_starts_at_its_top() {
         let p = place(0x7000_0000_0000, &ALT, sa::ONSTACK, 836).unwrap();
         assert!(p.frame > ALT.base && p.fpstate + 836 <= ALT.base + ALT.size);
+    }
+
+    #[test]
+    fn wild_stack_pointer_is_no_harm_to_the_alternate_stack() {
+        for sp in [0, 100, u64::MAX] {
+            assert!(place(sp, &ALT, sa::ONSTACK, 836).is_ok());
+        }
     }
 
     #[test]
