@@ -69,8 +69,9 @@ impl Kernel {
             info,
         } = parts;
         let root = vfs.root();
+        let io = super::fd::Io::new(&sched);
         Self {
-            io: super::fd::Io::new(&sched),
+            io,
             memory,
             sched,
             clock,

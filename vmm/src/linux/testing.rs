@@ -18,6 +18,7 @@ use super::proc::{FirstProcess, first_process};
 use super::process::{AddressSpace, Credentials, FdTable, MmLayout, Pid, State};
 use super::signal::{self, Outcome, Settled};
 use super::table::Table;
+use super::time::{Clock, TscInfo};
 use super::thread::{Cpu, Fpu, Regs, Thread, XsaveArea};
 use super::user_mem::UserMem;
 use crate::hv::CpuError;
@@ -103,7 +104,7 @@ impl Machine {
         let k = Kernel::new(KernelParts {
             memory,
             sched: Arc::default(),
-            clock: Arc::default(),
+            clock: Arc::new(Clock::new(TscInfo::unusable())),
             vfs: Vfs::new(vec![root], 1 << 20).unwrap(),
             tty: None,
             limits,

@@ -75,8 +75,8 @@ pub fn size_of_components(xcr0: u64, whole: usize) -> usize {
 }
 
 /// The area as it goes into a frame: the first `size` bytes of `area` with the software bytes and
-/// the second magic number behind it. `xcr0` are the components the guest has; what else the host put
-/// into the area (a protection key register the guest was not offered) is left out.
+/// the second magic number behind it. `xcr0` are the components the guest has; what else the host
+/// put into the area (a protection key register the guest was not offered) is left out.
 #[must_use]
 pub fn export(area: &[u8], size: usize, xcr0: u64) -> Vec<u8> {
     let mut out = area.to_vec();
@@ -201,7 +201,7 @@ mod tests {
     fn components_only_the_host_has_are_not_exported() {
         let mut area = sample();
         area[XSTATE_BV].copy_from_slice(&(1_u64 << 9 | 7).to_le_bytes());
-        let mut out = export(&area, SIZE, XCR0);
+        let mut out = export(&area, XCR0);
         out.truncate(SIZE);
         assert_eq!(u64_at(&out, XSTATE_BV), 7);
         assert_eq!(import(out, XCR0, &sample()), Ok(sample()));
