@@ -36,6 +36,7 @@ mod dir;
 mod flock;
 mod host;
 mod memfs;
+mod mount;
 mod open;
 mod procfs;
 mod synth;
@@ -49,8 +50,9 @@ mod walk;
 pub use budget::Budget;
 pub use dir::{DirFile, PathFile};
 pub use flock::{FlockGuard, Flocks};
+pub use mount::{ClosureEntry, MountKind, MountSpec, VfsError};
 pub use open::OpenHow;
-pub use vfs::{ClosureEntry, MountKind, MountSpec, Vfs, VfsError};
+pub use vfs::Vfs;
 pub use walk::{Follow, Found, Walk};
 
 /// Longest name of a directory entry (`NAME_MAX`, limits.h).

@@ -211,19 +211,26 @@ impl FileSystem for HostFs {
         let (parent, _) = self.parent(path)?;
         drop(parent);
         let how = use_flags(flags) | OFlags::CREATE | OFlags::EXCL | USE;
-        let fd = self.open_at(path, how, Mode::RUSR | Mode::WUSR)?;
+        let wanted = safe_mode(mode);
+        let fd = self.open_at(path, how, wanted)?;
         let stat = rustix::fs::fstat(&fd)?;
         self.guard.check(&fd, &stat)?;
-        // Not through the VMM's own umask.
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o1777))?;
+        if Mode::from_raw_mode(stat.st_mode & 0o7777) != wanted {
+            // The VMM's own umask took bits off. Not every file system has them to put on.
+            let _ = rustix::fs::fchmod(&fd, wanted);
+        }
         self.file(fd, path)
     }
 
     fn mkdir(&self, _: &Caller<'_>, path: &[u8], mode: u32) -> Result<(), Errno> {
         let (parent, name) = self.parent(path)?;
-        rustix::fs::mkdirat(&parent, name, Mode::RWXU)?;
-        let (fd, _) = self.node(path)?;
-        change_node(&fd, &Change::Mode(mode & 0o1777))
+        let wanted = safe_mode(mode);
+        rustix::fs::mkdirat(&parent, name, wanted)?;
+        let (fd, stat) = self.node(path)?;
+        if Mode::from_raw_mode(stat.st_mode & 0o1777) != wanted {
+            let _ = change_node(&fd, &Change::Mode(mode));
+        }
+        Ok(())
     }
 
     fn remove(&self, _: &Caller<'_>, path: &[u8], directory: bool) -> Result<(), Errno> {

@@ -45,7 +45,7 @@ pub(super) fn anonymous(
     name: &[u8],
     owner: (u32, u32),
 ) -> Result<Arc<dyn File>, Errno> {
-    let maker = Maker::new(super::vfs::ANONYMOUS_DEV, Arc::clone(budget));
+    let maker = Maker::new(super::mount::ANONYMOUS_DEV, Arc::clone(budget));
     let inode = maker.make(Body::File(Data::new(budget)), 0o777, owner)?;
     let mut path = b"/memfd:".to_vec();
     path.extend_from_slice(name);
