@@ -13,17 +13,50 @@ struct Workload {
 }
 
 const WORKLOADS: &[Workload] = &[
-    Workload { args: &["syscall", "20000"], unit: "call" },
-    Workload { args: &["clock", "100000"], unit: "call" },
-    Workload { args: &["touch", "1", "64"], unit: "page" },
-    Workload { args: &["scatter", "1", "64"], unit: "page" },
-    Workload { args: &["cow", "1", "64"], unit: "page" },
-    Workload { args: &["fork", "100", "1"], unit: "fork" },
-    Workload { args: &["fork", "50", "16"], unit: "fork" },
-    Workload { args: &["fork", "20", "128"], unit: "fork" },
-    Workload { args: &["after-read", "1", "128"], unit: "page" },
-    Workload { args: &["after-write-1", "1", "128"], unit: "page" },
-    Workload { args: &["after-write-100", "1", "128"], unit: "page" },
+    Workload {
+        args: &["syscall", "20000"],
+        unit: "call",
+    },
+    Workload {
+        args: &["clock", "100000"],
+        unit: "call",
+    },
+    Workload {
+        args: &["touch", "1", "64"],
+        unit: "page",
+    },
+    Workload {
+        args: &["scatter", "1", "64"],
+        unit: "page",
+    },
+    Workload {
+        args: &["cow", "1", "64"],
+        unit: "page",
+    },
+    Workload {
+        args: &["fork", "100", "1"],
+        unit: "fork",
+    },
+    Workload {
+        args: &["fork", "50", "16"],
+        unit: "fork",
+    },
+    Workload {
+        args: &["fork", "20", "128"],
+        unit: "fork",
+    },
+    Workload {
+        args: &["after-read", "1", "128"],
+        unit: "page",
+    },
+    Workload {
+        args: &["after-write-1", "1", "128"],
+        unit: "page",
+    },
+    Workload {
+        args: &["after-write-100", "1", "128"],
+        unit: "page",
+    },
 ];
 
 /// One line a workload printed: what, nanoseconds, units.
@@ -40,7 +73,11 @@ fn parse(output: &str) -> Vec<Measured> {
             let mut words = line.rsplitn(3, ' ');
             let units = words.next()?.parse().ok()?;
             let ns = words.next()?.parse().ok()?;
-            Some(Measured { what: words.next()?.to_owned(), ns, units })
+            Some(Measured {
+                what: words.next()?.to_owned(),
+                ns,
+                units,
+            })
         })
         .collect()
 }
@@ -63,7 +100,11 @@ fn counters(stderr: &str) -> BTreeMap<String, f64> {
         }
     }
     let mut all = BTreeMap::new();
-    if let Some(value) = stderr.lines().last().and_then(|l| serde_json::from_str(l).ok()) {
+    if let Some(value) = stderr
+        .lines()
+        .last()
+        .and_then(|l| serde_json::from_str(l).ok())
+    {
         walk("", &value, &mut all);
     }
     all
@@ -76,7 +117,10 @@ struct Bench {
 
 impl Bench {
     fn native(&self, args: &[&str]) -> Result<Vec<Measured>, String> {
-        let out = Command::new(&self.program).args(args).output().map_err(|e| e.to_string())?;
+        let out = Command::new(&self.program)
+            .args(args)
+            .output()
+            .map_err(|e| e.to_string())?;
         if !out.status.success() {
             return Err(format!("bench {args:?} failed: {}", out.status));
         }
@@ -92,9 +136,15 @@ impl Bench {
             .map_err(|e| e.to_string())?;
         let stderr = String::from_utf8_lossy(&out.stderr);
         if !out.status.success() {
-            return Err(format!("vmm run bench {args:?} failed: {}: {stderr}", out.status));
+            return Err(format!(
+                "vmm run bench {args:?} failed: {}: {stderr}",
+                out.status
+            ));
         }
-        Ok((parse(&String::from_utf8_lossy(&out.stdout)), counters(&stderr)))
+        Ok((
+            parse(&String::from_utf8_lossy(&out.stdout)),
+            counters(&stderr),
+        ))
     }
 
     fn row(&self, workload: &Workload, base: &BTreeMap<String, f64>) -> Result<(), String> {
@@ -105,7 +155,10 @@ impl Bench {
                 let extra = counted.get(name).unwrap_or(&0.0) - base.get(name).unwrap_or(&0.0);
                 extra / m.units
             };
-            let size = workload.args.get(2).map_or(String::new(), |mib| format!(" ({mib} MiB)"));
+            let size = workload
+                .args
+                .get(2)
+                .map_or(String::new(), |mib| format!(" ({mib} MiB)"));
             println!(
                 "{:<34} {:>10.3} {:>10.3} {:>8.2} {:>8.3} {:>8.3} {:>8.3} {:>9.3}",
                 format!("{}{size}, per {}", m.what, workload.unit),
@@ -131,7 +184,11 @@ fn build(out: &Path) -> Result<PathBuf, String> {
         .arg(source)
         .status()
         .map_err(|e| format!("cannot run cc: {e}"))?;
-    if status.success() { Ok(program) } else { Err(format!("cc failed: {status}")) }
+    if status.success() {
+        Ok(program)
+    } else {
+        Err(format!("cc failed: {status}"))
+    }
 }
 
 fn bench() -> Result<(), String> {
@@ -141,9 +198,15 @@ fn bench() -> Result<(), String> {
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/vmm"),
     };
     if !vmm.exists() {
-        return Err(format!("{} is not there: run `cargo build --release` first", vmm.display()));
+        return Err(format!(
+            "{} is not there: run `cargo build --release` first",
+            vmm.display()
+        ));
     }
-    let bench = Bench { vmm, program: build(dir.path())? };
+    let bench = Bench {
+        vmm,
+        program: build(dir.path())?,
+    };
     let (_, base) = bench.machine(&["none", "0"])?;
     println!("times in microseconds a unit, of one run; counts a unit, start-up taken off");
     println!(

@@ -71,13 +71,19 @@ fn va(address: u64) -> GuestVa {
 
 fn zone(start: u64, frames: u64) -> PfnRange {
     let number = |n: u64| u32::try_from(n).expect("memory is below MAX_MEMORY");
-    PfnRange { start: Pfn::new(number(start)), count: number(frames) }
+    PfnRange {
+        start: Pfn::new(number(start)),
+        count: number(frames),
+    }
 }
 
 /// Splits a machine's memory into the monitor's zone, tables and data.
 fn layout(bytes: u64) -> PoolLayout {
     let frames = bytes / FRAME as u64;
-    let tables = (frames / TABLE_SHARE).next_multiple_of(LARGE).min(frames / 2 / LARGE * LARGE).max(LARGE);
+    let tables = (frames / TABLE_SHARE)
+        .next_multiple_of(LARGE)
+        .min(frames / 2 / LARGE * LARGE)
+        .max(LARGE);
     PoolLayout {
         tables: zone(frame::ZONE, tables),
         data: zone(frame::ZONE + tables, frames - tables),
@@ -103,11 +109,18 @@ impl Hardware {
         if profile.paging == Paging::Shadow {
             vm.set_shadow_pages(u64::from(layout.tables.count) + LARGE)?;
         }
-        let limits = Limits { user_end: va(abi::USER_END), min_va: va(MIN_VA) };
+        let limits = Limits {
+            user_end: va(abi::USER_END),
+            min_va: va(MIN_VA),
+        };
         let manager = Manager::new(pool, layout, limits)?;
         install_monitor(&manager, profile.syscall)?;
         let memory = Arc::new(Memory::new(manager, Flushes::new(profile.paging, cpus)));
-        Ok(Self { profile, memory, vm })
+        Ok(Self {
+            profile,
+            memory,
+            vm,
+        })
     }
 
     /// Makes virtual CPU `index`.
@@ -124,7 +137,12 @@ impl Hardware {
         let area = CpuArea::new(region, first as usize * FRAME);
         area.write_tss(&descriptors::tss(index, port));
         let rights = SupervisorRights::WRITE;
-        self.memory.manager.map_supervisor(va(abi::cpu_area(index)), first, abi::CPU_AREA_PAGES, rights)?;
+        self.memory.manager.map_supervisor(
+            va(abi::cpu_area(index)),
+            first,
+            abi::CPU_AREA_PAGES,
+            rights,
+        )?;
         // No root yet: the first entry changes to the thread's own.
         let setup = CpuSetup {
             index,
@@ -144,11 +162,19 @@ impl Hardware {
     /// The memory manager has no table frame left.
     pub fn map_vdso(&self, image: &[u8]) -> Result<(), HardwareError> {
         let pages = (image.len() as u64).div_ceil(FRAME as u64);
-        assert!(pages <= abi::VDSO_CODE_PAGES, "the vDSO has outgrown its pages");
+        assert!(
+            pages <= abi::VDSO_CODE_PAGES,
+            "the vDSO has outgrown its pages"
+        );
         let manager = &self.memory.manager;
         put(manager.store(), frame::VDSO_CODE, image);
         let user = SupervisorRights::USER;
-        manager.map_supervisor(va(abi::VDSO_CODE_VA), frame::VDSO_CODE, pages, user | SupervisorRights::EXEC)?;
+        manager.map_supervisor(
+            va(abi::VDSO_CODE_VA),
+            frame::VDSO_CODE,
+            pages,
+            user | SupervisorRights::EXEC,
+        )?;
         manager.map_supervisor(va(abi::VDSO_DATA_VA), frame::VDSO_DATA, 1, user)?;
         Ok(())
     }
@@ -220,7 +246,10 @@ mod tests {
             let l = layout(bytes);
             assert_eq!(u64::from(l.tables.count) % LARGE, 0);
             assert_eq!(l.tables.start.get() + l.tables.count, l.data.start.get());
-            assert_eq!((u64::from(l.tables.count) + u64::from(l.data.count)) * 4096, bytes);
+            assert_eq!(
+                (u64::from(l.tables.count) + u64::from(l.data.count)) * 4096,
+                bytes
+            );
         }
     }
 }

@@ -24,7 +24,13 @@ pub struct Frames {
 
 impl From<ZoneStats> for Frames {
     fn from(z: ZoneStats) -> Self {
-        Self { total: z.total, zeroed: z.zeroed, free: z.free, active: z.active, in_flight: z.in_flight }
+        Self {
+            total: z.total,
+            zeroed: z.zeroed,
+            free: z.free,
+            active: z.active,
+            in_flight: z.in_flight,
+        }
     }
 }
 
@@ -123,7 +129,13 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "exits     {} system calls ({} unknown), {} page faults, {} exceptions, {} kicks, {} forged, {} broken",
-            e.syscalls, e.unknown_syscalls, e.page_faults, e.exceptions, e.kicks, e.forged, e.broken
+            e.syscalls,
+            e.unknown_syscalls,
+            e.page_faults,
+            e.exceptions,
+            e.kicks,
+            e.forged,
+            e.broken
         )?;
         writeln!(f, "ioctls    {}", self.ioctls)?;
         writeln!(
@@ -135,7 +147,13 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "faults    {} demand zero, {} file, {} copy-on-write, {} made writable, {} spurious, {} denied, {} without memory",
-            q.demand_zero, q.file_read, q.copy_on_write, q.made_writable, q.spurious, q.denied, q.no_memory
+            q.demand_zero,
+            q.file_read,
+            q.copy_on_write,
+            q.made_writable,
+            q.spurious,
+            q.denied,
+            q.no_memory
         )?;
         writeln!(
             f,
