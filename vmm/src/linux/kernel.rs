@@ -74,50 +74,6 @@ impl Kernel {
     }
 }
 
-#[cfg(test)]
-impl Kernel {
-    /// A machine without virtual CPUs, with a little memory and no processes.
-    pub(crate) fn for_tests(vfs: Vfs) -> Self {
-        use shadow_mm::{GuestVa, Limits, Manager, Pfn, PfnRange, PoolLayout};
-        let range = |start, count| PfnRange {
-            start: Pfn::new(start),
-            count,
-        };
-        let layout = PoolLayout {
-            data: range(256, 512),
-            tables: range(1, 255),
-        };
-        let limits = Limits {
-            user_end: GuestVa::new(0x7f80_0000_0000).unwrap(),
-            min_va: GuestVa::new(0x1_0000).unwrap(),
-        };
-        let pool = crate::memory::Pool::new(768).unwrap();
-        let manager = Manager::new(pool, layout, limits).unwrap();
-        let state = State {
-            procs: std::collections::BTreeMap::new(),
-            next_pid: 3,
-            tty: super::process::TtyState::default(),
-            main: 2,
-            main_status: None,
-        };
-        Self {
-            memory: Arc::new(Memory::new(
-                manager,
-                crate::memory::Flushes::new(crate::hv::probe::Paging::Hardware, 1),
-            )),
-            sched: Arc::default(),
-            clock: Arc::default(),
-            vfs,
-            tty: None,
-            limits: KernelLimits {
-                max_procs: 64,
-                cpus: 2,
-            },
-            state: Mutex::new(state),
-        }
-    }
-}
-
 impl Ctx<'_> {
     /// Runs `f` on the calling process, under the state lock.
     pub fn with_process<R>(&self, f: impl FnOnce(&mut Process) -> R) -> R {
