@@ -309,9 +309,9 @@ pub(super) fn guest_stat(s: &HostStat) -> Stat {
         size: u64::try_from(s.st_size).unwrap_or(0),
         blksize: u64::try_from(s.st_blksize).unwrap_or(4096),
         blocks: u64::try_from(s.st_blocks).unwrap_or(0),
-        atime: time(s.st_atime as i64, s.st_atime_nsec as u64),
-        mtime: time(s.st_mtime as i64, s.st_mtime_nsec as u64),
-        ctime: time(s.st_ctime as i64, s.st_ctime_nsec as u64),
+        atime: time(s.st_atime, s.st_atime_nsec),
+        mtime: time(s.st_mtime, s.st_mtime_nsec),
+        ctime: time(s.st_ctime, s.st_ctime_nsec),
     }
 }
 

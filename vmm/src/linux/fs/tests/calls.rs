@@ -159,9 +159,16 @@ fn descriptor_numbers_are_the_lowest_free() {
             .collect::<Vec<_>>(),
         [0, 1, 2]
     );
-    m.k.state().procs.get_mut(&2).unwrap().files.fds.remove(&1);
+    m.k()
+        .state()
+        .procs
+        .get_mut(&2)
+        .unwrap()
+        .files
+        .fds
+        .remove(&1);
     assert_eq!(m.open("/file", 0), Ok(1));
-    m.k.state().procs.get_mut(&2).unwrap().rlimits[7] = (3, 3);
+    m.k().state().procs.get_mut(&2).unwrap().rlimits[7] = (3, 3);
     assert_eq!(m.open("/file", 0), Err(Errno::MFILE));
 }
 
@@ -191,7 +198,7 @@ fn other_user_is_held_to_the_mode_bits() {
     m.call(83, &[A::S("/tmp/private"), A::N(0o700)]).unwrap();
     m.open("/tmp/private/x", 0o101).unwrap();
     m.open("/tmp/mine", 0o101).unwrap();
-    let user = |m: &Machine, id| m.k.state().procs.get_mut(&2).unwrap().cred.uid = [id; 3];
+    let user = |m: &Machine, id| m.k().state().procs.get_mut(&2).unwrap().cred.uid = [id; 3];
     user(&m, 1000);
     assert_eq!(m.open("/tmp/private/x", 0), Err(Errno::ACCESS));
     assert_eq!(m.open("/tmp/mine", 1), Err(Errno::ACCESS));

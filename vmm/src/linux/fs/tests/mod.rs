@@ -4,44 +4,22 @@ mod calls;
 mod confined;
 mod proc;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use shadow_mm::{MapKind, MapRequest, Placement, Prot, VadFlags, VadTag, Vpn};
-
 use super::{MountKind, MountSpec, Vfs};
 use crate::linux::Errno;
-use crate::linux::call::{Args, CallRecord, Ctx, Stop};
+use crate::linux::call::{Args, Stop};
+use crate::linux::file::Description;
 use crate::linux::kernel::Kernel;
-use crate::linux::process::{
-    AddressSpace, Credentials, FdTable, Life, MmLayout, Pending, Pid, Process, SIGNALS, SigAction,
-    Unreported, Usage,
-};
-use crate::linux::table::Table;
-use crate::linux::thread::{AltStack, Cpu, Fpu, Regs, Thread, ThreadShared, XsaveArea};
+use crate::linux::testing::{self, DATA};
+use crate::linux::thread::Thread;
 use crate::linux::user_mem::UserMem;
 
-/// Where the program's memory is: eight pages for arguments, eight for results.
-const MEMORY: u64 = 0x10_0000;
+/// Where arguments and results go.
+const MEMORY: u64 = DATA;
 const RESULT: u64 = MEMORY + 8 * 4096;
 const AT_FDCWD: u64 = -100_i64 as u64;
-
-struct NoCpu;
-
-impl Cpu for NoCpu {
-    fn save_fpu<'t>(&mut self, fpu: &'t mut Fpu) -> Result<&'t mut XsaveArea, crate::hv::CpuError> {
-        *fpu = Fpu::Saved(XsaveArea(Vec::new()));
-        match fpu {
-            Fpu::Saved(area) => Ok(area),
-            Fpu::Initial | Fpu::Live => unreachable!("just saved"),
-        }
-    }
-
-    fn xsave_layout(&self) -> (usize, u64) {
-        (0, 0)
-    }
-}
 
 /// An argument of a call.
 enum A<'a> {
@@ -49,53 +27,21 @@ enum A<'a> {
     N(u64),
 }
 
+/// A machine and its first program, process 2 of user 0.
 struct Machine {
-    k: Kernel,
-    t: Thread,
-    table: Table,
+    inner: testing::Machine,
+    t: Box<Thread>,
 }
 
 impl Machine {
-    /// A machine with these mounts and one process, 2, whose user is 0.
     fn new(mounts: Vec<MountSpec>) -> Self {
-        let k = Kernel::for_tests(Vfs::new(mounts, 1 << 20).unwrap());
-        let space = k.memory.manager.create_space().unwrap();
-        let request = MapRequest {
-            placement: Placement::Fixed(Vpn::new(MEMORY / 4096).unwrap()),
-            count: 16,
-            prot: Prot::READ | Prot::WRITE,
-            kind: MapKind::Anonymous,
-            flags: VadFlags::empty(),
-            tag: VadTag(0),
-        };
-        let mapped = k.memory.manager.map(&space, request).unwrap();
-        k.memory.manager.flushed(mapped.flush);
-        let mm = Arc::new(AddressSpace {
-            space,
-            layout: parking_lot::Mutex::new(MmLayout::default()),
-        });
-        k.state().procs.insert(2, process(2, &mm, &k));
-        let t = Thread {
-            tid: 2,
-            pid: 2,
-            regs: Regs::default(),
-            fpu: Fpu::Initial,
-            last_cpu: None,
-            call: None,
-            mask: 0,
-            saved_mask: None,
-            altstack: AltStack::default(),
-            clear_child_tid: 0,
-            robust_list: (0, 0),
-            personality: 0,
-            mm,
-            shared: Arc::default(),
-        };
-        Self {
-            k,
-            t,
-            table: Table::default(),
-        }
+        let inner = testing::Machine::with_mounts(mounts);
+        let t = inner.first();
+        Self { inner, t }
+    }
+
+    fn k(&self) -> &Kernel {
+        &self.inner.k
     }
 
     /// A host directory as the root, and `/proc` and `/dev`.
@@ -133,7 +79,7 @@ impl Machine {
     }
 
     fn mem(&self) -> UserMem<'_> {
-        UserMem::new(&self.k.memory, &self.t.mm)
+        UserMem::new(&self.k().memory, &self.t.mm)
     }
 
     /// Makes call `nr`.
@@ -153,29 +99,18 @@ impl Machine {
                 }
             };
         }
-        let handler = self
-            .table
-            .get(nr)
-            .expect("the call is in the table")
-            .handler;
-        let mut cpu = NoCpu;
-        let call = CallRecord {
-            nr,
-            args: Args(raw),
-            ..CallRecord::default()
-        };
-        let mut c = Ctx {
-            k: &self.k,
-            t: &mut self.t,
-            cpu: &mut cpu,
-            call,
-            interrupted: false,
-        };
-        match handler(&mut c, &Args(raw)) {
+        let table = crate::linux::table::Table::default();
+        let handler = table.get(nr).expect("the call is in the table").handler;
+        match self.inner.with(&mut self.t, |c| handler(c, &Args(raw))) {
             Ok(value) => Ok(value),
             Err(Stop::Errno(errno)) => Err(errno),
             Err(stop) => panic!("{stop:?}"),
         }
+    }
+
+    fn description(&self, fd: u64) -> Arc<Description> {
+        let state = self.k().state();
+        Arc::clone(&state.procs[&2].files.fds[&(fd as i32)].description)
     }
 
     fn open(&mut self, path: &str, flags: u32) -> Result<u64, Errno> {
@@ -187,23 +122,17 @@ impl Machine {
 
     /// What an open file gives from its start.
     fn read(&self, fd: u64) -> Result<Vec<u8>, Errno> {
-        let description = {
-            let state = self.k.state();
-            Arc::clone(&state.procs[&2].files.fds[&(fd as i32)].description)
-        };
+        let description = self.description(fd);
         let mut out = vec![0; 65536];
-        let n = description.file.read(&self.k, 0, &mut out)?;
+        let n = description.file.read(self.k(), 0, &mut out)?;
         out.truncate(n);
         Ok(out)
     }
 
     fn write(&self, fd: u64, bytes: &[u8]) -> Result<usize, Errno> {
-        let description = {
-            let state = self.k.state();
-            Arc::clone(&state.procs[&2].files.fds[&(fd as i32)].description)
-        };
+        let description = self.description(fd);
         assert!(description.writable());
-        description.file.write(&self.k, 0, bytes)
+        description.file.write(self.k(), 0, bytes)
     }
 
     fn cat(&mut self, path: &str) -> Result<String, Errno> {
@@ -245,39 +174,5 @@ impl Machine {
         }
         names.sort();
         Ok(names)
-    }
-}
-
-fn process(pid: Pid, mm: &Arc<AddressSpace>, k: &Kernel) -> Process {
-    Process {
-        pid,
-        ppid: 1,
-        pgid: pid,
-        sid: pid,
-        has_execed: true,
-        life: Life::Running,
-        unreported: Unreported::None,
-        exiting: None,
-        exit_signal: 17,
-        children: BTreeSet::new(),
-        threads: BTreeMap::from([(pid, Arc::<ThreadShared>::default())]),
-        thread_pending: BTreeMap::new(),
-        thread_masks: BTreeMap::new(),
-        pending: Pending::default(),
-        actions: [SigAction::default(); SIGNALS],
-        files: FdTable::default(),
-        cwd: k.vfs.root(),
-        umask: 0o022,
-        cred: Credentials::default(),
-        rlimits: [(u64::MAX, u64::MAX); 16],
-        mm: Some(Arc::clone(mm)),
-        exe: k.vfs.root(),
-        comm: b"test".to_vec(),
-        nice: 0,
-        vfork_waits: false,
-        itimer_real: None,
-        started: 0,
-        usage: Usage::default(),
-        children_usage: Usage::default(),
     }
 }

@@ -9,7 +9,7 @@ fn machine() -> (tempfile::TempDir, Machine) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("file"), "inside").unwrap();
     let m = Machine::over(dir.path(), true);
-    m.k.state().procs.get_mut(&2).unwrap().exe = m.k.vfs.locate(b"file");
+    m.k().state().procs.get_mut(&2).unwrap().exe = m.k().vfs.locate(b"file");
     (dir, m)
 }
 
@@ -34,7 +34,7 @@ fn every_file_of_proc_can_be_read() {
                 Err(error) => panic!("{path}: {error}"),
             }
         }
-        m.k.state().procs.get_mut(&2).unwrap().files.fds.clear();
+        m.k().state().procs.get_mut(&2).unwrap().files.fds.clear();
     }
     assert!(read > 60, "{read}");
 }
@@ -44,8 +44,8 @@ fn stat_has_its_52_fields() {
     let (_dir, mut m) = machine();
     let stat = m.cat("/proc/self/stat").unwrap();
     assert_eq!(stat.trim_end().split(' ').count(), 52);
-    assert!(stat.starts_with("2 (test) R 1 2 2 "));
-    assert_eq!(m.cat("/proc/thread-self/comm").unwrap(), "test\n");
+    assert!(stat.starts_with("2 (first) R 1 2 2 "));
+    assert_eq!(m.cat("/proc/thread-self/comm").unwrap(), "first\n");
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn command_line_and_maps_come_from_the_process() {
     assert_eq!(m.cat("/proc/2/environ").unwrap(), "HOME=/\0");
     assert_eq!(
         m.cat("/proc/self/maps").unwrap(),
-        "00100000-00110000 rw-p 00000000 00:00 0 \n"
+        "00100000-00140000 rw-p 00000000 00:00 0 \n"
     );
     m.t.mm.layout.lock().args = (0, u64::MAX);
     assert_eq!(m.cat("/proc/self/cmdline").unwrap(), "");
@@ -120,14 +120,15 @@ fn flock_excludes_until_the_last_reference_goes() {
         m.call(73, &[A::N(two), A::N(2 | 4)]),
         Err(Errno::WOULDBLOCK)
     );
-    let gone =
-        m.k.state()
-            .procs
-            .get_mut(&2)
-            .unwrap()
-            .files
-            .fds
-            .remove(&(one as i32));
+    let gone = m
+        .k()
+        .state()
+        .procs
+        .get_mut(&2)
+        .unwrap()
+        .files
+        .fds
+        .remove(&(one as i32));
     assert_eq!(
         gone.as_ref().map(|fd| Arc::strong_count(&fd.description)),
         Some(1)
