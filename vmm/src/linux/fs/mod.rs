@@ -303,6 +303,13 @@ pub trait FileSystem: Debug + Send + Sync {
         None
     }
 
+    /// What the symbolic link at `path` says, for a tree that says the same to every caller: asked
+    /// while the tree is built.
+    fn target(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let _ = path;
+        None
+    }
+
     /// The type `/proc/mounts` shows.
     fn kind(&self) -> &'static str;
 }

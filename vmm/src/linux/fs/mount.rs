@@ -13,7 +13,7 @@ use super::memfs::MemFs;
 use super::procfs::ProcFs;
 use super::synth::SynthFs;
 use super::sysfs::SysFs;
-use super::{FileSystem, Home, NAME_MAX, Vfs};
+use super::{FileSystem, Home, NAME_MAX, Vfs, join, split};
 
 /// Device numbers of mounts: major 0, as Linux gives to what is on no device, and minors from
 /// 0xff000, which a host does not come to.
@@ -145,6 +145,10 @@ impl Vfs {
             owner,
         };
         for (index, ((_, at), kind)) in places.into_iter().enumerate() {
+            let at = vfs.resolve(&at);
+            if vfs.mounts.iter().any(|mount| mount.at == at) {
+                return Err(VfsError::Twice(text(&at)));
+            }
             let home = Home {
                 mount: index,
                 at,
@@ -154,6 +158,43 @@ impl Vfs {
             vfs.mounts.push(mount);
         }
         Ok(vfs)
+    }
+
+    /// A mount point's path without the symbolic links that the trees mounted so far have in it: a
+    /// place has one path only.
+    fn resolve(&self, at: &[u8]) -> Vec<u8> {
+        let names = |path: &[u8]| -> Vec<Vec<u8>> {
+            let names = path.split(|&b| b == b'/').filter(|name| !name.is_empty());
+            names.rev().map(<[u8]>::to_vec).collect()
+        };
+        let (mut here, mut pending, mut links) = (Vec::new(), names(at), 0);
+        while let Some(name) = pending.pop() {
+            match &name[..] {
+                b"." => continue,
+                b".." => {
+                    here = split(&here).0.to_vec();
+                    continue;
+                }
+                _ => {}
+            }
+            let next = join(&here, &name);
+            let place = self.locate(&next);
+            let target = self
+                .mounts
+                .get(place.mount)
+                .and_then(|m| m.fs.target(&place.path));
+            match target.filter(|_| links < 40) {
+                Some(target) => {
+                    links += 1;
+                    if target.first() == Some(&b'/') {
+                        here.clear();
+                    }
+                    pending.extend(names(&target));
+                }
+                None => here = next,
+            }
+        }
+        here
     }
 
     fn build(&self, home: Home, kind: MountKind) -> Result<Mount, VfsError> {

@@ -66,10 +66,10 @@ impl Vfs {
 
     /// The place of a clean guest path: the mount with the longest prefix.
     pub(super) fn locate(&self, path: &[u8]) -> Location {
-        // Sorted by length: the last that fits is the longest.
         let fits =
             |(index, mount): (usize, &Mount)| below(path, &mount.at).map(|rest| (index, rest));
-        let found = self.mounts.iter().enumerate().rev().find_map(fits);
+        let all = self.mounts.iter().enumerate().filter_map(fits);
+        let found = all.min_by_key(|(_, rest)| rest.len());
         let (mount, rest) = found.unwrap_or((0, path));
         Location {
             mount,

@@ -125,6 +125,15 @@ impl HostFs {
         }
     }
 
+    fn link_text(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        let (fd, stat) = self.node(path)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            return Err(Errno::INVAL);
+        }
+        let target = rustix::fs::readlinkat(&fd, "", Vec::with_capacity(256))?;
+        Ok(target.into_bytes())
+    }
+
     fn file(&self, fd: OwnedFd, path: &[u8]) -> Result<Arc<dyn File>, Errno> {
         let (at, guest) = (self.home.location(path), self.home.guest_path(path));
         Ok(Arc::new(HostFile::new(Arc::new(fd), at, guest)?))
@@ -150,12 +159,7 @@ impl FileSystem for HostFs {
     }
 
     fn read_link(&self, _: &Caller<'_>, path: &[u8]) -> Result<Link, Errno> {
-        let (fd, stat) = self.node(path)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            return Err(Errno::INVAL);
-        }
-        let target = rustix::fs::readlinkat(&fd, "", Vec::with_capacity(256))?;
-        Ok(Link::Path(target.into_bytes()))
+        self.link_text(path).map(Link::Path)
     }
 
     fn list(&self, _: &Caller<'_>, path: &[u8]) -> Result<Vec<DirEntry>, Errno> {
@@ -284,6 +288,10 @@ impl FileSystem for HostFs {
             files: s.f_files,
             files_free: s.f_ffree,
         })
+    }
+
+    fn target(&self, path: &[u8]) -> Option<Vec<u8>> {
+        self.link_text(path).ok()
     }
 
     fn host_checks(&self) -> Option<u32> {

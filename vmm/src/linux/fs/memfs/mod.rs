@@ -193,9 +193,14 @@ impl FileSystem for MemFs {
     }
 
     fn read_link(&self, _: &Caller<'_>, path: &[u8]) -> Result<Link, Errno> {
-        match &self.find(path)?.body {
-            Body::Link(target) => Ok(Link::Path(target.clone())),
-            Body::Dir(_) | Body::File(_) | Body::Host(_) => Err(Errno::INVAL),
+        self.find(path)?;
+        self.target(path).map(Link::Path).ok_or(Errno::INVAL)
+    }
+
+    fn target(&self, path: &[u8]) -> Option<Vec<u8>> {
+        match &self.find(path).ok()?.body {
+            Body::Link(target) => Some(target.clone()),
+            Body::Dir(_) | Body::File(_) | Body::Host(_) => None,
         }
     }
 

@@ -208,3 +208,26 @@ fn link_put_in_after_the_walk_is_not_followed() {
     assert!(mount.fs.mkdir(&c, b"a/trap/x", 0o755).is_err());
     assert_eq!(std::fs::read(dir.path().join("secret")).unwrap(), b"secret");
 }
+
+#[test]
+fn mount_point_behind_a_link_is_where_the_link_leads() {
+    let (_dir, root) = tree();
+    symlink("/a/b", root.join("link")).unwrap();
+    let at = |at: &str, kind| super::MountSpec {
+        at: at.as_bytes().to_vec(),
+        kind,
+    };
+    let host = super::MountKind::Host {
+        root: root.clone(),
+        writable: false,
+    };
+    let mem = super::MountKind::Mem {
+        size: 1 << 16,
+        mode: 0o755,
+    };
+    let mut m = Machine::new(vec![at("/", host), at("/link/in", mem)]);
+    m.open("/link/in/new", 0o101).unwrap();
+    assert_eq!(m.list("/a/b/in").unwrap(), [".", "..", "new"]);
+    assert_eq!(m.list("/link").unwrap(), [".", "..", "in"]);
+    assert_eq!(m.readlink("/link").unwrap(), "/a/b");
+}
