@@ -110,6 +110,7 @@ fn leave(c: &mut Ctx<'_>) -> Option<Remains> {
     }
     p.itimer_real = None;
     p.itimer_cpu = [None; 2];
+    p.usage.note_peak(&c.t.mm);
     Some(Remains {
         files: std::mem::take(&mut p.files),
         mm: p.mm.take(),
