@@ -40,7 +40,8 @@ impl<P: Platform> Manager<P> {
             };
             clone.touched += 1;
             let shared = entry.flags.contains(EntryFlags::PROTOTYPE);
-            if !shared && db.entry(entry.frame).write_pins > 0 {
+            let pins = db.entry(entry.frame).write_pins;
+            if !shared && pins > 0 && cfg!(not(mutant = "pinned_shared")) {
                 pinned.push(Pinned { index, vpn, entry });
                 continue;
             }

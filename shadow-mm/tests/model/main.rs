@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod ops;
+mod touch;
 mod verbs;
 mod world;
 
@@ -17,7 +18,7 @@ fn cases() -> u32 {
     std::env::var("SHADOW_MM_CASES")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(200)
+        .unwrap_or(400)
 }
 
 proptest! {

@@ -59,7 +59,6 @@ pub(crate) enum ReadEnd {
 
 pub(crate) fn any_op() -> impl Strategy<Value = Op> {
     let which = || 0u8..4;
-    let page = || 0..PAGES;
     let count = || prop_oneof![12 => 1u64..14, 1 => Just(1u64 << 33)];
     prop_oneof![
         6 => (which(), any_map()).prop_map(|(w, m)| Op::Map(w, m)),
@@ -82,6 +81,11 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Mostly a few pages around a leaf table's edge, so that histories meet on one page.
+fn page() -> impl Strategy<Value = Page> {
+    prop_oneof![1 => 0..PAGES, 2 => 10u8..14]
+}
+
 fn any_prot() -> impl Strategy<Value = Prot> {
     prop_oneof![
         5 => Just(Prot::READ | Prot::WRITE),
@@ -94,7 +98,7 @@ fn any_map() -> impl Strategy<Value = MapOp> {
         2 => Just(None),
         1 => (0u32..2, 0u64..4, 0u64..14 * 4096).prop_map(Some),
     ];
-    (0..PAGES, 1u64..14, any_prot(), file).prop_map(|(page, count, prot, file)| MapOp {
+    (page(), 1u64..14, any_prot(), file).prop_map(|(page, count, prot, file)| MapOp {
         page,
         count,
         prot,
@@ -116,8 +120,8 @@ fn any_end() -> impl Strategy<Value = ReadEnd> {
 }
 
 fn any_remap() -> impl Strategy<Value = Op> {
-    let to = prop_oneof![1 => Just(None), 1 => (0..PAGES).prop_map(Some)];
-    (0u8..4, 0..PAGES, 1u64..8, 1u64..14, any::<bool>(), to).prop_map(
+    let to = prop_oneof![1 => Just(None), 1 => page().prop_map(Some)];
+    (0u8..4, page(), 1u64..8, 1u64..14, any::<bool>(), to).prop_map(
         |(which, page, count, new_count, may_move, to)| Op::Remap {
             which,
             page,

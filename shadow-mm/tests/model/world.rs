@@ -41,6 +41,8 @@ pub(crate) struct PageModel {
 
 pub(crate) struct Process {
     pub(crate) cpu: Cpu,
+    /// A second vCPU of the same space, whose TLB learns nothing from the first one's faults.
+    pub(crate) other: Cpu,
     pub(crate) pages: BTreeMap<u64, PageModel>,
     /// A number for pins to refer to.
     pub(crate) id: u64,
@@ -89,8 +91,10 @@ impl World {
 
     pub(crate) fn add(&mut self, cpu: Cpu, pages: BTreeMap<u64, PageModel>) {
         self.next_id += 1;
+        let other = Cpu::new(&cpu.space);
         self.processes.push(Process {
             cpu,
+            other,
             pages,
             id: self.next_id,
         });
@@ -163,6 +167,7 @@ impl World {
     /// Drops a flush's translations at once, and lets its frames go only later.
     pub(crate) fn flush(&mut self, which: usize, flush: Flush) {
         self.processes[which].cpu.mmu.flush(&flush);
+        self.processes[which].other.mmu.flush(&flush);
         self.unacknowledged.push(flush);
     }
 

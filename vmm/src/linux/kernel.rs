@@ -6,6 +6,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::call::Ctx;
 use super::exec::MachineInfo;
+use super::file::Location;
 use super::fs::Vfs;
 use super::process::{Process, State};
 use super::sched::Sched;
@@ -42,6 +43,30 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// A machine's kernel with nothing but the reaper in its process tree.
+    #[must_use]
+    pub fn new(
+        memory: Arc<Memory>,
+        clock: Arc<Clock>,
+        vfs: Vfs,
+        tty: Option<Arc<Tty>>,
+        limits: KernelLimits,
+    ) -> Self {
+        let root = Location {
+            mount: 0,
+            path: Vec::new(),
+        };
+        Self {
+            memory,
+            sched: Arc::default(),
+            clock,
+            vfs,
+            tty,
+            limits,
+            state: Mutex::new(State::new(root)),
+        }
+    }
+
     /// Locks the process tree. Never held across the virtual CPU, a host file operation or a fault
     /// that may read a file.
     pub fn state(&self) -> MutexGuard<'_, State> {

@@ -21,6 +21,8 @@ pub mod process;
 pub mod sched;
 pub mod signal;
 pub mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod thread;
 pub mod time;
 pub mod tty;

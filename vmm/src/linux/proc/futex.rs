@@ -45,7 +45,7 @@ fn sys_futex(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 }
 
 fn aligned(va: u64) -> Result<(), Errno> {
-    if va % 4 == 0 {
+    if va.is_multiple_of(4) {
         Ok(())
     } else {
         Err(Errno::INVAL)

@@ -24,6 +24,9 @@ pub mod sched;
 pub mod timeval;
 pub mod wait;
 
+#[cfg(test)]
+mod tests;
+
 pub use groups::tty_check;
 pub use image::{Image, commit_exec};
 pub use itimer::timers_due;

@@ -43,6 +43,9 @@ pub mod send;
 pub mod sigreturn;
 pub mod xsave;
 
+#[cfg(test)]
+mod tests;
+
 pub use deliver::{before_return, fault, wants_handler};
 pub use info::{dequeue, own};
 pub use send::{send_to_group, send_to_process, send_to_thread};

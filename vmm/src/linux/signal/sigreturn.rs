@@ -45,7 +45,7 @@ fn read_fpu(c: &mut Ctx<'_>, at: u64) -> Option<Fpu> {
     if at == 0 {
         return Some(Fpu::Initial);
     }
-    if at % 64 != 0 {
+    if !at.is_multiple_of(64) {
         return None;
     }
     let (size, xcr0) = c.cpu.xsave_layout();
