@@ -18,7 +18,7 @@
 //! * The **space lock** protects a space's mappings, counts, clone descriptors, and everything in its
 //!   page tables except the bits hardware sets.
 //! * The **PFN lock** protects the PFN database, the lists, and all clone headers and blocks. It is held
-//!   for one leaf table's entries at most, and never while a frame's content is copied or zeroed.
+//!   for one leaf table's entries, or one walk of the tables above, and never while a frame's content is copied or zeroed.
 //! * A fork holds its parent's space lock; the child has no lock to take until it is published.
 //! * [`Manager::check`] alone locks several spaces, in the order of their numbers.
 //!
@@ -40,6 +40,7 @@ extern crate alloc;
 mod access;
 mod addr;
 mod backend;
+mod check;
 mod flush;
 mod limits;
 mod manager;
@@ -60,6 +61,7 @@ pub use addr::{
     VpnRange,
 };
 pub use backend::{FrameStore, Platform};
+pub use check::{Count, Violation};
 pub use flush::{Flush, FlushEntry, MAX_EDITS_PER_TABLE};
 #[cfg(feature = "fault-injection")]
 pub use limits::FailPlan;

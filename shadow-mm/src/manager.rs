@@ -27,7 +27,7 @@ pub struct Manager<P: Platform> {
     pub(crate) layout: PoolLayout,
     /// The table all roots name in their supervisor slot.
     pub(crate) supervisor: Pfn,
-    /// Serialises changes of the supervisor's tables; taken before the PFN lock, never with a space's.
+    /// Serialises changes of the supervisor's tables; taken before the PFN lock.
     pub(crate) supervisor_lock: Mutex<P::Lock, ()>,
     pub(crate) counters: Counters,
     next_space: AtomicU64,

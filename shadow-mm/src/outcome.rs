@@ -121,6 +121,11 @@ impl Pin {
         self.pfn
     }
 
+    /// Ends the pin.
+    pub(crate) fn into_parts(self) -> (Pfn, bool) {
+        (self.pfn, self.write)
+    }
+
     /// Whether the holder may store into the frame.
     #[must_use]
     pub fn is_write(&self) -> bool {

@@ -17,6 +17,8 @@
 //! No lock is held across `KVM_RUN` or file I/O, except a description's offset, which POSIX wants
 //! held for the read or write that uses it.
 
+pub mod config;
 pub mod hv;
 pub mod linux;
+pub mod machine;
 pub mod memory;

@@ -98,23 +98,19 @@ impl PfnDatabase {
 
     /// Gives back a frame that was taken and not used.
     pub(crate) fn give_back(&mut self, frame: Taken) {
-        let pfn = frame.pfn();
+        let (pfn, state) = frame.into_parts();
         self.entry_mut(pfn).refs -= 1;
-        let state = match frame {
-            Taken::Free(_) => PfnState::Free,
-            Taken::Zeroed(_) => PfnState::Zeroed,
-        };
         self.zone_of(pfn).push(pfn, state);
     }
 
     /// Gives back a frame that was filled for a mapping that is gone.
     pub(crate) fn discard(&mut self, frame: ReadyFrame) {
-        self.release(frame.pfn());
+        self.release(frame.into_pfn());
     }
 
     /// Makes a frame active with share count 1: mapped by one entry, or a table with nothing in it.
     pub(crate) fn activate(&mut self, frame: ReadyFrame, owner: Owner) -> Pfn {
-        let pfn = frame.pfn();
+        let pfn = frame.into_pfn();
         let entry = self.entry_mut(pfn);
         entry.refs -= 1;
         entry.share = 1;
@@ -145,17 +141,11 @@ impl PfnDatabase {
         let entry = self.entry_mut(pfn);
         debug_assert!(entry.share > 0, "{pfn:?} lost more shares than it had");
         entry.refs += 1;
-        entry.share -= 1;
+        entry.share -= u32::from(cfg!(not(mutant = "lost_share")));
         if entry.share == 0 {
             entry.owner = Owner::None;
             self.zone_of(pfn).set_state(pfn, PfnState::InFlight);
         }
-    }
-
-    /// A bug for the tests to catch: the flush holds the frame, but the share stays.
-    #[cfg(mutant = "lost_share")]
-    pub(crate) fn hold_only(&mut self, pfn: Pfn) {
-        self.entry_mut(pfn).refs += 1;
     }
 
     /// A reference ends. A frame with neither reference nor share goes to the free list.
@@ -220,7 +210,8 @@ impl PfnDatabase {
     /// Whether the only entry left of a clone block may take the frame over: nobody else refers to the
     /// block, and no pin or unacknowledged flush lets anybody else still look at the frame.
     pub(crate) fn last_reference(&self, pfn: Pfn, block: BlockId) -> bool {
-        self.clones.references(block) == 1 && self.entry(pfn).refs == 0
+        let held = self.entry(pfn).refs > 0 && cfg!(not(mutant = "held_taken"));
+        self.clones.references(block) == 1 && !held
     }
 
     pub(crate) fn entry(&self, pfn: Pfn) -> &PfnEntry {

@@ -3,6 +3,7 @@
 //! A token is the only way to hold such a frame, cannot be copied, and says what the frame contains.
 //! It ends by being made active ([`super::PfnDatabase::activate`]) or given back.
 
+use super::entry::PfnState;
 use crate::addr::Pfn;
 use crate::backend::FrameStore;
 
@@ -41,7 +42,9 @@ impl FreeFrame {
 
     /// Fills the frame with zeroes.
     pub(crate) fn zero(self, store: &impl FrameStore) -> ZeroedFrame {
-        store.zero(self.0);
+        if cfg!(not(mutant = "unzeroed_page")) {
+            store.zero(self.0);
+        }
         ZeroedFrame(self.0)
     }
 
@@ -74,16 +77,18 @@ impl From<ZeroedFrame> for ReadyFrame {
 }
 
 impl ReadyFrame {
-    pub(crate) fn pfn(&self) -> Pfn {
+    /// Ends the token; only the database may then say where the frame is.
+    pub(super) fn into_pfn(self) -> Pfn {
         self.0
     }
 }
 
 impl Taken {
-    pub(crate) fn pfn(&self) -> Pfn {
+    /// Ends the token, and says which list the frame belongs on.
+    pub(super) fn into_parts(self) -> (Pfn, PfnState) {
         match self {
-            Self::Free(frame) => frame.0,
-            Self::Zeroed(frame) => frame.0,
+            Self::Free(frame) => (frame.0, PfnState::Free),
+            Self::Zeroed(frame) => (frame.0, PfnState::Zeroed),
         }
     }
 

@@ -261,6 +261,10 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
             if new == old {
                 return Some((old, new));
             }
+            if cfg!(mutant = "lost_dirty") {
+                self.store.swap(table, index, Entry::Valid(new).encode());
+                return Some((old, new));
+            }
             match self
                 .store
                 .compare_exchange(table, index, raw, Entry::Valid(new).encode())

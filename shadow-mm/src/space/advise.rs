@@ -55,12 +55,12 @@ impl<P: Platform> Manager<P> {
         let covered = vads.covered_prefix(range);
         let covered = covered.ok_or(AdviseError::NotMapped { vpn: range.start() })?;
         let file = |vad: &&Vad<P::Backing>| vad.kind != MapKind::Anonymous;
-        if advice == VadAdvice::WipeOnFork {
-            if let Some(vad) = vads.overlapping(covered).find(file) {
-                return Err(AdviseError::NotAnonymous {
-                    vpn: vad.range.start(),
-                });
-            }
+        if advice == VadAdvice::WipeOnFork
+            && let Some(vad) = vads.overlapping(covered).find(file)
+        {
+            return Err(AdviseError::NotAnonymous {
+                vpn: vad.range.start(),
+            });
         }
         if vads.len_without(covered) + vads.overlapping(covered).count() > MAX_MAPPINGS {
             return Err(AdviseError::TooManyMappings);

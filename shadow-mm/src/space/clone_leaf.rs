@@ -40,7 +40,8 @@ impl<P: Platform> Manager<P> {
             };
             clone.touched += 1;
             let shared = entry.flags.contains(EntryFlags::PROTOTYPE);
-            if !shared && db.entry(entry.frame).write_pins > 0 {
+            let pins = db.entry(entry.frame).write_pins;
+            if !shared && pins > 0 && cfg!(not(mutant = "pinned_shared")) {
                 pinned.push(Pinned { index, vpn, entry });
                 continue;
             }
@@ -65,9 +66,9 @@ impl<P: Platform> Manager<P> {
             clone.flush.whole_table(run.table);
         }
         add(&self.counters.entries_written, 2 * (clone.touched - before));
-        pinned
-            .into_iter()
-            .for_each(|page| self.clone_pinned(clone, &child, page));
+        for page in &pinned {
+            self.clone_pinned(clone, &child, page);
+        }
     }
 
     /// Gives the child a copy of its own of a page that is being stored to.
@@ -75,7 +76,7 @@ impl<P: Platform> Manager<P> {
         &self,
         clone: &mut Clone<'_, P::Backing>,
         child: &Cursor<'_, P::Store>,
-        page: Pinned,
+        page: &Pinned,
     ) {
         let frame = clone
             .plan

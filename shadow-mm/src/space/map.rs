@@ -18,7 +18,7 @@ pub enum Placement {
     FixedNoReplace(Vpn),
     /// At the hint if that is free, else as high as possible.
     Anywhere {
-        /// Where the guest would like it.
+        /// Where the guest would like it; `below` does not bind it.
         hint: Option<Vpn>,
         /// The page just above the highest that may be used.
         below: Vpn,
@@ -159,9 +159,14 @@ impl<P: Platform> Manager<P> {
                 if count == 0 {
                     return Err(MapError::BadRange { start: hint, count });
                 }
+                let free = |range: &VpnRange| state.vads.is_free(*range);
+                let wished = hint.and_then(|hint| self.user_range(hint, count).ok());
+                if let Some(range) = wished.filter(free) {
+                    return Ok(range);
+                }
                 let below = below.get().min(self.limits.user_end.vpn().get());
                 let min = self.limits.min_va.vpn();
-                let start = state.vads.place(count, hint, below, min);
+                let start = state.vads.place(count, below, min);
                 start
                     .and_then(|s| VpnRange::new(s, count))
                     .ok_or(MapError::NoSpace { count })

@@ -53,7 +53,7 @@ impl<P: Platform> Manager<P> {
 
     /// Gives a pin back.
     pub fn unpin(&self, pin: Pin) {
-        let Pin { pfn, write } = pin;
+        let (pfn, write) = pin.into_parts();
         self.pfns.lock().unpin(pfn, write);
     }
 }

@@ -5,7 +5,7 @@
 //! passed over: a request larger than that hole need not look above that place again.
 
 use super::{Vad, VadSet};
-use crate::addr::{Vpn, VpnRange};
+use crate::addr::Vpn;
 
 /// The memory of the last search.
 #[derive(Clone, Debug, Default)]
@@ -28,21 +28,8 @@ impl Placer {
 }
 
 impl<B: Clone + Eq> VadSet<B> {
-    /// The highest place for `count` pages whose end is at most page number `below`, at or above `min`;
-    /// `hint` first, if that is free.
-    pub(crate) fn place(
-        &mut self,
-        count: u64,
-        hint: Option<Vpn>,
-        below: u64,
-        min: Vpn,
-    ) -> Option<Vpn> {
-        let wanted = hint.and_then(|hint| VpnRange::new(hint, count));
-        if let Some(range) = wanted.filter(|r| r.start() >= min && r.end() <= below) {
-            if self.is_free(range) {
-                return Some(range.start());
-            }
-        }
+    /// The highest place for `count` pages whose end is at most page number `below`, at or above `min`.
+    pub(crate) fn place(&mut self, count: u64, below: u64, min: Vpn) -> Option<Vpn> {
         let remembered = self.placer.below == below && count > self.placer.passed;
         let start = if remembered {
             self.placer.cursor
@@ -82,6 +69,7 @@ mod tests {
     use super::super::{FaultAround, MapKind, VadFlags, VadTag};
     use super::*;
     use crate::access::Prot;
+    use crate::addr::VpnRange;
     use proptest::prelude::*;
 
     fn vad(start: u64, count: u64, tag: u32) -> Vad<u8> {
@@ -98,27 +86,8 @@ mod tests {
     }
 
     fn place(set: &mut VadSet<u8>, count: u64, below: u64) -> Option<u64> {
-        set.place(count, None, below, Vpn::new(16).expect("page"))
+        set.place(count, below, Vpn::new(16).expect("page"))
             .map(Vpn::get)
-    }
-
-    #[test]
-    fn taken_hint_falls_back_to_the_top() {
-        let mut set = VadSet::default();
-        set.insert(vad(100, 10, 0));
-        let min = Vpn::new(16).expect("page");
-        assert_eq!(
-            set.place(5, Vpn::new(98), 1000, min).map(Vpn::get),
-            Some(995)
-        );
-        assert_eq!(
-            set.place(5, Vpn::new(90), 1000, min).map(Vpn::get),
-            Some(90)
-        );
-        assert_eq!(
-            set.place(5, Vpn::new(1), 1000, min).map(Vpn::get),
-            Some(995)
-        );
     }
 
     #[test]

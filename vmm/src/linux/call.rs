@@ -46,6 +46,8 @@ pub struct CallRecord {
     pub deadline: Option<u64>,
     /// Bytes (or items) already transferred by a call that blocked half-way.
     pub progress: u64,
+    /// It was interrupted: the next handler that runs ends or restarts it by this rule.
+    pub interrupted: Option<Restart>,
 }
 
 /// What a call that cannot finish now waits for.
@@ -84,6 +86,8 @@ pub enum WaitKey {
     Continued(i32),
     /// The child with this pid has called `execve` or ended: its `vfork` parent may go on.
     VforkDone(i32),
+    /// A signal was queued for this process or one of its threads, blocked or not.
+    Signal(i32),
 }
 
 /// What happens to a blocked call when a signal handler is about to run (signal(7), "Interruption
@@ -94,6 +98,8 @@ pub enum Restart {
     Sys,
     /// Always `EINTR` when a handler runs.
     Never,
+    /// No handler runs before the call is over; only death ends it.
+    Uninterruptible,
 }
 
 /// How a handler ends other than with a value.

@@ -77,6 +77,28 @@ pub struct DirEntry {
     pub name: Vec<u8>,
 }
 
+/// A time to set (utimensat(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// `UTIME_OMIT`.
+    Keep,
+    /// `UTIME_NOW`.
+    Now,
+    /// Seconds and nanoseconds since the epoch.
+    At(i64, u32),
+}
+
+/// A change of a file's attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// chmod(2): the permission bits.
+    Mode(u32),
+    /// chown(2): `None` leaves an id as it is.
+    Owner(Option<u32>, Option<u32>),
+    /// Access and modification time.
+    Times(SetTime, SetTime),
+}
+
 /// An open file of some kind. Methods never block: `EAGAIN` says that the caller would have to
 /// wait for [`File::wait_key`]. No method touches guest memory except [`File::ioctl`].
 pub trait File: Debug + Send + Sync {
@@ -166,6 +188,15 @@ pub trait File: Debug + Send + Sync {
         Err(Errno::NODEV)
     }
 
+    /// Changes attributes (fchmod(2), fchown(2), futimens(3)).
+    ///
+    /// # Errors
+    /// `EPERM` for what has none that can be changed, or the host's.
+    fn change(&self, k: &Kernel, change: &Change) -> Result<(), Errno> {
+        let _ = (k, change);
+        Err(Errno::PERM)
+    }
+
     /// The status flags changed (`O_APPEND`, `O_NONBLOCK`).
     ///
     /// # Errors
@@ -205,6 +236,8 @@ pub struct Description {
     flags: AtomicU32,
     /// The offset. Locked while a read or write that uses it is under way (POSIX: atomic).
     pub offset: Mutex<u64>,
+    /// The flock(2) lock it holds; given up when the last reference goes.
+    pub flock: Mutex<Option<super::fs::FlockGuard>>,
 }
 
 /// `O_NONBLOCK`.
@@ -222,6 +255,7 @@ impl Description {
             file,
             flags: AtomicU32::new(flags),
             offset: Mutex::new(0),
+            flock: Mutex::new(None),
         })
     }
 

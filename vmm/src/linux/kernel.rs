@@ -5,6 +5,8 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::call::Ctx;
+use super::exec::MachineInfo;
+use super::file::Location;
 use super::fs::Vfs;
 use super::process::{Process, State};
 use super::sched::Sched;
@@ -35,10 +37,36 @@ pub struct Kernel {
     pub tty: Option<Arc<Tty>>,
     /// Limits.
     pub limits: KernelLimits,
+    /// What programs are told about the machine.
+    pub info: MachineInfo,
     state: Mutex<State>,
 }
 
 impl Kernel {
+    /// A machine's kernel with nothing but the reaper in its process tree.
+    #[must_use]
+    pub fn new(
+        memory: Arc<Memory>,
+        clock: Arc<Clock>,
+        vfs: Vfs,
+        tty: Option<Arc<Tty>>,
+        limits: KernelLimits,
+    ) -> Self {
+        let root = Location {
+            mount: 0,
+            path: Vec::new(),
+        };
+        Self {
+            memory,
+            sched: Arc::default(),
+            clock,
+            vfs,
+            tty,
+            limits,
+            state: Mutex::new(State::new(root)),
+        }
+    }
+
     /// Locks the process tree. Never held across the virtual CPU, a host file operation or a fault
     /// that may read a file.
     pub fn state(&self) -> MutexGuard<'_, State> {

@@ -11,16 +11,23 @@
 //! One family of calls a file; each exports a `TABLE` of [`call::Entry`] that [`table`] collects.
 
 pub mod call;
+pub mod exec;
 pub mod file;
 pub mod fs;
 pub mod kernel;
+pub mod mm;
+pub mod proc;
 pub mod process;
 pub mod sched;
+pub mod signal;
 pub mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod thread;
 pub mod time;
 pub mod tty;
 pub mod user_mem;
+pub mod vdso;
 
 /// The guest's error numbers (errno(3)); the same numbers as the host's.
 pub use rustix::io::Errno;

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
 use super::Errno;
 use super::file::{Description, Location};
 use super::thread::{ThreadShared, Tid};
-use crate::memory::{Space, VmmPlatform};
+use crate::memory::{Memory, Space, VmmPlatform};
 
 /// Process id, as the guest sees it.
 pub type Pid = i32;
@@ -20,13 +21,50 @@ pub const INIT: Pid = 1;
 /// Number of signals (signal(7)).
 pub const SIGNALS: usize = 64;
 
-/// A space and what the Linux layer knows about it. Shared by `vfork` until `execve`.
+/// A space and what the Linux layer knows about it. Shared by `vfork` until `execve`. When its last
+/// user goes, the memory goes: nobody else deletes a space.
 #[derive(Debug)]
 pub struct AddressSpace {
     /// The memory manager's space.
     pub space: Arc<Space<VmmPlatform>>,
     /// The layout `execve` made.
     pub layout: Mutex<MmLayout>,
+    memory: Arc<Memory>,
+}
+
+impl AddressSpace {
+    /// Takes over `space`, one of `memory`'s.
+    #[must_use]
+    pub fn new(
+        memory: &Arc<Memory>,
+        space: Arc<Space<VmmPlatform>>,
+        layout: MmLayout,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            space,
+            layout: Mutex::new(layout),
+            memory: Arc::clone(memory),
+        })
+    }
+
+    /// Gives up `own`, the calling thread's process's handle, when the thread itself still holds
+    /// `mm`: if nobody else uses it, the memory is free when this returns.
+    pub fn retire(mm: &Arc<Self>, own: Option<Arc<Self>>) {
+        drop(own);
+        if Arc::strong_count(mm) == 1 {
+            mm.delete();
+        }
+    }
+
+    fn delete(&self) {
+        self.memory.delete_space(&self.space);
+    }
+}
+
+impl Drop for AddressSpace {
+    fn drop(&mut self) {
+        self.delete();
+    }
 }
 
 /// Where things are in an address space (`/proc/self/stat` and brk(2)).
@@ -38,6 +76,8 @@ pub struct MmLayout {
     pub brk: u64,
     /// Lowest and highest address of the main stack's range.
     pub stack: (u64, u64),
+    /// Where the search for a place for a mapping starts, downwards.
+    pub mmap_top: u64,
     /// The argument strings: first byte and end.
     pub args: (u64, u64),
     /// The environment strings: first byte and end.
@@ -112,6 +152,14 @@ pub struct Pending {
     pub queue: Vec<SigInfo>,
 }
 
+impl Pending {
+    /// Whether signal `signo` is pending.
+    #[must_use]
+    pub fn has(&self, signo: i32) -> bool {
+        self.set & super::signal::bit(signo) != 0
+    }
+}
+
 /// How a process ended or what it is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
@@ -174,6 +222,51 @@ pub struct Usage {
     pub peak_pages: u64,
 }
 
+/// What prctl(2) sets on a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prctl {
+    /// `PR_SET_PDEATHSIG`; 0 for none.
+    pub death_signal: i32,
+    /// `PR_SET_DUMPABLE`.
+    pub dumpable: u64,
+    /// `PR_SET_NO_NEW_PRIVS`.
+    pub no_new_privs: bool,
+    /// `PR_SET_CHILD_SUBREAPER`.
+    pub subreaper: bool,
+    /// `PR_SET_KEEPCAPS`.
+    pub keep_caps: bool,
+    /// `PR_SET_TIMERSLACK`, nanoseconds.
+    pub timer_slack: u64,
+}
+
+impl Default for Prctl {
+    fn default() -> Self {
+        Self {
+            death_signal: 0,
+            dumpable: 1,
+            no_new_privs: false,
+            subreaper: false,
+            keep_caps: false,
+            timer_slack: 50_000,
+        }
+    }
+}
+
+/// A thread that waits in futex(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FutexWaiter {
+    /// Who.
+    pub tid: Tid,
+    /// The space its word is in.
+    pub space: u64,
+    /// The word's address.
+    pub va: u64,
+    /// Which wakes it takes (`FUTEX_WAIT_BITSET`).
+    pub bitset: u32,
+    /// It has been woken and only has to notice.
+    pub woken: bool,
+}
+
 /// A process.
 #[derive(Debug)]
 pub struct Process {
@@ -229,6 +322,10 @@ pub struct Process {
     pub vfork_waits: bool,
     /// `ITIMER_REAL`: next expiry (ns of `CLOCK_MONOTONIC`) and interval in ns.
     pub itimer_real: Option<(u64, u64)>,
+    /// `ITIMER_VIRTUAL` and `ITIMER_PROF`: next expiry (ns of the process's CPU time) and interval.
+    pub itimer_cpu: [Option<(u64, u64)>; 2],
+    /// What prctl(2) sets.
+    pub prctl: Prctl,
     /// When it was started, ns of `CLOCK_MONOTONIC`.
     pub started: u64,
     /// What it used itself (ended threads), and what its waited-for children used.
@@ -259,9 +356,127 @@ pub struct State {
     pub main: Pid,
     /// Wait status of the first program, once it has ended.
     pub main_status: Option<i32>,
+    /// Waiters in futex(2), in the order they came.
+    pub futexes: Vec<FutexWaiter>,
+}
+
+/// Largest pid plus one (`/proc/sys/kernel/pid_max`).
+pub const PID_MAX: Pid = 32_768;
+
+/// Where pids start again after [`PID_MAX`], as on Linux.
+const PID_WRAP: Pid = 300;
+
+impl Process {
+    /// A process without threads, program or files, in its own session; for [`State::new`] and as
+    /// the start of any other.
+    #[must_use]
+    pub fn new(pid: Pid, cwd: Location) -> Self {
+        Self {
+            pid,
+            ppid: INIT,
+            pgid: pid,
+            sid: pid,
+            has_execed: false,
+            life: Life::Running,
+            unreported: Unreported::None,
+            exiting: None,
+            exit_signal: libc::SIGCHLD,
+            children: BTreeSet::new(),
+            threads: BTreeMap::new(),
+            thread_pending: BTreeMap::new(),
+            thread_masks: BTreeMap::new(),
+            pending: Pending::default(),
+            actions: [SigAction::default(); SIGNALS],
+            files: FdTable::default(),
+            exe: cwd.clone(),
+            cwd,
+            umask: 0o022,
+            cred: Credentials::default(),
+            rlimits: super::proc::limits::defaults(),
+            mm: None,
+            comm: Vec::new(),
+            nice: 0,
+            vfork_waits: false,
+            itimer_real: None,
+            itimer_cpu: [None; 2],
+            prctl: Prctl::default(),
+            started: 0,
+            usage: Usage::default(),
+            children_usage: Usage::default(),
+        }
+    }
+
+    /// Whether it has ended and only waits for its parent to ask.
+    #[must_use]
+    pub fn is_zombie(&self) -> bool {
+        matches!(self.life, Life::Zombie(_))
+    }
+
+    /// CPU time of all its threads, ended ones included, in nanoseconds.
+    #[must_use]
+    pub fn cpu_ns(&self) -> u64 {
+        let live = self
+            .threads
+            .values()
+            .map(|t| t.cpu_time.load(Ordering::Relaxed));
+        live.fold(self.usage.cpu_ns, u64::saturating_add)
+    }
 }
 
 impl State {
+    /// A machine with nothing but its reaper, [`INIT`].
+    #[must_use]
+    pub fn new(root: Location) -> Self {
+        let mut init = Process::new(INIT, root);
+        init.ppid = 0;
+        init.comm = b"init".to_vec();
+        Self {
+            procs: BTreeMap::from([(INIT, init)]),
+            next_pid: INIT + 1,
+            tty: TtyState::default(),
+            main: INIT + 1,
+            main_status: None,
+            futexes: Vec::new(),
+        }
+    }
+
+    /// An id for a new process: the next one that names no process, group or session.
+    ///
+    /// # Errors
+    /// `EAGAIN` when there is none.
+    pub fn allocate_pid(&mut self) -> Result<Pid, Errno> {
+        for _ in 0..PID_MAX {
+            let pid = self.next_pid;
+            self.next_pid = if pid + 1 >= PID_MAX {
+                PID_WRAP
+            } else {
+                pid + 1
+            };
+            let named = self.procs.contains_key(&pid)
+                || self.procs.values().any(|p| p.pgid == pid || p.sid == pid);
+            if !named {
+                return Ok(pid);
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// The process a live thread belongs to.
+    #[must_use]
+    pub fn owner_of(&self, tid: Tid) -> Option<Pid> {
+        if self
+            .procs
+            .get(&tid)
+            .is_some_and(|p| p.threads.contains_key(&tid))
+        {
+            return Some(tid);
+        }
+        self.procs
+            .values()
+            .find(|p| p.threads.contains_key(&tid))
+            .map(|p| p.pid)
+    }
+
     /// The process with this id, zombies included.
     ///
     /// # Errors

@@ -34,6 +34,8 @@ pub struct Sched {
     epoch: AtomicU64,
     next_key: AtomicU64,
     ended: AtomicBool,
+    /// Counts [`Sched::clock_changed`], for a change that comes between a tick and its sleep.
+    clock_changes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -188,8 +190,12 @@ impl Sched {
         mut tick: impl FnMut() -> Option<u64>,
     ) {
         loop {
+            let changes = self.clock_changes.load(Ordering::SeqCst);
             let due = tick();
             let mut q = self.queues.lock();
+            if self.clock_changes.load(Ordering::SeqCst) != changes {
+                continue;
+            }
             if self.ended.load(Ordering::SeqCst) {
                 return;
             }
@@ -230,6 +236,7 @@ impl Sched {
     /// Wakes the clock thread, for a `tick` that has something earlier to do.
     pub fn clock_changed(&self) {
         let _q = self.queues.lock();
+        self.clock_changes.fetch_add(1, Ordering::SeqCst);
         self.earlier.notify_one();
     }
 

@@ -132,6 +132,8 @@ pub struct Thread {
     pub personality: u32,
     /// Address space it runs in.
     pub mm: Arc<AddressSpace>,
+    /// The last fault: vector, error code and CR2, for a signal frame's context.
+    pub last_trap: (u64, u64, u64),
     /// What others may see while it runs.
     pub shared: Arc<ThreadShared>,
 }

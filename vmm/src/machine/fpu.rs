@@ -34,7 +34,11 @@ impl FpuSwitch {
     /// # Errors
     /// KVM refused to tell the state's size.
     pub fn new(cpu: &Vcpu, xcr0: u64) -> Result<Self, CpuError> {
-        Ok(Self { kept: None, bytes: cpu.fpu()?.0.len(), xcr0 })
+        Ok(Self {
+            kept: None,
+            bytes: cpu.fpu()?.0.len(),
+            xcr0,
+        })
     }
 
     /// Before `thread` runs: its state goes into the virtual CPU unless it is there.
@@ -53,7 +57,11 @@ impl FpuSwitch {
             Fpu::Saved(area) => area,
         };
         // Comparing four KiB is far cheaper than the ioctl.
-        if self.kept.take().is_some_and(|(tid, kept)| tid == thread.tid && kept == area) {
+        if self
+            .kept
+            .take()
+            .is_some_and(|(tid, kept)| tid == thread.tid && kept == area)
+        {
             return Ok(());
         }
         count(&counters.fpu_loads);
@@ -81,12 +89,16 @@ impl FpuSwitch {
 
     /// What a handler may ask of the virtual CPU.
     pub fn access<'a>(&self, cpu: &'a Vcpu, counters: &'a Counters) -> CpuAccess<'a> {
-        CpuAccess { cpu, counters, bytes: self.bytes, xcr0: self.xcr0 }
+        CpuAccess {
+            cpu,
+            counters,
+            bytes: self.bytes,
+            xcr0: self.xcr0,
+        }
     }
 }
 
 /// The stopped virtual CPU, as a handler sees it.
-#[derive(Debug)]
 pub struct CpuAccess<'a> {
     cpu: &'a Vcpu,
     counters: &'a Counters,

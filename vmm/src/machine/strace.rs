@@ -33,7 +33,9 @@ impl Strace {
             Ok(value) => format!("= {}", shown_value(entry, *value)),
             Err(Stop::Errno(errno)) => format!("= -1 {}", errno_name(*errno)),
             Err(Stop::Block(_)) if !c.interrupted => return,
-            Err(Stop::Block(_) | Stop::Interrupted(_)) => "= ? (interrupted by a signal)".to_owned(),
+            Err(Stop::Block(_) | Stop::Interrupted(_)) => {
+                "= ? (interrupted by a signal)".to_owned()
+            }
             Err(Stop::Replaced) => "= ? (registers replaced)".to_owned(),
             Err(Stop::Exited) => "= ?".to_owned(),
         };
@@ -91,7 +93,11 @@ fn string(c: &Ctx<'_>, va: u64) -> String {
 
 fn shown_value(entry: Option<&Entry>, value: u64) -> String {
     let address = entry.is_some_and(|e| matches!(e.name, "mmap" | "brk" | "mremap"));
-    if address { format!("{value:#x}") } else { format!("{}", value as i64) }
+    if address {
+        format!("{value:#x}")
+    } else {
+        format!("{}", value as i64)
+    }
 }
 
 /// The name of a signal, or its number.

@@ -32,7 +32,12 @@ const SIGFPE: i32 = 8;
 const SIGSEGV: i32 = 11;
 
 fn signal(signo: i32, code: i32, addr: u64) -> SigInfo {
-    SigInfo { signo, code, errno: 0, fields: SigFields::Fault { addr } }
+    SigInfo {
+        signo,
+        code,
+        errno: 0,
+        fields: SigFields::Fault { addr },
+    }
 }
 
 /// A general protection fault's signal.
@@ -115,7 +120,15 @@ mod tests {
 
     #[test]
     fn privileged_instruction_is_segv_from_the_kernel() {
-        let info = exception_signal(Trap { vector: 13, error: 0, address: 0 }, 0x1000, 0);
+        let info = exception_signal(
+            Trap {
+                vector: 13,
+                error: 0,
+                address: 0,
+            },
+            0x1000,
+            0,
+        );
         assert_eq!((info.signo, info.code), (SIGSEGV, SI_KERNEL));
     }
 }

@@ -55,7 +55,13 @@ impl Worker {
         cpu.set_kick_signal(Kicker::signal())?;
         let index = cpu.index() as usize;
         let fpu = FpuSwitch::new(&cpu, xcr0)?;
-        Ok(Self { shared, index, cpu, fpu, kicker })
+        Ok(Self {
+            shared,
+            index,
+            cpu,
+            fpu,
+            kicker,
+        })
     }
 
     /// Runs guest threads until the machine ends.
@@ -160,11 +166,20 @@ impl Worker {
         let (space, root) = (thread.mm.space.id(), thread.mm.space.root());
         self.fpu.enter(&self.cpu, thread, &shared.counters)?;
         let work = memory.flushes.take(self.index, space, root);
-        let flush = if work.needed { Flush::All { touches: &work.touches } } else { Flush::None };
+        let flush = if work.needed {
+            Flush::All {
+                touches: &work.touches,
+            }
+        } else {
+            Flush::None
+        };
         let (exit, flushed) = self.cpu.run(&mut thread.regs, root.gpa(), flush)?;
         if work.needed {
             count(&shared.counters.flushes);
-            shared.counters.touches.fetch_add(work.touches.len() as u64, Ordering::Relaxed);
+            shared
+                .counters
+                .touches
+                .fetch_add(work.touches.len() as u64, Ordering::Relaxed);
         }
         if flushed {
             memory.acknowledge(Flushes::done(work));
@@ -182,7 +197,11 @@ impl Worker {
                 count(&counters.syscalls);
                 let r = &thread.regs;
                 let args = Args([r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9]);
-                let call = CallRecord { nr: r.rax, args, ..CallRecord::default() };
+                let call = CallRecord {
+                    nr: r.rax,
+                    args,
+                    ..CallRecord::default()
+                };
                 return self.make_call(shared, thread, call);
             }
             Exit::Trap(trap) if trap.vector == 14 => {
@@ -196,7 +215,11 @@ impl Worker {
             }
             Exit::Forged => {
                 count(&counters.forged);
-                let trap = Trap { vector: 13, error: 0, address: 0 };
+                let trap = Trap {
+                    vector: 13,
+                    error: 0,
+                    address: 0,
+                };
                 self.fault(shared, thread, trap, trap::general_protection());
             }
             Exit::Kicked => {
@@ -207,7 +230,11 @@ impl Worker {
             Exit::MonitorDone => count(&counters.monitor),
             Exit::Broken(what) => {
                 count(&counters.broken);
-                tracing::error!(pid = thread.pid, rip = thread.regs.rip, "the guest stopped: {what}");
+                tracing::error!(
+                    pid = thread.pid,
+                    rip = thread.regs.rip,
+                    "the guest stopped: {what}"
+                );
                 self.kill(shared, thread);
             }
         }
@@ -239,7 +266,10 @@ impl Worker {
             let mut fpu = thread.fpu.clone();
             let mut cpu = self.fpu.access(&self.cpu, &shared.counters);
             if let Ok(area) = cpu.save_fpu(&mut fpu) {
-                mxcsr = area.0.get(24..28).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                mxcsr = area
+                    .0
+                    .get(24..28)
+                    .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             }
         }
         trap::exception_signal(trap, thread.regs.rip, mxcsr)
@@ -261,7 +291,9 @@ impl Worker {
             errno: 0,
             fields: crate::linux::process::SigFields::None,
         };
-        signal::send_to_process(&shared.kernel, &mut state, thread.pid, info);
+        if let Err(error) = signal::send_to_process(&shared.kernel, &mut state, thread.pid, info) {
+            debug_assert!(false, "a running thread has a process: {error}");
+        }
     }
 }
 
@@ -272,7 +304,13 @@ fn context<'a>(
     cpu: &'a mut dyn Cpu,
     call: CallRecord,
 ) -> Ctx<'a> {
-    Ctx { k: &shared.kernel, t: thread, cpu, call, interrupted: false }
+    Ctx {
+        k: &shared.kernel,
+        t: thread,
+        cpu,
+        call,
+        interrupted: false,
+    }
 }
 
 /// What a round came to.
@@ -291,7 +329,10 @@ enum Turn {
 fn unknown_call(shared: &Shared, c: &Ctx<'_>, nr: u64, args: &Args) {
     count(&shared.counters.unknown_syscalls);
     if shared.table.first_time(nr) {
-        tracing::info!(nr, "the program makes a system call that is not there: ENOSYS");
+        tracing::info!(
+            nr,
+            "the program makes a system call that is not there: ENOSYS"
+        );
     }
     if let Some(strace) = &shared.strace {
         strace.unknown(c, nr, args);

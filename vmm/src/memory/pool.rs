@@ -42,7 +42,7 @@ pub enum PoolError {
 #[derive(Debug)]
 pub struct Pool {
     file: Arc<File>,
-    region: MmapRegion,
+    region: Arc<MmapRegion>,
 }
 
 impl Pool {
@@ -61,7 +61,10 @@ impl Pool {
         let size = usize::try_from(bytes).expect("64-bit host");
         let region = MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), size)
             .map_err(|source| PoolError::Map { bytes, source })?;
-        Ok(Self { file, region })
+        Ok(Self {
+            file,
+            region: Arc::new(region),
+        })
     }
 
     /// Frames in the pool.
@@ -74,6 +77,12 @@ impl Pool {
     #[must_use]
     pub fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// The mapping.
+    #[must_use]
+    pub fn region(&self) -> &Arc<MmapRegion> {
+        &self.region
     }
 
     /// Host address of frame `frame`, for a memory slot.

@@ -1,0 +1,159 @@
+/* Workloads for the benchmark: each prints its own time in nanoseconds, so that the same program
+ * can be compared natively and in a machine. Usage: bench WORKLOAD COUNT [MIB] */
+#define _GNU_SOURCE
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAGE = 4096 };
+
+static uint64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void say(const char *what, uint64_t ns, uint64_t count) {
+    printf("%s %llu %llu\n", what, (unsigned long long)ns, (unsigned long long)count);
+}
+
+static void die(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static volatile char *map(size_t pages) {
+    void *at = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) die("mmap");
+    /* One size of page everywhere, or the comparison is of something else. */
+    madvise(at, pages * PAGE, MADV_NOHUGEPAGE);
+    return at;
+}
+
+static void write_all(volatile char *at, size_t pages, size_t step) {
+    for (size_t i = 0; i < pages; i += step) at[i * PAGE] = (char)i;
+}
+
+static int read_all(volatile char *at, size_t pages) {
+    int sum = 0;
+    for (size_t i = 0; i < pages; i++) sum += at[i * PAGE];
+    return sum;
+}
+
+static void syscalls(uint64_t count) {
+    uint64_t start = now();
+    for (uint64_t i = 0; i < count; i++) syscall(SYS_getppid);
+    say("syscall", now() - start, count);
+}
+
+static void clocks(uint64_t count) {
+    uint64_t start = now();
+    for (uint64_t i = 0; i < count; i++) now();
+    say("clock_gettime", now() - start, count);
+}
+
+static void touch(size_t pages, int sequential) {
+    volatile char *at = map(pages);
+    uint64_t start = now();
+    if (sequential) {
+        write_all(at, pages, 1);
+    } else {
+        /* Every page once, in an order no window follows: a step prime to the number of pages. */
+        size_t step = pages / 2 + 7;
+        while (step % 2 == 0 || pages % step == 0) step++;
+        for (size_t i = 0, p = 0; i < pages; i++, p = (p + step) % pages) at[p * PAGE] = 1;
+    }
+    say(sequential ? "first touch, in order" : "first touch, scattered", now() - start, pages);
+}
+
+static void reap(pid_t child) {
+    int status;
+    if (waitpid(child, &status, 0) != child || status != 0) die("child");
+}
+
+/* The child writes every page its parent has: one copy each. */
+static void copy_on_write(size_t pages) {
+    volatile char *at = map(pages);
+    write_all(at, pages, 1);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child < 0) die("fork");
+    if (child == 0) {
+        uint64_t start = now();
+        write_all(at, pages, 1);
+        say("copy-on-write", now() - start, pages);
+        fflush(stdout);
+        _exit(0);
+    }
+    reap(child);
+}
+
+static void forks(uint64_t count, size_t pages) {
+    volatile char *at = map(pages);
+    write_all(at, pages, 1);
+    uint64_t in_fork = 0, start = now();
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t before = now();
+        pid_t child = fork();
+        if (child < 0) die("fork");
+        if (child == 0) _exit(0);
+        in_fork += now() - before;
+        reap(child);
+    }
+    say("fork, exit, wait", now() - start, count);
+    say("fork alone", in_fork, count);
+}
+
+/* What a fork leaves to be paid later: the parent's pages after it, while the child lives. */
+static void deferred(const char *what, size_t pages, int mode) {
+    volatile char *at = map(pages);
+    write_all(at, pages, 1);
+    int gate[2];
+    if (pipe(gate) != 0) die("pipe");
+    pid_t child = fork();
+    if (child < 0) die("fork");
+    if (child == 0) {
+        char byte;
+        close(gate[1]);
+        if (read(gate[0], &byte, 1) != 0) _exit(1);
+        _exit(0);
+    }
+    uint64_t start = now();
+    if (mode == 0) read_all(at, pages);
+    if (mode == 1) write_all(at, pages, 100);
+    if (mode == 2) write_all(at, pages, 1);
+    say(what, now() - start, mode == 1 ? (pages + 99) / 100 : pages);
+    close(gate[1]);
+    reap(child);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 3) {
+        fprintf(stderr, "usage: bench WORKLOAD COUNT [MIB]\n");
+        return 2;
+    }
+    const char *what = argv[1];
+    uint64_t count = strtoull(argv[2], NULL, 10);
+    size_t pages = (argc > 3 ? strtoull(argv[3], NULL, 10) : 0) * 256;
+    if (!strcmp(what, "none")) return 0;
+    else if (!strcmp(what, "syscall")) syscalls(count);
+    else if (!strcmp(what, "clock")) clocks(count);
+    else if (!strcmp(what, "touch")) touch(pages, 1);
+    else if (!strcmp(what, "scatter")) touch(pages, 0);
+    else if (!strcmp(what, "cow")) copy_on_write(pages);
+    else if (!strcmp(what, "fork")) forks(count, pages);
+    else if (!strcmp(what, "after-read")) deferred("then read all once", pages, 0);
+    else if (!strcmp(what, "after-write-1")) deferred("then write 1 %", pages, 1);
+    else if (!strcmp(what, "after-write-100")) deferred("then write 100 %", pages, 2);
+    else {
+        fprintf(stderr, "bench: no workload %s\n", what);
+        return 2;
+    }
+    return 0;
+}

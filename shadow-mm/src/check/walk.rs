@@ -1,0 +1,279 @@
+//! The walk: every table once, every entry against its mapping and its frame.
+
+use alloc::collections::BTreeMap;
+
+use super::{Count, Violation};
+use crate::addr::{EntryIndex, Level, Pfn, SpaceId, Vpn};
+use crate::backend::{FrameStore, Platform};
+use crate::manager::Manager;
+use crate::pfn::{Owner, PfnDatabase};
+use crate::proto::{BlockId, HeaderId};
+use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
+use crate::shadow::SUPERVISOR_SLOT;
+use crate::space::{Space, SpaceState};
+
+/// What the walk found in all spaces.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Valid entries that map each data frame.
+    pub(super) mapped: BTreeMap<Pfn, u32>,
+    /// A space that can write the frame.
+    pub(super) writers: BTreeMap<Pfn, SpaceId>,
+    /// Entries in use in each table, and one for the table.
+    pub(super) tables: BTreeMap<Pfn, u32>,
+    /// Entries that refer to each clone block.
+    pub(super) blocks: BTreeMap<BlockId, u32>,
+    /// Spaces that describe each header.
+    pub(super) headers: BTreeMap<HeaderId, u32>,
+}
+
+/// What the walk found in one space.
+#[derive(Debug, Default)]
+struct Totals {
+    resident: u64,
+    private: u64,
+    tables: u64,
+    descriptors: BTreeMap<HeaderId, u64>,
+}
+
+/// A walk of one space.
+struct Walk<'a, P: Platform> {
+    manager: &'a Manager<P>,
+    space: &'a Space<P>,
+    state: &'a SpaceState<P::Backing>,
+    db: &'a PfnDatabase,
+    seen: &'a mut Seen,
+    totals: Totals,
+}
+
+impl<P: Platform> Manager<P> {
+    pub(super) fn walk_supervisor(&self, seen: &mut Seen) -> Result<(), Violation> {
+        self.walk_supervisor_table(self.supervisor, Level::Pointers, seen)
+    }
+
+    fn walk_supervisor_table(
+        &self,
+        table: Pfn,
+        level: Level,
+        seen: &mut Seen,
+    ) -> Result<(), Violation> {
+        let mut used = 1;
+        for index in EntryIndex::all() {
+            let raw = self.store.load(table, index);
+            used += u32::from(raw != 0);
+            let bad = Violation::BadEntry { table, index, raw };
+            let leaf = match level.below() {
+                None => Entry::decode(raw).ok_or(bad).map(|entry| match entry {
+                    Entry::Valid(entry) => Some(entry),
+                    _ => None,
+                })?,
+                Some(below) => match UpperEntry::decode(raw).ok_or(bad)? {
+                    UpperEntry::Empty => None,
+                    UpperEntry::Large(entry) => Some(entry),
+                    UpperEntry::Table(child) => {
+                        self.walk_supervisor_table(child, below, seen)?;
+                        None
+                    }
+                },
+            };
+            let user_writable = EntryFlags::USER | EntryFlags::WRITABLE;
+            if leaf.is_some_and(|leaf| leaf.flags.contains(user_writable)) {
+                return Err(bad);
+            }
+        }
+        seen.add_table(table, used)
+    }
+
+    pub(super) fn walk_space(
+        &self,
+        space: &Space<P>,
+        state: &SpaceState<P::Backing>,
+        db: &PfnDatabase,
+        seen: &mut Seen,
+    ) -> Result<(), Violation> {
+        let totals = Totals::default();
+        let mut walk = Walk {
+            manager: self,
+            space,
+            state,
+            db,
+            seen,
+            totals,
+        };
+        walk.upper(space.root(), Level::Root, 0)?;
+        walk.finish()
+    }
+}
+
+impl<P: Platform> Walk<'_, P> {
+    fn upper(&mut self, table: Pfn, level: Level, base: u64) -> Result<(), Violation> {
+        let mut used = 1;
+        self.totals.tables += 1;
+        for index in EntryIndex::all() {
+            let raw = self.manager.store.load(table, index);
+            let bad = Violation::BadEntry { table, index, raw };
+            let child = match UpperEntry::decode(raw).ok_or(bad)? {
+                UpperEntry::Empty => continue,
+                UpperEntry::Large(_) => return Err(bad),
+                UpperEntry::Table(child) => child,
+            };
+            used += 1;
+            if level == Level::Root && index == SUPERVISOR_SLOT {
+                if child != self.manager.supervisor {
+                    return Err(bad);
+                }
+                continue;
+            }
+            if !self.manager.layout.tables.contains(child) {
+                return Err(Violation::WrongZone {
+                    table,
+                    index,
+                    frame: child,
+                });
+            }
+            if self.db.entry(child).owner != (Owner::Entry { table, index }) {
+                return Err(Violation::BadTable { table: child });
+            }
+            let base = base + index.get() as u64 * level.pages();
+            match level {
+                Level::Directory => self.leaf_table(child, base)?,
+                Level::Root => self.upper(child, Level::Pointers, base)?,
+                Level::Pointers | Level::Leaf => self.upper(child, Level::Directory, base)?,
+            }
+        }
+        if used == 1 {
+            return Err(Violation::BadTable { table });
+        }
+        self.seen.add_table(table, used)
+    }
+
+    fn leaf_table(&mut self, table: Pfn, base: u64) -> Result<(), Violation> {
+        let mut used = 1;
+        self.totals.tables += 1;
+        for index in EntryIndex::all() {
+            let raw = self.manager.store.load(table, index);
+            let bad = Violation::BadEntry { table, index, raw };
+            let vpn = Vpn::new(base + index.get() as u64).ok_or(bad)?;
+            match Entry::decode(raw).ok_or(bad)? {
+                Entry::Empty => continue,
+                Entry::Valid(entry) => self.page(table, index, vpn, entry)?,
+                _ => return Err(bad),
+            }
+            used += 1;
+        }
+        if used == 1 {
+            return Err(Violation::BadTable { table });
+        }
+        self.seen.add_table(table, used)
+    }
+
+    fn page(
+        &mut self,
+        table: Pfn,
+        index: EntryIndex,
+        vpn: Vpn,
+        entry: ValidEntry,
+    ) -> Result<(), Violation> {
+        let (space, frame) = (self.space.id(), entry.frame);
+        let vad = self
+            .state
+            .vads
+            .find(vpn)
+            .ok_or(Violation::NoMapping { space, vpn })?;
+        if !self.manager.layout.data.contains(frame) {
+            return Err(Violation::WrongZone {
+                table,
+                index,
+                frame,
+            });
+        }
+        let wrong_owner = Violation::WrongOwner { space, vpn, frame };
+        let mut expected = EntryFlags::empty();
+        match self.db.entry(frame).owner {
+            Owner::Clone(block) => {
+                expected |= EntryFlags::PROTOTYPE | EntryFlags::COPY_ON_WRITE;
+                let header = self.db.clones.header(block.header).ok_or(wrong_owner)?;
+                let named = header
+                    .blocks()
+                    .get(block.index as usize)
+                    .and_then(|b| b.frame());
+                if named != Some(frame) {
+                    return Err(wrong_owner);
+                }
+                *self.seen.blocks.entry(block).or_insert(0) += 1;
+                *self.totals.descriptors.entry(block.header).or_insert(0) += 1;
+            }
+            owner if owner == (Owner::Entry { table, index }) => self.totals.private += 1,
+            _ => return Err(wrong_owner),
+        }
+        let expected = expected.with_prot(vad.prot);
+        let used = EntryFlags::ACCESSED | EntryFlags::DIRTY;
+        if entry.flags - used != expected {
+            let (flags, expected) = (entry.flags.bits(), expected.bits());
+            return Err(Violation::WrongRights {
+                space,
+                vpn,
+                flags,
+                expected,
+            });
+        }
+        if entry.flags.contains(EntryFlags::WRITABLE) {
+            self.seen.writers.insert(frame, space);
+        }
+        *self.seen.mapped.entry(frame).or_insert(0) += 1;
+        self.totals.resident += 1;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), Violation> {
+        let (space, state, totals) = (self.space.id(), self.state, self.totals);
+        let pages = state.vads.iter().map(|vad| vad.range.count()).sum();
+        let counts = [
+            (Count::Resident, state.resident, totals.resident),
+            (Count::Private, state.private, totals.private),
+            (Count::Tables, state.tables, totals.tables),
+            (Count::VirtualPages, state.vads.pages(), pages),
+        ];
+        for (count, has, counted) in counts {
+            if has != counted {
+                return Err(Violation::WrongCount {
+                    space,
+                    count,
+                    has,
+                    counted,
+                });
+            }
+        }
+        let mut counted = totals.descriptors;
+        for (header, described) in state.descriptors.iter() {
+            let counted = counted.remove(&header).unwrap_or(0);
+            if described != counted || described == 0 {
+                return Err(Violation::WrongDescriptor {
+                    space,
+                    header,
+                    described,
+                    counted,
+                });
+            }
+            *self.seen.headers.entry(header).or_insert(0) += 1;
+        }
+        match counted.first_key_value() {
+            Some((&header, &counted)) => Err(Violation::WrongDescriptor {
+                space,
+                header,
+                described: 0,
+                counted,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Seen {
+    fn add_table(&mut self, table: Pfn, used: u32) -> Result<(), Violation> {
+        match self.tables.insert(table, used) {
+            Some(_) => Err(Violation::BadTable { table }),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Every internal allocation of every operation fails once, and once for good: the operation must say
+//! so, and everything must be exactly as before.
+
+mod common;
+
+use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, request, va, vpn};
+use shadow_mm::sim::SimFile;
+use shadow_mm::{
+    Access, FailPlan, FaultOutcome, MapKind, PageInfo, Pin, PinOutcome, RemapRequest,
+    SupervisorRights, VadAdvice, Vpn,
+};
+
+/// Pages on both sides of a leaf table's edge.
+const EDGE: u64 = 512 * 300;
+const FILE: u64 = EDGE + 4096;
+
+/// A parent with private pages, clone pages, a pinned page, a file page, and a sibling.
+struct Scene {
+    mm: Mm,
+    parent: Guest,
+    sibling: Guest,
+    pin: Option<Pin>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mm = manager(200, 60);
+        let parent = mm.create_space().expect("a space");
+        let mut cpu = Cpu::new(&parent);
+        map_anon(&mm, &parent, EDGE - 8, 16, RW);
+        map_anon(&mm, &parent, BASE, 4, RW);
+        let file = MapKind::PrivateFile {
+            backing: SimFile(1),
+            offset: 0,
+            length: 20 * 4096,
+        };
+        let mapped = mm
+            .map(&parent, request(FILE, 32, RW, file))
+            .expect("a mapping");
+        mm.flushed(mapped.flush);
+        (EDGE - 8..EDGE + 4).for_each(|page| cpu.store(&mm, page, page as u8).expect("a store"));
+        let forked = mm.fork(&parent).expect("a fork");
+        cpu.flush(&mm, forked.flush);
+        (EDGE - 2..EDGE + 8).for_each(|page| cpu.store(&mm, page, !page as u8).expect("a store"));
+        (BASE..BASE + 4).for_each(|page| cpu.store(&mm, page, 9).expect("a store"));
+        cpu.load(&mm, FILE).expect("a load");
+        let hidden = mm.advise(&parent, range(BASE + 3, 1), VadAdvice::DontFork);
+        hidden.expect("advice");
+        let pin = match mm.pin(&parent, vpn(EDGE), Access::Write) {
+            PinOutcome::Pinned(pin, flush) => {
+                cpu.flush(&mm, flush);
+                Some(pin)
+            }
+            other => panic!("{other:?}"),
+        };
+        Self {
+            mm,
+            parent,
+            sibling: forked.child,
+            pin,
+        }
+    }
+
+    /// Everything about the parent's pages, and how many frames are left.
+    fn photograph(&self) -> (Vec<(Vpn, PageInfo, u8)>, [u64; 4], u64) {
+        let mut pages = Vec::new();
+        let all = range(0, 1 << 35);
+        self.mm
+            .resident_pages(&self.parent, all, |vpn, page| pages.push((vpn, page)));
+        let byte = |(vpn, page): (Vpn, PageInfo)| {
+            let mut byte = [0];
+            shadow_mm::FrameStore::read(self.mm.store(), page.frame, 0, &mut byte);
+            (vpn, page, byte[0])
+        };
+        let stats = self.mm.stats();
+        let (data, tables) = (stats.data, stats.tables);
+        let frames = [
+            data.available(),
+            data.in_flight,
+            tables.available(),
+            tables.in_flight,
+        ];
+        let blocks = stats.clone_blocks + stats.clone_headers;
+        (pages.into_iter().map(byte).collect(), frames, blocks)
+    }
+
+    fn check(&self, more: &[Guest]) {
+        let mut spaces = vec![self.parent.clone(), self.sibling.clone()];
+        spaces.extend_from_slice(more);
+        assert_eq!(self.mm.check(&spaces), Ok(()));
+    }
+
+    fn close(mut self, more: &[Guest]) {
+        if let Some(pin) = self.pin.take() {
+            self.mm.unpin(pin);
+        }
+        for space in [&self.parent, &self.sibling].into_iter().chain(more) {
+            let flush = self.mm.delete_space(space);
+            self.mm.flushed(flush);
+        }
+        assert_eq!(self.mm.check(&[]), Ok(()));
+        let stats = self.mm.stats();
+        assert_eq!(stats.data.available(), stats.data.total);
+        assert_eq!((stats.clone_blocks, stats.clone_headers), (0, 0));
+    }
+}
+
+/// Runs `operation` with its first, second, ... allocation failing, until none is left to fail. It
+/// says whether it succeeded, and which spaces it made.
+fn exhaust(operation: impl Fn(&Scene) -> (bool, Vec<Guest>)) -> u64 {
+    for nth in 0.. {
+        let mut struck = false;
+        for plan in [FailPlan::Once(nth), FailPlan::From(nth)] {
+            let scene = Scene::new();
+            let before = scene.photograph();
+            scene.mm.fail_allocations(plan);
+            let (succeeded, made) = operation(&scene);
+            struck |= plan == FailPlan::Once(nth) && scene.mm.fail_plan() == FailPlan::Never;
+            scene.mm.fail_allocations(FailPlan::Never);
+            if !succeeded {
+                assert!(made.is_empty());
+                assert_eq!(scene.photograph(), before, "allocation {nth} left a trace");
+            }
+            scene.check(&made);
+            scene.close(&made);
+        }
+        if !struck {
+            return nth;
+        }
+    }
+    0
+}
+
+#[test]
+fn failed_fork_leaves_no_trace() {
+    let failures = exhaust(|scene| match scene.mm.fork(&scene.parent) {
+        Ok(forked) => {
+            scene.mm.flushed(forked.flush);
+            (true, vec![forked.child])
+        }
+        Err(_) => (false, Vec::new()),
+    });
+    // The mappings, a root, seven tables, a copy of the pinned page, the clone blocks.
+    assert!(failures >= 10, "only {failures} allocations could fail");
+}
+
+#[test]
+fn failed_fault_leaves_no_trace() {
+    let touch = |page: u64, access: Access| {
+        move |scene: &Scene| {
+            let done = match scene.mm.fault(&scene.parent, vpn(page).va(), access) {
+                FaultOutcome::Resolved(done) => {
+                    scene.mm.flushed(done.flush);
+                    true
+                }
+                FaultOutcome::Read(ticket) => {
+                    let length = ticket.length();
+                    match scene.mm.complete_read(ticket, Ok(length)) {
+                        FaultOutcome::Resolved(done) => {
+                            scene.mm.flushed(done.flush);
+                            true
+                        }
+                        FaultOutcome::NoMemory => false,
+                        other => panic!("{other:?}"),
+                    }
+                }
+                FaultOutcome::NoMemory => false,
+                FaultOutcome::Denied(denied) => panic!("{denied}"),
+            };
+            (done, Vec::new())
+        }
+    };
+    assert!(exhaust(touch(EDGE - 7, Access::Write)) >= 1, "a copy");
+    assert!(exhaust(touch(FILE + 17, Access::Read)) >= 1, "a file read");
+    let far = |scene: &Scene| {
+        map_anon(&scene.mm, &scene.parent, 1 << 30, 1 << 20, RW);
+        touch((1 << 30) + 9, Access::Write)(scene)
+    };
+    assert!(exhaust(far) >= 4, "a page and three tables");
+}
+
+#[test]
+fn failed_remap_leaves_no_trace() {
+    let failures = exhaust(|scene| {
+        let old = range(EDGE - 8, 16);
+        let fixed = Some(vpn(5 << 27));
+        let request = RemapRequest {
+            old,
+            new_count: 20,
+            may_move: true,
+            fixed,
+        };
+        match scene.mm.remap(&scene.parent, request) {
+            Ok(mapped) => {
+                scene.mm.flushed(mapped.flush);
+                (true, Vec::new())
+            }
+            Err(_) => (false, Vec::new()),
+        }
+    });
+    assert!(failures >= 3, "only {failures} allocations could fail");
+}
+
+#[test]
+fn failed_creation_leaves_no_trace() {
+    let failures = exhaust(|scene| match scene.mm.create_space() {
+        Ok(space) => (true, vec![space]),
+        Err(_) => (false, Vec::new()),
+    });
+    assert_eq!(failures, 1);
+    let failures = exhaust(|scene| {
+        let rights = SupervisorRights::EXEC;
+        let mapped = scene.mm.map_supervisor(va(0x7f80_0000_0000), 1, 3, rights);
+        (mapped.is_ok(), Vec::new())
+    });
+    assert!(failures >= 2, "only {failures} allocations could fail");
+}
+
+#[test]
+fn fork_that_needs_one_table_too_many_leaves_no_trace() {
+    let scene = Scene::new();
+    // Spaces that only eat table frames, until a fork cannot have all it needs.
+    let eaters: Vec<_> = core::iter::from_fn(|| scene.mm.create_space().ok()).collect();
+    for (eaten, eater) in eaters.iter().enumerate().take(7) {
+        let before = scene.photograph();
+        assert!(
+            scene.mm.fork(&scene.parent).is_err(),
+            "with {eaten} table frames"
+        );
+        assert_eq!(scene.photograph(), before);
+        let flush = scene.mm.delete_space(eater);
+        scene.mm.flushed(flush);
+    }
+    for space in &eaters {
+        let flush = scene.mm.delete_space(space);
+        scene.mm.flushed(flush);
+    }
+    scene.close(&[]);
+}

@@ -1,0 +1,73 @@
+//! The manager against a flat model of bytes: random operations over several spaces that fork, through
+//! a simulated MMU with a TLB, with the invariant checker after every step.
+//!
+//! `SHADOW_MM_CASES` sets the number of cases.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod ops;
+mod touch;
+mod verbs;
+mod world;
+
+use ops::Op;
+use proptest::prelude::*;
+use world::World;
+
+fn cases() -> u32 {
+    std::env::var("SHADOW_MM_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(400)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: cases(),
+        failure_persistence: None,
+        max_shrink_iters: 4000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_history_matches_the_model(
+        data in prop_oneof![3 => 100u32..400, 1 => 8u32..60],
+        tables in prop_oneof![3 => 40u32..80, 1 => 8u32..20],
+        ops in prop::collection::vec(ops::any_op(), 1..120),
+    ) {
+        let mut world = World::new(data, tables);
+        for (step, op) in ops.iter().enumerate() {
+            world.apply(op).map_err(|e| TestCaseError::fail(format!("step {step}, {op:?}: {e}")))?;
+        }
+        world.close().map_err(|e| TestCaseError::fail(format!("at the end: {e}")))?;
+    }
+}
+
+/// Forks of forks, each writing one page: the shape of a shell pipeline, long.
+#[test]
+fn long_fork_chain_stays_exact() {
+    let mut world = World::new(4000, 4000);
+    let anon = ops::MapOp {
+        page: 0,
+        count: 12,
+        prot: common::RW,
+        file: None,
+    };
+    world.apply(&Op::Map(0, anon)).expect("a mapping");
+    (0..12).for_each(|page| world.apply(&Op::Write(0, page, 0, 1)).expect("a store"));
+    for generation in 0..220u32 {
+        world.apply(&Op::Fork(0)).expect("a fork");
+        world
+            .apply(&Op::Write(1, (generation % 12) as u8, 1, generation as u8))
+            .expect("a store");
+        // The parent goes, the child is the next parent.
+        world.apply(&Op::Exit(0)).expect("an exit");
+        world.apply(&Op::Acknowledge).expect("an acknowledgement");
+    }
+    assert!(
+        world.mm.stats().clone_headers <= 13,
+        "{:?}",
+        world.mm.stats()
+    );
+    world.close().expect("all home");
+}

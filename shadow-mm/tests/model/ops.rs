@@ -1,0 +1,134 @@
+//! The operations, and how they are made up.
+
+use proptest::prelude::*;
+use shadow_mm::{Prot, VadAdvice};
+
+/// Which live space: taken modulo how many there are.
+pub(crate) type Which = u8;
+/// A page of the playground.
+pub(crate) type Page = u8;
+
+/// Pages of the playground; half lie across a leaf table's edge, half across a root entry's.
+pub(crate) const PAGES: u8 = 48;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MapOp {
+    pub(crate) page: Page,
+    pub(crate) count: u64,
+    pub(crate) prot: Prot,
+    /// A file: its number, first page, and length in bytes.
+    pub(crate) file: Option<(u32, u64, u64)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Op {
+    Map(Which, MapOp),
+    MapAnywhere(Which, MapOp),
+    Unmap(Which, Page, u64),
+    Protect(Which, Page, u64, Prot),
+    Discard(Which, Page, u64),
+    Advise(Which, Page, u64, VadAdvice),
+    Remap {
+        which: Which,
+        page: Page,
+        count: u64,
+        new_count: u64,
+        may_move: bool,
+        to: Option<Page>,
+    },
+    Write(Which, Page, u8, u8),
+    Read(Which, Page),
+    Execute(Which, Page),
+    Fork(Which),
+    Exit(Which),
+    Pin(Which, Page, bool),
+    /// Stores through a write pin, compares through a read pin, gives it back.
+    Unpin(u8, u8),
+    /// Leaves the read of a fault undone.
+    StartRead(Which, Page),
+    FinishRead(u8, ReadEnd),
+    Acknowledge,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ReadEnd {
+    Whole,
+    Short,
+    Failed,
+}
+
+pub(crate) fn any_op() -> impl Strategy<Value = Op> {
+    let which = || 0u8..4;
+    let count = || prop_oneof![12 => 1u64..14, 1 => Just(1u64 << 33)];
+    prop_oneof![
+        6 => (which(), any_map()).prop_map(|(w, m)| Op::Map(w, m)),
+        2 => (which(), any_map()).prop_map(|(w, m)| Op::MapAnywhere(w, m)),
+        3 => (which(), page(), count()).prop_map(|(w, p, n)| Op::Unmap(w, p, n)),
+        4 => (which(), page(), count(), any_prot()).prop_map(|(w, p, n, r)| Op::Protect(w, p, n, r)),
+        2 => (which(), page(), count()).prop_map(|(w, p, n)| Op::Discard(w, p, n)),
+        2 => (which(), page(), count(), any_advice()).prop_map(|(w, p, n, a)| Op::Advise(w, p, n, a)),
+        3 => any_remap(),
+        16 => (which(), page(), 0u8..3, any::<u8>()).prop_map(|(w, p, s, b)| Op::Write(w, p, s, b)),
+        8 => (which(), page()).prop_map(|(w, p)| Op::Read(w, p)),
+        1 => (which(), page()).prop_map(|(w, p)| Op::Execute(w, p)),
+        5 => which().prop_map(Op::Fork),
+        2 => which().prop_map(Op::Exit),
+        3 => (which(), page(), any::<bool>()).prop_map(|(w, p, s)| Op::Pin(w, p, s)),
+        3 => (any::<u8>(), any::<u8>()).prop_map(|(n, b)| Op::Unpin(n, b)),
+        2 => (which(), page()).prop_map(|(w, p)| Op::StartRead(w, p)),
+        2 => (any::<u8>(), any_end()).prop_map(|(n, e)| Op::FinishRead(n, e)),
+        3 => Just(Op::Acknowledge),
+    ]
+}
+
+/// Mostly a few pages around a leaf table's edge, so that histories meet on one page.
+fn page() -> impl Strategy<Value = Page> {
+    prop_oneof![1 => 0..PAGES, 2 => 10u8..14]
+}
+
+fn any_prot() -> impl Strategy<Value = Prot> {
+    prop_oneof![
+        5 => Just(Prot::READ | Prot::WRITE),
+        1 => (0u8..8).prop_map(Prot::from_bits_truncate),
+    ]
+}
+
+fn any_map() -> impl Strategy<Value = MapOp> {
+    let file = prop_oneof![
+        2 => Just(None),
+        1 => (0u32..2, 0u64..4, 0u64..14 * 4096).prop_map(Some),
+    ];
+    (page(), 1u64..14, any_prot(), file).prop_map(|(page, count, prot, file)| MapOp {
+        page,
+        count,
+        prot,
+        file,
+    })
+}
+
+fn any_advice() -> impl Strategy<Value = VadAdvice> {
+    prop_oneof![
+        Just(VadAdvice::DontFork),
+        Just(VadAdvice::DoFork),
+        Just(VadAdvice::WipeOnFork),
+        Just(VadAdvice::KeepOnFork),
+    ]
+}
+
+fn any_end() -> impl Strategy<Value = ReadEnd> {
+    prop_oneof![3 => Just(ReadEnd::Whole), 1 => Just(ReadEnd::Short), 1 => Just(ReadEnd::Failed)]
+}
+
+fn any_remap() -> impl Strategy<Value = Op> {
+    let to = prop_oneof![1 => Just(None), 1 => page().prop_map(Some)];
+    (0u8..4, page(), 1u64..8, 1u64..14, any::<bool>(), to).prop_map(
+        |(which, page, count, new_count, may_move, to)| Op::Remap {
+            which,
+            page,
+            count,
+            new_count,
+            may_move,
+            to,
+        },
+    )
+}

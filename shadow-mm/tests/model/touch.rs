@@ -1,0 +1,226 @@
+//! Accesses, reads, pins, forks and exits.
+
+use shadow_mm::{
+    Access, Denied, FaultOutcome, ForkError, FrameStore, IoFailed, IoTicket, PAGE_SIZE, Pfn,
+    PinOutcome,
+};
+
+use super::common::{Cpu, Sim, vpn};
+use super::ops::ReadEnd;
+use super::verbs::{agree, fresh};
+use super::world::{Bytes, Outcome, PageModel, Pinned, SLOTS, World, file_byte};
+
+impl World {
+    pub(crate) fn access(
+        &mut self,
+        which: usize,
+        page: u64,
+        access: Access,
+        change: impl Fn(&mut Bytes),
+    ) -> Outcome {
+        let verdict = self.verdict(which, page, access);
+        let frame = match (self.touch(which, page, access)?, verdict) {
+            (Some(Ok(frame)), Ok(())) => frame,
+            (Some(Err(denied)), Err(expected)) => return agree("denied", denied, expected),
+            (None, _) => return Ok(()),
+            (got, expected) => return Err(format!("access gave {got:?}, expected {expected:?}")),
+        };
+        let process = &mut self.processes[which];
+        let Some(model) = process.pages.get_mut(&page) else {
+            return Err("no model".into());
+        };
+        let (id, expected) = (process.id, model.bytes);
+        change(&mut model.bytes);
+        let now = model.bytes;
+        agree("content", self.bytes(frame), expected)?;
+        if access == Access::Write {
+            SLOTS
+                .iter()
+                .zip(now)
+                .for_each(|(slot, byte)| self.mm.store().write(frame, *slot, &[byte]));
+            for pinned in self.pins.iter_mut().filter(|p| p.at == Some((id, page))) {
+                pinned.tainted = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Accesses until it succeeds or is denied; `None` if memory ran out.
+    fn touch(
+        &mut self,
+        which: usize,
+        page: u64,
+        access: Access,
+    ) -> Result<Option<Result<Pfn, Denied>>, String> {
+        let at = vpn(page).va();
+        // The two vCPUs take turns.
+        let process = &mut self.processes[which];
+        core::mem::swap(&mut process.cpu, &mut process.other);
+        for _ in 0..4 {
+            let process = &mut self.processes[which];
+            if let Ok(found) = process.cpu.mmu.translate(self.mm.store(), at, access) {
+                return Ok(Some(Ok(found.frame)));
+            }
+            let mut outcome = self.mm.fault(&process.cpu.space, at, access);
+            if let FaultOutcome::Read(ticket) = outcome {
+                outcome = self.fill(ticket, ReadEnd::Whole);
+            }
+            match outcome {
+                FaultOutcome::Resolved(done) => self.flush(which, done.flush),
+                FaultOutcome::Denied(denied) => return Ok(Some(Err(denied))),
+                FaultOutcome::NoMemory => return Ok(None),
+                FaultOutcome::Read(_) => return Err("a read after a read".into()),
+            }
+        }
+        Err("the fault never ends".into())
+    }
+
+    fn fill(&mut self, ticket: IoTicket<Sim>, end: ReadEnd) -> FaultOutcome<Sim> {
+        for (n, frame) in ticket.frames().iter().enumerate() {
+            // What the read does not reach must not show.
+            self.mm.store().write(*frame, 0, &[0xee; PAGE_SIZE]);
+            for slot in SLOTS {
+                let ahead = n * PAGE_SIZE + slot;
+                if ahead < ticket.length() {
+                    let byte = file_byte(*ticket.backing(), ticket.offset() + ahead as u64);
+                    self.mm.store().write(*frame, slot, &[byte]);
+                }
+            }
+        }
+        let length = ticket.length();
+        let result = match end {
+            ReadEnd::Whole => Ok(length),
+            ReadEnd::Short => Ok(length / PAGE_SIZE / 2 * PAGE_SIZE),
+            ReadEnd::Failed => Err(IoFailed),
+        };
+        self.mm.complete_read(ticket, result)
+    }
+
+    pub(crate) fn start_read(&mut self, which: usize, page: u64) -> Outcome {
+        match self.mm.fault(
+            &self.processes[which].cpu.space,
+            vpn(page).va(),
+            Access::Read,
+        ) {
+            FaultOutcome::Read(ticket) => self.reads.push(ticket),
+            FaultOutcome::Resolved(done) => self.flush(which, done.flush),
+            FaultOutcome::Denied(_) | FaultOutcome::NoMemory => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish_read(&mut self, n: usize, end: ReadEnd) -> Outcome {
+        if self.reads.is_empty() {
+            return Ok(());
+        }
+        let ticket = self.reads.swap_remove(n % self.reads.len());
+        match self.fill(ticket, end) {
+            FaultOutcome::Resolved(done) => self.unacknowledged.push(done.flush),
+            FaultOutcome::Denied(_) | FaultOutcome::NoMemory => {}
+            FaultOutcome::Read(_) => return Err("a read after a read".into()),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn fork(&mut self, which: usize) -> Outcome {
+        if self.is_full() {
+            return Ok(());
+        }
+        let forked = match self.mm.fork(&self.processes[which].cpu.space) {
+            Ok(forked) => forked,
+            Err(ForkError::NoMemory { .. }) => return Ok(()),
+            Err(other) => return Err(other.to_string()),
+        };
+        self.flush(which, forked.flush);
+        let pages = self.processes[which].pages.iter();
+        let inherited = pages.filter(|(_, page)| !page.dont_fork).map(|(at, page)| {
+            let bytes = if page.wipe {
+                fresh(page.file)
+            } else {
+                page.bytes
+            };
+            (*at, PageModel { bytes, ..*page })
+        });
+        let inherited = inherited.collect();
+        self.add(Cpu::new(&forked.child), inherited);
+        Ok(())
+    }
+
+    pub(crate) fn exit(&mut self, which: usize) -> Outcome {
+        let process = self.processes.remove(which);
+        let flush = self.mm.delete_space(&process.cpu.space);
+        self.unacknowledged.push(flush);
+        self.move_pins(process.id, |_| None);
+        agree(
+            "second exit",
+            self.mm.delete_space(&process.cpu.space).is_empty(),
+            true,
+        )
+    }
+
+    pub(crate) fn pin(&mut self, which: usize, page: u64, write: bool) -> Outcome {
+        let access = if write { Access::Write } else { Access::Read };
+        let verdict = self.verdict(which, page, access);
+        match self
+            .mm
+            .pin(&self.processes[which].cpu.space, vpn(page), access)
+        {
+            PinOutcome::Pinned(pin, flush) => {
+                self.flush(which, flush);
+                let process = &self.processes[which];
+                let bytes = process
+                    .pages
+                    .get(&page)
+                    .map(|page| page.bytes)
+                    .unwrap_or_default();
+                agree("pinned content", self.bytes(pin.pfn()), bytes)?;
+                let at = Some((process.id, page));
+                self.pins.push(Pinned {
+                    pin,
+                    at,
+                    bytes,
+                    tainted: false,
+                });
+                agree("pin", Ok(()), verdict)
+            }
+            PinOutcome::Read(ticket) => {
+                self.reads.push(ticket);
+                agree("pin", Ok(()), verdict)
+            }
+            PinOutcome::Denied(denied) => agree("pin", Err(denied), verdict),
+            PinOutcome::NoMemory => Ok(()),
+        }
+    }
+
+    pub(crate) fn unpin(&mut self, n: usize, byte: u8) -> Outcome {
+        if self.pins.is_empty() {
+            return Ok(());
+        }
+        let Pinned {
+            pin,
+            at,
+            bytes,
+            tainted,
+        } = self.pins.swap_remove(n % self.pins.len());
+        if pin.is_write() {
+            // The embedder's store: the page's own space sees it, nobody else.
+            self.mm.store().write(pin.pfn(), SLOTS[0], &[byte]);
+            let process = self
+                .processes
+                .iter_mut()
+                .find(|p| Some(p.id) == at.map(|at| at.0));
+            let page = process.and_then(|p| p.pages.get_mut(&at?.1));
+            if let Some(page) = page {
+                page.bytes[0] = byte;
+            }
+            self.pins
+                .iter_mut()
+                .filter(|p| p.pin.pfn() == pin.pfn())
+                .for_each(|p| p.tainted = true);
+        } else if !tainted {
+            agree("pinned bytes", self.bytes(pin.pfn()), bytes)?;
+        }
+        self.mm.unpin(pin);
+        Ok(())
+    }
+}

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Plants one bug at a time and expects the tests to notice.
+# usage: shadow-mm/tests/mutants.sh [mutant...]
+set -eu
+cd "$(dirname "$0")/.."
+target="${CARGO_TARGET_DIR:-../target}/mutants"
+mkdir -p "$target"
+target=$(cd "$target" && pwd)
+all="lost_share skipped_flush skipped_copy lost_dirty held_taken leaked_table
+     lost_descriptor pinned_shared supervisor_zapped unzeroed_page"
+survived=0
+for mutant in ${*:-$all}; do
+    log="$target/$mutant.log"
+    # A wrapper around this workspace's rustc only, so that the dependencies are built once.
+    wrapper="$target/rustc-$mutant"
+    printf '#!/bin/sh\nexec "$@" --cfg '\''mutant="%s"'\''\n' "$mutant" >"$wrapper"
+    chmod +x "$wrapper"
+    if RUSTC_WORKSPACE_WRAPPER="$wrapper" CARGO_TARGET_DIR="$target" \
+        cargo test -p shadow-mm --no-fail-fast >"$log" 2>&1; then
+        echo "SURVIVED $mutant"
+        survived=$((survived + 1))
+    elif grep -q '^error: could not compile' "$log"; then
+        echo "BROKEN   $mutant (does not compile, see $log)"
+        survived=$((survived + 1))
+    else
+        tests=$(sed -n 's/^test \([a-z_:]*\) .*FAILED$/\1/p' "$log" | tr '\n' ' ')
+        echo "caught   $mutant by $tests"
+    fi
+done
+exit "$survived"

@@ -1,0 +1,212 @@
+//! Forks: who shares what, when a copy is made, and when it is not.
+
+mod common;
+
+use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, vpn};
+use shadow_mm::{Access, FaultKind, FaultOutcome, FrameStore, PinOutcome, Prot, VadAdvice};
+
+/// A parent with `count` written pages, and its child.
+fn forked(mm: &Mm, count: u64) -> (Cpu, Cpu) {
+    let space = mm.create_space().expect("a space");
+    let mut parent = Cpu::new(&space);
+    map_anon(mm, &space, BASE, count, RW);
+    (BASE..BASE + count).for_each(|page| parent.store(mm, page, 1).expect("a store"));
+    let child = fork(mm, &mut parent);
+    (parent, child)
+}
+
+fn fork(mm: &Mm, parent: &mut Cpu) -> Cpu {
+    let forked = mm.fork(&parent.space).expect("a fork");
+    parent.flush(mm, forked.flush);
+    Cpu::new(&forked.child)
+}
+
+fn exit(mm: &Mm, space: &Guest) {
+    let flush = mm.delete_space(space);
+    mm.flushed(flush);
+}
+
+fn write_fault(mm: &Mm, cpu: &mut Cpu, page: u64) -> (FaultKind, usize) {
+    match mm.fault(&cpu.space, vpn(page).va(), Access::Write) {
+        FaultOutcome::Resolved(done) => {
+            let told = (done.kind, done.flush.entries().len());
+            cpu.flush(mm, done.flush);
+            told
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn last_reference_becomes_writable_without_a_copy() {
+    let mm = manager(64, 32);
+    let (mut parent, mut child) = forked(&mm, 2);
+    assert_eq!(
+        write_fault(&mm, &mut parent, BASE),
+        (FaultKind::CopyOnWrite, 1)
+    );
+    assert_eq!(
+        write_fault(&mm, &mut child, BASE),
+        (FaultKind::MadeWritable, 0)
+    );
+    exit(&mm, &parent.space);
+    assert_eq!(
+        write_fault(&mm, &mut child, BASE + 1),
+        (FaultKind::MadeWritable, 0)
+    );
+    assert_eq!(mm.stats().clone_headers, 0);
+    assert_eq!(mm.check(&[child.space]), Ok(()));
+}
+
+#[test]
+fn frame_under_an_unacknowledged_flush_is_not_taken_over() {
+    let mm = manager(64, 32);
+    let (parent, mut child) = forked(&mm, 1);
+    // The parent is gone, but its vCPUs may still read the page.
+    let flush = mm.delete_space(&parent.space);
+    assert_eq!(write_fault(&mm, &mut child, BASE).0, FaultKind::CopyOnWrite);
+    mm.flushed(flush);
+    assert_eq!(mm.check(&[child.space]), Ok(()));
+}
+
+#[test]
+fn page_pinned_for_reading_is_not_taken_over() {
+    let mm = manager(64, 32);
+    let (parent, mut child) = forked(&mm, 1);
+    let PinOutcome::Pinned(pin, flush) = mm.pin(&parent.space, vpn(BASE), Access::Read) else {
+        panic!("the page is resident");
+    };
+    mm.flushed(flush);
+    exit(&mm, &parent.space);
+    child.store(&mm, BASE, 9).expect("a store");
+    let mut byte = [0];
+    mm.store().read(pin.pfn(), 0, &mut byte);
+    assert_eq!(byte, [1], "the pin shows another process's store");
+    mm.unpin(pin);
+    assert_eq!(mm.check(&[child.space]), Ok(()));
+}
+
+#[test]
+fn page_pinned_for_writing_is_copied_by_the_fork() {
+    let mm = manager(64, 32);
+    let (mut parent, child) = forked(&mm, 1);
+    exit(&mm, &child.space);
+    let PinOutcome::Pinned(pin, flush) = mm.pin(&parent.space, vpn(BASE), Access::Write) else {
+        panic!("the page is resident");
+    };
+    parent.flush(&mm, flush);
+    let mut child = fork(&mm, &mut parent);
+    mm.store().write(pin.pfn(), 0, &[5]);
+    assert_eq!(
+        (parent.load(&mm, BASE), child.load(&mm, BASE)),
+        (Ok(5), Ok(1))
+    );
+    mm.unpin(pin);
+    assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));
+}
+
+#[test]
+fn protection_there_and_back_copies_nothing_and_stays_copy_on_write() {
+    let mm = manager(64, 32);
+    let (mut parent, mut child) = forked(&mm, 4);
+    for prot in [Prot::READ, Prot::empty(), RW] {
+        let done = mm.protect(&parent.space, range(BASE, 4), prot);
+        assert_eq!(done.result, Ok(()));
+        parent.flush(&mm, done.flush);
+        assert_eq!(
+            mm.check(&[parent.space.clone(), child.space.clone()]),
+            Ok(())
+        );
+    }
+    assert_eq!((mm.stats().pages_copied, mm.stats().clone_blocks), (0, 4));
+    assert_eq!(
+        write_fault(&mm, &mut parent, BASE).0,
+        FaultKind::CopyOnWrite
+    );
+    assert_eq!(child.load(&mm, BASE), Ok(1));
+}
+
+#[test]
+fn protection_of_a_last_reference_makes_it_private_but_not_writable() {
+    let mm = manager(64, 32);
+    let (mut parent, child) = forked(&mm, 4);
+    exit(&mm, &child.space);
+    assert_eq!(mm.usage(&parent.space).private, 0);
+    let done = mm.protect(&parent.space, range(BASE, 4), Prot::READ);
+    parent.flush(&mm, done.flush);
+    assert_eq!(mm.usage(&parent.space).private, 4);
+    assert_eq!((mm.stats().clone_blocks, mm.stats().pages_copied), (0, 0));
+    assert_eq!(parent.store(&mm, BASE, 2), Err("Protection".into()));
+}
+
+#[test]
+fn fork_of_clone_pages_makes_no_new_blocks() {
+    let mm = manager(64, 64);
+    let (mut parent, child) = forked(&mm, 8);
+    let before = (mm.stats().clone_blocks, mm.stats().clone_headers);
+    let second = fork(&mm, &mut parent);
+    assert_eq!((mm.stats().clone_blocks, mm.stats().clone_headers), before);
+    assert_eq!(mm.check(&[parent.space, child.space, second.space]), Ok(()));
+}
+
+#[test]
+fn fork_flush_names_the_leaf_tables_once() {
+    let mm = manager(256, 64);
+    let (mut parent, _child) = forked(&mm, 40);
+    (0..40).for_each(|n| parent.store(&mm, BASE + n, 2).expect("a store"));
+    map_anon(&mm, &parent.space, BASE + 512 * 9, 4, RW);
+    parent.store(&mm, BASE + 512 * 9, 1).expect("a store");
+    let forked = mm.fork(&parent.space).expect("a fork");
+    assert_eq!(
+        (forked.flush.tables().len(), forked.flush.entries().len()),
+        (2, 0)
+    );
+    assert_eq!(
+        (forked.flush.frames_held(), forked.entries_touched),
+        (0, 41)
+    );
+    parent.flush(&mm, forked.flush);
+    // Nothing is writable any more, so a second fork takes nothing away.
+    let again = mm.fork(&parent.space).expect("a fork");
+    assert!(again.flush.is_empty());
+    mm.flushed(again.flush);
+}
+
+#[test]
+fn advice_decides_what_the_child_gets() {
+    let mm = manager(64, 32);
+    let space = mm.create_space().expect("a space");
+    let mut parent = Cpu::new(&space);
+    map_anon(&mm, &space, BASE, 3, RW);
+    (BASE..BASE + 3).for_each(|page| parent.store(&mm, page, 7).expect("a store"));
+    mm.advise(&space, range(BASE, 1), VadAdvice::DontFork)
+        .expect("advice");
+    mm.advise(&space, range(BASE + 1, 1), VadAdvice::WipeOnFork)
+        .expect("advice");
+    let mut child = fork(&mm, &mut parent);
+    assert_eq!(child.load(&mm, BASE), Err("NotMapped".into()));
+    assert_eq!(child.load(&mm, BASE + 1), Ok(0));
+    assert_eq!(child.load(&mm, BASE + 2), Ok(7));
+    assert_eq!(parent.load(&mm, BASE + 1), Ok(7));
+    assert_eq!(mm.check(&[space, child.space]), Ok(()));
+}
+
+#[test]
+fn deep_chain_of_living_processes_stays_exact() {
+    let mm = manager(4096, 4096);
+    let (first, mut last) = forked(&mm, 8);
+    let mut all = vec![first.space.clone(), last.space.clone()];
+    for generation in 0..200u64 {
+        last.store(&mm, BASE + generation % 8, generation as u8)
+            .expect("a store");
+        last = fork(&mm, &mut last);
+        all.push(last.space.clone());
+    }
+    assert_eq!(mm.check(&all), Ok(()));
+    // From the middle outwards, so that headers lose their spaces in no order at all.
+    while !all.is_empty() {
+        exit(&mm, &all.remove(all.len() / 2));
+    }
+    assert_eq!(mm.check(&[]), Ok(()));
+    assert_eq!(mm.stats().data.available(), 4096);
+}

@@ -1,0 +1,235 @@
+//! The system calls about paths, directories and attributes.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::open::O_CLOEXEC;
+use super::{Caller, DirFile, Follow, Found, PathFile};
+use crate::linux::call::{Arg, Args, Ctx, Entry, SysResult};
+use crate::linux::file::{Description, Location};
+use crate::linux::process::Fd;
+
+mod attr;
+mod dirs;
+mod lock;
+mod names;
+mod open;
+mod stat;
+
+const AT_FDCWD: i32 = -100;
+const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
+const AT_REMOVEDIR: u32 = 0x200;
+const AT_EACCESS: u32 = 0x200;
+const AT_SYMLINK_FOLLOW: u32 = 0x400;
+const AT_NO_AUTOMOUNT: u32 = 0x800;
+const AT_EMPTY_PATH: u32 = 0x1000;
+
+const fn entry(
+    nr: u32,
+    name: &'static str,
+    args: &'static [Arg],
+    handler: fn(&mut Ctx<'_>, &Args) -> SysResult,
+) -> Entry {
+    Entry {
+        nr,
+        name,
+        args,
+        handler,
+    }
+}
+
+/// The calls.
+pub const TABLE: &[Entry] = {
+    use Arg::{Fd, Hex, Int, Oct, Str};
+    &[
+        entry(2, "open", &[Str, Hex, Oct], open::open),
+        entry(4, "stat", &[Str, Hex], stat::stat),
+        entry(5, "fstat", &[Fd, Hex], stat::fstat),
+        entry(6, "lstat", &[Str, Hex], stat::lstat),
+        entry(21, "access", &[Str, Oct], stat::access),
+        entry(73, "flock", &[Fd, Int], lock::flock),
+        entry(74, "fsync", &[Fd], attr::fsync),
+        entry(75, "fdatasync", &[Fd], attr::fdatasync),
+        entry(76, "truncate", &[Str, Int], attr::truncate),
+        entry(77, "ftruncate", &[Fd, Int], attr::ftruncate),
+        entry(78, "getdents", &[Fd, Hex, Int], dirs::getdents),
+        entry(79, "getcwd", &[Hex, Int], dirs::getcwd),
+        entry(80, "chdir", &[Str], dirs::chdir),
+        entry(81, "fchdir", &[Fd], dirs::fchdir),
+        entry(82, "rename", &[Str, Str], names::rename),
+        entry(83, "mkdir", &[Str, Oct], names::mkdir),
+        entry(84, "rmdir", &[Str], names::rmdir),
+        entry(85, "creat", &[Str, Oct], open::creat),
+        entry(86, "link", &[Str, Str], names::link),
+        entry(87, "unlink", &[Str], names::unlink),
+        entry(88, "symlink", &[Str, Str], names::symlink),
+        entry(89, "readlink", &[Str, Hex, Int], stat::readlink),
+        entry(90, "chmod", &[Str, Oct], attr::chmod),
+        entry(91, "fchmod", &[Fd, Oct], attr::fchmod),
+        entry(92, "chown", &[Str, Int, Int], attr::chown),
+        entry(93, "fchown", &[Fd, Int, Int], attr::fchown),
+        entry(94, "lchown", &[Str, Int, Int], attr::lchown),
+        entry(95, "umask", &[Oct], dirs::umask),
+        entry(132, "utime", &[Str, Hex], attr::utime),
+        entry(133, "mknod", &[Str, Oct, Hex], names::mknod),
+        entry(137, "statfs", &[Str, Hex], stat::statfs),
+        entry(138, "fstatfs", &[Fd, Hex], stat::fstatfs),
+        entry(162, "sync", &[], attr::sync),
+        entry(165, "mount", &[Str, Str, Str, Hex, Hex], refused),
+        entry(166, "umount2", &[Str, Hex], refused),
+        entry(161, "chroot", &[Str], refused),
+        entry(188, "setxattr", &[Str, Str, Hex, Int, Hex], no_attributes),
+        entry(189, "lsetxattr", &[Str, Str, Hex, Int, Hex], no_attributes),
+        entry(190, "fsetxattr", &[Fd, Str, Hex, Int, Hex], no_attributes),
+        entry(191, "getxattr", &[Str, Str, Hex, Int], no_attributes),
+        entry(192, "lgetxattr", &[Str, Str, Hex, Int], no_attributes),
+        entry(193, "fgetxattr", &[Fd, Str, Hex, Int], no_attributes),
+        entry(194, "listxattr", &[Str, Hex, Int], no_attributes),
+        entry(195, "llistxattr", &[Str, Hex, Int], no_attributes),
+        entry(196, "flistxattr", &[Fd, Hex, Int], no_attributes),
+        entry(197, "removexattr", &[Str, Str], no_attributes),
+        entry(198, "lremovexattr", &[Str, Str], no_attributes),
+        entry(199, "fremovexattr", &[Fd, Str], no_attributes),
+        entry(217, "getdents64", &[Fd, Hex, Int], dirs::getdents64),
+        entry(221, "fadvise64", &[Fd, Int, Int, Int], attr::fadvise),
+        entry(235, "utimes", &[Str, Hex], attr::utimes),
+        entry(257, "openat", &[Fd, Str, Hex, Oct], open::openat),
+        entry(258, "mkdirat", &[Fd, Str, Oct], names::mkdirat),
+        entry(259, "mknodat", &[Fd, Str, Oct, Hex], names::mknodat),
+        entry(260, "fchownat", &[Fd, Str, Int, Int, Hex], attr::fchownat),
+        entry(261, "futimesat", &[Fd, Str, Hex], attr::futimesat),
+        entry(262, "newfstatat", &[Fd, Str, Hex, Hex], stat::newfstatat),
+        entry(263, "unlinkat", &[Fd, Str, Hex], names::unlinkat),
+        entry(264, "renameat", &[Fd, Str, Fd, Str], names::renameat),
+        entry(265, "linkat", &[Fd, Str, Fd, Str, Hex], names::linkat),
+        entry(266, "symlinkat", &[Str, Fd, Str], names::symlinkat),
+        entry(267, "readlinkat", &[Fd, Str, Hex, Int], stat::readlinkat),
+        entry(268, "fchmodat", &[Fd, Str, Oct], attr::fchmodat),
+        entry(269, "faccessat", &[Fd, Str, Oct], stat::faccessat),
+        entry(
+            277,
+            "sync_file_range",
+            &[Fd, Int, Int, Hex],
+            attr::fdatasync,
+        ),
+        entry(280, "utimensat", &[Fd, Str, Hex, Hex], attr::utimensat),
+        entry(285, "fallocate", &[Fd, Hex, Int, Int], attr::fallocate),
+        entry(306, "syncfs", &[Fd], attr::syncfs),
+        entry(316, "renameat2", &[Fd, Str, Fd, Str, Hex], names::renameat2),
+        entry(332, "statx", &[Fd, Str, Hex, Hex, Hex], stat::statx),
+        entry(437, "openat2", &[Fd, Str, Hex, Int], open::openat2),
+        entry(439, "faccessat2", &[Fd, Str, Oct, Hex], stat::faccessat2),
+        entry(452, "fchmodat2", &[Fd, Str, Oct, Hex], attr::fchmodat2),
+    ]
+};
+
+/// Mounting and changing the root are the machine's owner's, not the guest's.
+fn refused(_: &mut Ctx<'_>, _: &Args) -> SysResult {
+    Err(Errno::PERM.into())
+}
+
+/// No file of the guest's has extended attributes.
+fn no_attributes(_: &mut Ctx<'_>, _: &Args) -> SysResult {
+    Err(Errno::OPNOTSUPP.into())
+}
+
+/// Where a relative path given with `dirfd` starts.
+fn base(c: &Ctx<'_>, dirfd: i32, path: &[u8]) -> Result<Location, Errno> {
+    if path.first() == Some(&b'/') {
+        return Ok(c.k.vfs.root());
+    }
+    if dirfd == AT_FDCWD {
+        return Ok(c.with_process(|p| p.cwd.clone()));
+    }
+    directory(&*c.file(dirfd)?)
+}
+
+/// The place of an open directory.
+fn directory(description: &Description) -> Result<Location, Errno> {
+    let file = description.file.as_any();
+    let named = file
+        .downcast_ref::<PathFile>()
+        .is_some_and(PathFile::is_directory);
+    if !named && !file.is::<DirFile>() {
+        return Err(Errno::NOTDIR);
+    }
+    description.file.location().ok_or(Errno::NOTDIR)
+}
+
+/// Reads a path argument and walks it.
+fn walk(c: &Ctx<'_>, dirfd: i32, va: u64, follow: Follow) -> Result<Found, Errno> {
+    let path = c.path(va)?;
+    let base = base(c, dirfd, &path)?;
+    c.k.vfs.walk(&Caller::of(c), &base, &path, follow)
+}
+
+/// What a call with `AT_EMPTY_PATH` and `AT_SYMLINK_NOFOLLOW` is about.
+enum Subject {
+    /// The descriptor itself.
+    Open(Arc<Description>),
+    /// A place with something there, or behind a magic link.
+    Place(Found),
+}
+
+/// Finds it. The working directory counts as a place.
+fn subject(c: &Ctx<'_>, dirfd: i32, va: u64, flags: u32) -> Result<Subject, Errno> {
+    let path = if va == 0 && flags & AT_EMPTY_PATH != 0 {
+        Vec::new()
+    } else {
+        c.path(va)?
+    };
+    if path.is_empty() && flags & AT_EMPTY_PATH != 0 {
+        if dirfd != AT_FDCWD {
+            return Ok(Subject::Open(c.file(dirfd)?));
+        }
+        let at = c.with_process(|p| p.cwd.clone());
+        let stat = Some(c.k.vfs.look(&Caller::of(c), &at)?);
+        return Ok(Subject::Place(Found {
+            at,
+            stat,
+            description: None,
+            slash: false,
+        }));
+    }
+    let follow = if flags & AT_SYMLINK_NOFOLLOW != 0 {
+        Follow::Not
+    } else {
+        Follow::Last
+    };
+    let base = base(c, dirfd, &path)?;
+    let mut found = c.k.vfs.walk(&Caller::of(c), &base, &path, follow)?;
+    found.existing()?;
+    Ok(match found.description.take() {
+        Some(description) => Subject::Open(description),
+        None => Subject::Place(found),
+    })
+}
+
+/// Gives the caller a descriptor.
+fn install(c: &Ctx<'_>, description: Arc<Description>, flags: u32) -> SysResult {
+    let close_on_exec = flags & O_CLOEXEC != 0;
+    let fd = c.with_process(|p| {
+        let limit = i32::try_from(p.rlimits[7].0).unwrap_or(i32::MAX);
+        let free = p
+            .files
+            .fds
+            .keys()
+            .zip(0..)
+            .find(|(fd, n)| **fd != *n)
+            .map(|(_, n)| n);
+        let fd = free.unwrap_or(p.files.fds.len() as i32);
+        if fd >= limit {
+            return Err(Errno::MFILE);
+        }
+        p.files.fds.insert(
+            fd,
+            Fd {
+                description,
+                close_on_exec,
+            },
+        );
+        Ok(fd)
+    })?;
+    Ok(fd as u64)
+}

@@ -1,0 +1,142 @@
+//! An open file of an in-memory tree.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::data::Data;
+use super::inode::{Body, Inode};
+use crate::linux::file::{Change, File, Location, O_APPEND, Stat};
+use crate::linux::kernel::Kernel;
+use crate::memory::{Backing, Content};
+
+/// A regular file in memory, open. Lives on when its last name goes.
+#[derive(Debug)]
+pub(super) struct MemFile {
+    content: Arc<MemContent>,
+    at: Option<Location>,
+    append: AtomicBool,
+}
+
+#[derive(Debug)]
+struct MemContent {
+    inode: Arc<Inode>,
+    path: Vec<u8>,
+}
+
+impl Content for MemContent {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
+        match &self.inode.body {
+            Body::File(data) => Ok(data.read(offset, buf)),
+            Body::Dir(_) | Body::Link(_) | Body::Host(_) => Ok(0),
+        }
+    }
+
+    fn identity(&self) -> (u64, u64) {
+        let stat = self.inode.stat();
+        (stat.dev, stat.ino)
+    }
+
+    fn path(&self) -> Vec<u8> {
+        self.path.clone()
+    }
+}
+
+impl MemFile {
+    /// `inode`, at `at`, whose name in the guest is `path`.
+    pub(super) fn new(inode: Arc<Inode>, at: Option<Location>, path: Vec<u8>, flags: u32) -> Self {
+        let append = AtomicBool::new(flags & O_APPEND != 0);
+        Self {
+            content: Arc::new(MemContent { inode, path }),
+            at,
+            append,
+        }
+    }
+
+    fn inode(&self) -> &Inode {
+        &self.content.inode
+    }
+
+    fn data(&self) -> Result<&Data, Errno> {
+        match &self.inode().body {
+            Body::File(data) => Ok(data),
+            Body::Dir(_) | Body::Link(_) | Body::Host(_) => Err(Errno::INVAL),
+        }
+    }
+}
+
+impl File for MemFile {
+    fn read(&self, _: &Kernel, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        Ok(self.data()?.read(offset, buf))
+    }
+
+    fn write(&self, _: &Kernel, offset: u64, buf: &[u8]) -> Result<usize, Errno> {
+        let offset = (!self.append.load(Ordering::Relaxed)).then_some(offset);
+        let n = self.data()?.write(offset, buf)?;
+        self.inode().modified();
+        Ok(n)
+    }
+
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn stat(&self, _: &Kernel) -> Result<Stat, Errno> {
+        Ok(self.inode().stat())
+    }
+
+    fn truncate(&self, _: &Kernel, length: u64) -> Result<(), Errno> {
+        self.data()?.truncate(length)?;
+        self.inode().modified();
+        Ok(())
+    }
+
+    fn sync(&self, _: bool) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn allocate(&self, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
+        let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
+        let data = self.data()?;
+        if length == 0 {
+            return Err(Errno::INVAL);
+        }
+        if mode == FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE {
+            data.punch(offset, length)
+        } else if FallocateFlags::KEEP_SIZE.contains(mode) {
+            data.reserve(offset, length, mode.is_empty())
+        } else {
+            Err(Errno::OPNOTSUPP)
+        }
+    }
+
+    fn change(&self, _: &Kernel, change: &Change) -> Result<(), Errno> {
+        self.inode().change(change);
+        Ok(())
+    }
+
+    fn set_status(&self, flags: u32) -> Result<(), Errno> {
+        self.append.store(flags & O_APPEND != 0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn mapping(&self, _: &Kernel) -> Result<(Backing, u64), Errno> {
+        let length = self.data()?.size().0;
+        let content: Arc<dyn Content> = self.content.clone();
+        Ok((Backing(content), length))
+    }
+
+    fn location(&self) -> Option<Location> {
+        self.at.clone()
+    }
+
+    fn name(&self, _: &Kernel) -> Vec<u8> {
+        self.content.path.clone()
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}

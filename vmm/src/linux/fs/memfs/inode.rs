@@ -1,0 +1,242 @@
+//! What an in-memory tree is made of.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::data::Data;
+use crate::linux::file::{Change, SetTime, Stat};
+use crate::linux::fs::budget::{Budget, Charge};
+use crate::linux::fs::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
+
+/// What an inode costs, its record and its bookkeeping.
+const INODE_COST: u64 = 512;
+
+type Time = (i64, u32);
+
+/// An inode.
+#[derive(Debug)]
+pub(super) struct Inode {
+    pub(super) ino: u64,
+    dev: u64,
+    meta: Mutex<Meta>,
+    pub(super) body: Body,
+    _charge: Charge,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Meta {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    nlink: u64,
+    atime: Time,
+    mtime: Time,
+    ctime: Time,
+}
+
+/// An entry of a directory.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) inode: Arc<Inode>,
+    _charge: Charge,
+}
+
+pub(super) type Entries = BTreeMap<Vec<u8>, Entry>;
+
+/// What an inode holds.
+#[derive(Debug)]
+pub(super) enum Body {
+    Dir(Mutex<Entries>),
+    Link(Vec<u8>),
+    File(Data),
+    /// A regular file of the host, opened when the tree was built (never written).
+    Host(Arc<OwnedFd>),
+}
+
+/// Makes inodes: their numbers, device and budget.
+#[derive(Debug)]
+pub(super) struct Maker {
+    pub(super) dev: u64,
+    pub(super) budget: Arc<Budget>,
+    next: AtomicU64,
+}
+
+impl Maker {
+    pub(super) fn new(dev: u64, budget: Arc<Budget>) -> Self {
+        Self {
+            dev,
+            budget,
+            next: AtomicU64::new(2),
+        }
+    }
+
+    /// An inode with permission bits `mode`, owned by `owner`.
+    pub(super) fn make(
+        &self,
+        body: Body,
+        mode: u32,
+        owner: (u32, u32),
+    ) -> Result<Arc<Inode>, Errno> {
+        let kind = match &body {
+            Body::Dir(_) => S_IFDIR,
+            Body::Link(_) => S_IFLNK,
+            Body::File(_) | Body::Host(_) => S_IFREG,
+        };
+        let now = now();
+        let nlink = if kind == S_IFDIR { 2 } else { 1 };
+        let extra = if let Body::Link(target) = &body {
+            target.len() as u64
+        } else {
+            0
+        };
+        Ok(Arc::new(Inode {
+            ino: self.next.fetch_add(1, Ordering::Relaxed),
+            dev: self.dev,
+            meta: Mutex::new(Meta {
+                mode: kind | (mode & 0o7777),
+                uid: owner.0,
+                gid: owner.1,
+                nlink,
+                atime: now,
+                mtime: now,
+                ctime: now,
+            }),
+            body,
+            _charge: Charge::new(&self.budget, INODE_COST + extra)?,
+        }))
+    }
+
+    /// An entry called `name`.
+    pub(super) fn entry(&self, name: &[u8], inode: Arc<Inode>) -> Result<Entry, Errno> {
+        let charge = Charge::new(&self.budget, 128 + name.len() as u64)?;
+        Ok(Entry {
+            inode,
+            _charge: charge,
+        })
+    }
+}
+
+impl Inode {
+    pub(super) fn mode(&self) -> u32 {
+        self.meta.lock().mode
+    }
+
+    pub(super) fn is_dir(&self) -> bool {
+        matches!(self.body, Body::Dir(_))
+    }
+
+    /// A directory's entries.
+    pub(super) fn entries(&self) -> Result<&Mutex<Entries>, Errno> {
+        match &self.body {
+            Body::Dir(entries) => Ok(entries),
+            Body::Link(_) | Body::File(_) | Body::Host(_) => Err(Errno::NOTDIR),
+        }
+    }
+
+    pub(super) fn stat(&self) -> Stat {
+        if let Body::Host(fd) = &self.body {
+            return self.host_stat(fd);
+        }
+        let meta = *self.meta.lock();
+        let (size, pages) = match &self.body {
+            Body::Dir(entries) => (40 + 20 * entries.lock().len() as u64, 0),
+            Body::Link(target) => (target.len() as u64, 0),
+            Body::File(data) => data.size(),
+            Body::Host(_) => (0, 0),
+        };
+        Stat {
+            dev: self.dev,
+            ino: self.ino,
+            nlink: meta.nlink,
+            mode: meta.mode,
+            uid: meta.uid,
+            gid: meta.gid,
+            rdev: 0,
+            size,
+            blksize: 4096,
+            blocks: pages * 8,
+            atime: meta.atime,
+            mtime: meta.mtime,
+            ctime: meta.ctime,
+        }
+    }
+
+    fn host_stat(&self, fd: &OwnedFd) -> Stat {
+        let Ok(host) = rustix::fs::fstat(fd) else {
+            return Stat::default();
+        };
+        Stat {
+            dev: self.dev,
+            ino: self.ino,
+            nlink: 1,
+            ..crate::linux::fs::host::guest_stat(&host)
+        }
+    }
+
+    pub(super) fn change(&self, change: &Change) {
+        let mut meta = self.meta.lock();
+        meta.ctime = now();
+        match *change {
+            Change::Mode(mode) => meta.mode = (meta.mode & S_IFMT) | (mode & 0o7777),
+            Change::Owner(uid, gid) => {
+                meta.uid = uid.unwrap_or(meta.uid);
+                meta.gid = gid.unwrap_or(meta.gid);
+                if meta.mode & S_IFMT == S_IFREG {
+                    meta.mode &= !0o6000;
+                }
+            }
+            Change::Times(atime, mtime) => {
+                let pick = |set: SetTime, old: Time| match set {
+                    SetTime::Keep => old,
+                    SetTime::Now => now(),
+                    SetTime::At(seconds, nanos) => (seconds, nanos),
+                };
+                meta.atime = pick(atime, meta.atime);
+                meta.mtime = pick(mtime, meta.mtime);
+            }
+        }
+    }
+
+    /// The content changed now.
+    pub(super) fn modified(&self) {
+        let mut meta = self.meta.lock();
+        meta.mtime = now();
+        meta.ctime = meta.mtime;
+    }
+
+    /// One name more, or one less.
+    pub(super) fn count_links(&self, change: i64) {
+        let mut meta = self.meta.lock();
+        meta.nlink = meta.nlink.saturating_add_signed(change);
+        meta.ctime = now();
+    }
+}
+
+/// A deep tree is taken apart level by level: a guest may not choose how deep our stack gets.
+impl Drop for Inode {
+    fn drop(&mut self) {
+        let Body::Dir(entries) = &mut self.body else {
+            return;
+        };
+        let mut left: Vec<Entry> = std::mem::take(entries.get_mut()).into_values().collect();
+        while let Some(entry) = left.pop() {
+            let Some(mut inode) = Arc::into_inner(entry.inode) else {
+                continue;
+            };
+            if let Body::Dir(entries) = &mut inode.body {
+                left.extend(std::mem::take(entries.get_mut()).into_values());
+            }
+        }
+    }
+}
+
+/// `CLOCK_REALTIME`.
+fn now() -> Time {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    (t.tv_sec, t.tv_nsec as u32)
+}

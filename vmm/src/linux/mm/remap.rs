@@ -1,0 +1,195 @@
+//! `mremap`.
+
+use shadow_mm::{
+    MapKind, MapRequest, Placement, Prot, RemapError, RemapRequest, VadFlags, VadTag, Vpn, VpnRange,
+};
+
+use super::{VadInfo, check_address_space, pages, whole_pages};
+use crate::linux::Errno;
+use crate::linux::call::{Args, Ctx, SysResult};
+use crate::linux::exec::{MIN_VA, PAGE, USER_END, map_errno, remap_errno};
+
+const MREMAP_MAYMOVE: u32 = 1;
+const MREMAP_FIXED: u32 = 2;
+const MREMAP_DONTUNMAP: u32 = 4;
+
+/// `mremap(2)`.
+pub(super) fn sys_mremap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
+    let (addr, flags, target) = (a.u64(0), a.u32(3), a.u64(4));
+    let may_move = flags & MREMAP_MAYMOVE != 0;
+    let fixed = flags & MREMAP_FIXED != 0;
+    let keep = flags & MREMAP_DONTUNMAP != 0;
+    if flags & !(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP) != 0
+        || ((fixed || keep) && !may_move)
+        || (keep && a.u64(1) != a.u64(2))
+        || addr % PAGE != 0
+    {
+        return Err(Errno::INVAL.into());
+    }
+    let old_len = whole_pages(a.u64(1)).ok_or(Errno::INVAL)?;
+    let new_len = whole_pages(a.u64(2))
+        .filter(|&len| len != 0)
+        .ok_or(Errno::INVAL)?;
+    // A length of zero duplicates a shared mapping; there is none that could be.
+    let old = pages(addr, old_len).ok_or(if old_len == 0 {
+        Errno::INVAL
+    } else {
+        Errno::FAULT
+    })?;
+    let vad = c.k.memory.manager.query(&c.t.mm.space, old.start());
+    let vad = vad
+        .filter(|vad| vad.range.contains(old.start()))
+        .ok_or(Errno::FAULT)?;
+    let fixed = if fixed {
+        Some(check_target(addr, old_len, target, new_len)?)
+    } else {
+        None
+    };
+    if fixed.is_none() && !keep && new_len <= old_len {
+        return shrink(c, old, new_len);
+    }
+    if old.end() > vad.range.end() && new_len >= old_len {
+        return Err(Errno::FAULT.into());
+    }
+    if new_len > old_len || keep {
+        check_address_space(c, new_len / PAGE - if keep { 0 } else { old_len / PAGE })?;
+    }
+    if keep {
+        return move_and_keep(c, &vad, old, fixed);
+    }
+    let new_count = new_len / PAGE;
+    match remap(
+        c,
+        RemapRequest {
+            old,
+            new_count,
+            may_move: false,
+            fixed,
+        },
+    ) {
+        Err(RemapError::CannotGrow { .. }) if may_move => {
+            let to = reserve(c, new_count)?;
+            move_to(c, old, new_count, to)
+        }
+        other => Ok(other.map_err(remap_errno)?),
+    }
+}
+
+/// The target of a fixed move.
+fn check_target(addr: u64, old_len: u64, target: u64, new_len: u64) -> Result<Vpn, Errno> {
+    if target % PAGE != 0 || new_len > USER_END || target > USER_END - new_len {
+        return Err(Errno::INVAL);
+    }
+    if addr + old_len > target && target + new_len > addr {
+        return Err(Errno::INVAL);
+    }
+    if target < MIN_VA {
+        return Err(Errno::PERM);
+    }
+    Vpn::new(target / PAGE).ok_or(Errno::INVAL)
+}
+
+/// Unmaps what is beyond `new_len`; the range may be several mappings.
+fn shrink(c: &Ctx<'_>, old: VpnRange, new_len: u64) -> SysResult {
+    let start = old.start().va().get();
+    if let Some(tail) = pages(start + new_len, old.count() * PAGE - new_len) {
+        let flush =
+            c.k.memory
+                .manager
+                .unmap(&c.t.mm.space, tail)
+                .map_err(|_| Errno::NOMEM)?;
+        c.k.memory.submit(flush);
+    }
+    Ok(start)
+}
+
+fn remap(c: &Ctx<'_>, request: RemapRequest) -> Result<u64, RemapError> {
+    let mapped = c.k.memory.manager.remap(&c.t.mm.space, request)?;
+    c.k.memory.submit(mapped.flush);
+    Ok(mapped.range.start().va().get())
+}
+
+/// Moves to a place that [`reserve`] found, which is free again if that fails.
+fn move_to(c: &Ctx<'_>, old: VpnRange, new_count: u64, to: Vpn) -> SysResult {
+    remap(
+        c,
+        RemapRequest {
+            old,
+            new_count,
+            may_move: true,
+            fixed: Some(to),
+        },
+    )
+    .map_err(|error| {
+        let reserved = VpnRange::new(to, new_count);
+        let unmapped = reserved.map(|range| c.k.memory.manager.unmap(&c.t.mm.space, range));
+        if let Some(Ok(flush)) = unmapped {
+            c.k.memory.submit(flush);
+        }
+        remap_errno(error).into()
+    })
+}
+
+/// A place below the other mappings, held by a mapping without rights.
+fn reserve(c: &Ctx<'_>, count: u64) -> Result<Vpn, Errno> {
+    let below = c.t.mm.layout.lock().mmap_top;
+    let request = MapRequest {
+        placement: Placement::Anywhere {
+            hint: None,
+            below: Vpn::new(below / PAGE).ok_or(Errno::NOMEM)?,
+        },
+        count,
+        prot: Prot::empty(),
+        kind: MapKind::Anonymous,
+        flags: VadFlags::NO_RESERVE,
+        tag: VadTag::default(),
+    };
+    let mapped =
+        c.k.memory
+            .manager
+            .map(&c.t.mm.space, request)
+            .map_err(map_errno)?;
+    c.k.memory.submit(mapped.flush);
+    Ok(mapped.range.start())
+}
+
+/// `MREMAP_DONTUNMAP`: moves the pages and leaves the old range mapped afresh.
+fn move_and_keep(c: &Ctx<'_>, vad: &VadInfo, old: VpnRange, fixed: Option<Vpn>) -> SysResult {
+    let to = match fixed {
+        Some(to) => to,
+        None => reserve(c, old.count())?,
+    };
+    let moved = move_to(c, old, old.count(), to)?;
+    let afresh = MapRequest {
+        placement: Placement::Fixed(old.start()),
+        count: old.count(),
+        prot: vad.prot,
+        kind: kind_at(vad, old),
+        flags: vad.flags,
+        tag: vad.tag,
+    };
+    let mapped =
+        c.k.memory
+            .manager
+            .map(&c.t.mm.space, afresh)
+            .map_err(map_errno)?;
+    c.k.memory.submit(mapped.flush);
+    Ok(moved)
+}
+
+/// What `vad` shows from the start of `range` on.
+fn kind_at(vad: &VadInfo, range: VpnRange) -> MapKind<crate::memory::Backing> {
+    let skipped = (range.start().get() - vad.range.start().get()) * PAGE;
+    match &vad.kind {
+        MapKind::Anonymous => MapKind::Anonymous,
+        MapKind::PrivateFile {
+            backing,
+            offset,
+            length,
+        } => MapKind::PrivateFile {
+            backing: backing.clone(),
+            offset: offset + skipped,
+            length: length.saturating_sub(skipped),
+        },
+    }
+}

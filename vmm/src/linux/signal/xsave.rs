@@ -1,0 +1,216 @@
+//! The XSAVE area of a signal frame: written with the words libc looks for, and checked before
+//! anything of it may reach the host.
+//!
+//! Standard format (Intel SDM volume 1, section 13.4): 512 bytes of FXSAVE, a header of 64, then
+//! the components. Linux keeps `struct _fpx_sw_bytes` in the 48 bytes of the FXSAVE part that the
+//! processor leaves alone, and a second magic number behind the area (`asm/sigcontext.h`).
+
+use std::ops::Range;
+
+/// Bytes of the FXSAVE part.
+pub const LEGACY: usize = 512;
+/// Bytes of the FXSAVE part and the header.
+pub const WITH_HEADER: usize = 576;
+
+const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
+const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
+/// Bytes of the second magic number.
+pub const MAGIC2_SIZE: usize = 4;
+
+const FCW: Range<usize> = 0..2;
+const MXCSR: Range<usize> = 24..28;
+const MXCSR_MASK: Range<usize> = 28..32;
+const XMM: Range<usize> = 160..416;
+const SW: Range<usize> = 464..512;
+const XSTATE_BV: Range<usize> = 512..520;
+const XCOMP_BV: Range<usize> = 520..528;
+const RESERVED: Range<usize> = 528..576;
+
+const FP: u64 = 1;
+const SSE: u64 = 2;
+const INITIAL_FCW: u16 = 0x037f;
+const INITIAL_MXCSR: u32 = 0x1f80;
+/// What the SDM says when the processor reports no mask.
+const DEFAULT_MXCSR_MASK: u32 = 0xffbf;
+
+/// The frame's area cannot be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadXsave;
+
+fn u64_at(bytes: &[u8], at: Range<usize>) -> u64 {
+    u64::from_le_bytes(bytes[at].try_into().expect("eight bytes"))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// The area as it goes into a frame: `area` with the software bytes and the second magic number
+/// behind it. `xcr0` is what the guest runs with.
+#[must_use]
+pub fn export(area: &[u8], xcr0: u64) -> Vec<u8> {
+    let size = area.len();
+    let mut out = area.to_vec();
+    if size < WITH_HEADER {
+        out.resize(WITH_HEADER, 0);
+    }
+    let present = u64_at(&out, XSTATE_BV);
+    if present & FP == 0 {
+        out[..MXCSR.start].fill(0);
+        out[32..XMM.start].fill(0);
+        out[FCW].copy_from_slice(&INITIAL_FCW.to_le_bytes());
+    }
+    if present & SSE == 0 {
+        out[XMM].fill(0);
+        out[MXCSR].copy_from_slice(&INITIAL_MXCSR.to_le_bytes());
+    }
+    out[XSTATE_BV].copy_from_slice(&(present | FP | SSE).to_le_bytes());
+    let size = out.len() as u32;
+    let sw = &mut out[SW];
+    sw.fill(0);
+    sw[0..4].copy_from_slice(&FP_XSTATE_MAGIC1.to_le_bytes());
+    sw[4..8].copy_from_slice(&(size + MAGIC2_SIZE as u32).to_le_bytes());
+    sw[8..16].copy_from_slice(&xcr0.to_le_bytes());
+    sw[16..20].copy_from_slice(&size.to_le_bytes());
+    out.extend_from_slice(&FP_XSTATE_MAGIC2.to_le_bytes());
+    out
+}
+
+/// Whether the FXSAVE part says that a whole area of `size` bytes and the second magic number
+/// follow. Otherwise only the FXSAVE part counts.
+#[must_use]
+pub fn is_extended(legacy: &[u8; LEGACY], size: usize) -> bool {
+    let sw = &legacy[SW];
+    let stated = u32_at(sw, 16) as usize;
+    u32_at(sw, 0) == FP_XSTATE_MAGIC1 && stated == size && u32_at(sw, 4) as usize >= stated
+}
+
+/// Whether these are the bytes behind a whole area.
+#[must_use]
+pub fn is_magic2(bytes: [u8; MAGIC2_SIZE]) -> bool {
+    u32::from_le_bytes(bytes) == FP_XSTATE_MAGIC2
+}
+
+/// Turns an FXSAVE part alone into an area of `size` bytes: x87 and SSE from it, the rest initial.
+#[must_use]
+pub fn from_legacy(legacy: &[u8; LEGACY], size: usize) -> Vec<u8> {
+    let mut area = vec![0; size.max(WITH_HEADER)];
+    area[..LEGACY].copy_from_slice(legacy);
+    area[SW].fill(0);
+    area[XSTATE_BV].copy_from_slice(&(FP | SSE).to_le_bytes());
+    area
+}
+
+/// Checks a whole area from guest memory and makes it fit to be loaded: `current` is the thread's
+/// own, for the processor's MXCSR mask.
+///
+/// # Errors
+/// The header has bits the guest's XCR0 has not, or is not of the standard format.
+pub fn import(mut area: Vec<u8>, xcr0: u64, current: &[u8]) -> Result<Vec<u8>, BadXsave> {
+    if area.len() < WITH_HEADER {
+        return Err(BadXsave);
+    }
+    let stated = u64_at(&area, SW.start + 8..SW.start + 16);
+    let whole = u32_at(&area, SW.start) == FP_XSTATE_MAGIC1;
+    let present = u64_at(&area, XSTATE_BV);
+    let reserved = area[RESERVED].iter().any(|&b| b != 0);
+    if present & !xcr0 != 0 || u64_at(&area, XCOMP_BV) != 0 || reserved {
+        return Err(BadXsave);
+    }
+    let taken = if whole { present & stated } else { present };
+    area[XSTATE_BV].copy_from_slice(&taken.to_le_bytes());
+    let mask = match current.get(MXCSR_MASK) {
+        Some(bytes) if bytes != [0; 4] => u32_at(bytes, 0),
+        _ => DEFAULT_MXCSR_MASK,
+    };
+    let mxcsr = u32_at(&area, MXCSR.start) & mask;
+    area[MXCSR].copy_from_slice(&mxcsr.to_le_bytes());
+    area[MXCSR_MASK].copy_from_slice(&mask.to_le_bytes());
+    area[SW].fill(0);
+    Ok(area)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: usize = 832;
+    const XCR0: u64 = 7;
+
+    fn sample() -> Vec<u8> {
+        let mut area: Vec<u8> = (0..SIZE).map(|n| n as u8).collect();
+        area[MXCSR].copy_from_slice(&INITIAL_MXCSR.to_le_bytes());
+        area[MXCSR_MASK].copy_from_slice(&0xffff_u32.to_le_bytes());
+        area[SW].fill(0);
+        area[LEGACY..WITH_HEADER].fill(0);
+        area[XSTATE_BV].copy_from_slice(&7_u64.to_le_bytes());
+        area
+    }
+
+    fn exported_area() -> Vec<u8> {
+        let mut out = export(&sample(), XCR0);
+        out.truncate(SIZE);
+        out
+    }
+
+    #[test]
+    fn exported_area_comes_back_unchanged() {
+        let out = export(&sample(), XCR0);
+        let legacy: [u8; LEGACY] = out[..LEGACY].try_into().unwrap();
+        assert!(is_extended(&legacy, SIZE));
+        assert!(is_magic2(out[SIZE..].try_into().unwrap()));
+        assert_eq!(import(exported_area(), XCR0, &sample()), Ok(sample()));
+    }
+
+    #[test]
+    fn initial_components_are_written_out() {
+        let out = export(&[0; SIZE], XCR0);
+        assert_eq!(u64_at(&out, XSTATE_BV), 3);
+        assert_eq!(out[FCW], INITIAL_FCW.to_le_bytes());
+        assert_eq!(out[MXCSR], INITIAL_MXCSR.to_le_bytes());
+    }
+
+    #[test]
+    fn unknown_component_is_refused() {
+        let mut area = exported_area();
+        area[XSTATE_BV].copy_from_slice(&(1_u64 << 18 | 7).to_le_bytes());
+        assert_eq!(import(area, XCR0, &sample()), Err(BadXsave));
+    }
+
+    #[test]
+    fn compacted_format_is_refused() {
+        let mut area = exported_area();
+        area[XCOMP_BV].copy_from_slice(&(1_u64 << 63).to_le_bytes());
+        assert_eq!(import(area, XCR0, &sample()), Err(BadXsave));
+    }
+
+    #[test]
+    fn reserved_header_bytes_are_refused() {
+        let mut area = exported_area();
+        area[575] = 1;
+        assert_eq!(import(area, XCR0, &sample()), Err(BadXsave));
+    }
+
+    #[test]
+    fn reserved_mxcsr_bits_are_cleared() {
+        let mut area = exported_area();
+        area[MXCSR].fill(0xff);
+        let area = import(area, XCR0, &sample()).unwrap();
+        assert_eq!(area[MXCSR], 0xffff_u32.to_le_bytes());
+    }
+
+    #[test]
+    fn components_the_frame_does_not_claim_become_initial() {
+        let mut area = exported_area();
+        area[SW.start + 8..SW.start + 16].copy_from_slice(&3_u64.to_le_bytes());
+        assert_eq!(
+            u64_at(&import(area, XCR0, &sample()).unwrap(), XSTATE_BV),
+            3
+        );
+    }
+
+    #[test]
+    fn short_area_is_refused() {
+        assert_eq!(import(vec![0; 512], XCR0, &sample()), Err(BadXsave));
+    }
+}

@@ -1,0 +1,255 @@
+//! The machine below the Linux layer: pool, memory manager, KVM, and the monitor in place.
+
+use std::sync::Arc;
+
+use guest::abi::{self, frame};
+use guest::descriptors::{self, SyscallPort};
+use guest::monitor;
+use shadow_mm::{
+    GuestVa, LayoutError, Limits, Manager, Pfn, PfnRange, PoolLayout, SupervisorError,
+    SupervisorRights,
+};
+use vm_memory::Bytes;
+
+use crate::hv::kvm::vcpu::{CpuArea, CpuSetup, Vcpu};
+use crate::hv::kvm::vm::{self, Slot, Vm, VmError};
+use crate::hv::probe::{self, HostProfile, Paging, ProbeError};
+use crate::hv::{CpuError, SyscallRing};
+use crate::memory::{FRAME, Flushes, Memory, Pool, PoolError, VmmPlatform};
+
+/// Frames of a large page.
+const LARGE: u64 = 512;
+/// One frame in this many is for page tables.
+const TABLE_SHARE: u64 = 8;
+/// Least memory a machine has.
+pub const MIN_MEMORY: u64 = 8 << 20;
+/// Most memory a machine has: what a frame number and the narrowest guest-physical address hold.
+pub const MAX_MEMORY: u64 = 512 << 30;
+/// Lowest address a guest may map, as Linux's `mmap_min_addr`.
+const MIN_VA: u64 = 0x1_0000;
+
+/// Why the machine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum HardwareError {
+    /// The memory asked for is not between the limits.
+    #[error("--memory {0}: a machine has 8M to 512G")]
+    MemorySize(u64),
+    /// KVM refused.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The probe failed.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// KVM refused something of a virtual CPU.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// No pool.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The memory manager refused the layout.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The memory manager has no room for the monitor.
+    #[error("the monitor cannot be mapped")]
+    Monitor(#[from] SupervisorError),
+}
+
+/// The machine below the Linux layer.
+#[derive(Debug)]
+pub struct Hardware {
+    /// What the host was found to do.
+    pub profile: HostProfile,
+    /// Memory manager and pool.
+    pub memory: Arc<Memory>,
+    /// The virtual machine.
+    pub vm: Arc<Vm>,
+}
+
+fn va(address: u64) -> GuestVa {
+    GuestVa::new(address).expect("an address of the supervisor's slot")
+}
+
+fn zone(start: u64, frames: u64) -> PfnRange {
+    let number = |n: u64| u32::try_from(n).expect("memory is below MAX_MEMORY");
+    PfnRange {
+        start: Pfn::new(number(start)),
+        count: number(frames),
+    }
+}
+
+/// Splits a machine's memory into the monitor's zone, tables and data.
+fn layout(bytes: u64) -> PoolLayout {
+    let frames = bytes / FRAME as u64;
+    let tables = (frames / TABLE_SHARE)
+        .next_multiple_of(LARGE)
+        .min(frames / 2 / LARGE * LARGE)
+        .max(LARGE);
+    PoolLayout {
+        tables: zone(frame::ZONE, tables),
+        data: zone(frame::ZONE + tables, frames - tables),
+    }
+}
+
+impl Hardware {
+    /// A machine with `bytes` of memory for guests and room for `cpus` virtual CPUs.
+    ///
+    /// # Errors
+    /// The host has no usable KVM or not the memory.
+    pub fn new(bytes: u64, cpus: usize) -> Result<Self, HardwareError> {
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) {
+            return Err(HardwareError::MemorySize(bytes));
+        }
+        let kvm = vm::open()?;
+        let profile = probe::probe(&kvm)?;
+        let layout = layout(bytes);
+        let frames = u64::from(layout.data.start.get()) + u64::from(layout.data.count);
+        let pool = Pool::new(frames)?;
+        let vm = Arc::new(Vm::new(&kvm)?);
+        add_slots(&vm, &pool, layout)?;
+        if profile.paging == Paging::Shadow {
+            vm.set_shadow_pages(u64::from(layout.tables.count) + LARGE)?;
+        }
+        let limits = Limits {
+            user_end: va(abi::USER_END),
+            min_va: va(MIN_VA),
+        };
+        let manager = Manager::new(pool, layout, limits)?;
+        install_monitor(&manager, profile.syscall)?;
+        let memory = Arc::new(Memory::new(manager, Flushes::new(profile.paging, cpus)));
+        Ok(Self {
+            profile,
+            memory,
+            vm,
+        })
+    }
+
+    /// Makes virtual CPU `index`.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn vcpu(&self, index: u64) -> Result<Vcpu, HardwareError> {
+        let port = match self.profile.syscall {
+            SyscallRing::Zero => SyscallPort::Closed,
+            SyscallRing::Three => SyscallPort::Open,
+        };
+        let first = abi::cpu_area_frame(index);
+        let region = Arc::clone(self.memory.manager.store().region());
+        let area = CpuArea::new(region, first as usize * FRAME);
+        area.write_tss(&descriptors::tss(index, port));
+        let rights = SupervisorRights::WRITE;
+        self.memory.manager.map_supervisor(
+            va(abi::cpu_area(index)),
+            first,
+            abi::CPU_AREA_PAGES,
+            rights,
+        )?;
+        // No root yet: the first entry changes to the thread's own.
+        let setup = CpuSetup {
+            index,
+            area,
+            root: 0,
+            cr4: self.profile.cr4,
+            xcr0: self.profile.xcr0,
+            syscall: self.profile.syscall,
+            iret: self.profile.iret,
+        };
+        Ok(Vcpu::new(&self.vm, setup)?)
+    }
+
+    /// Shows ring 3 the vDSO.
+    ///
+    /// # Errors
+    /// The memory manager has no table frame left.
+    pub fn map_vdso(&self, image: &[u8]) -> Result<(), HardwareError> {
+        let pages = (image.len() as u64).div_ceil(FRAME as u64);
+        assert!(
+            pages <= abi::VDSO_CODE_PAGES,
+            "the vDSO has outgrown its pages"
+        );
+        let manager = &self.memory.manager;
+        put(manager.store(), frame::VDSO_CODE, image);
+        let user = SupervisorRights::USER;
+        manager.map_supervisor(
+            va(abi::VDSO_CODE_VA),
+            frame::VDSO_CODE,
+            pages,
+            user | SupervisorRights::EXEC,
+        )?;
+        manager.map_supervisor(va(abi::VDSO_DATA_VA), frame::VDSO_DATA, 1, user)?;
+        Ok(())
+    }
+}
+
+/// The monitor's zone and the tables are one slot, the data another, so that a clone can map them
+/// differently.
+fn add_slots(vm: &Vm, pool: &Pool, layout: PoolLayout) -> Result<(), VmError> {
+    let data = u64::from(layout.data.start.get());
+    let owner = || Arc::clone(pool.region()) as Arc<dyn std::any::Any + Send + Sync>;
+    for (first, end) in [(0, data), (data, pool.frames())] {
+        vm.add_slot(Slot {
+            gpa: first * FRAME as u64,
+            host: pool.host_address(first),
+            bytes: (end - first) * FRAME as u64,
+            owner: owner(),
+        })?;
+    }
+    Ok(())
+}
+
+fn put(pool: &Pool, first: u64, bytes: &[u8]) {
+    let to = pool.bytes(first * FRAME as u64, bytes.len());
+    to.write_slice(bytes, 0).expect("the same length");
+}
+
+/// Copies the monitor into its zone and maps it.
+fn install_monitor(
+    manager: &Manager<VmmPlatform>,
+    syscall: SyscallRing,
+) -> Result<(), SupervisorError> {
+    let pool = manager.store();
+    for (first, bytes) in [
+        (frame::MONITOR_CODE, monitor::image()),
+        (frame::IDT, &descriptors::idt()),
+        (frame::GDT, &descriptors::gdt()),
+        (frame::SYSCALL_STUB, monitor::syscall_stub()),
+    ] {
+        put(pool, first, bytes);
+    }
+    let exec = SupervisorRights::EXEC;
+    let stub = match syscall {
+        SyscallRing::Zero => exec,
+        SyscallRing::Three => exec | SupervisorRights::USER,
+    };
+    let none = SupervisorRights::empty();
+    manager.map_supervisor(va(abi::MONITOR_CODE_VA), frame::MONITOR_CODE, 1, exec)?;
+    manager.map_supervisor(va(abi::IDT_VA), frame::IDT, 1, none)?;
+    // The processor sets the accessed bit of a descriptor it loads.
+    manager.map_supervisor(va(abi::GDT_VA), frame::GDT, 1, SupervisorRights::WRITE)?;
+    manager.map_supervisor(va(abi::SYSCALL_STUB_VA), frame::SYSCALL_STUB, 1, stub)?;
+    let tables = manager.layout().tables;
+    let first = u64::from(tables.start.get());
+    manager.map_supervisor(
+        va(abi::TABLES_VA + first * FRAME as u64),
+        first,
+        u64::from(tables.count),
+        SupervisorRights::WRITE,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zones_follow_each_other_and_tables_are_large_pages() {
+        for bytes in [MIN_MEMORY, 64 << 20, 1 << 30, MAX_MEMORY] {
+            let l = layout(bytes);
+            assert_eq!(u64::from(l.tables.count) % LARGE, 0);
+            assert_eq!(l.tables.start.get() + l.tables.count, l.data.start.get());
+            assert_eq!(
+                (u64::from(l.tables.count) + u64::from(l.data.count)) * 4096,
+                bytes
+            );
+        }
+    }
+}

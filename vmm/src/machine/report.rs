@@ -1,0 +1,177 @@
+//! What `--stats` prints.
+
+use std::fmt;
+
+use serde::Serialize;
+use shadow_mm::{StatsSnapshot, ZoneStats};
+
+use super::stats::Exits;
+
+/// Frames of a zone, by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Frames {
+    /// Frames in the zone.
+    pub total: u64,
+    /// Known to be zero.
+    pub zeroed: u64,
+    /// Free, with old content.
+    pub free: u64,
+    /// Mapped, or page tables in use.
+    pub active: u64,
+    /// Held by a flush or a read.
+    pub in_flight: u64,
+}
+
+impl From<ZoneStats> for Frames {
+    fn from(z: ZoneStats) -> Self {
+        Self {
+            total: z.total,
+            zeroed: z.zeroed,
+            free: z.free,
+            active: z.active,
+            in_flight: z.in_flight,
+        }
+    }
+}
+
+/// Faults by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Faults {
+    pub demand_zero: u64,
+    pub file_read: u64,
+    pub copy_on_write: u64,
+    pub made_writable: u64,
+    pub spurious: u64,
+    pub denied: u64,
+    pub no_memory: u64,
+}
+
+/// What the memory manager did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryReport {
+    /// Faults it was asked to resolve, by kind.
+    pub faults: Faults,
+    /// Pages copied.
+    pub pages_copied: u64,
+    /// Frames zeroed inline.
+    pub pages_zeroed: u64,
+    /// Pages read from files, and the reads they took.
+    pub pages_read: u64,
+    /// See `pages_read`.
+    pub reads: u64,
+    /// Leaf entries written.
+    pub entries_written: u64,
+    /// Page tables made.
+    pub tables_made: u64,
+    /// Forks.
+    pub forks: u64,
+    /// Entries all forks visited, and the last one.
+    pub fork_entries: u64,
+    /// See `fork_entries`.
+    pub fork_entries_last: u64,
+    /// Clone blocks still referred to.
+    pub clone_blocks: u64,
+    /// Guest pages.
+    pub data_frames: Frames,
+    /// Page tables.
+    pub table_frames: Frames,
+    /// Frames guests still hold, tables included: zero after a machine has ended.
+    pub frames_in_use: u64,
+}
+
+impl MemoryReport {
+    /// From the manager's counters; `supervisor_tables` are the table frames that belong to no guest.
+    #[must_use]
+    pub fn new(s: &StatsSnapshot, supervisor_tables: u64) -> Self {
+        let held = |z: &ZoneStats| z.active + z.in_flight;
+        Self {
+            faults: Faults {
+                demand_zero: s.faults_demand_zero,
+                file_read: s.faults_file_read,
+                copy_on_write: s.faults_copy_on_write,
+                made_writable: s.faults_made_writable,
+                spurious: s.faults_spurious,
+                denied: s.faults_denied,
+                no_memory: s.faults_no_memory,
+            },
+            pages_copied: s.pages_copied,
+            pages_zeroed: s.pages_zeroed,
+            pages_read: s.pages_read,
+            reads: s.reads_issued,
+            entries_written: s.entries_written,
+            tables_made: s.tables_made,
+            forks: s.forks,
+            fork_entries: s.fork_entries,
+            fork_entries_last: s.fork_entries_last,
+            clone_blocks: s.clone_blocks,
+            data_frames: s.data.into(),
+            table_frames: s.tables.into(),
+            frames_in_use: (held(&s.data) + held(&s.tables)).saturating_sub(supervisor_tables),
+        }
+    }
+}
+
+/// Everything that was counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Exits and what the workers did.
+    pub exits: Exits,
+    /// KVM ioctls, `KVM_RUN` included.
+    pub ioctls: u64,
+    /// The memory manager's part.
+    pub memory: MemoryReport,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (e, m) = (&self.exits, &self.memory);
+        writeln!(
+            f,
+            "exits     {} system calls ({} unknown), {} page faults, {} exceptions, {} kicks, {} forged, {} broken",
+            e.syscalls,
+            e.unknown_syscalls,
+            e.page_faults,
+            e.exceptions,
+            e.kicks,
+            e.forged,
+            e.broken
+        )?;
+        writeln!(f, "ioctls    {}", self.ioctls)?;
+        writeln!(
+            f,
+            "flushes   {} entries by the monitor, {} words touched; FPU: {} saves, {} loads",
+            e.flushes, e.touches, e.fpu_saves, e.fpu_loads
+        )?;
+        let q = &m.faults;
+        writeln!(
+            f,
+            "faults    {} demand zero, {} file, {} copy-on-write, {} made writable, {} spurious, {} denied, {} without memory",
+            q.demand_zero,
+            q.file_read,
+            q.copy_on_write,
+            q.made_writable,
+            q.spurious,
+            q.denied,
+            q.no_memory
+        )?;
+        writeln!(
+            f,
+            "pages     {} copied, {} zeroed, {} read in {} reads; {} entries written, {} tables made",
+            m.pages_copied, m.pages_zeroed, m.pages_read, m.reads, m.entries_written, m.tables_made
+        )?;
+        writeln!(
+            f,
+            "forks     {}, {} entries visited ({} by the last); {} clone blocks left",
+            m.forks, m.fork_entries, m.fork_entries_last, m.clone_blocks
+        )?;
+        for (name, z) in [("data", &m.data_frames), ("tables", &m.table_frames)] {
+            writeln!(
+                f,
+                "{name:<9} {} frames: {} zeroed, {} free, {} active, {} in flight",
+                z.total, z.zeroed, z.free, z.active, z.in_flight
+            )?;
+        }
+        writeln!(f, "in use    {} frames", m.frames_in_use)
+    }
+}
