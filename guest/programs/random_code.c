@@ -71,7 +71,7 @@ int main(int argc, char **argv)
 			switch (started % 4) { /* different things to point at */
 			case 0: value = 0; break;
 			case 1: value = (uint64_t)canary + (value & 0x3ff8); break;
-			case 2: value = 0x7f8000000000 + (value & 0xfff8); break;
+			case 2: value = 0x7f8000000000 + (value & 0x1ffff8); break;
 			}
 			pid_t pid = fork();
 			if (pid == 0) {

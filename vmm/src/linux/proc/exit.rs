@@ -81,6 +81,7 @@ pub fn thread_exit(c: &mut Ctx<'_>) {
     clear_child_tid(c);
     let Some(remains) = leave(c) else { return };
     drop(remains.files);
+    c.k.io.locks.process_ended(c.k, c.t.pid);
     AddressSpace::retire(&c.t.mm, remains.mm);
     let mut state = c.k.state();
     bury(c.k, &mut state, c.t.pid);

@@ -45,6 +45,13 @@ enum Source {
     },
 }
 
+impl Default for Clock {
+    /// A clock that asks the host.
+    fn default() -> Self {
+        Self::new(TscInfo::unusable())
+    }
+}
+
 impl Clock {
     /// Starts the clock. Takes a few milliseconds if the counter's frequency is not given.
     #[must_use]

@@ -4,11 +4,11 @@ use rustix::termios::{Action, QueueSelector, Winsize};
 
 use super::super::Errno;
 use super::super::call::{Ctx, SysResult};
-use super::super::process::{Pid, Process, State};
+use super::super::proc::groups::{self, TtyUse, tty_check};
+use super::super::process::{Pid, Process, SigInfo, State};
 use super::super::signal;
 use super::file::Terminal;
 use super::host::{OLD_SIZE, When, without_sigttou};
-use super::job;
 
 const TCGETS: u32 = 0x5401;
 const TCSETS: u32 = 0x5402;
@@ -71,7 +71,10 @@ pub(super) fn ioctl(file: &Terminal, c: &mut Ctx<'_>, request: u32, arg: u64) ->
             let pgid: Pid = c.mem().read_obj(arg)?;
             set_foreground(c, pgid)
         }
-        TIOCSCTTY => take(c),
+        TIOCSCTTY => {
+            groups::take_terminal(&mut c.k.state(), c.t.pid)?;
+            Ok(0)
+        }
         TIOCNOTTY => give_up(c),
         // Typing for the person at the host's terminal is not the guest's to do.
         TIOCSTI => Err(Errno::PERM.into()),
@@ -80,7 +83,7 @@ pub(super) fn ioctl(file: &Terminal, c: &mut Ctx<'_>, request: u32, arg: u64) ->
 }
 
 fn set(file: &Terminal, c: &mut Ctx<'_>, arg: u64, when: When, size: usize) -> SysResult {
-    job::may_change(c)?;
+    tty_check(c, TtyUse::Change)?;
     let mut termios = file.tty().termios()?;
     c.mem().read(arg, &mut termios.0[..size])?;
     file.tty().set_termios(termios, when)?;
@@ -88,8 +91,8 @@ fn set(file: &Terminal, c: &mut Ctx<'_>, arg: u64, when: When, size: usize) -> S
 }
 
 /// Breaks, flow control and discarding, passed on to the host.
-fn flow(file: &Terminal, c: &Ctx<'_>, request: u32, arg: i32) -> SysResult {
-    job::may_change(c)?;
+fn flow(file: &Terminal, c: &mut Ctx<'_>, request: u32, arg: i32) -> SysResult {
+    tty_check(c, TtyUse::Change)?;
     without_sigttou(|| match (request, arg) {
         (TCSBRK, 0) | (TCSBRKP, _) => rustix::termios::tcsendbreak(file.fd()),
         (TCSBRK, _) => rustix::termios::tcdrain(file.fd()),
@@ -110,45 +113,15 @@ fn controls(state: &State, p: &Process) -> Result<(), Errno> {
     if state.tty.session == Some(p.sid) { Ok(()) } else { Err(Errno::NOTTY) }
 }
 
-fn set_foreground(c: &Ctx<'_>, pgid: Pid) -> SysResult {
+fn set_foreground(c: &mut Ctx<'_>, pgid: Pid) -> SysResult {
     {
         let state = c.k.state();
         controls(&state, state.process(c.t.pid)?)?;
     }
-    job::may_change(c)?;
+    tty_check(c, TtyUse::Change)?;
     let mut state = c.k.state();
-    let sid = state.process(c.t.pid)?.sid;
-    check_foreground(&state, sid, pgid)?;
-    state.tty.foreground = pgid;
+    groups::set_foreground(&mut state, c.t.pid, pgid)?;
     Ok(0)
-}
-
-/// Whether group `pgid` can be put into the foreground of session `sid`.
-fn check_foreground(state: &State, sid: Pid, pgid: Pid) -> Result<(), Errno> {
-    if pgid < 0 {
-        return Err(Errno::INVAL);
-    }
-    match state.procs.values().find(|p| p.pgid == pgid) {
-        None => Err(Errno::SRCH),
-        Some(p) if p.sid != sid => Err(Errno::PERM),
-        Some(_) => Ok(()),
-    }
-}
-
-/// Makes the terminal control the session the caller leads.
-fn take(c: &Ctx<'_>) -> SysResult {
-    let mut state = c.k.state();
-    let p = state.process(c.t.pid)?;
-    let (sid, pgid, leads) = (p.sid, p.pgid, p.sid == p.pid);
-    match state.tty.session {
-        Some(session) if session == sid && leads => Ok(0),
-        None if leads => {
-            state.tty.session = Some(sid);
-            state.tty.foreground = pgid;
-            Ok(0)
-        }
-        Some(_) | None => Err(Errno::PERM.into()),
-    }
 }
 
 /// The caller gives the terminal up; if it leads the session, all of the session does.
@@ -162,7 +135,7 @@ fn give_up(c: &Ctx<'_>) -> SysResult {
         state.tty.foreground = 0;
         for signo in [libc::SIGHUP, libc::SIGCONT] {
             // The group may have ended.
-            let _ = signal::send_to_group(c.k, &mut state, foreground, job::from_kernel(signo));
+            let _ = signal::send_to_group(c.k, &mut state, foreground, SigInfo::kernel(signo));
         }
     }
     Ok(0)

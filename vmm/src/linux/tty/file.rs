@@ -7,7 +7,8 @@ use super::super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
 use super::super::file::{File, Ready, Stat};
 use super::super::kernel::Kernel;
 use super::super::stdio::HostStream;
-use super::{Tty, control, job};
+use super::super::proc::groups::{TtyUse, tty_check};
+use super::{Tty, control};
 
 /// Device number of the terminal: the first of the host's kind of pseudo terminals.
 const RDEV: u64 = 136 << 8;
@@ -80,12 +81,12 @@ impl File for Terminal {
 
     fn admit(&self, c: &mut Ctx<'_>, writing: bool) -> Result<(), Stop> {
         if writing {
-            if job::in_background(c).is_some() && self.tty.termios()?.stops_writers() {
-                job::may_change(c)?;
+            if self.tty.termios()?.stops_writers() {
+                tty_check(c, TtyUse::Write)?;
             }
             Ok(())
         } else {
-            job::may_read(c)
+            tty_check(c, TtyUse::Read)
         }
     }
 

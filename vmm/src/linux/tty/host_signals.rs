@@ -14,8 +14,10 @@ use signal_hook::consts::{
 use signal_hook::iterator::{Handle, Signals};
 
 use super::super::kernel::Kernel;
+use super::super::process::SigInfo;
 use super::super::signal;
-use super::job::{from_kernel, keyboard_group, main_group};
+use super::job::{keyboard_group, main_group};
+use super::under_job_control;
 
 /// How long the guest has to end after `SIGTERM` or `SIGHUP`.
 const GRACE: Duration = Duration::from_secs(3);
@@ -82,6 +84,7 @@ impl HostSignals {
         let taken = [SIGINT, SIGQUIT, SIGTSTP, SIGWINCH, SIGTERM, SIGHUP, SIGCONT];
         let mut signals = Signals::new(taken)?;
         let handle = signals.handle();
+        kernel.state().tty.outer_shell = under_job_control();
         let k = Arc::clone(kernel);
         let taker = std::thread::Builder::new().name("signals".into()).spawn(move || {
             for signo in signals.forever() {
@@ -154,7 +157,7 @@ fn send(k: &Kernel, target: Target, signo: i32) {
     };
     if let Some(group) = group {
         // The group may have ended: then there is nobody to tell.
-        let _ = signal::send_to_group(k, &mut state, group, from_kernel(signo));
+        let _ = signal::send_to_group(k, &mut state, group, SigInfo::kernel(signo));
     }
 }
 

@@ -1,0 +1,149 @@
+//! Running a command to its end, with input, a time limit, and everything it printed.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+/// What came of a command.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The exit status, or 128+N for signal N.
+    pub status: i32,
+    /// All of standard output.
+    pub stdout: Vec<u8>,
+    /// All of standard error.
+    pub stderr: Vec<u8>,
+    /// It was killed because the time was over.
+    pub timed_out: bool,
+    /// How long it ran.
+    pub elapsed: Duration,
+}
+
+impl Output {
+    /// Standard output as text.
+    #[must_use]
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard error as text.
+    #[must_use]
+    pub fn err(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+}
+
+/// Shell's number for how a process ended.
+#[must_use]
+pub fn shell_status(status: ExitStatus) -> i32 {
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// The process id in rustix's terms.
+#[must_use]
+pub fn pid_of(child: &Child) -> Option<Pid> {
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+}
+
+/// How a command is to be run.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Killed after this long.
+    pub timeout: Duration,
+    /// A signal to send after a while: to see what a person's Ctrl-C or a `kill` does.
+    pub signal: Option<(Duration, Signal)>,
+}
+
+/// Runs a command in a process group of its own; the whole group is killed when it ends or when
+/// its time is over.
+///
+/// # Errors
+/// It cannot be started.
+pub fn run(command: &mut Command, stdin: &[u8], limits: &Limits) -> io::Result<Output> {
+    let started = Instant::now();
+    let mut child = command
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let pid = pid_of(&child);
+    if let Some(mut pipe) = child.stdin.take() {
+        let input = stdin.to_vec();
+        // A program that does not read its input ends this with a broken pipe.
+        thread::spawn(move || drop(pipe.write_all(&input)));
+    }
+    let stdout = collect(child.stdout.take());
+    let stderr = collect(child.stderr.take());
+    let mut to_send = limits.signal;
+    let mut timed_out = false;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        let elapsed = started.elapsed();
+        if let Some((when, signal)) = to_send
+            && elapsed >= when
+        {
+            to_send = None;
+            if let Some(pid) = pid {
+                kill_process(pid, signal)?;
+            }
+        }
+        if elapsed > limits.timeout {
+            timed_out = true;
+            break kill(&mut child, pid)?;
+        }
+        thread::sleep(Duration::from_millis(3));
+    };
+    let elapsed = started.elapsed();
+    if let Some(pid) = pid {
+        // Nobody is left in the group most of the time.
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+    let late = Duration::from_secs(10);
+    Ok(Output {
+        status: shell_status(status),
+        stdout: stdout.recv_timeout(late).unwrap_or_default(),
+        stderr: stderr.recv_timeout(late).unwrap_or_default(),
+        timed_out,
+        elapsed,
+    })
+}
+
+fn kill(child: &mut Child, pid: Option<Pid>) -> io::Result<ExitStatus> {
+    if let Some(pid) = pid {
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+    child.kill()?;
+    child.wait()
+}
+
+fn collect<R: Read + Send + 'static>(pipe: Option<R>) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut all = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut all);
+        }
+        let _ = sender.send(all);
+    });
+    receiver
+}
+
+/// Finds a program in the folders where a distribution puts its own.
+#[must_use]
+pub fn find_program(name: &str) -> Option<std::path::PathBuf> {
+    ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"]
+        .iter()
+        .map(|dir| std::path::Path::new(dir).join(name))
+        .find(|path| File::open(path).is_ok())
+}

@@ -1,0 +1,170 @@
+//! Runs the table of cases on the host we are on, and counts.
+//!
+//! Arguments: parts of names (only those cases run), `--list`, `--prepare` (only build); what `cargo test` may pass besides
+//! is ignored. Environment: `VMM_TEST_HOST` (see [`crate::host`]), `VMM_BIN` (the vmm to test),
+//! `VMM_TEST_PROGRAMS` (built guest programs), `VMM_TEST_JOBS` (cases at once),
+//! `VMM_TEST_REQUIRE_KVM` (no usable `/dev/kvm` is a failure).
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crate::case::{Case, Verdict};
+use crate::context::{Context, Setup};
+use crate::host::{Host, kvm_usable};
+use crate::programs;
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: Vec<String>,
+    skipped: usize,
+}
+
+/// Runs the cases; the closing line is `N passed, N failed, N skipped`.
+#[must_use]
+pub fn main(cases: Vec<Case>) -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
+    let chosen: Vec<Case> = cases
+        .into_iter()
+        .filter(|c| filters.is_empty() || filters.iter().any(|f| c.name.contains(f.as_str())))
+        .collect();
+    if args.iter().any(|a| a == "--list") {
+        for case in &chosen {
+            println!("{}: test", case.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    if args.iter().any(|a| a == "--prepare") {
+        return prepare();
+    }
+    match run(&chosen) {
+        Ok(tally) => close(&tally),
+        Err(why) => {
+            eprintln!("the tests cannot run: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Builds what the cases need and says where it is, as assignments for a shell.
+fn prepare() -> ExitCode {
+    match programs::vmm().and_then(|vmm| Ok((vmm, programs::folder()?))) {
+        Ok((vmm, folder)) => {
+            println!(
+                "VMM_BIN='{}'\nVMM_TEST_PROGRAMS='{}'",
+                vmm.display(),
+                folder.display()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cases: &[Case]) -> Result<Tally, String> {
+    let host = Host::from_env()?;
+    println!("host: {host}");
+    if !matches!(host, Host::Native | Host::NoKvm)
+        && let Err(why) = kvm_usable()
+    {
+        return without_kvm(cases, &why);
+    }
+    let setup = Setup {
+        host,
+        vmm: if host == Host::Native {
+            "vmm".into()
+        } else {
+            programs::vmm()?
+        },
+        programs: programs::folder()?,
+    };
+    let jobs = std::env::var("VMM_TEST_JOBS")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.unwrap_or(cores).max(1) {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    one(case, &setup, &tally);
+                }
+            });
+        }
+    });
+    tally.into_inner().map_err(|_| "a case panicked".to_owned())
+}
+
+fn one(case: &Case, setup: &Setup, tally: &Mutex<Tally>) {
+    let started = Instant::now();
+    let verdict = case.skip_on(setup.host).map_or_else(
+        || match Context::new(setup, case.timeout) {
+            Ok(context) => case.run(&context),
+            Err(why) => Verdict::Failed(why),
+        },
+        Verdict::Skipped,
+    );
+    let seconds = started.elapsed().as_secs_f32();
+    let Ok(mut tally) = tally.lock() else { return };
+    let name = &case.name;
+    match verdict {
+        Verdict::Passed(without) => {
+            tally.passed += 1;
+            tally.skipped += without.len();
+            println!("ok    {name} ({seconds:.1} s)");
+            for part in without {
+                println!("skip  {name}: {part}");
+            }
+        }
+        Verdict::Skipped(why) => {
+            tally.skipped += 1;
+            println!("skip  {name}: {why}");
+        }
+        Verdict::Failed(why) => {
+            println!(
+                "FAIL  {name} ({seconds:.1} s)\n      {}",
+                why.replace('\n', "\n      ")
+            );
+            tally.failed.push(name.clone());
+        }
+    }
+    let _ = std::io::stdout().flush();
+}
+
+fn without_kvm(cases: &[Case], why: &str) -> Result<Tally, String> {
+    if std::env::var_os("VMM_TEST_REQUIRE_KVM").is_some() {
+        return Err(why.to_owned());
+    }
+    println!(
+        "skip  all {} cases: {why} (tests/run runs them in an emulated machine)",
+        cases.len()
+    );
+    Ok(Tally {
+        skipped: cases.len(),
+        ..Tally::default()
+    })
+}
+
+fn close(tally: &Tally) -> ExitCode {
+    for name in &tally.failed {
+        println!("failed: {name}");
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed,
+        tally.failed.len(),
+        tally.skipped
+    );
+    if tally.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,28 @@
+//! The table of whole-system cases; see `docs/testing.md`.
+
+use std::process::ExitCode;
+
+mod attacks;
+mod bad_input;
+mod confinement;
+mod no_kvm;
+mod options;
+mod programs;
+mod real;
+mod shell;
+mod terminal;
+
+fn main() -> ExitCode {
+    let groups = [
+        programs::cases(),
+        shell::cases(),
+        real::cases(),
+        terminal::cases(),
+        options::cases(),
+        confinement::cases(),
+        bad_input::cases(),
+        attacks::cases(),
+        no_kvm::cases(),
+    ];
+    tests::suite::main(groups.into_iter().flatten().collect())
+}

@@ -1,0 +1,211 @@
+//! The options of `vmm run`.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tests::case::{Case, Checked, Expect, Launch, PASSED, check};
+use tests::context::Context;
+
+const ONLY_VMM: &str = "it is about an option of vmm";
+
+fn exactly(name: &str, launch: Launch, status: i32, out: &str) -> Case {
+    Case::new(
+        &format!("options/{name}"),
+        launch,
+        Expect::Exactly(status, out.to_owned()),
+    )
+    .not_native(ONLY_VMM)
+}
+
+fn status(name: &str, launch: Launch, status: i32) -> Case {
+    Case::new(&format!("options/{name}"), launch, Expect::Status(status)).not_native(ONLY_VMM)
+}
+
+fn busybox(args: &[&str], options: &[&str]) -> Launch {
+    Launch::new("busybox", args).options(options)
+}
+
+/// What is written under --rw is there afterwards, with the names and modes it was given.
+fn writes_arrive(context: &Context) -> Checked {
+    context.write("data/old", "old\n", 0o600)?;
+    let line = "cd /data && cat old && echo new > new && mkdir -p a/b && mv old a/b/moved && chmod 750 a && ln -s new link && ls";
+    let launch = busybox(&["sh", "-c", line], &["--rw", "{work}/data:/data"]);
+    let output = context.run(&launch)?;
+    check(
+        &Expect::Exactly(0, "old\na\nlink\nnew\n".to_owned()),
+        &output,
+    )?;
+    let data = context.work().join("data");
+    let read =
+        |name: &str| std::fs::read_to_string(data.join(name)).map_err(|e| format!("{name}: {e}"));
+    if read("new")? != "new\n" || read("a/b/moved")? != "old\n" || data.join("old").exists() {
+        return Err("the folder does not have what was written".to_owned());
+    }
+    let link = std::fs::read_link(data.join("link")).map_err(|e| e.to_string())?;
+    if link.as_os_str() != "new" {
+        return Err(format!("the link goes to {}", link.display()));
+    }
+    Ok(PASSED)
+}
+
+/// `--strace` shows calls on standard error and changes nothing else.
+fn strace(context: &Context) -> Checked {
+    let output = context.run(&busybox(&["echo", "traced"], &["--strace"]))?;
+    check(&Expect::Exactly(0, "traced\n".to_owned()), &output)?;
+    let err = output.err();
+    match ["write(1", "exit_group(0"]
+        .iter()
+        .find(|call| !err.contains(**call))
+    {
+        None => Ok(PASSED),
+        Some(call) => Err(format!("no `{call}` in\n{err}")),
+    }
+}
+
+/// The statistics count what was done.
+fn statistics(context: &Context) -> Checked {
+    let mut words = context.prefix(&["--stats=json".to_owned()]);
+    words.extend(["busybox", "sh", "-c", "(exit 1); (exit 2); echo hi"].map(str::to_owned));
+    let limits = tests::process::Limits {
+        timeout: context.timeout,
+        signal: None,
+    };
+    let output = tests::process::run(&mut context.command(&words), b"", &limits)
+        .map_err(|e| e.to_string())?;
+    let err = output.err();
+    let line = err.lines().last().unwrap_or_default();
+    let value: serde_json::Value =
+        serde_json::from_str(line).map_err(|e| format!("{e}: {line}"))?;
+    let number = |path: &str| value.pointer(path).and_then(serde_json::Value::as_u64);
+    let forks = number("/memory/forks");
+    let (calls, in_use) = (number("/exits/syscalls"), number("/memory/frames_in_use"));
+    if forks == Some(2) && calls.is_some_and(|n| n > 10) && in_use == Some(0) {
+        return Ok(PASSED);
+    }
+    Err(format!(
+        "forks {forks:?}, calls {calls:?}, in use {in_use:?}: {line}"
+    ))
+}
+
+/// Much more than the machine has: the program is told, and the VMM goes on.
+fn memory_runs_out(context: &Context) -> Checked {
+    // sort and tr hold all their input; a line of 64 MiB does not fit into 24 MiB.
+    let launch = busybox(
+        &[
+            "sh",
+            "-c",
+            "head -c 67108864 /dev/zero | tr '\\0' x | sort > /dev/null; echo status $?; echo still here",
+        ],
+        &["--memory", "24M"],
+    );
+    let output = context.run(&launch)?;
+    if output.status == 0
+        && output.out().ends_with("still here\n")
+        && !output.out().contains("status 0")
+    {
+        return Ok(PASSED);
+    }
+    Err(format!(
+        "status {}: {}{}",
+        output.status,
+        output.out(),
+        output.err()
+    ))
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let sleeps = |options: &[&str]| busybox(&["sleep", "60"], options);
+    let spins = "while :; do :; done";
+    let stop = |signal| sleeps(&[]).signal(Duration::from_secs(2), signal);
+    let all = vec![
+        status("timeout_of_a_sleeper", sleeps(&["--timeout", "1"]), 124),
+        status(
+            "timeout_of_a_spinner",
+            busybox(&["sh", "-c", spins], &["--timeout", "1"]),
+            124,
+        ),
+        status(
+            "timeout_of_a_family",
+            busybox(
+                &["sh", "-c", "sleep 60 | cat & sleep 60 & wait"],
+                &["--timeout", "1"],
+            ),
+            124,
+        ),
+        exactly(
+            "timeout_that_is_not_reached",
+            busybox(&["echo", "in time"], &["--timeout", "50"]),
+            0,
+            "in time\n",
+        ),
+        status("terminated", stop(Signal::TERM), 143),
+        status("interrupted", stop(Signal::INT), 130),
+        status("hung_up", stop(Signal::HUP), 129),
+        exactly(
+            "interrupt_is_caught",
+            busybox(
+                &[
+                    "sh",
+                    "-c",
+                    "trap 'echo caught; exit 9' INT; while :; do sleep 1; done",
+                ],
+                &[],
+            )
+            .signal(Duration::from_secs(2), Signal::INT),
+            9,
+            "caught\n",
+        ),
+        exactly(
+            "environment",
+            busybox(
+                &["sh", "-c", "echo \"$A|$B\""],
+                &["--env", "A=one two", "-e", "B=x=y"],
+            ),
+            0,
+            "one two|x=y\n",
+        ),
+        exactly(
+            "workdir",
+            busybox(&["pwd"], &["--root", "/", "--workdir", "/usr/bin"]),
+            0,
+            "/usr/bin\n",
+        ),
+        exactly(
+            "tmpfs",
+            busybox(
+                &[
+                    "sh",
+                    "-c",
+                    "cd /t && echo a > f && mkdir d && mv f d/g && cat d/g && ls -R && rm -r d && ls | wc -l",
+                ],
+                &["--tmpfs", "/t"],
+            ),
+            0,
+            "a\n.:\nd\n\n./d:\ng\n0\n",
+        ),
+        exactly(
+            "root_is_read_only",
+            busybox(
+                &[
+                    "sh",
+                    "-c",
+                    "echo x > /etc/vmm-test-file; echo $?; rm /etc/passwd; echo $?; mkdir /vmm-test; echo $?",
+                ],
+                &["--root", "/"],
+            ),
+            0,
+            "1\n1\n1\n",
+        ),
+        exactly(
+            "arguments_that_look_like_options",
+            busybox(&["echo", "--memory", "-x", "--"], &[]),
+            0,
+            "--memory -x --\n",
+        ),
+        Case::function("options/rw_writes_arrive", writes_arrive),
+        Case::function("options/strace", strace),
+        Case::function("options/statistics", statistics),
+        Case::function("options/memory_runs_out", memory_runs_out).seconds(120),
+    ];
+    all.into_iter().map(|c| c.needs(&["busybox"])).collect()
+}

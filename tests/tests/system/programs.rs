@@ -1,0 +1,34 @@
+//! The guest's own test programs: each prints TAP lines and passes on Linux itself.
+
+use tests::case::{Case, Expect, Launch};
+
+fn tap(name: &str, args: &[&str]) -> Case {
+    let launch = Launch::new(&format!("{{programs}}/{name}"), args);
+    Case::new(&format!("programs/{name}"), launch, Expect::Tap)
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut mmap = tap("mmap", &["{work}"]);
+    let mut fds = tap("fds", &["{work}"]);
+    for case in [&mut mmap, &mut fds] {
+        if let tests::case::Body::Launch(launch, _) = &mut case.body {
+            launch
+                .options
+                .extend(["--rw".to_owned(), "{work}".to_owned()]);
+        }
+    }
+    let on_tmpfs = Launch::new("{programs}/fds", &["/tmp"]).options(&["--tmpfs", "/tmp"]);
+    vec![
+        tap("fork_tree", &["200"]).seconds(120),
+        tap("cow_storm", &["500"]).seconds(120),
+        tap("vfork_exec", &[]),
+        tap("signals", &[]).seconds(120),
+        mmap,
+        tap("pipes", &[]),
+        tap("clocks", &[]),
+        fds,
+        Case::new("programs/fds_on_tmpfs", on_tmpfs, Expect::Tap),
+        tap("waits", &[]),
+        tap("misbehave", &[]).seconds(120),
+    ]
+}
