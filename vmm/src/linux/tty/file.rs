@@ -6,8 +6,8 @@ use super::super::Errno;
 use super::super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
 use super::super::file::{File, Ready, Stat};
 use super::super::kernel::Kernel;
-use super::super::stdio::HostStream;
 use super::super::proc::groups::{TtyUse, tty_check};
+use super::super::stdio::HostStream;
 use super::{Tty, control};
 
 /// Device number of the terminal: the first of the host's kind of pseudo terminals.
@@ -52,7 +52,15 @@ impl File for Terminal {
     fn stat(&self, _: &Kernel) -> Result<Stat, Errno> {
         let host = super::super::stdio::host_stat(self.io.fd())?;
         let (dev, ino) = DEVPTS;
-        Ok(Stat { dev, ino, mode: 0o020_620, rdev: RDEV, nlink: 1, size: 0, ..host })
+        Ok(Stat {
+            dev,
+            ino,
+            mode: 0o020_620,
+            rdev: RDEV,
+            nlink: 1,
+            size: 0,
+            ..host
+        })
     }
 
     fn ready(&self, _: &Kernel) -> Ready {

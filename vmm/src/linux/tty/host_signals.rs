@@ -86,18 +86,26 @@ impl HostSignals {
         let handle = signals.handle();
         kernel.state().tty.outer_shell = under_job_control();
         let k = Arc::clone(kernel);
-        let taker = std::thread::Builder::new().name("signals".into()).spawn(move || {
-            for signo in signals.forever() {
-                take(&k, signo);
-            }
-        })?;
+        let taker = std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                for signo in signals.forever() {
+                    take(&k, signo);
+                }
+            })?;
         let k = Arc::clone(kernel);
-        let stopper = std::thread::Builder::new().name("stops".into()).spawn(move || {
-            while let Some(signo) = k.io.main_stops.wait() {
-                stop_vmm(&k, signo);
-            }
-        })?;
-        Ok(Self { kernel: Arc::clone(kernel), handle, threads: vec![taker, stopper] })
+        let stopper = std::thread::Builder::new()
+            .name("stops".into())
+            .spawn(move || {
+                while let Some(signo) = k.io.main_stops.wait() {
+                    stop_vmm(&k, signo);
+                }
+            })?;
+        Ok(Self {
+            kernel: Arc::clone(kernel),
+            handle,
+            threads: vec![taker, stopper],
+        })
     }
 
     /// Ends the threads and gives the terminal back.
@@ -164,17 +172,19 @@ fn send(k: &Kernel, target: Target, signo: i32) {
 /// Ends the machine as if `signo` had ended the first program, if it does not end by itself.
 fn end_after_grace(k: &Arc<Kernel>, signo: i32) {
     let kernel = Arc::clone(k);
-    let spawned = std::thread::Builder::new().name("grace".into()).spawn(move || {
-        let until = Instant::now() + GRACE;
-        while Instant::now() < until {
-            if kernel.sched.has_ended() {
-                return;
+    let spawned = std::thread::Builder::new()
+        .name("grace".into())
+        .spawn(move || {
+            let until = Instant::now() + GRACE;
+            while Instant::now() < until {
+                if kernel.sched.has_ended() {
+                    return;
+                }
+                std::thread::sleep(PACE);
             }
-            std::thread::sleep(PACE);
-        }
-        kernel.state().main_status.get_or_insert(signo);
-        kernel.sched.end();
-    });
+            kernel.state().main_status.get_or_insert(signo);
+            kernel.sched.end();
+        });
     if let Err(error) = spawned {
         tracing::error!(%error, "cannot wait for the guest to end");
         k.state().main_status.get_or_insert(signo);
