@@ -75,7 +75,8 @@ pub fn size_of_components(xcr0: u64, whole: usize) -> usize {
 }
 
 /// The area as it goes into a frame: the first `size` bytes of `area` with the software bytes and
-/// the second magic number behind it. `xcr0` is what the guest runs with.
+/// the second magic number behind it. `xcr0` are the components the guest has; what else the host put
+/// into the area (a protection key register the guest was not offered) is left out.
 #[must_use]
 pub fn export(area: &[u8], size: usize, xcr0: u64) -> Vec<u8> {
     let mut out = area.to_vec();
@@ -90,7 +91,7 @@ pub fn export(area: &[u8], size: usize, xcr0: u64) -> Vec<u8> {
         out[XMM].fill(0);
         out[MXCSR].copy_from_slice(&INITIAL_MXCSR.to_le_bytes());
     }
-    out[XSTATE_BV].copy_from_slice(&(present | FP | SSE).to_le_bytes());
+    out[XSTATE_BV].copy_from_slice(&(present & xcr0 | FP | SSE).to_le_bytes());
     let size = out.len() as u32;
     let sw = &mut out[SW];
     sw.fill(0);
@@ -194,6 +195,16 @@ mod tests {
         assert_eq!(u64_at(&out, XSTATE_BV), 3);
         assert_eq!(out[FCW], INITIAL_FCW.to_le_bytes());
         assert_eq!(out[MXCSR], INITIAL_MXCSR.to_le_bytes());
+    }
+
+    #[test]
+    fn components_only_the_host_has_are_not_exported() {
+        let mut area = sample();
+        area[XSTATE_BV].copy_from_slice(&(1_u64 << 9 | 7).to_le_bytes());
+        let mut out = export(&area, SIZE, XCR0);
+        out.truncate(SIZE);
+        assert_eq!(u64_at(&out, XSTATE_BV), 7);
+        assert_eq!(import(out, XCR0, &sample()), Ok(sample()));
     }
 
     #[test]
