@@ -73,6 +73,19 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new() -> Self {
+        let kind = MountKind::Mem {
+            size: 1 << 20,
+            mode: 0o755,
+        };
+        let root = MountSpec {
+            at: b"/".to_vec(),
+            kind,
+        };
+        Self::with_mounts(vec![root])
+    }
+
+    /// With these file systems.
+    pub(crate) fn with_mounts(mounts: Vec<MountSpec>) -> Self {
         let range = |start, count| PfnRange {
             start: Pfn::new(start),
             count,
@@ -92,19 +105,11 @@ impl Machine {
             max_procs: 4,
             cpus: 2,
         };
-        let kind = MountKind::Mem {
-            size: 1 << 20,
-            mode: 0o755,
-        };
-        let root = MountSpec {
-            at: b"/".to_vec(),
-            kind,
-        };
         let k = Kernel::new(KernelParts {
             memory,
             sched: Arc::default(),
             clock: Arc::default(),
-            vfs: Vfs::new(vec![root], 1 << 20).unwrap(),
+            vfs: Vfs::new(mounts, 16 << 20).unwrap(),
             tty: None,
             limits,
             info: MachineInfo::default(),
