@@ -111,7 +111,7 @@ impl Machine {
             memory,
             sched: Arc::default(),
             clock: Arc::new(Clock::new(TscInfo::unusable())),
-            vfs: Vfs::new(mounts, 1 << 20).unwrap(),
+            vfs: Vfs::new(mounts, 16 << 20).unwrap(),
             tty: None,
             limits,
             info: MachineInfo::default(),
