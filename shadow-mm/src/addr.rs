@@ -243,6 +243,11 @@ impl EntryIndex {
         (first.0..=last.0).map(Self)
     }
 
+    /// The slots of a table from `first` on.
+    pub(crate) fn onward(first: Self) -> impl Iterator<Item = Self> {
+        (first.0..TABLE_ENTRIES as u16).map(Self)
+    }
+
     /// Every slot of a table.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..TABLE_ENTRIES as u16).map(Self)

@@ -61,6 +61,30 @@ pub(crate) struct Demand {
     pub(crate) want: Want,
 }
 
+impl Demand {
+    /// Table frames only.
+    pub(crate) fn tables(tables: usize) -> Self {
+        let want = Want::Zeroes;
+        Self {
+            tables,
+            data: 0,
+            extra: 0,
+            want,
+        }
+    }
+
+    /// One data frame to be overwritten.
+    pub(crate) fn one_page() -> Self {
+        let want = Want::Anything;
+        Self {
+            tables: 0,
+            data: 1,
+            extra: 0,
+            want,
+        }
+    }
+}
+
 impl<P: Platform> Manager<P> {
     /// A manager of a pool whose frames all read as zero.
     ///
@@ -112,12 +136,7 @@ impl<P: Platform> Manager<P> {
     /// # Errors
     /// [`CreateError::NoMemory`].
     pub fn create_space(&self) -> Result<Arc<Space<P>>, CreateError> {
-        let demand = Demand {
-            tables: 1,
-            data: 0,
-            extra: 0,
-            want: Want::Zeroes,
-        };
+        let demand = Demand::tables(1);
         let mut reserve = self.reserve(demand).ok_or(CreateError::NoMemory)?;
         let root = reserve.tables.pop().ok_or(CreateError::NoMemory)?;
         let root = self.make_root(root);

@@ -5,7 +5,6 @@ use bitflags::bitflags;
 use crate::addr::{GuestVa, Level, Pfn, PfnRange, TABLE_ENTRIES, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::manager::{Demand, Manager};
-use crate::pfn::Want;
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::{Cursor, SUPERVISOR_FIRST_PAGE, SUPERVISOR_SLOT, TableCount};
 
@@ -95,12 +94,7 @@ impl<P: Platform> Manager<P> {
         // A root of no space: its only entry is the supervisor slot.
         let mut count = TableCount::default();
         count.add(range);
-        let demand = Demand {
-            tables: count.tables(),
-            data: 0,
-            extra: 0,
-            want: Want::Zeroes,
-        };
+        let demand = Demand::tables(count.tables());
         let mut reserve = self.reserve(demand).ok_or(SupervisorError::NoMemory)?;
         let cursor = Cursor::new(&self.store, self.supervisor);
         let taken = leaves(range, first).find(|leaf| occupied(&cursor, *leaf));

@@ -17,6 +17,7 @@
 //! No lock is held across `KVM_RUN` or file I/O, except a description's offset, which POSIX wants
 //! held for the read or write that uses it.
 
+pub mod cli;
 pub mod config;
 pub mod hv;
 pub mod linux;

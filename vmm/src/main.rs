@@ -1,2 +1,5 @@
-//! The `vmm` command.
-fn main() {}
+//! The `vmm` command; see `vmm --help`.
+
+fn main() -> std::process::ExitCode {
+    vmm::cli::main()
+}

@@ -1,6 +1,6 @@
 //! The database against the walk: states, lists, share counts, clone blocks.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 
 use super::Violation;
 use super::walk::Seen;
@@ -9,60 +9,59 @@ use crate::pfn::{PfnDatabase, PfnState, Zone, ZoneKind};
 use crate::proto::BlockId;
 
 pub(super) fn check_frames(db: &PfnDatabase, seen: &Seen) -> Result<(), Violation> {
-    for kind in [ZoneKind::Data, ZoneKind::Tables] {
-        let zone = db.zone(kind);
-        let zeroed = check_list(zone, PfnState::Zeroed)?;
-        let free = check_list(zone, PfnState::Free)?;
-        let counts = if kind == ZoneKind::Data {
-            &seen.mapped
-        } else {
-            &seen.tables
-        };
-        let mut states = [0u32; PfnState::COUNT];
-        for (frame, entry) in zone.iter() {
-            let (share, refs, state) = (entry.share, entry.refs, entry.state);
-            states[state as usize] += 1;
-            let counted = counts.get(&frame).copied().unwrap_or(0);
-            if share != counted {
-                return Err(Violation::WrongShare {
-                    frame,
-                    share,
-                    counted,
-                });
-            }
-            let idle = share == 0 && refs == 0;
-            let fits = match state {
-                PfnState::Zeroed => idle && zeroed.contains(&frame),
-                PfnState::Free => idle && free.contains(&frame),
-                PfnState::Active => share > 0,
-                PfnState::InFlight => share == 0 && refs > 0,
-            };
-            if !fits || entry.write_pins > refs {
-                return Err(Violation::WrongState {
-                    frame,
-                    state,
-                    share,
-                    refs,
-                });
-            }
-        }
-        check_states(zone, states)?;
-        let untouched = counts.keys().find(|frame| !zone.range().contains(**frame));
-        if let Some(&frame) = untouched {
-            let counted = counts.get(&frame).copied().unwrap_or(0);
-            return Err(Violation::WrongShare {
-                frame,
-                share: 0,
-                counted,
-            });
-        }
-    }
+    check_zone(db.zone(ZoneKind::Data), &seen.mapped)?;
+    check_zone(db.zone(ZoneKind::Tables), &seen.tables)?;
     for (&frame, &space) in &seen.writers {
         if seen.mapped.get(&frame).is_some_and(|entries| *entries > 1) {
             return Err(Violation::SharedWritable { frame, space });
         }
     }
     Ok(())
+}
+
+/// `counts` is what the walk counted for each frame of the zone.
+fn check_zone(zone: &Zone, counts: &BTreeMap<Pfn, u32>) -> Result<(), Violation> {
+    let zeroed = check_list(zone, PfnState::Zeroed)?;
+    let free = check_list(zone, PfnState::Free)?;
+    let mut states = [0; PfnState::COUNT];
+    for (frame, entry) in zone.iter() {
+        let (share, refs, state) = (entry.share, entry.refs, entry.state);
+        states[state as usize] += 1;
+        let counted = counts.get(&frame).copied().unwrap_or(0);
+        if share != counted {
+            return Err(Violation::WrongShare {
+                frame,
+                share,
+                counted,
+            });
+        }
+        let idle = share == 0 && refs == 0;
+        let fits = match state {
+            PfnState::Zeroed => idle && zeroed.contains(&frame),
+            PfnState::Free => idle && free.contains(&frame),
+            PfnState::Active => share > 0,
+            PfnState::InFlight => share == 0 && refs > 0,
+        };
+        if !fits || entry.write_pins > refs {
+            return Err(Violation::WrongState {
+                frame,
+                state,
+                share,
+                refs,
+            });
+        }
+    }
+    check_states(zone, states)?;
+    // Frames the database has never given out.
+    let unknown = |frame: &Pfn| zone.entry(*frame).state != PfnState::Active;
+    match counts.iter().find(|(frame, _)| unknown(frame)) {
+        Some((&frame, &counted)) => Err(Violation::WrongShare {
+            frame,
+            share: 0,
+            counted,
+        }),
+        None => Ok(()),
+    }
 }
 
 fn check_states(zone: &Zone, mut states: [u32; PfnState::COUNT]) -> Result<(), Violation> {

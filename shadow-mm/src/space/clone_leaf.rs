@@ -9,7 +9,7 @@ use crate::pfn::{Owner, PfnDatabase};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::shadow::{Cursor, LeafRun};
 use crate::space::Space;
-use crate::space::fork::Clone;
+use crate::space::fork::Cloning;
 use crate::stats::add;
 
 /// A page that is stored to while the fork runs: the child gets a copy at once.
@@ -25,7 +25,7 @@ impl<P: Platform> Manager<P> {
     pub(super) fn clone_leaf(
         &self,
         parent: &Space<P>,
-        clone: &mut Clone<'_, P::Backing>,
+        clone: &mut Cloning<'_, P::Backing>,
         run: LeafRun,
     ) {
         let cursor = parent.cursor(&self.store);
@@ -74,7 +74,7 @@ impl<P: Platform> Manager<P> {
     /// Gives the child a copy of its own of a page that is being stored to.
     fn clone_pinned(
         &self,
-        clone: &mut Clone<'_, P::Backing>,
+        clone: &mut Cloning<'_, P::Backing>,
         child: &Cursor<'_, P::Store>,
         page: &Pinned,
     ) {
@@ -102,11 +102,7 @@ impl<P: Platform> Manager<P> {
 }
 
 /// One more entry, the child's, maps the frame; its clone block is made if it has none.
-fn share_frame<B: core::clone::Clone + Eq>(
-    db: &mut PfnDatabase,
-    clone: &mut Clone<'_, B>,
-    entry: ValidEntry,
-) {
+fn share_frame<B: Clone + Eq>(db: &mut PfnDatabase, clone: &mut Cloning<'_, B>, entry: ValidEntry) {
     let block = match db.block_of(entry.frame) {
         Some(block) => {
             db.clones.add_reference(block);

@@ -3,13 +3,14 @@
 use alloc::sync::Arc;
 
 use crate::access::Access;
-use crate::addr::Vpn;
+use crate::addr::{Pfn, Vpn};
 use crate::backend::Platform;
 use crate::flush::TableEdits;
 use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOutcome};
-use crate::pfn::{Owner, Want};
+use crate::pfn::{Owner, ReadyFrame, Taken};
 use crate::pte::{EntryFlags, ValidEntry};
+use crate::shadow::Cursor;
 use crate::space::fault::{Found, resolution, used};
 use crate::space::protect::take_over;
 use crate::space::zap::drop_page;
@@ -37,47 +38,45 @@ impl<P: Platform> Manager<P> {
             add(&self.counters.entries_written, 1);
             return FaultOutcome::Resolved(resolution(space, FaultKind::MadeWritable, 1));
         }
-        let demand = Demand {
-            tables: 0,
-            data: 1,
-            extra: 0,
-            want: Want::Anything,
-        };
-        let Some(frame) = self
-            .reserve(demand)
-            .and_then(|mut reserve| reserve.data.pop())
-        else {
+        let reserve = self.reserve(Demand::one_page());
+        let Some(frame) = reserve.and_then(|mut reserve| reserve.data.pop()) else {
             return FaultOutcome::NoMemory;
         };
         // Outside the PFN lock: this entry's reference keeps everybody else from storing into the page.
         let frame = self.copied(frame, entry);
-        let mut db = self.pfns.lock();
-        let frame = db.activate(frame, Owner::Entry { table, index });
-        let flags = entry.flags.unshared() | used(Access::Write);
-        let new = ValidEntry { frame, flags };
-        let old = cursor
-            .rewrite(table, index, |_| new)
-            .map_or(entry, |(old, _)| old);
-        drop_page(&mut db, state, old);
-        drop(db);
-        state.gained_private(1);
+        let old = self.replace_page(state, &cursor, (table, index, entry), frame);
         let mut outcome = resolution(space, FaultKind::CopyOnWrite, 1);
         let mut edits = TableEdits::new(table);
         edits.add(index, vpn);
         if cfg!(not(mutant = "skipped_flush")) {
             outcome.flush.absorb(edits);
         }
-        outcome.flush.hold(old.frame);
-        add(&self.counters.entries_written, 1);
+        outcome.flush.hold(old);
         FaultOutcome::Resolved(outcome)
     }
 
-    /// A taken frame with a copy of an entry's page.
-    pub(super) fn copied(
+    /// Puts a private copy where a shared page was; gives back the frame that waits for the flush.
+    fn replace_page(
         &self,
-        frame: crate::pfn::Taken,
-        from: ValidEntry,
-    ) -> crate::pfn::ReadyFrame {
+        state: &mut SpaceState<P::Backing>,
+        cursor: &Cursor<'_, P::Store>,
+        (table, index, entry): Found,
+        copy: ReadyFrame,
+    ) -> Pfn {
+        let mut db = self.pfns.lock();
+        let frame = db.activate(copy, Owner::Entry { table, index });
+        let flags = entry.flags.unshared() | used(Access::Write);
+        let replaced = cursor.rewrite(table, index, |_| ValidEntry { frame, flags });
+        let old = replaced.map_or(entry, |(old, _)| old);
+        drop_page(&mut db, state, old);
+        drop(db);
+        state.gained_private(1);
+        add(&self.counters.entries_written, 1);
+        old.frame
+    }
+
+    /// A taken frame with a copy of an entry's page.
+    pub(super) fn copied(&self, frame: Taken, from: ValidEntry) -> ReadyFrame {
         add(&self.counters.pages_copied, 1);
         if cfg!(mutant = "skipped_copy") {
             return self.zeroed(frame).into();

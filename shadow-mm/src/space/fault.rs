@@ -1,9 +1,10 @@
 //! Page faults: what an access that the hardware refused needs.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use crate::access::{Access, Denied};
-use crate::addr::{EntryIndex, GuestVa, Level, Pfn, TABLE_ENTRIES, Vpn};
+use crate::addr::{EntryIndex, GuestVa, Level, Pfn, Vpn};
 use crate::backend::Platform;
 use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOutcome, Resolution};
@@ -69,22 +70,10 @@ impl<P: Platform> Manager<P> {
         access: Access,
     ) -> FaultOutcome<P> {
         let cursor = space.cursor(&self.store);
-        let missing = cursor.missing_tables(vpn);
-        let wish = window(state, vpn);
-        let leaf = cursor.find_leaf(vpn);
-        let index = vpn.index(Level::Leaf).get();
-        let empty = |n: &usize| {
-            leaf.is_none_or(|table| {
-                let slot = EntryIndex::new((index + n) as u16);
-                slot.is_some_and(|slot| cursor.leaf(table, slot) == Entry::Empty)
-            })
-        };
-        let pages = (0..wish.min(TABLE_ENTRIES - index))
-            .take_while(empty)
-            .count();
-        let extra = pages.saturating_sub(1);
+        let (tables, index) = (cursor.missing_tables(vpn), vpn.index(Level::Leaf));
+        let extra = self.empty_run(space, vpn, window(state, vpn)) - 1;
         let demand = Demand {
-            tables: missing,
+            tables,
             data: 1,
             extra,
             want: Want::Zeroes,
@@ -92,7 +81,11 @@ impl<P: Platform> Manager<P> {
         let Some(mut reserve) = self.reserve(demand) else {
             return FaultOutcome::NoMemory;
         };
-        let frames: alloc::vec::Vec<_> = reserve.data.drain(..).map(|f| self.zeroed(f)).collect();
+        let frames: Vec<_> = reserve
+            .data
+            .drain(..)
+            .map(|frame| self.zeroed(frame))
+            .collect();
         let mapped = frames.len();
         let Some(vad) = state.vads.find_mut(vpn) else {
             return FaultOutcome::Denied(Denied::NotMapped);
@@ -101,23 +94,32 @@ impl<P: Platform> Manager<P> {
             next: vpn.get() + mapped as u64,
             window: mapped as u8,
         };
-        let around = EntryFlags::private(vad.prot);
-        let mut flags = around | used(access);
+        let flags = EntryFlags::private(vad.prot);
         let mut db = self.pfns.lock();
         let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
-        for (slot, frame) in (index..).zip(frames) {
-            let Some(index) = EntryIndex::new(slot as u16) else {
-                break;
-            };
+        for (index, frame) in EntryIndex::onward(index).zip(frames) {
             let frame = db.activate(frame.into(), Owner::Entry { table, index });
             cursor.install(&mut db, table, index, ValidEntry { frame, flags });
-            flags = around;
         }
         drop(db);
-        state.tables += missing as u64;
+        cursor.mark_used(table, index, used(access));
+        state.tables += tables as u64;
         state.gained_private(mapped as u64);
         add(&self.counters.entries_written, mapped as u64);
         FaultOutcome::Resolved(resolution(space, FaultKind::DemandZero, mapped as u32))
+    }
+
+    /// How many of `most` pages from an empty one on have empty entries in one leaf table; at least one.
+    fn empty_run(&self, space: &Space<P>, vpn: Vpn, most: usize) -> usize {
+        let cursor = space.cursor(&self.store);
+        let slots = EntryIndex::onward(vpn.index(Level::Leaf)).take(most);
+        let run = match cursor.find_leaf(vpn) {
+            None => slots.count(),
+            Some(table) => slots
+                .take_while(|n| cursor.leaf(table, *n) == Entry::Empty)
+                .count(),
+        };
+        run.max(1)
     }
 
     /// Counts an outcome.

@@ -8,11 +8,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::access::{Access, Denied};
-use crate::addr::{EntryIndex, Level, PAGE_SIZE, Vpn, VpnRange};
+use crate::addr::{Level, PAGE_SIZE, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket};
-use crate::pfn::{Owner, ReadyFrame, Taken, Want};
+use crate::pfn::{FreeFrame, Owner, ReadyFrame, Taken, Want};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::space::fault::{resolution, used};
 use crate::space::{Space, SpaceState};
@@ -47,12 +47,7 @@ impl<P: Platform> Manager<P> {
             extra,
             want: Want::Anything,
         };
-        let alone = Demand {
-            tables: 0,
-            data: 1,
-            extra: 0,
-            want: Want::Anything,
-        };
+        let alone = Demand::one_page();
         let short = self.pfns.lock().short();
         let (reserve, first) = match if short { None } else { self.reserve(full) } {
             Some(reserve) => (reserve, cluster.start()),
@@ -124,20 +119,31 @@ impl<P: Platform> Manager<P> {
             }
         };
         if let Some(denied) = denied {
+            self.free_unread(tokens);
+            return FaultOutcome::Denied(denied);
+        }
+        let bytes = result.map_or(0, |bytes| bytes.min(ticket.length));
+        let mut ready = Vec::with_capacity(tokens.len());
+        let mut beyond = Vec::new();
+        for (page, frame) in tokens.into_iter().enumerate() {
+            match bytes.saturating_sub(page * PAGE_SIZE).min(PAGE_SIZE) {
+                0 => beyond.push(frame),
+                valid => ready.push(frame.read_in(valid, &self.store)),
+            }
+        }
+        self.free_unread(beyond);
+        let space = Arc::clone(&ticket.space);
+        self.map_read(&space, &ticket, ready)
+    }
+
+    /// Frees frames a read did not fill.
+    fn free_unread(&self, tokens: Vec<FreeFrame>) {
+        if !tokens.is_empty() {
             let mut db = self.pfns.lock();
             tokens
                 .into_iter()
                 .for_each(|frame| db.give_back(Taken::Free(frame)));
-            return FaultOutcome::Denied(denied);
         }
-        let bytes = result.map_or(0, |bytes| bytes.min(ticket.length));
-        let ready = tokens.into_iter().enumerate().map(|(page, frame)| {
-            let valid = bytes.saturating_sub(page * PAGE_SIZE).min(PAGE_SIZE);
-            frame.read_in(valid, &self.store)
-        });
-        let ready: Vec<_> = ready.collect();
-        let space = Arc::clone(&ticket.space);
-        self.map_read(&space, &ticket, bytes.div_ceil(PAGE_SIZE), ready)
     }
 
     /// Maps the pages that still belong where they were read for; the rest is freed.
@@ -145,7 +151,6 @@ impl<P: Platform> Manager<P> {
         &self,
         space: &Arc<Space<P>>,
         ticket: &IoTicket<P>,
-        pages: usize,
         ready: Vec<ReadyFrame>,
     ) -> FaultOutcome<P> {
         let mut state = space.state.lock();
@@ -153,49 +158,37 @@ impl<P: Platform> Manager<P> {
         let vad = state
             .vads
             .find(ticket.wanted)
-            .filter(|vad| still_wanted(vad, ticket))
-            .cloned();
-        let missing = vad
-            .as_ref()
-            .map_or(0, |_| cursor.missing_tables(ticket.wanted));
-        let demand = Demand {
-            tables: missing,
-            data: 0,
-            extra: 0,
-            want: Want::Anything,
+            .filter(|vad| still_wanted(vad, ticket));
+        let Some((prot, backed)) = vad.and_then(|vad| Some((vad.prot, backed_pages(vad)?))) else {
+            self.discard_read(ready);
+            return FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0));
         };
-        let reserve = vad.as_ref().and_then(|_| self.reserve(demand));
-        let backed = vad.as_ref().and_then(backed_pages);
-        let (Some(vad), Some(backed), Some(mut reserve)) = (vad.as_ref(), backed, reserve) else {
-            let mut db = self.pfns.lock();
-            ready.into_iter().for_each(|frame| db.discard(frame));
-            return match vad {
-                Some(_) => FaultOutcome::NoMemory,
-                None => FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0)),
-            };
+        let missing = cursor.missing_tables(ticket.wanted);
+        let Some(mut reserve) = self.reserve(Demand::tables(missing)) else {
+            self.discard_read(ready);
+            return FaultOutcome::NoMemory;
         };
-        let mut db = self.pfns.lock();
-        let mut mapped = 0;
         let mut kind = FaultKind::Spurious;
+        let mut mapped = 0;
+        let mut db = self.pfns.lock();
         for (page, frame) in ready.into_iter().enumerate() {
             let vpn = ticket.first.checked_add(page as u64);
-            let place = vpn.filter(|vpn| page < pages && backed.contains(*vpn));
-            let place = place.filter(|vpn| {
+            let absent = |vpn: &Vpn| {
                 cursor
                     .lookup(*vpn)
                     .is_none_or(|(_, _, entry)| entry == Entry::Empty)
-            });
-            let Some(vpn) = place else {
+            };
+            let Some(vpn) = vpn.filter(|vpn| backed.contains(*vpn)).filter(absent) else {
                 db.discard(frame);
                 continue;
             };
-            let mut flags = EntryFlags::private(vad.prot);
+            let mut flags = EntryFlags::private(prot);
             if vpn == ticket.wanted {
                 flags |= used(ticket.access);
                 kind = FaultKind::FileRead;
             }
             let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
-            let index: EntryIndex = vpn.index(Level::Leaf);
+            let index = vpn.index(Level::Leaf);
             let frame = db.activate(frame, Owner::Entry { table, index });
             cursor.install(&mut db, table, index, ValidEntry { frame, flags });
             mapped += 1;
@@ -206,6 +199,11 @@ impl<P: Platform> Manager<P> {
         state.gained_private(mapped);
         add(&self.counters.entries_written, mapped);
         FaultOutcome::Resolved(resolution(space, kind, mapped as u32))
+    }
+
+    fn discard_read(&self, ready: Vec<ReadyFrame>) {
+        let mut db = self.pfns.lock();
+        ready.into_iter().for_each(|frame| db.discard(frame));
     }
 }
 
@@ -234,7 +232,7 @@ fn ticket<P: Platform>(
     first: Vpn,
     wanted: Vpn,
     access: Access,
-    tokens: Vec<crate::pfn::FreeFrame>,
+    tokens: Vec<FreeFrame>,
 ) -> Option<IoTicket<P>> {
     let MapKind::PrivateFile {
         backing,
@@ -254,7 +252,7 @@ fn ticket<P: Platform>(
         first,
         wanted,
         access,
-        frames: tokens.iter().map(crate::pfn::FreeFrame::pfn).collect(),
+        frames: tokens.iter().map(FreeFrame::pfn).collect(),
         tokens,
     })
 }

@@ -6,6 +6,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Pfn, VpnRange};
 use crate::backend::Platform;
@@ -68,12 +69,16 @@ pub(super) struct ForkPlan<B> {
     pub(super) descriptors: Descriptors,
     /// Where new blocks go, if the parent has private pages.
     pub(super) header: Option<HeaderId>,
+    /// Tables in the reserve once the root is out of it.
+    tables: usize,
     /// The child's tables and the frames for copies of pinned pages.
     pub(super) reserve: Reserve,
 }
 
+type Inherited<P> = (VadSet<<P as Platform>::Backing>, Vec<VpnRange>);
+
 /// A fork's running state.
-pub(super) struct Clone<'a, B> {
+pub(super) struct Cloning<'a, B> {
     pub(super) parent: &'a mut SpaceState<B>,
     pub(super) plan: ForkPlan<B>,
     pub(super) child_root: Pfn,
@@ -98,9 +103,9 @@ impl<P: Platform> Manager<P> {
         let mut plan = self.plan_fork(parent, &state)?;
         let root = plan.reserve.tables.pop().expect("a root was reserved");
         let child_root = self.make_root(root);
-        let tables_before = plan.reserve.tables.len();
+        plan.tables = plan.reserve.tables.len();
         let ranges = core::mem::take(&mut plan.ranges);
-        let mut clone = Clone {
+        let mut clone = Cloning {
             parent: &mut state,
             plan,
             child_root,
@@ -114,23 +119,10 @@ impl<P: Platform> Manager<P> {
         for range in ranges {
             cursor.for_each_leaf(range, |run| self.clone_leaf(parent, &mut clone, run));
         }
-        let Clone {
-            mut plan,
-            flush,
-            touched,
-            blocks,
-            resident,
-            private,
-            ..
-        } = clone;
-        self.settle_header(&mut state, &mut plan, blocks);
-        let reserve = core::mem::take(&mut plan.reserve);
-        let mut child = SpaceState::new(plan.vads, plan.descriptors);
-        child.tables += (tables_before - reserve.tables.len()) as u64;
-        self.give_back(reserve);
-        child.gained_resident(resident);
-        child.private = private;
-        self.count_fork(touched);
+        let (child, flush, touched) = self.finish_fork(clone);
+        add(&self.counters.forks, 1);
+        add(&self.counters.fork_entries, touched);
+        self.counters.fork_entries_last.store(touched, Relaxed);
         let child = self.publish(child_root, child);
         Ok(Forked {
             child,
@@ -139,31 +131,39 @@ impl<P: Platform> Manager<P> {
         })
     }
 
+    /// The child's state, the parent's flush, and the entries visited; what was not needed goes back.
+    fn finish_fork(&self, clone: Cloning<'_, P::Backing>) -> (SpaceState<P::Backing>, Flush, u64) {
+        let Cloning {
+            parent,
+            mut plan,
+            flush,
+            touched,
+            blocks,
+            resident,
+            private,
+            ..
+        } = clone;
+        self.settle_header(parent, &mut plan, blocks);
+        let unused = core::mem::take(&mut plan.reserve);
+        let mut child = SpaceState::new(plan.vads, plan.descriptors);
+        child.tables += (plan.tables - unused.tables.len()) as u64;
+        child.gained_resident(resident);
+        child.private = private;
+        self.give_back(unused);
+        (child, flush, touched)
+    }
+
     /// Allocates all a fork may need; on failure everything is back where it was.
     fn plan_fork(
         &self,
         parent: &Space<P>,
         state: &SpaceState<P::Backing>,
     ) -> Result<ForkPlan<P::Backing>, ForkError> {
-        if self.pfns.lock().injected_failure() {
-            return Err(ForkError::NoMappings {
-                mappings: state.vads.len(),
-            });
-        }
-        let mut vads = VadSet::default();
-        let mut ranges = Vec::new();
-        let mut count = TableCount::default();
+        let (vads, ranges) = self.inherited(state)?;
         let cursor = parent.cursor(&self.store);
-        for vad in state
-            .vads
-            .iter()
-            .filter(|vad| !vad.flags.contains(VadFlags::DONT_FORK))
-        {
-            vads.insert(Vad::clone(vad));
-            if !vad.flags.contains(VadFlags::WIPE_ON_FORK) {
-                ranges.push(vad.range);
-                cursor.for_each_leaf(vad.range, |run| count.add(run.range()));
-            }
+        let mut count = TableCount::default();
+        for range in &ranges {
+            cursor.for_each_leaf(*range, |run| count.add(run.range()));
         }
         let pinned = u64::from(self.pfns.lock().write_pinned()).min(state.private) as usize;
         let tables = count.tables() + 1;
@@ -200,8 +200,28 @@ impl<P: Platform> Manager<P> {
             ranges,
             descriptors,
             header,
+            tables,
             reserve,
         })
+    }
+
+    /// The child's mappings, and the ranges whose pages it shares, rising.
+    fn inherited(&self, state: &SpaceState<P::Backing>) -> Result<Inherited<P>, ForkError> {
+        let mappings = state.vads.len();
+        let mut ranges = Vec::new();
+        let failed = self.pfns.lock().injected_failure();
+        if failed || ranges.try_reserve(mappings).is_err() {
+            return Err(ForkError::NoMappings { mappings });
+        }
+        let mut vads = VadSet::default();
+        let inherits = |vad: &&Vad<P::Backing>| !vad.flags.contains(VadFlags::DONT_FORK);
+        for vad in state.vads.iter().filter(inherits) {
+            vads.insert(vad.clone());
+            if !vad.flags.contains(VadFlags::WIPE_ON_FORK) {
+                ranges.push(vad.range);
+            }
+        }
+        Ok((vads, ranges))
     }
 
     fn reserve_header(&self, blocks: u64) -> Result<Option<HeaderId>, CloneTableFull> {
@@ -232,13 +252,5 @@ impl<P: Platform> Manager<P> {
             parent.descriptors.add(header, blocks);
         }
         plan.descriptors.drop_unused(&mut db);
-    }
-
-    fn count_fork(&self, touched: u64) {
-        add(&self.counters.forks, 1);
-        add(&self.counters.fork_entries, touched);
-        self.counters
-            .fork_entries_last
-            .store(touched, core::sync::atomic::Ordering::Relaxed);
     }
 }

@@ -4,7 +4,7 @@ use crate::addr::{Level, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::flush::{Flush, TableEdits};
 use crate::manager::{Demand, Manager, Reserve};
-use crate::pfn::{Owner, Want};
+use crate::pfn::Owner;
 use crate::pte::{Entry, EntryFlags};
 use crate::shadow::{LeafRun, TableCount};
 use crate::space::{MapError, Mapped, Placement, Space, SpaceState};
@@ -155,40 +155,11 @@ impl<P: Platform> Manager<P> {
         request: RemapRequest,
     ) -> Result<Mapped, RemapError> {
         let state = &mut *guard;
-        let RemapRequest {
-            old,
-            new_count,
-            fixed,
-            ..
-        } = request;
-        let placement = match fixed {
-            Some(at) => Placement::Fixed(at),
-            None => Placement::Anywhere {
-                hint: None,
-                below: self.limits.user_end.vpn(),
-            },
-        };
-        let new = self
-            .place(state, placement, new_count)
-            .map_err(RemapError::Place)?;
-        if old.intersect(new).is_some() {
-            return Err(RemapError::Overlap { old, new });
-        }
-        // The old range leaves at most two pieces, what lies at the new place two, and the mapping is one.
-        if state.vads.len_without(old).max(state.vads.len_without(new)) + 3 > MAX_MAPPINGS {
-            return Err(RemapError::Place(MapError::TooManyMappings));
-        }
-        let kept = VpnRange::new(old.start(), new_count.min(old.count())).unwrap_or(old);
+        let (old, new) = (request.old, self.new_place(state, request)?);
+        let kept = VpnRange::new(old.start(), new.count().min(old.count())).unwrap_or(old);
         let tables = self.tables_for_move(space, kept, new);
-        let demand = Demand {
-            tables,
-            data: 0,
-            extra: 0,
-            want: Want::Zeroes,
-        };
-        let mut reserve = self
-            .reserve(demand)
-            .ok_or(RemapError::NoMemory { tables })?;
+        let reserve = self.reserve(Demand::tables(tables));
+        let mut reserve = reserve.ok_or(RemapError::NoMemory { tables })?;
         let mut flush = space.no_flush();
         let replaced = state.vads.carve(new);
         self.zap(space, state, new, &mut flush);
@@ -207,6 +178,33 @@ impl<P: Platform> Manager<P> {
             range: new,
             flush: flush.finish(),
         })
+    }
+
+    /// Where the pages go, if they may.
+    fn new_place(
+        &self,
+        state: &mut SpaceState<P::Backing>,
+        request: RemapRequest,
+    ) -> Result<VpnRange, RemapError> {
+        let old = request.old;
+        let placement = match request.fixed {
+            Some(at) => Placement::Fixed(at),
+            None => Placement::Anywhere {
+                hint: None,
+                below: self.limits.user_end.vpn(),
+            },
+        };
+        let new = self
+            .place(state, placement, request.new_count)
+            .map_err(RemapError::Place)?;
+        if old.intersect(new).is_some() {
+            return Err(RemapError::Overlap { old, new });
+        }
+        // The old range leaves at most two pieces, what lies at the new place two, and the mapping is one.
+        if state.vads.len_without(old).max(state.vads.len_without(new)) + 3 > MAX_MAPPINGS {
+            return Err(RemapError::Place(MapError::TooManyMappings));
+        }
+        Ok(new)
     }
 
     /// How many tables the new place may need for the pages the old one has.

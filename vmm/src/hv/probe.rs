@@ -45,6 +45,9 @@ pub struct HostProfile {
     pub cr4: u64,
     /// XCR0 the guest runs with; 0 without XSAVE.
     pub xcr0: u64,
+    /// Components (bits as in XCR0) a thread's extended state may have. With XSAVE these are XCR0's;
+    /// a software KVM may hide the instruction and keep the state all the same.
+    pub state_components: u64,
 }
 
 /// Why the host cannot be used.
@@ -155,8 +158,18 @@ struct Probe {
     cpu: Vcpu,
 }
 
-/// CR4 bits and XCR0 this processor and KVM offer the guest.
-fn features(vm: &Vm) -> (u64, u64) {
+/// What this processor and KVM offer the guest.
+#[derive(Clone, Copy, Debug)]
+struct Features {
+    /// CR4 bits.
+    cr4: u64,
+    /// 0 without XSAVE.
+    xcr0: u64,
+    /// See [`HostProfile::state_components`].
+    state_components: u64,
+}
+
+fn features(vm: &Vm) -> Features {
     let (ebx7, ecx7) = (vm.cpuid(7, 0, 1), vm.cpuid(7, 0, 2));
     let mut cr4 = 0;
     if ebx7 & 1 != 0 {
@@ -168,23 +181,22 @@ fn features(vm: &Vm) -> (u64, u64) {
     if ecx7 & 1 << 2 != 0 {
         cr4 |= CR4_UMIP;
     }
+    // x87, SSE, AVX and AVX-512: states whose size every program may assume; no AMX, no PKRU.
+    let avx512 = 0xe0;
+    let mut offered = u64::from(vm.cpuid(0xd, 0, 0)) & 0xe7 | 3;
+    if offered & avx512 != avx512 {
+        offered &= !avx512;
+    }
     let mut xcr0 = 0;
     if vm.cpuid(1, 0, 2) & 1 << 26 != 0 {
         cr4 |= CR4_OSXSAVE;
-        // x87, SSE, AVX and AVX-512: states whose size every program may assume; no AMX, no PKRU.
-        let offered = u64::from(vm.cpuid(0xd, 0, 0)) & 0xe7;
-        let avx512 = 0xe0;
-        xcr0 = if offered & avx512 == avx512 {
-            offered
-        } else {
-            offered & !avx512
-        };
+        xcr0 = offered;
     }
-    (cr4, xcr0)
+    Features { cr4, xcr0, state_components: offered }
 }
 
 impl Probe {
-    fn new(kvm: &Kvm) -> Result<(Self, u64, u64), ProbeError> {
+    fn new(kvm: &Kvm) -> Result<(Self, Features), ProbeError> {
         let vm = Arc::new(Vm::new(kvm)?);
         let region = Arc::new(MmapRegion::new(BYTES).map_err(ProbeError::Memory)?);
         vm.add_slot(Slot {
@@ -193,7 +205,7 @@ impl Probe {
             bytes: BYTES as u64,
             owner: Arc::clone(&region) as _,
         })?;
-        let (cr4, xcr0) = features(&vm);
+        let features = features(&vm);
         let mut memory = Memory {
             region: Arc::clone(&region),
             next: abi::frame::ZONE * 4096,
@@ -209,13 +221,13 @@ impl Probe {
                 index: 0,
                 area,
                 root,
-                cr4: cr4 & !CR4_SMEP,
-                xcr0,
+                cr4: features.cr4 & !CR4_SMEP,
+                xcr0: features.xcr0,
                 syscall: SyscallRing::Three,
                 iret: IretWorks::No,
             },
         )?;
-        Ok((Self { memory, root, cpu }, cr4, xcr0))
+        Ok((Self { memory, root, cpu }, features))
     }
 
     fn call(&mut self, at: u64, value: u64, flush: Flush<'_>) -> Result<(Exit, Regs), CpuError> {
@@ -339,7 +351,8 @@ fn map_program(memory: &mut Memory, root: u64) {
 /// # Errors
 /// KVM refused something, or behaves in a way none of the known hosts does.
 pub fn probe(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
-    let (mut probe, cr4, xcr0) = Probe::new(kvm)?;
+    let (mut probe, features) = Probe::new(kvm)?;
+    let Features { cr4, xcr0, state_components } = features;
     probe.expect_syscall("the first system call", STORE_AT, Flush::None)?;
     let syscall = if probe.cpu.stopped_in_ring_zero() {
         SyscallRing::Zero
@@ -362,6 +375,7 @@ pub fn probe(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
         cr4 & !CR4_SMEP
     };
     Ok(HostProfile {
+        state_components,
         syscall,
         paging,
         iret,

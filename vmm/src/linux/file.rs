@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::call::{Ctx, Stop, SysResult, WaitKey};
+use super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
 use super::kernel::Kernel;
 use crate::memory::Backing;
 
@@ -142,6 +142,45 @@ pub trait File: Debug + Send + Sync {
         None
     }
 
+    /// Adds to `wait` what must be watched for [`File::ready`] to gain any of `interest`: keys, and
+    /// an earlier deadline if time alone makes it ready. Called just before the thread parks.
+    fn watch(&self, k: &Kernel, interest: Ready, wait: &mut Wait) {
+        let _ = (k, interest);
+        wait.keys.extend(self.wait_key());
+    }
+
+    /// Counts what an edge-triggered watcher must look at again (epoll(7)): it reports a file that
+    /// stays ready once for each value.
+    fn edges(&self) -> u64 {
+        0
+    }
+
+    /// Bytes that can be read without blocking (`FIONREAD`), for streams that know.
+    fn readable_bytes(&self) -> Option<usize> {
+        None
+    }
+
+    /// Nanoseconds a read waits before it gives 0 bytes (a terminal with `VMIN` 0); `None`: it
+    /// waits for data.
+    fn read_timeout(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether the calling process may read or write now: the job control rules of a terminal.
+    ///
+    /// # Errors
+    /// `EIO`, or a stop while the caller's group has been sent `SIGTTIN` or `SIGTTOU`.
+    fn admit(&self, c: &mut Ctx<'_>, writing: bool) -> Result<(), Stop> {
+        let _ = (c, writing);
+        Ok(())
+    }
+
+    /// The offset, where the host keeps it: an inherited regular file shares it with the host's
+    /// processes, and [`Description::offset`] is not used.
+    fn shared_offset(&self) -> Option<&dyn SharedOffset> {
+        None
+    }
+
     /// A device's own calls.
     ///
     /// # Errors
@@ -225,6 +264,33 @@ pub trait File: Debug + Send + Sync {
 
     /// The kind as the one it is, for calls that work on one kind only.
     fn as_any(&self) -> &dyn std::any::Any;
+}
+
+/// Reading, writing and seeking at an offset that the host keeps.
+pub trait SharedOffset {
+    /// Reads at the offset and advances it.
+    ///
+    /// # Errors
+    /// The host's.
+    fn read_next(&self, buf: &mut [u8]) -> Result<usize, Errno>;
+
+    /// Writes at the offset (or the end, in append mode) and advances it.
+    ///
+    /// # Errors
+    /// The host's.
+    fn write_next(&self, buf: &[u8]) -> Result<usize, Errno>;
+
+    /// The offset.
+    ///
+    /// # Errors
+    /// The host's.
+    fn tell(&self) -> Result<u64, Errno>;
+
+    /// Moves it.
+    ///
+    /// # Errors
+    /// The host's.
+    fn seek(&self, to: u64) -> Result<(), Errno>;
 }
 
 /// An open file description (open(2)): shared by `dup` and `fork`, with *our* offset.

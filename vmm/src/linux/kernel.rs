@@ -6,7 +6,6 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::call::Ctx;
 use super::exec::MachineInfo;
-use super::file::Location;
 use super::fs::Vfs;
 use super::process::{Process, State};
 use super::sched::Sched;
@@ -23,6 +22,18 @@ pub struct KernelLimits {
     pub cpus: usize,
 }
 
+/// What a kernel is made of.
+#[expect(missing_docs, reason = "see the fields of `Kernel`")]
+pub struct KernelParts {
+    pub memory: Arc<Memory>,
+    pub sched: Arc<Sched>,
+    pub clock: Arc<Clock>,
+    pub vfs: Vfs,
+    pub tty: Option<Arc<Tty>>,
+    pub limits: KernelLimits,
+    pub info: MachineInfo,
+}
+
 /// The machine-wide state: one per virtual machine, shared by its workers.
 pub struct Kernel {
     /// The memory manager, the pool and the pager.
@@ -35,6 +46,8 @@ pub struct Kernel {
     pub vfs: Vfs,
     /// The terminal, if standard input is one.
     pub tty: Option<Arc<Tty>>,
+    /// Record locks and what else the descriptor calls share.
+    pub io: super::fd::Io,
     /// Limits.
     pub limits: KernelLimits,
     /// What programs are told about the machine.
@@ -45,24 +58,27 @@ pub struct Kernel {
 impl Kernel {
     /// A machine's kernel with nothing but the reaper in its process tree.
     #[must_use]
-    pub fn new(
-        memory: Arc<Memory>,
-        clock: Arc<Clock>,
-        vfs: Vfs,
-        tty: Option<Arc<Tty>>,
-        limits: KernelLimits,
-    ) -> Self {
-        let root = Location {
-            mount: 0,
-            path: Vec::new(),
-        };
-        Self {
+    pub fn new(parts: KernelParts) -> Self {
+        let KernelParts {
             memory,
-            sched: Arc::default(),
+            sched,
             clock,
             vfs,
             tty,
             limits,
+            info,
+        } = parts;
+        let root = vfs.root();
+        let io = super::fd::Io::new(&sched);
+        Self {
+            io,
+            memory,
+            sched,
+            clock,
+            vfs,
+            tty,
+            limits,
+            info,
             state: Mutex::new(State::new(root)),
         }
     }

@@ -11,7 +11,9 @@
 //! One family of calls a file; each exports a `TABLE` of [`call::Entry`] that [`table`] collects.
 
 pub mod call;
+pub mod events;
 pub mod exec;
+pub mod fd;
 pub mod file;
 pub mod fs;
 pub mod kernel;
@@ -20,11 +22,13 @@ pub mod proc;
 pub mod process;
 pub mod sched;
 pub mod signal;
+pub mod stdio;
 pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod thread;
 pub mod time;
+pub mod timers;
 pub mod tty;
 pub mod user_mem;
 pub mod vdso;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -30,6 +30,7 @@ pub struct AddressSpace {
     /// The layout `execve` made.
     pub layout: Mutex<MmLayout>,
     memory: Arc<Memory>,
+    deleted: AtomicBool,
 }
 
 impl AddressSpace {
@@ -44,6 +45,7 @@ impl AddressSpace {
             space,
             layout: Mutex::new(layout),
             memory: Arc::clone(memory),
+            deleted: AtomicBool::new(false),
         })
     }
 
@@ -57,7 +59,9 @@ impl AddressSpace {
     }
 
     fn delete(&self) {
-        self.memory.delete_space(&self.space);
+        if !self.deleted.swap(true, Ordering::SeqCst) {
+            self.memory.delete_space(&self.space);
+        }
     }
 }
 
@@ -341,6 +345,9 @@ pub struct TtyState {
     pub session: Option<Pid>,
     /// Foreground process group.
     pub foreground: Pid,
+    /// The host's shell continues the VMM when it was stopped: the first program's group counts as
+    /// not orphaned.
+    pub outer_shell: bool,
 }
 
 /// Everything the kernel lock protects.
@@ -420,6 +427,14 @@ impl Process {
             .values()
             .map(|t| t.cpu_time.load(Ordering::Relaxed));
         live.fold(self.usage.cpu_ns, u64::saturating_add)
+    }
+}
+
+impl Usage {
+    /// Takes note of what `mm` had resident at most.
+    pub fn note_peak(&mut self, mm: &AddressSpace) {
+        let peak = mm.memory.manager.usage(&mm.space).peak_resident;
+        self.peak_pages = self.peak_pages.max(peak);
     }
 }
 

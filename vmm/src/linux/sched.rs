@@ -38,6 +38,12 @@ pub struct Sched {
     clock_changes: AtomicU64,
 }
 
+impl std::fmt::Debug for Sched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sched").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
 #[derive(Default)]
 struct Queues {
     run: VecDeque<Box<Thread>>,

@@ -17,6 +17,7 @@ const FAMILIES: &[&[Entry]] = &[
 fn families() -> impl Iterator<Item = &'static Entry> {
     FAMILIES
         .iter()
+        .chain(super::fd::FAMILIES)
         .chain(super::proc::FAMILIES)
         .copied()
         .flatten()

@@ -10,13 +10,15 @@ use shadow_mm::{
 };
 
 use super::call::{Args, CallRecord, Ctx, Stop, Wait};
+use super::exec::MachineInfo;
 use super::file::Location;
-use super::fs::Vfs;
-use super::kernel::{Kernel, KernelLimits};
+use super::fs::{MountKind, MountSpec, Vfs};
+use super::kernel::{Kernel, KernelLimits, KernelParts};
 use super::proc::{FirstProcess, first_process};
 use super::process::{AddressSpace, Credentials, FdTable, MmLayout, Pid, State};
 use super::signal::{self, Outcome, Settled};
 use super::table::Table;
+use super::time::{Clock, TscInfo};
 use super::thread::{Cpu, Fpu, Regs, Thread, XsaveArea};
 use super::user_mem::UserMem;
 use crate::hv::CpuError;
@@ -91,7 +93,23 @@ impl Machine {
             max_procs: 4,
             cpus: 2,
         };
-        let k = Kernel::new(memory, Arc::default(), Vfs, None, limits);
+        let kind = MountKind::Mem {
+            size: 1 << 20,
+            mode: 0o755,
+        };
+        let root = MountSpec {
+            at: b"/".to_vec(),
+            kind,
+        };
+        let k = Kernel::new(KernelParts {
+            memory,
+            sched: Arc::default(),
+            clock: Arc::new(Clock::new(TscInfo::unusable())),
+            vfs: Vfs::new(vec![root], 1 << 20).unwrap(),
+            tty: None,
+            limits,
+            info: MachineInfo::default(),
+        });
         Self {
             k,
             table: Table::default(),

@@ -145,7 +145,17 @@ impl Machine {
 }
 
 fn workdir(kernel: &Kernel, caller: &Caller<'_>, path: &[u8]) -> Result<Location, RunError> {
-    let fail = |errno| RunError::Workdir { path: String::from_utf8_lossy(path).into_owned(), errno };
-    let root = kernel.vfs.root();
-    { let (at, stat) = kernel.vfs.find(caller, &root, path).map_err(fail)?; if stat.mode & libc::S_IFMT != libc::S_IFDIR { return Err(fail(rustix::io::Errno::NOTDIR)); } Ok(at) }
+    let fail = |errno| RunError::Workdir {
+        path: String::from_utf8_lossy(path).into_owned(),
+        errno,
+    };
+    let (at, stat) = kernel
+        .vfs
+        .find(caller, &kernel.vfs.root(), path)
+        .map_err(fail)?;
+    if stat.mode & libc::S_IFMT == libc::S_IFDIR {
+        Ok(at)
+    } else {
+        Err(fail(rustix::io::Errno::NOTDIR))
+    }
 }

@@ -25,7 +25,7 @@ pub struct FpuSwitch {
     /// What the virtual CPU holds while the thread it belongs to is away.
     kept: Option<(Tid, XsaveArea)>,
     bytes: usize,
-    xcr0: u64,
+    components: u64,
 }
 
 impl FpuSwitch {
@@ -33,11 +33,11 @@ impl FpuSwitch {
     ///
     /// # Errors
     /// KVM refused to tell the state's size.
-    pub fn new(cpu: &Vcpu, xcr0: u64) -> Result<Self, CpuError> {
+    pub fn new(cpu: &Vcpu, components: u64) -> Result<Self, CpuError> {
         Ok(Self {
             kept: None,
             bytes: cpu.fpu()?.0.len(),
-            xcr0,
+            components,
         })
     }
 
@@ -93,7 +93,7 @@ impl FpuSwitch {
             cpu,
             counters,
             bytes: self.bytes,
-            xcr0: self.xcr0,
+            components: self.components,
         }
     }
 }
@@ -103,7 +103,7 @@ pub struct CpuAccess<'a> {
     cpu: &'a Vcpu,
     counters: &'a Counters,
     bytes: usize,
-    xcr0: u64,
+    components: u64,
 }
 
 impl Cpu for CpuAccess<'_> {
@@ -123,6 +123,6 @@ impl Cpu for CpuAccess<'_> {
     }
 
     fn xsave_layout(&self) -> (usize, u64) {
-        (self.bytes, self.xcr0)
+        (self.bytes, self.components)
     }
 }

@@ -1,10 +1,235 @@
 //! A machine: built, run, taken down.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::config::RunConfig;
+use crate::hv::CpuError;
+use crate::linux::kernel::Kernel;
+use crate::linux::vdso::data::CpuSource;
+
+pub mod builder;
 pub mod fpu;
 pub mod hardware;
+pub mod host_io;
 pub mod kick;
+pub mod program;
 pub mod report;
 pub mod stats;
 pub mod strace;
 pub mod trap;
 pub mod worker;
+
+pub use builder::Machine;
+use hardware::HardwareError;
+use report::{MemoryReport, Report};
+use worker::Worker;
+
+/// How long a guest thread runs before another that waits gets its place.
+const SLICE: Duration = Duration::from_millis(10);
+
+/// Status of a machine whose time is up, as timeout(1) has it.
+const STATUS_TIMEOUT: u8 = 124;
+
+/// Status of a machine that ended without its program having ended: the VMM's own failure.
+const STATUS_FAILURE: u8 = 125;
+
+/// Why a program could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no such program.
+    #[error("{name}: not found")]
+    NotFound {
+        /// As given.
+        name: String,
+    },
+    /// It is there and cannot be executed.
+    #[error("{name}: cannot be executed")]
+    NotExecutable {
+        /// As given.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The machine could not be made.
+    #[error("cannot make a machine (vmm doctor tells more)")]
+    Hardware(#[from] HardwareError),
+    /// The file tree could not be built.
+    #[error(transparent)]
+    Files(#[from] crate::linux::fs::VfsError),
+    /// The directory to start in is not there.
+    #[error("--workdir {path}: {errno}")]
+    Workdir {
+        /// As given.
+        path: String,
+        /// Why.
+        errno: rustix::io::Errno,
+    },
+    /// A virtual CPU stopped working.
+    #[error("a virtual CPU stopped working (vmm doctor tells more)")]
+    Cpu(#[source] CpuError),
+    /// The host has no thread for a worker.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit status: the program's, 128 + the signal that ended it, or 124 when time was up.
+    pub status: u8,
+    /// What was counted.
+    pub report: Report,
+}
+
+/// Runs a program in a machine of its own, to its end.
+///
+/// # Errors
+/// The program cannot be started, or the host fails.
+pub fn run(config: &RunConfig) -> Result<Ended, RunError> {
+    let machine = Machine::build(config)?;
+    machine.run(config.timeout)
+}
+
+/// The exit status of a wait status (wait4(2)), as shells have it.
+fn exit_status(status: i32) -> u8 {
+    let signal = status & 0x7f;
+    if signal == 0 { (status >> 8) as u8 } else { 128 + signal as u8 }
+}
+
+impl Machine {
+    /// Runs the first program to its end.
+    ///
+    /// # Errors
+    /// A virtual CPU or a host thread failed.
+    pub fn run(self, timeout: Option<Duration>) -> Result<Ended, RunError> {
+        let kernel = Arc::clone(&self.shared.kernel);
+        let failure = Arc::new(Mutex::new(None));
+        let timed_out = Arc::new(AtomicBool::new(false));
+        let host = self.io.start(&kernel);
+        let started = self.start_workers(&failure).and_then(|workers| {
+            let clock = self.start_clock(timeout, &timed_out)?;
+            Ok((workers, clock))
+        });
+        if started.is_err() {
+            kernel.sched.end();
+        }
+        let (workers, clock) = started.map_err(RunError::Thread)?;
+        for handle in workers.into_iter().chain([clock]) {
+            if handle.join().is_err() {
+                // Said by the panic itself; the others end because of it.
+                kernel.sched.end();
+            }
+        }
+        host.stop();
+        let status = kernel.state().main_status;
+        let report = self.take_down();
+        if let Some(error) = failure.lock().take() {
+            return Err(RunError::Cpu(error));
+        }
+        let status = match status {
+            Some(status) => exit_status(status),
+            None if timed_out.load(Ordering::SeqCst) => STATUS_TIMEOUT,
+            None => STATUS_FAILURE,
+        };
+        Ok(Ended { status, report })
+    }
+
+    fn start_workers(
+        &self,
+        failure: &Arc<Mutex<Option<CpuError>>>,
+    ) -> std::io::Result<Vec<JoinHandle<()>>> {
+        let mut cpus = self.cpus.lock();
+        let mut handles = Vec::new();
+        for cpu in cpus.drain(..) {
+            let shared = Arc::clone(&self.shared);
+            let failure = Arc::clone(failure);
+            let components = self.hardware.profile.state_components;
+            let name = format!("vcpu{}", cpu.index());
+            handles.push(thread::Builder::new().name(name).spawn(move || {
+                let _end = EndOnPanic(&shared.kernel);
+                let ran = Worker::new(Arc::clone(&shared), cpu, components).and_then(Worker::run);
+                if let Err(error) = ran {
+                    failure.lock().get_or_insert(error);
+                    shared.kernel.sched.end();
+                }
+            })?);
+        }
+        Ok(handles)
+    }
+
+    /// The clock thread: deadlines, slices, timers, the vDSO's page, the machine's own time limit.
+    fn start_clock(
+        &self,
+        timeout: Option<Duration>,
+        timed_out: &Arc<AtomicBool>,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let kernel = Arc::clone(&self.shared.kernel);
+        let timed_out = Arc::clone(timed_out);
+        let cpu_source = self.cpu_source();
+        let limit = timeout.map(|t| kernel.clock.monotonic().saturating_add(t.as_nanos() as u64));
+        thread::Builder::new().name("clock".into()).spawn(move || {
+            let _end = EndOnPanic(&kernel);
+            let tick = || {
+                if limit.is_some_and(|at| kernel.clock.monotonic() >= at) {
+                    timed_out.store(true, Ordering::SeqCst);
+                    kernel.sched.end();
+                }
+                let page = builder::vdso_page(&kernel.memory);
+                let clock = kernel.clock.tick(Some(&page), cpu_source);
+                let timers = crate::linux::proc::timers_due(&kernel);
+                [limit, clock, timers].into_iter().flatten().min()
+            };
+            let now = || kernel.clock.monotonic();
+            kernel.sched.run_clock(SLICE.as_nanos() as u64, now, tick);
+        })
+    }
+
+    fn cpu_source(&self) -> CpuSource {
+        if self.hardware.profile.tsc_aux_works { CpuSource::TscAux } else { CpuSource::Zero }
+    }
+
+    /// Ends every process, whatever it was doing, and counts what is left.
+    fn take_down(&self) -> Report {
+        let kernel = &self.shared.kernel;
+        let memory = &kernel.memory;
+        drop(kernel.sched.drain());
+        let processes = std::mem::take(&mut kernel.state().procs);
+        // Dropped without the lock: descriptors wake what waits for them.
+        drop(processes);
+        memory.acknowledge(memory.flushes.drain());
+        Report {
+            exits: self.shared.counters.snapshot(),
+            ioctls: self.hardware.vm.ioctls.load(Ordering::Relaxed),
+            memory: MemoryReport::new(&memory.manager.stats(), self.supervisor_tables),
+        }
+    }
+}
+
+/// Ends the machine if the thread that holds it panics: the others must not wait for it.
+struct EndOnPanic<'a>(&'a Kernel);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.sched.end();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_status_is_the_shells() {
+        assert_eq!(exit_status(7 << 8), 7);
+        assert_eq!(exit_status(libc::SIGSEGV), 139);
+        assert_eq!(exit_status(libc::SIGABRT | 0x80), 134);
+    }
+}

@@ -50,11 +50,11 @@ impl Worker {
     ///
     /// # Errors
     /// KVM refused the signal mask or the FPU state.
-    pub fn new(shared: Arc<Shared>, cpu: Vcpu, xcr0: u64) -> Result<Self, CpuError> {
+    pub fn new(shared: Arc<Shared>, cpu: Vcpu, components: u64) -> Result<Self, CpuError> {
         let kicker = Arc::new(Kicker::for_this_thread());
         cpu.set_kick_signal(Kicker::signal())?;
         let index = cpu.index() as usize;
-        let fpu = FpuSwitch::new(&cpu, xcr0)?;
+        let fpu = FpuSwitch::new(&cpu, components)?;
         Ok(Self {
             shared,
             index,
@@ -277,6 +277,15 @@ impl Worker {
 
     fn fault(&mut self, shared: &Shared, thread: &mut Thread, trap: Trap, info: SigInfo) {
         thread.last_trap = (u64::from(trap.vector), trap.error, trap.address);
+        tracing::debug!(
+            pid = thread.pid,
+            signal = info.signo,
+            vector = trap.vector,
+            error = trap.error,
+            "a fault at {:#x}, address {:#x}",
+            thread.regs.rip,
+            trap.address
+        );
         let mut cpu = self.fpu.access(&self.cpu, &shared.counters);
         let mut c = context(shared, thread, &mut cpu, CallRecord::default());
         signal::fault(&mut c, info);

@@ -166,7 +166,7 @@ pub fn parse(file: &(impl ReadAt + ?Sized)) -> Result<Elf, ElfError> {
     for (index, ph) in phdrs.iter().enumerate() {
         match ph.p_type(LE) {
             PT_INTERP if elf.interpreter.is_none() => {
-                elf.interpreter = Some(interpreter(file, ph)?)
+                elf.interpreter = Some(interpreter(file, ph)?);
             }
             PT_GNU_STACK => elf.executable_stack = ph.p_flags(LE).contains(PF_X),
             PT_LOAD => {
@@ -318,7 +318,7 @@ fn segment(ph: &ProgramHeader64<LE>, length: u64) -> Result<Option<Segment>, Seg
         let file_end = va + filesz;
         segment.offset = page_down(offset);
         segment.file_pages = (page_up(file_end) - start) / PAGE;
-        segment.zero_from = (memsz > filesz && file_end % PAGE != 0).then_some(file_end);
+        segment.zero_from = (memsz > filesz && !file_end.is_multiple_of(PAGE)).then_some(file_end);
     }
     segment.zero_pages = (end - start) / PAGE - segment.file_pages;
     Ok(Some(segment))

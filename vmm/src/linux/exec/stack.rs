@@ -68,7 +68,7 @@ impl Budget {
     /// For a stack of at most `stack` bytes (`RLIMIT_STACK`).
     #[must_use]
     pub fn new(stack: u64) -> Self {
-        Self((stack / 4).min(STRINGS_MAX).max(ARG_MAX))
+        Self((stack / 4).clamp(ARG_MAX, STRINGS_MAX))
     }
 
     /// Takes a string of `len` bytes without its NUL.

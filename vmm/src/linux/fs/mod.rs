@@ -36,6 +36,7 @@ mod dir;
 mod flock;
 mod host;
 mod memfs;
+mod mount;
 mod open;
 mod procfs;
 mod synth;
@@ -49,8 +50,9 @@ mod walk;
 pub use budget::Budget;
 pub use dir::{DirFile, PathFile};
 pub use flock::{FlockGuard, Flocks};
+pub use mount::{ClosureEntry, MountKind, MountSpec, VfsError};
 pub use open::OpenHow;
-pub use vfs::{ClosureEntry, MountKind, MountSpec, Vfs, VfsError};
+pub use vfs::Vfs;
 pub use walk::{Follow, Found, Walk};
 
 /// Longest name of a directory entry (`NAME_MAX`, limits.h).
@@ -298,6 +300,13 @@ pub trait FileSystem: Debug + Send + Sync {
     /// The user id whose access the host itself checks: for that user our look at the mode bits is
     /// left out (the host knows access control lists too).
     fn host_checks(&self) -> Option<u32> {
+        None
+    }
+
+    /// What the symbolic link at `path` says, for a tree that says the same to every caller: asked
+    /// while the tree is built.
+    fn target(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let _ = path;
         None
     }
 

@@ -161,7 +161,11 @@ impl Vfs {
             return Err(Errno::ACCESS);
         }
         let file = match &found.description {
-            Some(description) => Arc::clone(&description.file),
+            Some(description) => Arc::clone(
+                &self
+                    .reopen(c, description, &stat, &OpenHow::new(0, 0))?
+                    .file,
+            ),
             None => self.mount(&found.at)?.fs.open(c, &found.at.path, 0)?,
         };
         let at = file.location().unwrap_or(found.at);

@@ -1,238 +1,24 @@
-//! The mount table.
+//! The mount table: from guest paths to file systems.
 
-use std::collections::BTreeMap;
-use std::fmt::Debug;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::budget::Budget;
-use super::devfs::DevFs;
-use super::host::HostFs;
-use super::memfs::MemFs;
-use super::procfs::ProcFs;
-use super::synth::SynthFs;
-use super::sysfs::SysFs;
-use super::{
-    Caller, FileSystem, Flocks, FsStat, Home, Link, NAME_MAX, S_IFDIR, S_IFMT, below, join,
-    path_ino, split,
-};
+use super::mount::{Mount, text};
+use super::{Caller, Flocks, FsStat, Link, S_IFDIR, S_IFMT, below, join, path_ino, split};
 use crate::linux::file::{DirEntry, File, Location, Stat};
-
-/// Device numbers of mounts: major 0, as Linux gives to what is on no device, and minors from
-/// 0xff000, which a host does not come to.
-const FIRST_DEV: u64 = 0xff00_0000;
-/// Device number of files without a place in the tree.
-pub(super) const ANONYMOUS_DEV: u64 = FIRST_DEV;
-
-/// A file of the closure view: what is visible without a root directory.
-#[derive(Clone, Debug)]
-pub enum ClosureEntry {
-    /// A regular file of the host, at this guest path.
-    File {
-        /// Guest path.
-        guest: Vec<u8>,
-        /// The host's file.
-        host: PathBuf,
-    },
-    /// A symbolic link.
-    Symlink {
-        /// Guest path.
-        guest: Vec<u8>,
-        /// What it says.
-        target: Vec<u8>,
-    },
-}
-
-/// What is mounted.
-#[derive(Clone, Debug)]
-pub enum MountKind {
-    /// A directory of the host.
-    Host {
-        /// The directory.
-        root: PathBuf,
-        /// Whether the guest may write to it.
-        writable: bool,
-    },
-    /// An empty tree in memory.
-    Mem {
-        /// Bytes it may hold; also counted against the machine's limit.
-        size: u64,
-        /// Permission bits of its root.
-        mode: u32,
-    },
-    /// A read-only tree that holds these files only.
-    Closure(Vec<ClosureEntry>),
-    /// `/proc`.
-    Proc,
-    /// `/sys`.
-    Sys,
-    /// `/dev`.
-    Dev,
-}
-
-/// A mount a person or the builder asks for.
-#[derive(Clone, Debug)]
-pub struct MountSpec {
-    /// Absolute guest path.
-    pub at: Vec<u8>,
-    /// What is there.
-    pub kind: MountKind,
-}
-
-/// Why the file tree could not be built.
-#[derive(Debug, thiserror::Error)]
-pub enum VfsError {
-    /// Not an absolute path of names.
-    #[error("mount point {0:?} is not an absolute path without '.' and '..'")]
-    BadMountPoint(String),
-    /// Two mounts at one place.
-    #[error("two file systems at {0:?}")]
-    Twice(String),
-    /// No root.
-    #[error("nothing is mounted at '/'")]
-    NoRoot,
-    /// A host directory or file cannot be used.
-    #[error("cannot use {path:?} of the host")]
-    Host {
-        /// The host's path.
-        path: PathBuf,
-        /// The reason.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The limit on memory is too small for the tree itself.
-    #[error("cannot build the file system at {at:?}")]
-    Build {
-        /// Guest path.
-        at: String,
-        /// The reason.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-#[derive(Debug)]
-pub(super) struct Mount {
-    /// Clean guest path; empty for the root.
-    pub(super) at: Vec<u8>,
-    pub(super) fs: Box<dyn FileSystem>,
-    pub(super) read_only: bool,
-    pub(super) dev: u64,
-}
 
 /// Mounts and path walking. The mounts never change.
 #[derive(Debug)]
 pub struct Vfs {
     pub(super) mounts: Vec<Mount>,
-    budget: Arc<Budget>,
-    flocks: Arc<Flocks>,
-    owner: (u32, u32),
+    pub(super) budget: Arc<Budget>,
+    pub(super) flocks: Arc<Flocks>,
+    pub(super) owner: (u32, u32),
 }
 
 impl Vfs {
-    /// Builds the tree. `memory` is the limit on all bytes that the guest's files may take of the
-    /// VMM's memory.
-    ///
-    /// # Errors
-    /// [`VfsError`].
-    pub fn new(mounts: Vec<MountSpec>, memory: u64) -> Result<Self, VfsError> {
-        let mut places = BTreeMap::new();
-        for spec in mounts {
-            let at = clean_mount_point(&spec.at)?;
-            if places.insert((at.len(), at), spec.kind).is_some() {
-                return Err(VfsError::Twice(text(&spec.at)));
-            }
-        }
-        if places.keys().next().is_none_or(|(len, _)| *len != 0) {
-            return Err(VfsError::NoRoot);
-        }
-        let owner = (
-            rustix::process::geteuid().as_raw(),
-            rustix::process::getegid().as_raw(),
-        );
-        let mut vfs = Self {
-            mounts: Vec::new(),
-            budget: Budget::new(memory, None),
-            flocks: Arc::default(),
-            owner,
-        };
-        for (index, ((_, at), kind)) in places.into_iter().enumerate() {
-            let home = Home {
-                mount: index,
-                at,
-                dev: FIRST_DEV + 1 + index as u64,
-            };
-            let mount = vfs.build(home, kind)?;
-            vfs.mounts.push(mount);
-        }
-        Ok(vfs)
-    }
-
-    fn build(&self, home: Home, kind: MountKind) -> Result<Mount, VfsError> {
-        let (at, dev) = (home.at.clone(), home.dev);
-        let failed = |source: Errno| VfsError::Build {
-            at: text(&at),
-            source: source.into(),
-        };
-        let read_only = match &kind {
-            MountKind::Host { writable, .. } => !writable,
-            MountKind::Closure(_) | MountKind::Sys | MountKind::Dev => true,
-            MountKind::Mem { .. } | MountKind::Proc => false,
-        };
-        let fs: Box<dyn FileSystem> = match kind {
-            MountKind::Host { root, .. } => {
-                let host = HostFs::new(home, &root);
-                Box::new(host.map_err(|source| VfsError::Host {
-                    path: root,
-                    source: source.into(),
-                })?)
-            }
-            MountKind::Mem { size, mode } => {
-                let budget = Budget::new(size, Some(Arc::clone(&self.budget)));
-                Box::new(MemFs::new(home, budget, mode, self.owner).map_err(failed)?)
-            }
-            MountKind::Closure(entries) => Box::new(self.closure(home, entries)?),
-            MountKind::Proc => Box::new(SynthFs::new(home, ProcFs)),
-            MountKind::Sys => Box::new(SynthFs::new(home, SysFs)),
-            MountKind::Dev => Box::new(SynthFs::new(home, DevFs)),
-        };
-        Ok(Mount {
-            at,
-            fs,
-            read_only,
-            dev,
-        })
-    }
-
-    fn closure(&self, home: Home, entries: Vec<ClosureEntry>) -> Result<MemFs, VfsError> {
-        let at = text(&home.at);
-        let failed = |source: Errno| VfsError::Build {
-            at: at.clone(),
-            source: source.into(),
-        };
-        let fs = MemFs::new(home, Arc::clone(&self.budget), 0o755, (0, 0)).map_err(failed)?;
-        for entry in entries {
-            match entry {
-                ClosureEntry::File { guest, host } => {
-                    let opened = super::host::open_regular(&host);
-                    let fd = opened.map_err(|source| VfsError::Host {
-                        path: host,
-                        source: source.into(),
-                    })?;
-                    fs.add_host(&clean_mount_point(&guest)?, fd)
-                        .map_err(failed)?;
-                }
-                ClosureEntry::Symlink { guest, target } => {
-                    fs.add_link(&clean_mount_point(&guest)?, &target)
-                        .map_err(failed)?;
-                }
-            }
-        }
-        Ok(fs)
-    }
-
     /// The root directory.
     #[must_use]
     pub fn root(&self) -> Location {
@@ -280,10 +66,10 @@ impl Vfs {
 
     /// The place of a clean guest path: the mount with the longest prefix.
     pub(super) fn locate(&self, path: &[u8]) -> Location {
-        // Sorted by length: the last that fits is the longest.
         let fits =
             |(index, mount): (usize, &Mount)| below(path, &mount.at).map(|rest| (index, rest));
-        let found = self.mounts.iter().enumerate().rev().find_map(fits);
+        let all = self.mounts.iter().enumerate().filter_map(fits);
+        let found = all.min_by_key(|(_, rest)| rest.len());
         let (mount, rest) = found.unwrap_or((0, path));
         Location {
             mount,
@@ -391,7 +177,11 @@ impl Vfs {
     /// The host's.
     pub fn statfs(&self, at: &Location) -> Result<(FsStat, bool), Errno> {
         let mount = self.mount(at)?;
-        Ok((mount.fs.statfs(&at.path)?, mount.read_only))
+        let stat = match mount.fs.statfs(&at.path) {
+            Err(Errno::NOENT | Errno::NOTDIR) if self.leads_to_mount(at) => mount.fs.statfs(b""),
+            result => result,
+        };
+        Ok((stat?, mount.read_only))
     }
 
     /// Whether the caller may do all of `want` (`rwx` as 4, 2, 1) with what is at a place.
@@ -443,25 +233,4 @@ impl Vfs {
         };
         self.mounts.iter().enumerate().map(line).collect()
     }
-}
-
-fn text(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).into_owned()
-}
-
-/// A path a person gave, as a clean guest path.
-fn clean_mount_point(path: &[u8]) -> Result<Vec<u8>, VfsError> {
-    let bad = || VfsError::BadMountPoint(text(path));
-    let rest = path.strip_prefix(b"/").ok_or_else(bad)?;
-    let names: Vec<&[u8]> = rest
-        .split(|&b| b == b'/')
-        .filter(|name| !name.is_empty() && *name != b".")
-        .collect();
-    if names
-        .iter()
-        .any(|name| *name == b".." || name.len() > NAME_MAX || name.contains(&0))
-    {
-        return Err(bad());
-    }
-    Ok(names.join(&b'/'))
 }

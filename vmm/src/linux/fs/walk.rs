@@ -9,6 +9,8 @@ use crate::linux::file::{Description, Location, Stat};
 
 /// Symbolic links followed in one walk (path_resolution(7)).
 const LINKS_MAX: usize = 40;
+/// Components a walk may have, links' targets included: a step costs as much as it is deep.
+const STEPS_MAX: usize = 8192;
 /// Longest path a walk may come to.
 const PATH_LIMIT: usize = 16 * 4096;
 
@@ -93,6 +95,7 @@ struct Walker<'w> {
     pending: Vec<Vec<u8>>,
     slash: bool,
     links: usize,
+    steps: usize,
 }
 
 impl Vfs {
@@ -123,6 +126,7 @@ impl Vfs {
             pending: Vec::new(),
             slash: false,
             links: 0,
+            steps: 0,
         };
         walker.enter(path)?;
         walker.run()
@@ -163,6 +167,10 @@ impl Walker<'_> {
 
     fn run(mut self) -> Result<Found, Errno> {
         while let Some(name) = self.pending.pop() {
+            self.steps += 1;
+            if self.steps > STEPS_MAX {
+                return Err(Errno::LOOP);
+            }
             match &name[..] {
                 b"." => {}
                 b".." => self.up()?,

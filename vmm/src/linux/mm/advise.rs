@@ -71,7 +71,7 @@ pub(super) fn sys_madvise(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 /// The range of an advice or a synchronisation; `None` if it is empty.
 fn advised(start: u64, len: u64) -> Result<Option<VpnRange>, Errno> {
-    if start % PAGE != 0 {
+    if !start.is_multiple_of(PAGE) {
         return Err(Errno::INVAL);
     }
     let len = whole_pages(len).ok_or(Errno::INVAL)?;
@@ -130,7 +130,7 @@ pub(super) fn sys_msync(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let flags = a.u32(2);
     if flags & !(MS_ASYNC | MS_INVALIDATE | MS_SYNC) != 0
         || flags & (MS_ASYNC | MS_SYNC) == MS_ASYNC | MS_SYNC
-        || a.u64(0) % PAGE != 0
+        || !a.u64(0).is_multiple_of(PAGE)
     {
         return Err(Errno::INVAL.into());
     }
@@ -145,7 +145,7 @@ pub(super) fn sys_msync(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 pub(super) fn sys_mincore(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     const STEP: usize = 4096;
     let (start, len, vec) = (a.u64(0), a.u64(1), a.u64(2));
-    if start % PAGE != 0 {
+    if !start.is_multiple_of(PAGE) {
         return Err(Errno::INVAL.into());
     }
     let len = whole_pages(len).ok_or(Errno::NOMEM)?;

@@ -63,7 +63,7 @@ struct Source {
 pub(super) fn sys_mmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let (addr, len, prot) = (a.u64(0), a.u64(1), a.u64(2));
     let (flags, offset) = (a.u32(3), a.u64(5));
-    if offset % PAGE != 0 {
+    if !offset.is_multiple_of(PAGE) {
         return Err(Errno::INVAL.into());
     }
     let file = if flags & MAP_ANONYMOUS == 0 {
@@ -127,7 +127,7 @@ fn placement(c: &Ctx<'_>, addr: u64, len: u64, flags: u32) -> Result<Placement, 
         if addr > USER_END - len {
             return Err(Errno::NOMEM);
         }
-        if addr % PAGE != 0 {
+        if !addr.is_multiple_of(PAGE) {
             return Err(Errno::INVAL);
         }
         if addr < MIN_VA {
@@ -247,7 +247,7 @@ fn shared_tag(prot: Prot) -> Result<VadTag, Errno> {
 /// `munmap(2)`.
 pub(super) fn sys_munmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let (addr, len) = (a.u64(0), a.u64(1));
-    if addr % PAGE != 0 || len == 0 {
+    if !addr.is_multiple_of(PAGE) || len == 0 {
         return Err(Errno::INVAL.into());
     }
     let range = whole_pages(len)
@@ -266,7 +266,7 @@ pub(super) fn sys_munmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 pub(super) fn sys_mprotect(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let (mut start, len, prot) = (a.u64(0), a.u64(1), a.u64(2));
     let grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP);
-    if grows == PROT_GROWSDOWN | PROT_GROWSUP || start % PAGE != 0 {
+    if grows == PROT_GROWSDOWN | PROT_GROWSUP || !start.is_multiple_of(PAGE) {
         return Err(Errno::INVAL.into());
     }
     if len == 0 {

@@ -124,7 +124,7 @@ pub const TABLE: &[Entry] = &[
 /// `None` if it does not lie in the user's addresses.
 fn pages(start: u64, len: u64) -> Option<VpnRange> {
     let end = start.checked_add(len).filter(|&end| end <= USER_END)?;
-    debug_assert!(start % PAGE == 0 && end % PAGE == 0);
+    debug_assert!(start.is_multiple_of(PAGE) && end.is_multiple_of(PAGE));
     VpnRange::new(Vpn::new(start / PAGE)?, len / PAGE)
 }
 

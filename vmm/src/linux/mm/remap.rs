@@ -22,7 +22,7 @@ pub(super) fn sys_mremap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if flags & !(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP) != 0
         || ((fixed || keep) && !may_move)
         || (keep && a.u64(1) != a.u64(2))
-        || addr % PAGE != 0
+        || !addr.is_multiple_of(PAGE)
     {
         return Err(Errno::INVAL.into());
     }
@@ -77,7 +77,7 @@ pub(super) fn sys_mremap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 /// The target of a fixed move.
 fn check_target(addr: u64, old_len: u64, target: u64, new_len: u64) -> Result<Vpn, Errno> {
-    if target % PAGE != 0 || new_len > USER_END || target > USER_END - new_len {
+    if !target.is_multiple_of(PAGE) || new_len > USER_END || target > USER_END - new_len {
         return Err(Errno::INVAL);
     }
     if addr + old_len > target && target + new_len > addr {

@@ -81,6 +81,7 @@ pub fn thread_exit(c: &mut Ctx<'_>) {
     clear_child_tid(c);
     let Some(remains) = leave(c) else { return };
     drop(remains.files);
+    c.k.io.locks.process_ended(c.k, c.t.pid);
     AddressSpace::retire(&c.t.mm, remains.mm);
     let mut state = c.k.state();
     bury(c.k, &mut state, c.t.pid);
@@ -110,6 +111,7 @@ fn leave(c: &mut Ctx<'_>) -> Option<Remains> {
     }
     p.itimer_real = None;
     p.itimer_cpu = [None; 2];
+    p.usage.note_peak(&c.t.mm);
     Some(Remains {
         files: std::mem::take(&mut p.files),
         mm: p.mm.take(),

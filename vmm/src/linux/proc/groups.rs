@@ -110,9 +110,14 @@ fn sys_setsid(c: &mut Ctx<'_>, _a: &Args) -> SysResult {
 }
 
 /// Whether no member of group `pgid`, `except` not counted, has a parent in another group of the
-/// same session: then nobody could continue it (POSIX 3.264).
+/// same session: then nobody could continue it (POSIX 3.264). The first program's parent is the
+/// host's shell, if there is one.
 #[must_use]
 pub fn is_orphaned(state: &State, pgid: Pid, except: Option<Pid>) -> bool {
+    let first = state.procs.get(&state.main);
+    if state.tty.outer_shell && first.is_some_and(|first| first.pgid == pgid) {
+        return false;
+    }
     let held = |p: &crate::linux::process::Process| {
         let parent = state.procs.get(&p.ppid);
         Some(p.pid) != except

@@ -37,6 +37,10 @@ pub fn commit_exec(c: &mut Ctx<'_>, image: Image) {
         p.exe = exe;
         p.comm = comm(&name);
         p.has_execed = true;
+        p.exit_signal = libc::SIGCHLD;
+        p.cred.uid[2] = p.cred.uid[1];
+        p.cred.gid[2] = p.cred.gid[1];
+        p.usage.note_peak(&c.t.mm);
         p.prctl.keep_caps = false;
         p.prctl.dumpable = 1;
         reset_handlers(p);

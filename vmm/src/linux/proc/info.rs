@@ -159,10 +159,14 @@ fn sys_sysinfo(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 fn sys_getrusage(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let usage = match a.i32(0) {
-        libc::RUSAGE_SELF | libc::RUSAGE_THREAD => c.with_process(|p| Usage {
-            cpu_ns: p.cpu_ns(),
-            ..p.usage
-        }),
+        libc::RUSAGE_SELF | libc::RUSAGE_THREAD => {
+            let mut usage = c.with_process(|p| Usage {
+                cpu_ns: p.cpu_ns(),
+                ..p.usage
+            });
+            usage.note_peak(&c.t.mm);
+            usage
+        }
         libc::RUSAGE_CHILDREN => c.with_process(|p| p.children_usage),
         _ => return Err(Errno::INVAL.into()),
     };

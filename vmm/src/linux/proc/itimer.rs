@@ -94,7 +94,7 @@ fn exchange(c: &Ctx<'_>, which: Which, new: Option<(u64, u64)>) -> (u64, u64) {
 
 fn sys_alarm(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let (left, _) = exchange(c, Which::Real, Some((u64::from(a.u32(0)) * SECOND, 0)));
-    let rounded = (left + SECOND / 2) / SECOND;
+    let rounded = left.saturating_add(SECOND / 2) / SECOND;
     Ok(if left != 0 { rounded.max(1) } else { 0 })
 }
 

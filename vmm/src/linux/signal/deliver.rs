@@ -26,7 +26,16 @@ pub fn before_return(c: &mut Ctx<'_>) -> Outcome {
     loop {
         let step = {
             let mut state = c.k.state();
-            next(&c.k.sched, &mut state, c.t)
+            let before = state.procs.get(&c.t.pid).map(|p| p.life);
+            let step = next(&c.k.sched, &mut state, c.t);
+            let life = state.procs.get(&c.t.pid).map(|p| p.life);
+            if let Some(Life::Stopped(signo)) = life
+                && life != before
+                && c.t.pid == state.main
+            {
+                c.k.io.main_stops.stopped(signo);
+            }
+            step
         };
         match step {
             Step::Nothing => return Outcome::Resume,

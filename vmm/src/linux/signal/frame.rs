@@ -158,7 +158,8 @@ impl AltStack {
 /// # Errors
 /// It would leave the alternate stack, or the address space.
 pub fn place(sp: u64, alt: &AltStack, flags: u64, fp_size: u64) -> Result<Place, BadFrame> {
-    let mut at = sp.checked_sub(RED_ZONE).ok_or(BadFrame)?;
+    // A wild stack pointer is no harm if the handler has a stack of its own.
+    let mut at = sp.wrapping_sub(RED_ZONE);
     let nested = alt.contains(sp);
     let entering = flags & sa::ONSTACK != 0 && alt.size != 0 && !alt.contains(at);
     if entering {
@@ -177,6 +178,15 @@ pub fn place(sp: u64, alt: &AltStack, flags: u64, fp_size: u64) -> Result<Place,
         return Err(BadFrame);
     }
     Ok(Place { frame, fpstate })
+}
+
+/// Bytes a handler's frame takes at most, for `AT_MINSIGSTKSZ`; the arguments as
+/// [`crate::linux::thread::Cpu::xsave_layout`] gives them.
+#[must_use]
+pub fn largest_frame((whole, xcr0): (usize, u64)) -> u64 {
+    let fp = xsave::size_of_components(xcr0, whole) + xsave::MAGIC2_SIZE;
+    let padding = RED_ZONE + 63 + 15 + 8;
+    (size_of::<RtSigframe>() as u64 + fp as u64 + padding).next_multiple_of(16)
 }
 
 /// The registers as the frame has them.
@@ -257,8 +267,9 @@ pub fn push(c: &mut Ctx<'_>, action: &SigAction, info: &SigInfo) -> Result<(), F
     if action.flags & sa::RESTORER == 0 || action.handler >= USER_END {
         return Err(FrameError::Unwritable);
     }
-    let (_, xcr0) = c.cpu.xsave_layout();
-    let fp = xsave::export(&c.cpu.save_fpu(&mut c.t.fpu)?.0, xcr0);
+    let (whole, xcr0) = c.cpu.xsave_layout();
+    let size = xsave::size_of_components(xcr0, whole);
+    let fp = xsave::export(&c.cpu.save_fpu(&mut c.t.fpu)?.0, size, xcr0);
     let place = place(c.t.regs.rsp, &c.t.altstack, action.flags, fp.len() as u64)
         .map_err(|BadFrame| FrameError::Unwritable)?;
     let frame = compose(c.t, action, info, place);
@@ -344,6 +355,13 @@ mod tests {
     fn handler_on_the_alternate_stack_starts_at_its_top() {
         let p = place(0x7000_0000_0000, &ALT, sa::ONSTACK, 836).unwrap();
         assert!(p.frame > ALT.base && p.fpstate + 836 <= ALT.base + ALT.size);
+    }
+
+    #[test]
+    fn wild_stack_pointer_is_no_harm_to_the_alternate_stack() {
+        for sp in [0, 100, u64::MAX] {
+            assert!(place(sp, &ALT, sa::ONSTACK, 836).is_ok());
+        }
     }
 
     #[test]

@@ -131,6 +131,8 @@ pub enum Settled {
 pub fn settle(c: &mut Ctx<'_>, result: SysResult) -> Settled {
     let rax = match result {
         Ok(value) => value,
+        // A handler that says itself what an interruption means.
+        Err(Stop::Errno(Errno::INTR)) if c.interrupted => return interrupted(c, Restart::Never),
         Err(Stop::Errno(errno)) => errno_value(errno),
         Err(Stop::Replaced) => {
             c.t.call = None;

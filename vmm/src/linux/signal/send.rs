@@ -1,6 +1,6 @@
 //! Sending: who gets a signal, what it does at once, and who has to look.
 
-use super::info::{FIRST_REAL_TIME, cld};
+use super::info::{FIRST_REAL_TIME, SI_USER, cld};
 use super::{Effect, STOPPING, bit, effect, sa};
 use crate::linux::Errno;
 use crate::linux::call::WaitKey;
@@ -98,7 +98,12 @@ pub(crate) fn send(
         return Ok(());
     }
     if info.signo >= FIRST_REAL_TIME && queued(p) >= queue_limit(p) {
-        return Err(Errno::AGAIN);
+        // As Linux: only who queues hears of it; kill(2) succeeds if the signal is pending anyway.
+        let pending = tid
+            .and_then(|tid| p.thread_pending.get(&tid))
+            .unwrap_or(&p.pending);
+        let counted = info.code == SI_USER && pending.has(info.signo);
+        return if counted { Ok(()) } else { Err(Errno::AGAIN) };
     }
     match tid {
         Some(tid) => p.thread_pending.entry(tid).or_default().push(info),

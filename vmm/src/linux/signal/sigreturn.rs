@@ -48,15 +48,17 @@ fn read_fpu(c: &mut Ctx<'_>, at: u64) -> Option<Fpu> {
     if !at.is_multiple_of(64) {
         return None;
     }
-    let (size, xcr0) = c.cpu.xsave_layout();
+    let (whole, xcr0) = c.cpu.xsave_layout();
+    let size = xsave::size_of_components(xcr0, whole);
     let mut legacy = [0; xsave::LEGACY];
     c.mem().read(at, &mut legacy).ok()?;
     let area = if xsave::is_extended(&legacy, size) && ends_well(c, at.checked_add(size as u64)?) {
         let mut area = vec![0; size];
         c.mem().read(at, &mut area).ok()?;
+        area.resize(whole.max(size), 0);
         area
     } else {
-        xsave::from_legacy(&legacy, size)
+        xsave::from_legacy(&legacy, whole)
     };
     let current = match c.cpu.save_fpu(&mut c.t.fpu) {
         Ok(area) => &area.0,

@@ -4,8 +4,8 @@ use super::frame::{RtSigframe, UC_OFFSET};
 use super::{bit, errno_value, sa};
 use crate::linux::Errno;
 use crate::linux::process::Life;
-use crate::linux::testing::{DATA, Machine, STACK, TEXT, Turn};
-use crate::linux::thread::Thread;
+use crate::linux::testing::{DATA, Machine, STACK, TEXT, Turn, XSAVE};
+use crate::linux::thread::{Fpu, Thread};
 
 const HANDLER: u64 = 0x40_2000;
 const USR1: i32 = libc::SIGUSR1;
@@ -313,4 +313,45 @@ fn unblockable_signals_stay_unblocked() {
         .unwrap();
     let kill = m.result(&mut t, 13, &[libc::SIGKILL as u64, DATA, 0, 8]);
     assert_eq!(kill as u64, errno_value(Errno::INVAL));
+}
+
+/// Deterministic noise (xorshift64).
+fn noise(seed: &mut u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed
+}
+
+#[test]
+fn random_damage_to_a_frame_never_gets_bad_state_through() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    let mut survived = 0;
+    for _ in 0..300 {
+        let m = Machine::new();
+        let mut t = m.first();
+        m.handle(&mut t, USR1, HANDLER, 0);
+        m.send(2, USR1);
+        m.go_on(&mut t);
+        // From the return address up to the interrupted stack: frame, gap and XSAVE area.
+        let (start, room) = (t.regs.rsp, STACK - t.regs.rsp);
+        for _ in 0..=noise(&mut seed) % 4 {
+            let at = start + noise(&mut seed) % room;
+            let byte = noise(&mut seed) as u8;
+            m.mem(&t).write_obj(at, &byte).unwrap();
+        }
+        if !matches!(sigreturn(&m, &mut t), Turn::Guest) {
+            continue;
+        }
+        survived += 1;
+        assert!(t.regs.rip < super::frame::USER_END && t.regs.rsp < super::frame::USER_END);
+        assert_eq!(t.regs.rflags & !0x24_0cd5, 0x202);
+        assert_eq!(t.mask & super::UNBLOCKABLE, 0);
+        let Fpu::Saved(area) = &t.fpu else { continue };
+        assert_eq!(area.0.len(), XSAVE);
+        assert_eq!(area.0[512] & !7, 0, "only components there are");
+        assert!(area.0[513..576].iter().all(|&b| b == 0));
+        assert!(area.0[26..28].iter().all(|&b| b == 0), "MXCSR");
+    }
+    assert!(survived > 50, "{survived} of 300");
 }

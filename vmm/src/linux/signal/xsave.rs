@@ -5,7 +5,9 @@
 //! the components. Linux keeps `struct _fpx_sw_bytes` in the 48 bytes of the FXSAVE part that the
 //! processor leaves alone, and a second magic number behind the area (`asm/sigcontext.h`).
 
+use std::arch::x86_64::__cpuid_count;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Bytes of the FXSAVE part.
 pub const LEGACY: usize = 512;
@@ -45,15 +47,40 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
-/// The area as it goes into a frame: `area` with the software bytes and the second magic number
-/// behind it. `xcr0` is what the guest runs with.
+/// Bytes of an area with the components of `xcr0`, at most `whole`: hosts keep room for more.
 #[must_use]
-pub fn export(area: &[u8], xcr0: u64) -> Vec<u8> {
-    let size = area.len();
+pub fn size_of_components(xcr0: u64, whole: usize) -> usize {
+    static ENDS: OnceLock<[usize; 63]> = OnceLock::new();
+    // CPUID leaf 0DH, subleaf n: size and offset of component n (SDM volume 1, section 13.2).
+    // Asked once: in a virtual machine every CPUID is an exit.
+    let ends = ENDS.get_or_init(|| {
+        let mut ends = [WITH_HEADER; 63];
+        for (n, end) in ends.iter_mut().enumerate().skip(2) {
+            let component = __cpuid_count(0xd, n as u32);
+            if component.eax != 0 {
+                *end = (component.eax + component.ebx) as usize;
+            }
+        }
+        ends
+    });
+    let present = ends
+        .iter()
+        .enumerate()
+        .filter(|&(n, _)| xcr0 & (1 << n) != 0);
+    present
+        .map(|(_, &end)| end)
+        .max()
+        .unwrap_or(WITH_HEADER)
+        .clamp(WITH_HEADER, whole.max(WITH_HEADER))
+}
+
+/// The area as it goes into a frame: the first `size` bytes of `area` with the software bytes and
+/// the second magic number behind it. `xcr0` are the components the guest has; what else the host
+/// put into the area (a protection key register the guest was not offered) is left out.
+#[must_use]
+pub fn export(area: &[u8], size: usize, xcr0: u64) -> Vec<u8> {
     let mut out = area.to_vec();
-    if size < WITH_HEADER {
-        out.resize(WITH_HEADER, 0);
-    }
+    out.resize(size.max(WITH_HEADER), 0);
     let present = u64_at(&out, XSTATE_BV);
     if present & FP == 0 {
         out[..MXCSR.start].fill(0);
@@ -64,7 +91,7 @@ pub fn export(area: &[u8], xcr0: u64) -> Vec<u8> {
         out[XMM].fill(0);
         out[MXCSR].copy_from_slice(&INITIAL_MXCSR.to_le_bytes());
     }
-    out[XSTATE_BV].copy_from_slice(&(present | FP | SSE).to_le_bytes());
+    out[XSTATE_BV].copy_from_slice(&(present & xcr0 | FP | SSE).to_le_bytes());
     let size = out.len() as u32;
     let sw = &mut out[SW];
     sw.fill(0);
@@ -148,14 +175,14 @@ mod tests {
     }
 
     fn exported_area() -> Vec<u8> {
-        let mut out = export(&sample(), XCR0);
+        let mut out = export(&sample(), SIZE, XCR0);
         out.truncate(SIZE);
         out
     }
 
     #[test]
     fn exported_area_comes_back_unchanged() {
-        let out = export(&sample(), XCR0);
+        let out = export(&sample(), SIZE, XCR0);
         let legacy: [u8; LEGACY] = out[..LEGACY].try_into().unwrap();
         assert!(is_extended(&legacy, SIZE));
         assert!(is_magic2(out[SIZE..].try_into().unwrap()));
@@ -164,10 +191,20 @@ mod tests {
 
     #[test]
     fn initial_components_are_written_out() {
-        let out = export(&[0; SIZE], XCR0);
+        let out = export(&[0; SIZE], SIZE, XCR0);
         assert_eq!(u64_at(&out, XSTATE_BV), 3);
         assert_eq!(out[FCW], INITIAL_FCW.to_le_bytes());
         assert_eq!(out[MXCSR], INITIAL_MXCSR.to_le_bytes());
+    }
+
+    #[test]
+    fn components_only_the_host_has_are_not_exported() {
+        let mut area = sample();
+        area[XSTATE_BV].copy_from_slice(&(1_u64 << 9 | 7).to_le_bytes());
+        let mut out = export(&area, XCR0);
+        out.truncate(SIZE);
+        assert_eq!(u64_at(&out, XSTATE_BV), 7);
+        assert_eq!(import(out, XCR0, &sample()), Ok(sample()));
     }
 
     #[test]
@@ -207,6 +244,13 @@ mod tests {
             u64_at(&import(area, XCR0, &sample()).unwrap(), XSTATE_BV),
             3
         );
+    }
+
+    #[test]
+    fn size_is_bounded_by_the_hosts_area() {
+        assert_eq!(size_of_components(3, 4096), WITH_HEADER);
+        assert_eq!(size_of_components(u64::MAX, 700), 700);
+        assert_eq!(size_of_components(7, 0), WITH_HEADER);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use rustix::io::Errno;
 
 use super::super::tree::may_change;
-use super::super::{Caller, DirFile, Follow, OpenHow, PathFile, S_IFDIR, S_IFMT};
-use super::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Subject, base, subject, walk};
+use super::super::{Caller, DirFile, OpenHow, PathFile};
+use super::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Subject, base, subject};
 use crate::linux::call::{Args, Ctx, SysResult};
 use crate::linux::file::{Change, Description, O_PATH, SetTime};
 
@@ -174,10 +174,6 @@ fn length(value: i64) -> Result<u64, Errno> {
 
 pub(super) fn truncate(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let length = length(a.i64(1))?;
-    let found = walk(c, AT_FDCWD, a.u64(0), Follow::Last)?;
-    if found.existing()?.mode & S_IFMT == S_IFDIR {
-        return Err(Errno::ISDIR.into());
-    }
     let path = c.path(a.u64(0))?;
     let base = base(c, AT_FDCWD, &path)?;
     let description =

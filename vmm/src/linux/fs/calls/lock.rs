@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::linux::call::{Args, Ctx, Stop, SysResult, Wait};
+use crate::linux::file::O_PATH;
 
 const LOCK_SH: u32 = 1;
 const LOCK_EX: u32 = 2;
@@ -13,6 +14,9 @@ const LOCK_UN: u32 = 8;
 
 pub(super) fn flock(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let description = c.file(a.i32(0))?;
+    if description.flags() & O_PATH != 0 {
+        return Err(Errno::BADF.into());
+    }
     let wanted = a.u32(1);
     let exclusive = match wanted & !LOCK_NB {
         LOCK_SH => false,

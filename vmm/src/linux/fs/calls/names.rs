@@ -106,17 +106,18 @@ fn rename_at(c: &Ctx<'_>, from: (i32, u64), to: (i32, u64), flags: u32) -> SysRe
     Ok(0)
 }
 
-/// Working directories below a directory that was renamed go with it.
+/// Working directories and programs below a directory that was renamed go with it.
 fn follow_rename(c: &Ctx<'_>, old: &Location, new: &Location) {
-    let mut state = c.k.state();
-    for process in state
-        .procs
-        .values_mut()
-        .filter(|p| p.cwd.mount == old.mount)
-    {
-        if let Some(rest) = super::super::below(&process.cwd.path, &old.path) {
-            process.cwd.path = super::super::join(&new.path, rest);
+    let carry = |at: &mut Location| {
+        if at.mount == old.mount
+            && let Some(rest) = super::super::below(&at.path, &old.path)
+        {
+            at.path = super::super::join(&new.path, rest);
         }
+    };
+    for process in c.k.state().procs.values_mut() {
+        carry(&mut process.cwd);
+        carry(&mut process.exe);
     }
 }
 

@@ -125,6 +125,15 @@ impl HostFs {
         }
     }
 
+    fn link_text(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        let (fd, stat) = self.node(path)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            return Err(Errno::INVAL);
+        }
+        let target = rustix::fs::readlinkat(&fd, "", Vec::with_capacity(256))?;
+        Ok(target.into_bytes())
+    }
+
     fn file(&self, fd: OwnedFd, path: &[u8]) -> Result<Arc<dyn File>, Errno> {
         let (at, guest) = (self.home.location(path), self.home.guest_path(path));
         Ok(Arc::new(HostFile::new(Arc::new(fd), at, guest)?))
@@ -150,12 +159,7 @@ impl FileSystem for HostFs {
     }
 
     fn read_link(&self, _: &Caller<'_>, path: &[u8]) -> Result<Link, Errno> {
-        let (fd, stat) = self.node(path)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            return Err(Errno::INVAL);
-        }
-        let target = rustix::fs::readlinkat(&fd, "", Vec::with_capacity(256))?;
-        Ok(Link::Path(target.into_bytes()))
+        self.link_text(path).map(Link::Path)
     }
 
     fn list(&self, _: &Caller<'_>, path: &[u8]) -> Result<Vec<DirEntry>, Errno> {
@@ -211,19 +215,26 @@ impl FileSystem for HostFs {
         let (parent, _) = self.parent(path)?;
         drop(parent);
         let how = use_flags(flags) | OFlags::CREATE | OFlags::EXCL | USE;
-        let fd = self.open_at(path, how, Mode::RUSR | Mode::WUSR)?;
+        let wanted = safe_mode(mode);
+        let fd = self.open_at(path, how, wanted)?;
         let stat = rustix::fs::fstat(&fd)?;
         self.guard.check(&fd, &stat)?;
-        // Not through the VMM's own umask.
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o1777))?;
+        if Mode::from_raw_mode(stat.st_mode & 0o7777) != wanted {
+            // The VMM's own umask took bits off. Not every file system has them to put on.
+            let _ = rustix::fs::fchmod(&fd, wanted);
+        }
         self.file(fd, path)
     }
 
     fn mkdir(&self, _: &Caller<'_>, path: &[u8], mode: u32) -> Result<(), Errno> {
         let (parent, name) = self.parent(path)?;
-        rustix::fs::mkdirat(&parent, name, Mode::RWXU)?;
-        let (fd, _) = self.node(path)?;
-        change_node(&fd, &Change::Mode(mode & 0o1777))
+        let wanted = safe_mode(mode);
+        rustix::fs::mkdirat(&parent, name, wanted)?;
+        let (fd, stat) = self.node(path)?;
+        if Mode::from_raw_mode(stat.st_mode & 0o1777) != wanted {
+            let _ = change_node(&fd, &Change::Mode(mode));
+        }
+        Ok(())
     }
 
     fn remove(&self, _: &Caller<'_>, path: &[u8], directory: bool) -> Result<(), Errno> {
@@ -279,6 +290,10 @@ impl FileSystem for HostFs {
         })
     }
 
+    fn target(&self, path: &[u8]) -> Option<Vec<u8>> {
+        self.link_text(path).ok()
+    }
+
     fn host_checks(&self) -> Option<u32> {
         Some(self.uid)
     }
@@ -302,9 +317,9 @@ pub(super) fn guest_stat(s: &HostStat) -> Stat {
         size: u64::try_from(s.st_size).unwrap_or(0),
         blksize: u64::try_from(s.st_blksize).unwrap_or(4096),
         blocks: u64::try_from(s.st_blocks).unwrap_or(0),
-        atime: time(s.st_atime as i64, s.st_atime_nsec as u64),
-        mtime: time(s.st_mtime as i64, s.st_mtime_nsec as u64),
-        ctime: time(s.st_ctime as i64, s.st_ctime_nsec as u64),
+        atime: time(s.st_atime, s.st_atime_nsec),
+        mtime: time(s.st_mtime, s.st_mtime_nsec),
+        ctime: time(s.st_ctime, s.st_ctime_nsec),
     }
 }
 

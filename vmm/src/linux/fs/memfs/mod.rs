@@ -45,7 +45,7 @@ pub(super) fn anonymous(
     name: &[u8],
     owner: (u32, u32),
 ) -> Result<Arc<dyn File>, Errno> {
-    let maker = Maker::new(super::vfs::ANONYMOUS_DEV, Arc::clone(budget));
+    let maker = Maker::new(super::mount::ANONYMOUS_DEV, Arc::clone(budget));
     let inode = maker.make(Body::File(Data::new(budget)), 0o777, owner)?;
     let mut path = b"/memfd:".to_vec();
     path.extend_from_slice(name);
@@ -193,9 +193,14 @@ impl FileSystem for MemFs {
     }
 
     fn read_link(&self, _: &Caller<'_>, path: &[u8]) -> Result<Link, Errno> {
-        match &self.find(path)?.body {
-            Body::Link(target) => Ok(Link::Path(target.clone())),
-            Body::Dir(_) | Body::File(_) | Body::Host(_) => Err(Errno::INVAL),
+        self.find(path)?;
+        self.target(path).map(Link::Path).ok_or(Errno::INVAL)
+    }
+
+    fn target(&self, path: &[u8]) -> Option<Vec<u8>> {
+        match &self.find(path).ok()?.body {
+            Body::Link(target) => Some(target.clone()),
+            Body::Dir(_) | Body::File(_) | Body::Host(_) => None,
         }
     }
 

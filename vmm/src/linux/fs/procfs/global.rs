@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use super::super::Caller;
 use super::super::synth::Row;
+use crate::linux::proc::info::{HOSTNAME, RELEASE, VERSION};
 use crate::linux::process::{Life, State};
 
 const fn row(path: &'static str, content: fn(&Caller<'_>) -> String) -> Row {
@@ -40,7 +41,7 @@ pub(super) const ROWS: &[Row] = &[
     row("sys/kernel/osrelease", |_| format!("{RELEASE}\n")),
     row("sys/kernel/ostype", |_| "Linux\n".to_owned()),
     row("sys/kernel/version", |_| format!("{VERSION}\n")),
-    row("sys/kernel/hostname", |_| "vmm\n".to_owned()),
+    row("sys/kernel/hostname", |_| format!("{HOSTNAME}\n")),
     row("sys/kernel/domainname", |_| "(none)\n".to_owned()),
     row("sys/kernel/overflowuid", |_| "65534\n".to_owned()),
     row("sys/kernel/overflowgid", |_| "65534\n".to_owned()),
@@ -59,10 +60,6 @@ pub(super) const ROWS: &[Row] = &[
     row("sys/fs/file-max", |_| "1048576\n".to_owned()),
     row("sys/fs/nr_open", |_| "1048576\n".to_owned()),
 ];
-
-/// Release and version, as uname(2) gives them too.
-const RELEASE: &str = "6.1.0-vmm";
-const VERSION: &str = "#1 SMP";
 
 fn meminfo(c: &Caller<'_>) -> String {
     let stats = c.k.memory.manager.stats();
@@ -119,8 +116,8 @@ fn cpuinfo(c: &Caller<'_>) -> String {
 }
 
 /// When the first program started, nanoseconds of the machine's clock.
-fn boot(state: &State) -> u64 {
-    state.procs.values().map(|p| p.started).min().unwrap_or(0)
+pub(super) fn boot(state: &State) -> u64 {
+    state.procs.get(&state.main).map_or(0, |p| p.started)
 }
 
 /// Nanoseconds that all processes of the machine have used.

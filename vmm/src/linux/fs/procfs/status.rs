@@ -42,7 +42,7 @@ fn with<R>(c: &Caller<'_>, pid: Pid, f: impl FnOnce(&Process, &Facts) -> R) -> R
         .unwrap_or_default();
     let state = c.k.state();
     let p = state.procs.get(&pid).ok_or(Errno::NOENT)?;
-    let boot = state.procs.values().map(|p| p.started).min().unwrap_or(0);
+    let boot = super::global::boot(&state);
     let tty = state
         .tty
         .session
