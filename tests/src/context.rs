@@ -141,7 +141,12 @@ impl Context {
             .env_clear()
             .envs(self.environment())
             .current_dir(self.work());
-        command.env("TMPDIR", self.folder.path().join("tmp"));
+        if words
+            .first()
+            .is_some_and(|w| Path::new(w) == self.setup.vmm)
+        {
+            command.env("TMPDIR", self.folder.path().join("tmp"));
+        }
         command
     }
 

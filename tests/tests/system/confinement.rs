@@ -1,5 +1,6 @@
 //! What a guest sees of the host: the folder it was given, and nothing else. Each case tries a way
-//! out and must fail without showing the secret that lies outside.
+//! out and must fail without showing the secret that lies outside. A VMM that lets it out must not do
+//! harm: what a case would write or remove outside has a name that nobody else has.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -18,8 +19,8 @@ fn jail(context: &Context) -> Result<(), String> {
     let root = context.work().join("root");
     fs::create_dir_all(root.join("bin")).map_err(|e| e.to_string())?;
     fs::copy(busybox, root.join("bin/busybox")).map_err(|e| e.to_string())?;
-    context.write("secret", SECRET, 0o644)?;
-    context.write("root/inside", "inside\n", 0o644)?;
+    context.write("vmm-test-secret", SECRET, 0o644)?;
+    context.write("root/vmm-test-inside", "inside\n", 0o644)?;
     Ok(())
 }
 
@@ -52,18 +53,22 @@ fn prints(context: &Context, line: &str, want: &str) -> Result<(), String> {
 fn dots(context: &Context) -> Checked {
     jail(context)?;
     let work = context.work();
-    let secret = work.join("secret");
+    let secret = work.join("vmm-test-secret");
     let climb = format!("../../../../../../../..{}", secret.display());
     for path in [
-        "/../secret",
-        "../secret",
+        "/../vmm-test-secret",
+        "../vmm-test-secret",
         &climb,
-        "/bin/../../secret",
+        "/bin/../../vmm-test-secret",
         &secret.to_string_lossy(),
     ] {
         prints(context, &format!("cat {path} 2>/dev/null; echo $?"), "1\n")?;
     }
-    prints(context, "cd /; cd ..; pwd; cat ../inside", "/\ninside\n")?;
+    prints(
+        context,
+        "cd /; cd ..; pwd; cat ../vmm-test-inside",
+        "/\ninside\n",
+    )?;
     Ok(PASSED)
 }
 
@@ -72,14 +77,18 @@ fn links(context: &Context) -> Checked {
     let root = context.work().join("root");
     let link =
         |to: &std::path::Path, name: &str| symlink(to, root.join(name)).map_err(|e| e.to_string());
-    link(&context.work().join("secret"), "absolute")?;
-    link("../secret".as_ref(), "relative")?;
+    link(&context.work().join("vmm-test-secret"), "absolute")?;
+    link("../vmm-test-secret".as_ref(), "relative")?;
     link("../../../../../../../../etc".as_ref(), "folder")?;
     link(&context.work(), "up")?;
-    link("/inside".as_ref(), "good")?;
+    link("/vmm-test-inside".as_ref(), "good")?;
     prints(context, "cat /absolute 2>/dev/null; echo $?", "1\n")?;
     prints(context, "cat /relative 2>/dev/null; echo $?", "1\n")?;
-    prints(context, "cat /up/secret 2>/dev/null; echo $?", "1\n")?;
+    prints(
+        context,
+        "cat /up/vmm-test-secret 2>/dev/null; echo $?",
+        "1\n",
+    )?;
     prints(
         context,
         "cat /folder/passwd 2>/dev/null; ls /folder/ 2>/dev/null; cd /folder 2>/dev/null; pwd",
@@ -91,7 +100,7 @@ fn links(context: &Context) -> Checked {
 
 fn magic_links(context: &Context) -> Checked {
     jail(context)?;
-    let secret = context.work().join("secret");
+    let secret = context.work().join("vmm-test-secret");
     let secret = secret.display();
     for place in [
         "/proc/self/root",
@@ -115,12 +124,14 @@ fn magic_links(context: &Context) -> Checked {
 fn special_files(context: &Context) -> Checked {
     jail(context)?;
     let root = context.work().join("root");
-    let made = Command::new("mkfifo").arg(root.join("fifo")).status();
-    let socket = UnixListener::bind(root.join("socket"));
+    let made = Command::new("mkfifo")
+        .arg(root.join("vmm-test-fifo"))
+        .status();
+    let socket = UnixListener::bind(root.join("vmm-test-socket"));
     if !made.is_ok_and(|s| s.success()) || socket.is_err() {
         return Err("cannot make a FIFO and a socket".to_owned());
     }
-    let mut names = vec!["fifo", "socket"];
+    let mut names = vec!["vmm-test-fifo", "vmm-test-socket"];
     let mut skipped = Vec::new();
     let device = |name: &str, major: &str, minor: &str| {
         Command::new("mknod")
@@ -129,8 +140,11 @@ fn special_files(context: &Context) -> Checked {
             .status()
             .is_ok_and(|s| s.success())
     };
-    if context.is_root() && device("device", "1", "5") && device("kvm", "10", "232") {
-        names.extend(["device", "kvm"]);
+    if context.is_root()
+        && device("vmm-test-device", "1", "5")
+        && device("vmm-test-kvm", "10", "232")
+    {
+        names.extend(["vmm-test-device", "vmm-test-kvm"]);
     } else {
         skipped.push("device nodes: only root can make them".to_owned());
     }
@@ -199,8 +213,8 @@ fn no_host_in_sight(context: &Context) -> Checked {
 
 /// Without --root there is the program, its interpreter and its libraries.
 fn no_root(context: &Context) -> Checked {
-    context.write("secret", SECRET, 0o644)?;
-    let secret = context.work().join("secret");
+    context.write("vmm-test-secret", SECRET, 0o644)?;
+    let secret = context.work().join("vmm-test-secret");
     let line = format!(
         "cat {} 2>/dev/null; cat /etc/passwd 2>/dev/null; ls /home /root /etc 2>/dev/null; echo end",
         secret.display()
@@ -217,30 +231,32 @@ fn writable(context: &Context) -> Checked {
     jail(context)?;
     fs::create_dir(context.work().join("data")).map_err(|e| e.to_string())?;
     symlink(
-        context.work().join("secret"),
+        context.work().join("vmm-test-secret"),
         context.work().join("data/out"),
     )
     .map_err(|e| e.to_string())?;
-    let secret = context.work().join("secret");
+    let secret = context.work().join("vmm-test-secret");
     let secret = secret.display();
     let line = format!(
-        "cd /data; echo broken > out; echo broken > ../secret; ln -s {secret} mine; echo broken > mine; \
-         ln {secret} hard; ln -s ../../ up; echo broken > up/secret; mknod null c 1 3; mv /inside /data/; mv out /bin/; echo end"
+        "cd /vmm-test-data || exit 9; echo broken > out; echo broken > ../vmm-test-secret; ln -s {secret} mine; \
+         echo broken > mine; ln {secret} hard; ln -s ../../ up; echo broken > up/vmm-test-secret; mknod null c 1 3; \
+         mv /vmm-test-inside .; mv out /bin/vmm-test-out; echo end"
     );
     let launch = Launch::new("/bin/busybox", &["sh", "-c", &line]).options(&[
         "--root",
         "{work}/root",
         "--rw",
-        "{work}/data:/data",
+        "{work}/data:/vmm-test-data",
     ]);
     let output = context.run(&launch)?;
-    let now = fs::read_to_string(context.work().join("secret")).map_err(|e| e.to_string())?;
+    let now =
+        fs::read_to_string(context.work().join("vmm-test-secret")).map_err(|e| e.to_string())?;
     let names: Vec<_> = fs::read_dir(context.work())
         .map_err(|e| e.to_string())?
         .flatten()
         .map(|e| e.file_name().to_string_lossy().into_owned())
         .collect();
-    if now != SECRET || names.len() != 3 || !context.work().join("root/inside").exists() {
+    if now != SECRET || names.len() != 3 || !context.work().join("root/vmm-test-inside").exists() {
         return Err(format!(
             "changed outside: {now:?}, {names:?}; {}",
             output.err()
