@@ -144,7 +144,7 @@ static void change_it(void *how)
 	case 2: mmap(page, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0); break;
 	case 3: madvise(page, size, MADV_DONTNEED); break;
 	case 4: mremap(page, size, 2 * size, MREMAP_MAYMOVE); break;
-	case 5: munmap(NULL, 0x7ffffffff000); break; /* everything: we cannot go on, the VMM must */
+	case 5: munmap(NULL, REGION); break; /* all that is ours: we cannot go on, the VMM must */
 	}
 	/* Still able to call, and to fork. */
 	if (syscall(SYS_getpid) <= 0)

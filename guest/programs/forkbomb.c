@@ -7,9 +7,7 @@
 
 static void wild(void)
 {
-	/* All processes share the count of forks that worked. */
-	uint32_t *forks = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	int fd[2], refused = 0;
+	int fd[2], refused = 0, forks = 0;
 	pid_t top = getpid();
 	if (pipe(fd))
 		_exit(2);
@@ -17,8 +15,8 @@ static void wild(void)
 		pid_t pid = fork();
 		if (pid < 0)
 			refused = errno;
-		else if (pid > 0)
-			__atomic_add_fetch(forks, 1, __ATOMIC_SEQ_CST);
+		else
+			forks += pid > 0;
 	}
 	if (getpid() != top) {
 		while (waitpid(-1, NULL, 0) > 0)
@@ -31,7 +29,7 @@ static void wild(void)
 	is(n, 0, "all of them end");
 	while (waitpid(-1, NULL, 0) > 0)
 		;
-	ok(*forks > 0, "some forks worked");
+	ok(forks > 0, "some forks worked");
 	is(exited_with(in_child((void (*)(void *))(void *)_exit, (void *)9)), 9, "and forking works again");
 }
 

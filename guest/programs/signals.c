@@ -263,12 +263,14 @@ static void registers_survive(void)
 static void garbage_frame(void *unused)
 {
 	(void)unused;
+	signal(SIGSEGV, SIG_DFL); /* what a handler would be given depends on how much was restored */
 	__asm__ volatile("mov %0,%%rsp\n mov $15,%%eax\n syscall\n" ::"r"(0x1000L) : "memory");
 }
 
 static void garbage_contents(void *fill)
 {
 	static unsigned char frame[8192] __attribute__((aligned(64)));
+	signal(SIGSEGV, SIG_DFL);
 	memset(frame, (int)(long)fill, sizeof frame);
 	__asm__ volatile("lea 4096(%0),%%rsp\n mov $15,%%eax\n syscall\n hlt\n" ::"r"(frame) : "memory");
 }

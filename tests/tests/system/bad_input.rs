@@ -181,7 +181,7 @@ fn files() -> Vec<File> {
                 ..good()
             }
             .bytes(),
-            &[139],
+            &[NOT_EXECUTABLE, 139],
         ),
         file(
             "entry_in_the_kernel",

@@ -40,7 +40,7 @@ pub(crate) fn cases() -> Vec<Case> {
         like_native("here_document", "cat <<X | wc -l\na\nb\nc\nX"),
         like_native(
             "sort_many",
-            "seq 1 20000 | sort -r | uniq | tail -n 3 | tac",
+            "seq 1 20000 | sort -r | uniq | tail -n 3 | paste -s -d +",
         ),
         like_native(
             "many_processes",
