@@ -60,6 +60,8 @@ pub struct IoTicket<P: Platform> {
     pub(crate) backing: P::Backing,
     pub(crate) offset: u64,
     pub(crate) length: usize,
+    /// Where the mapping's part of the file ended when the read began.
+    pub(crate) file_end: u64,
     /// The page the first frame is for.
     pub(crate) first: Vpn,
     /// The page the fault was about.

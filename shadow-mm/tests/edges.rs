@@ -269,6 +269,31 @@ fn read_that_comes_too_late_only_frees_its_frames() {
 }
 
 #[test]
+fn read_for_a_shorter_mapping_of_the_same_bytes_is_stale() {
+    let mm = manager(64, 16);
+    let space = mm.create_space().expect("a space");
+    let mapped = mm
+        .map(&space, request(BASE, 1, RW, file(1)))
+        .expect("a mapping");
+    mm.flushed(mapped.flush);
+    let FaultOutcome::Read(ticket) = mm.fault(&space, vpn(BASE).va(), Access::Read) else {
+        panic!("the page is in a file");
+    };
+    assert_eq!(ticket.length(), 1);
+    let longer = mm
+        .map(&space, request(BASE, 1, RW, file(2000)))
+        .expect("a mapping");
+    mm.flushed(longer.flush);
+    match mm.complete_read(ticket, Ok(1)) {
+        FaultOutcome::Resolved(done) => {
+            assert_eq!((done.kind, done.mapped), (FaultKind::Spurious, 0));
+            mm.flushed(done.flush);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn frames_stay_away_until_the_flush_is_acknowledged() {
     let mm = manager(8, 16);
     let space = mm.create_space().expect("a space");

@@ -15,7 +15,7 @@ for mutant in ${*:-$all}; do
     wrapper="$target/rustc-$mutant"
     printf '#!/bin/sh\nexec "$@" --cfg '\''mutant="%s"'\''\n' "$mutant" >"$wrapper"
     chmod +x "$wrapper"
-    if RUSTC_WORKSPACE_WRAPPER="$wrapper" CARGO_TARGET_DIR="$target" \
+    if RUSTC_WORKSPACE_WRAPPER="$wrapper" CARGO_TARGET_DIR="$target" CARGO_INCREMENTAL=0 \
         cargo test -p shadow-mm --no-fail-fast >"$log" 2>&1; then
         echo "SURVIVED $mutant"
         survived=$((survived + 1))

@@ -218,12 +218,21 @@ fn backed_pages<B>(vad: &Vad<B>) -> Option<VpnRange> {
     }
 }
 
+/// Where in the file a mapping's part of it ends.
+fn file_end<B>(vad: &Vad<B>) -> Option<u64> {
+    match vad.kind {
+        MapKind::Anonymous => None,
+        MapKind::PrivateFile { offset, length, .. } => Some(offset + length),
+    }
+}
+
 /// Whether the mapping still shows the bytes the ticket read where it read them for.
 fn still_wanted<P: Platform>(vad: &Vad<P::Backing>, ticket: &IoTicket<P>) -> bool {
     let ahead = (ticket.wanted.get() - ticket.first.get()) * PAGE_SIZE as u64;
     let backed = backed_pages(vad).is_some_and(|pages| pages.contains(ticket.wanted));
     let same = vad.file_page(ticket.wanted) == Some((&ticket.backing, ticket.offset + ahead));
-    backed && same && vad.prot.allows(ticket.access)
+    // A longer mapping of the same bytes shows more of the last page than was read.
+    backed && same && file_end(vad) == Some(ticket.file_end) && vad.prot.allows(ticket.access)
 }
 
 fn ticket<P: Platform>(
@@ -248,6 +257,7 @@ fn ticket<P: Platform>(
         space: Arc::clone(space),
         backing: backing.clone(),
         offset: offset + ahead,
+        file_end: offset + length,
         length: room.min(length - ahead) as usize,
         first,
         wanted,

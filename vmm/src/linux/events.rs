@@ -39,7 +39,9 @@ struct Set {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("set", &self.set).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("set", &self.set)
+            .finish_non_exhaustive()
     }
 }
 
@@ -50,16 +52,29 @@ impl Events {
     /// The host has no descriptor left.
     pub fn new(sched: &Arc<Sched>) -> std::io::Result<Self> {
         let changed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let shared = Shared { set: Mutex::default(), changed, sched: Arc::clone(sched) };
-        Ok(Self { shared: Arc::new(shared), thread: Mutex::new(None) })
+        let shared = Shared {
+            set: Mutex::default(),
+            changed,
+            sched: Arc::clone(sched),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            thread: Mutex::new(None),
+        })
     }
 
     /// Wakes [`WaitKey::HostFd`] once when `fd` becomes ready for any of `interest`, or hangs up.
     /// If it is already, at once.
     pub fn arm(&self, fd: &Arc<OwnedFd>, interest: Ready) {
         let mut flags = PollFlags::empty();
-        flags.set(PollFlags::IN, interest.intersects(Ready::IN | Ready::RDNORM));
-        flags.set(PollFlags::OUT, interest.intersects(Ready::OUT | Ready::WRNORM));
+        flags.set(
+            PollFlags::IN,
+            interest.intersects(Ready::IN | Ready::RDNORM),
+        );
+        flags.set(
+            PollFlags::OUT,
+            interest.intersects(Ready::OUT | Ready::WRNORM),
+        );
         let mut set = self.shared.set.lock();
         let slot = set
             .armed
@@ -85,8 +100,9 @@ impl Events {
         let mut thread = self.thread.lock();
         if thread.is_none() && !self.shared.set.lock().stopping {
             let shared = Arc::clone(&self.shared);
-            let spawned =
-                std::thread::Builder::new().name("events".into()).spawn(move || shared.run());
+            let spawned = std::thread::Builder::new()
+                .name("events".into())
+                .spawn(move || shared.run());
             match spawned {
                 Ok(handle) => *thread = Some(handle),
                 Err(error) => tracing::error!(%error, "cannot start the event thread"),

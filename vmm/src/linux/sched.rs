@@ -91,6 +91,13 @@ impl Sched {
         }
     }
 
+    /// Takes a thread out of the guest for a moment if it is running, so that its CPU time is known.
+    pub fn kick_running(&self, tid: Tid) {
+        if let Some(kick) = self.queues.lock().running.get(&tid) {
+            kick.kick();
+        }
+    }
+
     /// Adds a thread to the run queue.
     pub fn enqueue(&self, thread: Box<Thread>) {
         let mut q = self.queues.lock();

@@ -48,7 +48,11 @@ pub struct Stdio {
 /// The host has no descriptor left.
 pub fn inherit(sched: &Arc<Sched>) -> std::io::Result<Stdio> {
     let events = Arc::new(Events::new(sched)?);
-    let host = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let host = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
     let tty = host.iter().find_map(|fd| Tty::of(*fd)).map(Arc::new);
     let mut files = FdTable::default();
     for (n, fd) in (0..).zip(host) {
@@ -57,13 +61,25 @@ pub fn inherit(sched: &Arc<Sched>) -> std::io::Result<Stdio> {
             Err(Errno::BADF) => continue,
             Err(errno) => return Err(errno.into()),
         };
-        let flags = rustix::fs::fcntl_getfl(&own)?.bits() & (3 | O_APPEND | super::file::O_NONBLOCK);
+        let flags =
+            rustix::fs::fcntl_getfl(&own)?.bits() & (3 | O_APPEND | super::file::O_NONBLOCK);
         let file = open(own, n, flags, &events, tty.as_ref())?;
         let description = Description::new(file, flags);
-        files.fds.insert(n, Fd { description, close_on_exec: false });
+        files.fds.insert(
+            n,
+            Fd {
+                description,
+                close_on_exec: false,
+            },
+        );
     }
     let input_is_tty = rustix::termios::isatty(rustix::stdio::stdin());
-    Ok(Stdio { files, tty, input_is_tty, events })
+    Ok(Stdio {
+        files,
+        tty,
+        input_is_tty,
+        events,
+    })
 }
 
 fn open(
@@ -74,8 +90,15 @@ fn open(
     tty: Option<&Arc<Tty>>,
 ) -> std::io::Result<Arc<dyn File>> {
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
-    if matches!(kind, FileType::RegularFile | FileType::BlockDevice | FileType::Directory) {
-        return Ok(Arc::new(HostFile { fd, n, append: AtomicBool::new(flags & O_APPEND != 0) }));
+    if matches!(
+        kind,
+        FileType::RegularFile | FileType::BlockDevice | FileType::Directory
+    ) {
+        return Ok(Arc::new(HostFile {
+            fd,
+            n,
+            append: AtomicBool::new(flags & O_APPEND != 0),
+        }));
     }
     let is_tty = kind == FileType::CharacterDevice && rustix::termios::isatty(&fd);
     let io = HostStream::new(fd, n, flags, events);
@@ -162,7 +185,11 @@ impl File for HostFile {
     }
 
     fn sync(&self, data_only: bool) -> Result<(), Errno> {
-        if data_only { rustix::fs::fdatasync(&self.fd) } else { rustix::fs::fsync(&self.fd) }
+        if data_only {
+            rustix::fs::fdatasync(&self.fd)
+        } else {
+            rustix::fs::fsync(&self.fd)
+        }
     }
 
     fn set_status(&self, flags: u32) -> Result<(), Errno> {
@@ -213,7 +240,11 @@ pub struct HostStream {
 impl HostStream {
     fn new(fd: OwnedFd, n: i32, flags: u32, events: &Arc<Events>) -> Self {
         let own = reopen(&fd, flags);
-        let unblocked = if own.is_some() { Unblocked::Own } else { Unblocked::Asked };
+        let unblocked = if own.is_some() {
+            Unblocked::Own
+        } else {
+            Unblocked::Asked
+        };
         Self {
             fd: Arc::new(own.unwrap_or(fd)),
             n,
@@ -231,7 +262,10 @@ impl HostStream {
 
     fn poll(&self) -> PollFlags {
         let mut fds = [PollFd::new(&*self.fd, PollFlags::IN | PollFlags::OUT)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         loop {
             match poll(&mut fds, Some(&now)) {
                 Ok(_) => return fds[0].revents(),
@@ -285,9 +319,7 @@ impl HostStream {
     /// Writes what fits.
     pub(super) fn write_some(&self, buf: &[u8]) -> Result<usize, Errno> {
         self.unblocked(PollFlags::OUT, |flags| match flags {
-            Some(flags) => {
-                rustix::io::pwritev2(&*self.fd, &[IoSlice::new(buf)], u64::MAX, flags)
-            }
+            Some(flags) => rustix::io::pwritev2(&*self.fd, &[IoSlice::new(buf)], u64::MAX, flags),
             None if self.unblocked == Unblocked::Own => rustix::io::write(&*self.fd, buf),
             None => rustix::io::write(&*self.fd, &buf[..buf.len().min(SMALL)]),
         })
@@ -441,7 +473,11 @@ mod tests {
     fn inherited_file_advances_the_shared_offset() {
         let file = tempfile::tempfile().unwrap();
         let other = file.try_clone().unwrap();
-        let ours = HostFile { fd: file.into(), n: 1, append: AtomicBool::new(false) };
+        let ours = HostFile {
+            fd: file.into(),
+            n: 1,
+            append: AtomicBool::new(false),
+        };
         assert_eq!(ours.write_next(b"first"), Ok(5));
         assert_eq!(rustix::fs::tell(&other), Ok(5));
         assert_eq!(rustix::io::write(&other, b"+"), Ok(1));

@@ -18,8 +18,8 @@ use super::proc::{FirstProcess, first_process};
 use super::process::{AddressSpace, Credentials, FdTable, MmLayout, Pid, State};
 use super::signal::{self, Outcome, Settled};
 use super::table::Table;
-use super::time::{Clock, TscInfo};
 use super::thread::{Cpu, Fpu, Regs, Thread, XsaveArea};
+use super::time::{Clock, TscInfo};
 use super::user_mem::UserMem;
 use crate::hv::CpuError;
 use crate::hv::probe::Paging;
@@ -73,7 +73,21 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// A machine whose root is an empty tree in memory.
     pub(crate) fn new() -> Self {
+        let kind = MountKind::Mem {
+            size: 1 << 20,
+            mode: 0o755,
+        };
+        let root = MountSpec {
+            at: b"/".to_vec(),
+            kind,
+        };
+        Self::with_mounts(vec![root])
+    }
+
+    /// A machine with this file tree.
+    pub(crate) fn with_mounts(mounts: Vec<MountSpec>) -> Self {
         let range = |start, count| PfnRange {
             start: Pfn::new(start),
             count,
@@ -93,19 +107,11 @@ impl Machine {
             max_procs: 4,
             cpus: 2,
         };
-        let kind = MountKind::Mem {
-            size: 1 << 20,
-            mode: 0o755,
-        };
-        let root = MountSpec {
-            at: b"/".to_vec(),
-            kind,
-        };
         let k = Kernel::new(KernelParts {
             memory,
             sched: Arc::default(),
             clock: Arc::new(Clock::new(TscInfo::unusable())),
-            vfs: Vfs::new(vec![root], 1 << 20).unwrap(),
+            vfs: Vfs::new(mounts, 16 << 20).unwrap(),
             tty: None,
             limits,
             info: MachineInfo::default(),

@@ -66,8 +66,10 @@ impl Schedule {
         let expired = self.expired(now);
         if expired > 0 {
             let after = expired.saturating_mul(self.interval);
-            self.next =
-                self.next.filter(|_| self.interval > 0).map(|next| next.saturating_add(after));
+            self.next = self
+                .next
+                .filter(|_| self.interval > 0)
+                .map(|next| next.saturating_add(after));
         }
         expired
     }
@@ -186,7 +188,11 @@ fn sys_timerfd_settime(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let new: Itimerspec = c.mem().read_obj(new_at)?;
     let (value, interval) = (new.value.to_ns()?, new.interval.to_ns()?);
     let d = c.file(a.i32(0))?;
-    let timer = d.file.as_any().downcast_ref::<TimerFd>().ok_or(Errno::INVAL)?;
+    let timer = d
+        .file
+        .as_any()
+        .downcast_ref::<TimerFd>()
+        .ok_or(Errno::INVAL)?;
     let now = c.k.clock.monotonic();
     let next = match value {
         0 => None,
@@ -204,9 +210,14 @@ fn sys_timerfd_settime(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 fn sys_timerfd_gettime(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let d = c.file(a.i32(0))?;
-    let timer = d.file.as_any().downcast_ref::<TimerFd>().ok_or(Errno::INVAL)?;
+    let timer = d
+        .file
+        .as_any()
+        .downcast_ref::<TimerFd>()
+        .ok_or(Errno::INVAL)?;
     let schedule = *timer.schedule.lock();
-    c.mem().write_obj(a.u64(1), &Itimerspec::of(schedule, c.k.clock.monotonic()))?;
+    c.mem()
+        .write_obj(a.u64(1), &Itimerspec::of(schedule, c.k.clock.monotonic()))?;
     Ok(0)
 }
 
@@ -216,7 +227,10 @@ mod tests {
 
     #[test]
     fn one_shot_expires_once() {
-        let mut s = Schedule { next: Some(100), interval: 0 };
+        let mut s = Schedule {
+            next: Some(100),
+            interval: 0,
+        };
         assert_eq!((s.expired(99), s.left(40)), (0, 60));
         assert_eq!(s.take(500), 1);
         assert_eq!((s.take(600), s.left(600), s.next), (0, 0, None));
@@ -224,7 +238,10 @@ mod tests {
 
     #[test]
     fn interval_counts_what_was_missed() {
-        let mut s = Schedule { next: Some(100), interval: 10 };
+        let mut s = Schedule {
+            next: Some(100),
+            interval: 10,
+        };
         assert_eq!(s.take(135), 4);
         assert_eq!(s.next, Some(140));
         assert_eq!((s.left(145), s.take(139)), (5, 0));

@@ -1,7 +1,8 @@
 //! `execve` and `execveat`.
 
 use super::PAGE;
-use super::load::{Program, Request, load};
+use super::load::{Request, load};
+use super::open::Program;
 use super::stack::{Budget, STRING_MAX, Strings};
 use crate::linux::Errno;
 use crate::linux::call::{Arg, Args, Ctx, Entry, Stop, SysResult};

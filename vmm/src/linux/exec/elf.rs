@@ -334,4 +334,4 @@ fn prot(ph: &ProgramHeader64<LE>) -> Prot {
 
 #[cfg(test)]
 #[path = "elf_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -6,17 +6,17 @@ use super::*;
 
 /// A header to be laid into an image.
 #[derive(Clone, Copy)]
-struct Ph {
-    kind: object::elf::ProgramType,
-    flags: object::elf::ProgramFlags,
-    offset: u64,
-    va: u64,
-    filesz: u64,
-    memsz: u64,
-    align: u64,
+pub(in crate::linux::exec) struct Ph {
+    pub(in crate::linux::exec) kind: object::elf::ProgramType,
+    pub(in crate::linux::exec) flags: object::elf::ProgramFlags,
+    pub(in crate::linux::exec) offset: u64,
+    pub(in crate::linux::exec) va: u64,
+    pub(in crate::linux::exec) filesz: u64,
+    pub(in crate::linux::exec) memsz: u64,
+    pub(in crate::linux::exec) align: u64,
 }
 
-const TEXT: Ph = Ph {
+pub(in crate::linux::exec) const TEXT: Ph = Ph {
     kind: PT_LOAD,
     flags: object::elf::ProgramFlags(PF_R.0 | PF_X.0),
     offset: 0,
@@ -25,7 +25,7 @@ const TEXT: Ph = Ph {
     memsz: 0x1000,
     align: 0x1000,
 };
-const DATA: Ph = Ph {
+pub(in crate::linux::exec) const DATA: Ph = Ph {
     kind: PT_LOAD,
     flags: object::elf::ProgramFlags(PF_R.0 | PF_W.0),
     offset: 0x1e00,
@@ -35,7 +35,7 @@ const DATA: Ph = Ph {
     align: 0x1000,
 };
 
-fn header() -> FileHeader64<LE> {
+pub(in crate::linux::exec) fn header() -> FileHeader64<LE> {
     let mut header = FileHeader64::<LE>::parse(super::super::super::vdso::image())
         .copied()
         .unwrap();
@@ -46,7 +46,7 @@ fn header() -> FileHeader64<LE> {
 }
 
 /// An image of 0x3000 bytes with these headers.
-fn image(mut header: FileHeader64<LE>, phdrs: &[Ph]) -> Vec<u8> {
+pub(in crate::linux::exec) fn image(mut header: FileHeader64<LE>, phdrs: &[Ph]) -> Vec<u8> {
     header.e_phnum = U16::new(LE, phdrs.len() as u16);
     let mut image = bytes_of(&header).to_vec();
     for ph in phdrs {

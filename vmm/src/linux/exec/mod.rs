@@ -17,14 +17,17 @@ pub mod calls;
 pub mod closure;
 pub mod elf;
 pub mod error;
+mod image;
 pub mod load;
 mod map;
+pub mod open;
 pub mod script;
 pub mod stack;
 
 pub use error::{ElfError, ExecError};
 pub use guest::abi::USER_END;
-pub use load::{Loaded, Program, Request, load};
+pub use load::{Loaded, Request, load};
+pub use open::Program;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -80,3 +83,6 @@ pub fn remap_errno(error: RemapError) -> Errno {
         RemapError::Place(error) => map_errno(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,12 @@ use super::super::call::{Arg, Args, Ctx, Entry, SysResult};
 use super::super::file::{Description, O_NONBLOCK, O_PATH};
 
 /// The calls of this file.
-pub const TABLE: &[Entry] =
-    &[Entry { nr: 16, name: "ioctl", args: &[Arg::Fd, Arg::Hex, Arg::Hex], handler: sys_ioctl }];
+pub const TABLE: &[Entry] = &[Entry {
+    nr: 16,
+    name: "ioctl",
+    args: &[Arg::Fd, Arg::Hex, Arg::Hex],
+    handler: sys_ioctl,
+}];
 
 const FIONCLEX: u32 = 0x5450;
 const FIOCLEX: u32 = 0x5451;
@@ -29,13 +33,20 @@ fn sys_ioctl(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         FIOCLEX | FIONCLEX => {
             let close_on_exec = request == FIOCLEX;
             c.with_process(|p| {
-                p.files.fds.get_mut(&fd).map(|f| f.close_on_exec = close_on_exec)
+                p.files
+                    .fds
+                    .get_mut(&fd)
+                    .map(|f| f.close_on_exec = close_on_exec)
             });
             Ok(0)
         }
         FIONBIO => {
             let on: i32 = c.mem().read_obj(arg)?;
-            let flags = if on != 0 { d.flags() | O_NONBLOCK } else { d.flags() & !O_NONBLOCK };
+            let flags = if on != 0 {
+                d.flags() | O_NONBLOCK
+            } else {
+                d.flags() & !O_NONBLOCK
+            };
             d.file.set_status(flags)?;
             d.set_flags(flags);
             Ok(0)
@@ -46,7 +57,8 @@ fn sys_ioctl(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         }
         FIONREAD => match unread(c, &d)? {
             Some(n) => {
-                c.mem().write_obj(arg, &i32::try_from(n).unwrap_or(i32::MAX))?;
+                c.mem()
+                    .write_obj(arg, &i32::try_from(n).unwrap_or(i32::MAX))?;
                 Ok(0)
             }
             None => d.file.ioctl(c, request, arg),

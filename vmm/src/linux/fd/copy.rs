@@ -73,11 +73,15 @@ fn copy(c: &Ctx<'_>, from: &Side, to: &Side, count: u64) -> Result<u64, Errno> {
     while done < count {
         let step = (count - done).min(STEP as u64) as usize;
         let moved = with_bounce(step, |bounce| {
-            let n = from.d.file.read(c.k, from.start.saturating_add(done), bounce)?;
+            let n = from
+                .d
+                .file
+                .read(c.k, from.start.saturating_add(done), bounce)?;
             if n == 0 {
                 return Ok(0);
             }
-            to.d.file.write(c.k, to.start.saturating_add(done), &bounce[..n])
+            to.d.file
+                .write(c.k, to.start.saturating_add(done), &bounce[..n])
         });
         match moved {
             Ok(0) => break,

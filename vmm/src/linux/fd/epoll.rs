@@ -23,17 +23,42 @@ const WAIT: &[Arg] = &[Arg::Fd, Arg::Hex, Arg::Int, Arg::Int, Arg::Hex, Arg::Int
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[
-    Entry { nr: 213, name: "epoll_create", args: &[Arg::Int], handler: sys_epoll_create },
-    Entry { nr: 232, name: "epoll_wait", args: WAIT, handler: sys_epoll_wait },
+    Entry {
+        nr: 213,
+        name: "epoll_create",
+        args: &[Arg::Int],
+        handler: sys_epoll_create,
+    },
+    Entry {
+        nr: 232,
+        name: "epoll_wait",
+        args: WAIT,
+        handler: sys_epoll_wait,
+    },
     Entry {
         nr: 233,
         name: "epoll_ctl",
         args: &[Arg::Fd, Arg::Int, Arg::Fd, Arg::Hex],
         handler: sys_epoll_ctl,
     },
-    Entry { nr: 281, name: "epoll_pwait", args: WAIT, handler: sys_epoll_pwait },
-    Entry { nr: 291, name: "epoll_create1", args: &[Arg::Hex], handler: sys_epoll_create1 },
-    Entry { nr: 441, name: "epoll_pwait2", args: WAIT, handler: sys_epoll_pwait2 },
+    Entry {
+        nr: 281,
+        name: "epoll_pwait",
+        args: WAIT,
+        handler: sys_epoll_pwait,
+    },
+    Entry {
+        nr: 291,
+        name: "epoll_create1",
+        args: &[Arg::Hex],
+        handler: sys_epoll_create1,
+    },
+    Entry {
+        nr: 441,
+        name: "epoll_pwait2",
+        args: WAIT,
+        handler: sys_epoll_pwait2,
+    },
 ];
 
 const CTL_ADD: i32 = 1;
@@ -82,7 +107,11 @@ impl Member {
             return now;
         }
         let (before, edges_before) = std::mem::replace(&mut self.seen, (now, edges));
-        if edges != edges_before || !before.contains(now) { now } else { Ready::empty() }
+        if edges != edges_before || !before.contains(now) {
+            now
+        } else {
+            Ready::empty()
+        }
     }
 }
 
@@ -97,23 +126,37 @@ pub struct Epoll {
 
 impl Epoll {
     fn new(sched: &Arc<Sched>) -> Self {
-        Self { members: Mutex::default(), sched: Arc::clone(sched), key: sched.new_key() }
+        Self {
+            members: Mutex::default(),
+            sched: Arc::clone(sched),
+            key: sched.new_key(),
+        }
     }
 
     /// The members whose description is still open, for looking at without the lock.
     fn open_members(&self) -> Vec<(Member, Arc<Description>)> {
         let mut members = self.members.lock();
         members.retain(|m| m.of.strong_count() > 0);
-        members.iter().filter_map(|m| Some((m.clone(), m.of.upgrade()?))).collect()
+        members
+            .iter()
+            .filter_map(|m| Some((m.clone(), m.of.upgrade()?)))
+            .collect()
     }
 
     fn control(&self, op: i32, fd: i32, of: &Arc<Description>, event: Event) -> Result<(), Errno> {
         let mut members = self.members.lock();
         members.retain(|m| m.of.strong_count() > 0);
         let weak = Arc::downgrade(of);
-        let at = members.iter().position(|m| m.fd == fd && m.of.ptr_eq(&weak));
-        let member =
-            Member { fd, of: weak, event, spent: false, seen: (Ready::empty(), u64::MAX) };
+        let at = members
+            .iter()
+            .position(|m| m.fd == fd && m.of.ptr_eq(&weak));
+        let member = Member {
+            fd,
+            of: weak,
+            event,
+            spent: false,
+            seen: (Ready::empty(), u64::MAX),
+        };
         match (op, at) {
             (CTL_ADD, None) => members.push(member),
             (CTL_ADD, Some(_)) => return Err(Errno::EXIST),
@@ -145,7 +188,10 @@ impl Epoll {
             let now = members[at].look(ready, edges);
             if !now.is_empty() {
                 let mut member = members.remove(at);
-                out.push(Event { events: u32::from(now.bits()), data: member.event.data });
+                out.push(Event {
+                    events: u32::from(now.bits()),
+                    data: member.event.data,
+                });
                 member.spent = member.event.events & EPOLLONESHOT != 0;
                 members.push(member);
             }
@@ -174,10 +220,15 @@ impl File for Epoll {
     }
 
     fn ready(&self, k: &Kernel) -> Ready {
-        let any = self.open_members().into_iter().any(|(mut m, d)| {
-            !m.look(d.file.ready(k), d.file.edges()).is_empty()
-        });
-        if any { Ready::IN | Ready::RDNORM } else { Ready::empty() }
+        let any = self
+            .open_members()
+            .into_iter()
+            .any(|(mut m, d)| !m.look(d.file.ready(k), d.file.edges()).is_empty());
+        if any {
+            Ready::IN | Ready::RDNORM
+        } else {
+            Ready::empty()
+        }
     }
 
     fn wait_key(&self) -> Option<WaitKey> {
@@ -194,7 +245,9 @@ impl File for Epoll {
     }
 
     fn edges(&self) -> u64 {
-        self.open_members().iter().fold(0, |sum, (_, d)| sum.wrapping_add(d.file.edges()))
+        self.open_members()
+            .iter()
+            .fold(0, |sum, (_, d)| sum.wrapping_add(d.file.edges()))
     }
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
@@ -207,7 +260,11 @@ impl File for Epoll {
 }
 
 fn sys_epoll_create(c: &mut Ctx<'_>, a: &Args) -> SysResult {
-    if a.i32(0) <= 0 { Err(Errno::INVAL.into()) } else { make(c, 0) }
+    if a.i32(0) <= 0 {
+        Err(Errno::INVAL.into())
+    } else {
+        make(c, 0)
+    }
 }
 
 fn sys_epoll_create1(c: &mut Ctx<'_>, a: &Args) -> SysResult {
@@ -225,12 +282,19 @@ fn make(c: &Ctx<'_>, flags: u32) -> SysResult {
 fn sys_epoll_ctl(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let (op, fd) = (a.i32(1), a.i32(2));
     let event = match op {
-        CTL_DEL => Event { events: 0, data: [0; 8] },
+        CTL_DEL => Event {
+            events: 0,
+            data: [0; 8],
+        },
         _ => c.mem().read_obj(a.u64(3))?,
     };
     let own = c.file(a.i32(0))?;
     let target = c.file(fd)?;
-    let epoll = own.file.as_any().downcast_ref::<Epoll>().ok_or(Errno::INVAL)?;
+    let epoll = own
+        .file
+        .as_any()
+        .downcast_ref::<Epoll>()
+        .ok_or(Errno::INVAL)?;
     if Arc::ptr_eq(&own, &target) {
         return Err(Errno::INVAL.into());
     }
@@ -256,7 +320,11 @@ fn sys_epoll_pwait(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 fn sys_epoll_pwait2(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let at = a.u64(3);
-    let ns = if at == 0 { None } else { Some(c.mem().read_obj::<Timespec>(at)?.to_ns()?) };
+    let ns = if at == 0 {
+        None
+    } else {
+        Some(c.mem().read_obj::<Timespec>(at)?.to_ns()?)
+    };
     take_mask(c, a.u64(4), a.u64(5))?;
     wait(c, a, ns)
 }
@@ -267,9 +335,17 @@ fn wait(c: &mut Ctx<'_>, a: &Args, ns: Option<u64>) -> SysResult {
         return Err(Errno::INVAL.into());
     }
     let own = c.file(a.i32(0))?;
-    let epoll = own.file.as_any().downcast_ref::<Epoll>().ok_or(Errno::INVAL)?;
+    let epoll = own
+        .file
+        .as_any()
+        .downcast_ref::<Epoll>()
+        .ok_or(Errno::INVAL)?;
     let size = size_of::<Event>();
-    let max = max.min(c.mem().accessible(a.u64(1), max * size, shadow_mm::Access::Write) / size);
+    let max = max.min(
+        c.mem()
+            .accessible(a.u64(1), max * size, shadow_mm::Access::Write)
+            / size,
+    );
     if max == 0 {
         return Err(Errno::FAULT.into());
     }
@@ -290,12 +366,21 @@ mod tests {
     use super::*;
 
     fn event(events: u32) -> Event {
-        Event { events, data: 7_u64.to_ne_bytes() }
+        Event {
+            events,
+            data: 7_u64.to_ne_bytes(),
+        }
     }
 
     fn member(events: u32) -> Member {
         let of = Weak::new();
-        Member { fd: 0, of, event: event(events), spent: false, seen: (Ready::empty(), u64::MAX) }
+        Member {
+            fd: 0,
+            of,
+            event: event(events),
+            spent: false,
+            seen: (Ready::empty(), u64::MAX),
+        }
     }
 
     #[test]

@@ -14,8 +14,18 @@ use super::table::O_CLOEXEC;
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[
-    Entry { nr: 284, name: "eventfd", args: &[Arg::Int], handler: sys_eventfd },
-    Entry { nr: 290, name: "eventfd2", args: &[Arg::Int, Arg::Hex], handler: sys_eventfd2 },
+    Entry {
+        nr: 284,
+        name: "eventfd",
+        args: &[Arg::Int],
+        handler: sys_eventfd,
+    },
+    Entry {
+        nr: 290,
+        name: "eventfd2",
+        args: &[Arg::Int, Arg::Hex],
+        handler: sys_eventfd2,
+    },
 ];
 
 const EFD_SEMAPHORE: u32 = 1;
@@ -27,7 +37,14 @@ pub(super) const ANON_DEV: u64 = 0xf;
 
 /// What stat(2) tells of a file without a name.
 pub(in super::super) fn anonymous_stat() -> Stat {
-    Stat { dev: ANON_DEV, ino: 1, nlink: 1, mode: 0o600, blksize: 4096, ..Stat::default() }
+    Stat {
+        dev: ANON_DEV,
+        ino: 1,
+        nlink: 1,
+        mode: 0o600,
+        blksize: 4096,
+        ..Stat::default()
+    }
 }
 
 /// What a read takes.
@@ -51,7 +68,13 @@ impl EventFd {
     fn new(sched: &Arc<Sched>, count: u64, takes: Takes) -> Self {
         let key = sched.new_key();
         let edges = AtomicU64::new(0);
-        Self { count: Mutex::new(count), takes, sched: Arc::clone(sched), key, edges }
+        Self {
+            count: Mutex::new(count),
+            takes,
+            sched: Arc::clone(sched),
+            key,
+            edges,
+        }
     }
 
     fn take(&self) -> Result<u64, Errno> {
@@ -144,7 +167,11 @@ fn make(c: &Ctx<'_>, count: u32, flags: u32) -> SysResult {
     if flags & !(EFD_SEMAPHORE | O_NONBLOCK | O_CLOEXEC) != 0 {
         return Err(Errno::INVAL.into());
     }
-    let takes = if flags & EFD_SEMAPHORE != 0 { Takes::One } else { Takes::All };
+    let takes = if flags & EFD_SEMAPHORE != 0 {
+        Takes::One
+    } else {
+        Takes::All
+    };
     let file = Arc::new(EventFd::new(&c.k.sched, u64::from(count), takes));
     let description = Description::new(file, 2 | flags & O_NONBLOCK);
     Ok(c.add_fd(description, flags & O_CLOEXEC != 0)? as u64)

@@ -12,8 +12,12 @@ use super::pipe;
 use super::table::fd_limit;
 
 /// The calls of this file.
-pub const TABLE: &[Entry] =
-    &[Entry { nr: 72, name: "fcntl", args: &[Arg::Fd, Arg::Int, Arg::Hex], handler: sys_fcntl }];
+pub const TABLE: &[Entry] = &[Entry {
+    nr: 72,
+    name: "fcntl",
+    args: &[Arg::Fd, Arg::Int, Arg::Hex],
+    handler: sys_fcntl,
+}];
 
 const F_DUPFD: i32 = 0;
 const F_GETFD: i32 = 1;
@@ -48,15 +52,16 @@ fn sys_fcntl(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     match command {
         F_DUPFD => duplicate(c, d, a.i32(2), false),
         F_DUPFD_CLOEXEC => duplicate(c, d, a.i32(2), true),
-        F_GETFD => {
-            Ok(u64::from(c.with_process(|p| {
-                p.files.fds.get(&fd).is_some_and(|f| f.close_on_exec)
-            })))
-        }
+        F_GETFD => Ok(u64::from(c.with_process(|p| {
+            p.files.fds.get(&fd).is_some_and(|f| f.close_on_exec)
+        }))),
         F_SETFD => {
             let close_on_exec = arg & FD_CLOEXEC != 0;
             c.with_process(|p| {
-                p.files.fds.get_mut(&fd).map(|f| f.close_on_exec = close_on_exec)
+                p.files
+                    .fds
+                    .get_mut(&fd)
+                    .map(|f| f.close_on_exec = close_on_exec)
             })
             .ok_or(Errno::BADF)?;
             Ok(0)
@@ -173,11 +178,21 @@ impl Asked {
             OwnedBy::Description => owner_of(d),
         };
         let range = flock.range(offset, stat.size)?;
-        Ok(Self { flock, file: (stat.dev, stat.ino), owner, range })
+        Ok(Self {
+            flock,
+            file: (stat.dev, stat.ino),
+            owner,
+            range,
+        })
     }
 
     fn lock(&self, kind: Kind) -> Lock {
-        Lock { owner: self.owner.clone(), kind, start: self.range.0, end: self.range.1 }
+        Lock {
+            owner: self.owner.clone(),
+            kind,
+            start: self.range.0,
+            end: self.range.1,
+        }
     }
 }
 
@@ -185,12 +200,23 @@ fn get_lock(c: &Ctx<'_>, d: &Arc<Description>, at: u64, by: OwnedBy) -> SysResul
     let asked = Asked::new(c, d, at, by)?;
     let kind = asked.flock.kind()?.ok_or(Errno::INVAL)?;
     let reply = match c.k.io.locks.conflict(asked.file, &asked.lock(kind)) {
-        None => Flock { kind: F_UNLCK, ..asked.flock },
+        None => Flock {
+            kind: F_UNLCK,
+            ..asked.flock
+        },
         Some(lock) => Flock {
-            kind: if lock.kind == Kind::Read { F_RDLCK } else { F_WRLCK },
+            kind: if lock.kind == Kind::Read {
+                F_RDLCK
+            } else {
+                F_WRLCK
+            },
             whence: 0,
             start: lock.start as i64,
-            len: if lock.end == u64::MAX { 0 } else { (lock.end - lock.start) as i64 },
+            len: if lock.end == u64::MAX {
+                0
+            } else {
+                (lock.end - lock.start) as i64
+            },
             pid: match lock.owner {
                 Owner::Process(pid) => pid,
                 Owner::Description(_) => -1,
@@ -232,7 +258,9 @@ fn set_lock(
             Err(Errno::AGAIN) if on_conflict == OnConflict::Wait => {}
             Err(errno) => return Err(errno.into()),
         }
-        let Some(blocker) = locks.conflict(asked.file, &wanted) else { continue };
+        let Some(blocker) = locks.conflict(asked.file, &wanted) else {
+            continue;
+        };
         if by == OwnedBy::Process && !c.interrupted {
             locks.wait_for(c.t.pid, &blocker)?;
         }
@@ -245,7 +273,15 @@ mod tests {
     use super::*;
 
     fn flock(whence: i16, start: i64, len: i64) -> Flock {
-        Flock { kind: F_WRLCK, whence, pad: 0, start, len, pid: 0, pad2: 0 }
+        Flock {
+            kind: F_WRLCK,
+            whence,
+            pad: 0,
+            start,
+            len,
+            pid: 0,
+            pad2: 0,
+        }
     }
 
     #[test]

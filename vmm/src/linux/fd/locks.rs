@@ -90,7 +90,10 @@ impl RecordLocks {
     /// None yet.
     #[must_use]
     pub fn new(sched: &Sched) -> Self {
-        Self { held: Mutex::default(), key: sched.new_key() }
+        Self {
+            held: Mutex::default(),
+            key: sched.new_key(),
+        }
     }
 
     /// What is woken when a lock was given up.
@@ -103,7 +106,11 @@ impl RecordLocks {
     #[must_use]
     pub fn conflict(&self, file: FileId, wanted: &Lock) -> Option<Lock> {
         let held = self.held.lock();
-        held.files.get(&file)?.iter().find(|lock| lock.conflicts(wanted)).cloned()
+        held.files
+            .get(&file)?
+            .iter()
+            .find(|lock| lock.conflicts(wanted))
+            .cloned()
     }
 
     /// Takes a lock, in place of what its owner held there.
@@ -140,7 +147,9 @@ impl RecordLocks {
     /// # Errors
     /// `EDEADLK`: that one waits for `pid`.
     pub fn wait_for(&self, pid: Pid, blocker: &Lock) -> Result<(), Errno> {
-        let Owner::Process(holder) = blocker.owner else { return Ok(()) };
+        let Owner::Process(holder) = blocker.owner else {
+            return Ok(());
+        };
         let mut held = self.held.lock();
         let mut at = holder;
         for _ in 0..=held.waits.len() {
@@ -167,10 +176,17 @@ impl RecordLocks {
         if self.held.lock().files.is_empty() {
             return;
         }
-        let Ok(stat) = description.file.stat(k) else { return };
+        let Ok(stat) = description.file.stat(k) else {
+            return;
+        };
         let all = (0, u64::MAX);
         let owner = Owner::Process(pid);
-        if self.held.lock().cut((stat.dev, stat.ino), &owner, all).unwrap_or(false) {
+        if self
+            .held
+            .lock()
+            .cut((stat.dev, stat.ino), &owner, all)
+            .unwrap_or(false)
+        {
             k.sched.wake(self.key);
         }
     }
@@ -234,7 +250,9 @@ impl Held {
     /// Takes `range` away from the owner's locks; whether it held any of it.
     fn cut(&mut self, file: FileId, owner: &Owner, range: (u64, u64)) -> Result<bool, Errno> {
         let (start, end) = range;
-        let Some(locks) = self.files.get_mut(&file) else { return Ok(false) };
+        let Some(locks) = self.files.get_mut(&file) else {
+            return Ok(false);
+        };
         let touches = |lock: &Lock| lock.owner == *owner && lock.start < end && start < lock.end;
         if !locks.iter().any(touches) {
             return Ok(false);
@@ -246,7 +264,10 @@ impl Held {
         let (cut, mut rest): (Vec<Lock>, Vec<Lock>) = locks.drain(..).partition(touches);
         for lock in cut {
             if lock.start < start {
-                rest.push(Lock { end: start, ..lock.clone() });
+                rest.push(Lock {
+                    end: start,
+                    ..lock.clone()
+                });
             }
             if end < lock.end {
                 rest.push(Lock { start: end, ..lock });
@@ -292,7 +313,12 @@ mod tests {
     const FILE: FileId = (1, 2);
 
     fn lock(pid: Pid, kind: Kind, start: u64, end: u64) -> Lock {
-        Lock { owner: Owner::Process(pid), kind, start, end }
+        Lock {
+            owner: Owner::Process(pid),
+            kind,
+            start,
+            end,
+        }
     }
 
     #[test]
@@ -300,7 +326,10 @@ mod tests {
         let mut held = Held::default();
         assert_eq!(held.acquire(FILE, lock(2, Kind::Read, 0, 10)), Ok(false));
         assert_eq!(held.acquire(FILE, lock(3, Kind::Read, 5, 15)), Ok(false));
-        assert_eq!(held.acquire(FILE, lock(3, Kind::Write, 9, 12)), Err(Errno::AGAIN));
+        assert_eq!(
+            held.acquire(FILE, lock(3, Kind::Write, 9, 12)),
+            Err(Errno::AGAIN)
+        );
         assert_eq!(held.acquire(FILE, lock(3, Kind::Write, 10, 12)), Ok(true));
     }
 
@@ -311,14 +340,20 @@ mod tests {
         assert_eq!(held.cut(FILE, &Owner::Process(2), (40, 60)), Ok(true));
         assert_eq!(held.count, 2);
         assert_eq!(held.acquire(FILE, lock(3, Kind::Write, 40, 60)), Ok(false));
-        assert_eq!(held.acquire(FILE, lock(3, Kind::Write, 39, 60)), Err(Errno::AGAIN));
+        assert_eq!(
+            held.acquire(FILE, lock(3, Kind::Write, 39, 60)),
+            Err(Errno::AGAIN)
+        );
     }
 
     #[test]
     fn neighbours_of_one_owner_become_one() {
         let mut held = Held::default();
         for (start, end) in [(0, 10), (20, 30), (10, 20)] {
-            assert_eq!(held.acquire(FILE, lock(2, Kind::Write, start, end)), Ok(false));
+            assert_eq!(
+                held.acquire(FILE, lock(2, Kind::Write, start, end)),
+                Ok(false)
+            );
         }
         assert_eq!(held.files[&FILE], vec![lock(2, Kind::Write, 0, 30)]);
         assert_eq!(held.cut(FILE, &Owner::Process(2), (0, u64::MAX)), Ok(true));
@@ -331,7 +366,10 @@ mod tests {
         let locks = RecordLocks::new(&Sched::default());
         assert_eq!(locks.wait_for(2, &lock(3, Kind::Write, 0, 1)), Ok(()));
         assert_eq!(locks.wait_for(3, &lock(4, Kind::Write, 0, 1)), Ok(()));
-        assert_eq!(locks.wait_for(4, &lock(2, Kind::Write, 0, 1)), Err(Errno::DEADLK));
+        assert_eq!(
+            locks.wait_for(4, &lock(2, Kind::Write, 0, 1)),
+            Err(Errno::DEADLK)
+        );
         locks.stop_waiting(3);
         assert_eq!(locks.wait_for(4, &lock(2, Kind::Write, 0, 1)), Ok(()));
     }

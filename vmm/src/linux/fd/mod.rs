@@ -12,6 +12,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod fcntl;
 pub mod locks;
+pub mod memfd;
 pub mod pipe;
 pub mod poll;
 pub mod rw;
@@ -19,6 +20,8 @@ pub mod seek;
 pub mod select;
 pub mod socket;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod transfer;
 pub mod vector;
 
@@ -33,6 +36,7 @@ pub const FAMILIES: &[&[Entry]] = &[
     epoll::TABLE,
     eventfd::TABLE,
     fcntl::TABLE,
+    memfd::TABLE,
     pipe::TABLE,
     poll::TABLE,
     rw::TABLE,
@@ -60,7 +64,10 @@ impl Io {
     /// For a machine scheduled by `sched`.
     #[must_use]
     pub fn new(sched: &Sched) -> Self {
-        Self { locks: locks::RecordLocks::new(sched), main_stops: super::tty::MainStops::default() }
+        Self {
+            locks: locks::RecordLocks::new(sched),
+            main_stops: super::tty::MainStops::default(),
+        }
     }
 }
 
@@ -70,7 +77,11 @@ pub fn would_block(c: &Ctx<'_>, description: &Description, interest: Ready) -> S
     if description.flags() & O_NONBLOCK != 0 {
         return Stop::Errno(super::Errno::AGAIN);
     }
-    let mut wait = Wait { keys: Vec::<WaitKey>::new(), deadline: None, restart: Restart::Sys };
+    let mut wait = Wait {
+        keys: Vec::<WaitKey>::new(),
+        deadline: None,
+        restart: Restart::Sys,
+    };
     description.file.watch(c.k, interest, &mut wait);
     Stop::Block(wait)
 }

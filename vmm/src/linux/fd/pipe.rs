@@ -29,8 +29,18 @@ const PIPE_DEV: u64 = 0xe;
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[
-    Entry { nr: 22, name: "pipe", args: &[Arg::Hex], handler: sys_pipe },
-    Entry { nr: 293, name: "pipe2", args: &[Arg::Hex, Arg::Hex], handler: sys_pipe2 },
+    Entry {
+        nr: 22,
+        name: "pipe",
+        args: &[Arg::Hex],
+        handler: sys_pipe,
+    },
+    Entry {
+        nr: 293,
+        name: "pipe2",
+        args: &[Arg::Hex, Arg::Hex],
+        handler: sys_pipe2,
+    },
 ];
 
 #[derive(Debug)]
@@ -117,7 +127,11 @@ impl Pipe {
         }
         let mut ring = self.ring.lock();
         if ring.data.is_empty() {
-            return if ring.writers == 0 { Ok(0) } else { Err(Errno::AGAIN) };
+            return if ring.writers == 0 {
+                Ok(0)
+            } else {
+                Err(Errno::AGAIN)
+            };
         }
         let n = buf.len().min(ring.data.len());
         let (front, back) = ring.data.as_slices();
@@ -368,7 +382,9 @@ impl File for WriteEnd {
 #[must_use]
 pub fn of(file: &dyn File) -> Option<&Arc<Pipe>> {
     let any = file.as_any();
-    any.downcast_ref::<ReadEnd>().map(|end| &end.0).or_else(|| any.downcast_ref::<WriteEnd>().map(|end| &end.0))
+    any.downcast_ref::<ReadEnd>()
+        .map(|end| &end.0)
+        .or_else(|| any.downcast_ref::<WriteEnd>().map(|end| &end.0))
 }
 
 fn sys_pipe(c: &mut Ctx<'_>, a: &Args) -> SysResult {
@@ -385,7 +401,10 @@ fn make(c: &Ctx<'_>, at: u64, flags: u32) -> SysResult {
     }
     let status = flags & O_NONBLOCK;
     let (reader, writer) = Pipe::pair(&c.k.sched);
-    let pair = [Description::new(reader, status), Description::new(writer, status | 1)];
+    let pair = [
+        Description::new(reader, status),
+        Description::new(writer, status | 1),
+    ];
     let fds = c.add_fd_pair(pair, flags & O_CLOEXEC != 0)?;
     store_pair(c, at, fds)
 }
@@ -442,7 +461,10 @@ mod tests {
     #[test]
     fn small_write_is_all_or_nothing_and_large_is_partial() {
         let (r, w) = pair();
-        assert_eq!(w.0.write_some(&vec![1; DEFAULT_CAPACITY - 10]), Ok(DEFAULT_CAPACITY - 10));
+        assert_eq!(
+            w.0.write_some(&vec![1; DEFAULT_CAPACITY - 10]),
+            Ok(DEFAULT_CAPACITY - 10)
+        );
         assert_eq!(w.0.write_some(&[2; 11]), Err(Errno::AGAIN));
         assert_eq!(w.0.write_ready(), Ready::empty());
         assert_eq!(w.0.write_some(&[2; PIPE_BUF + 1]), Ok(10));

@@ -14,7 +14,12 @@ use super::table::fd_limit;
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[
-    Entry { nr: 7, name: "poll", args: &[Arg::Hex, Arg::Int, Arg::Int], handler: sys_poll },
+    Entry {
+        nr: 7,
+        name: "poll",
+        args: &[Arg::Hex, Arg::Int, Arg::Int],
+        handler: sys_poll,
+    },
     Entry {
         nr: 271,
         name: "ppoll",
@@ -46,7 +51,8 @@ impl Patience {
             Some(0) => Self::None,
             Some(ns) => {
                 let now = c.k.clock.monotonic();
-                c.deadline(|| Some(now.saturating_add(ns))).map_or(Self::Forever, Self::Until)
+                c.deadline(|| Some(now.saturating_add(ns)))
+                    .map_or(Self::Forever, Self::Until)
             }
         }
     }
@@ -78,7 +84,11 @@ impl Patience {
             Self::Until(at) => Some(at),
             Self::None | Self::Forever => None,
         };
-        Wait { keys: Vec::new(), deadline, restart: Restart::Never }
+        Wait {
+            keys: Vec::new(),
+            deadline,
+            restart: Restart::Never,
+        }
     }
 }
 
@@ -121,7 +131,11 @@ fn sys_poll(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 fn sys_ppoll(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let at = a.u64(2);
-    let ns = if at == 0 { None } else { Some(c.mem().read_obj::<Timespec>(at)?.to_ns()?) };
+    let ns = if at == 0 {
+        None
+    } else {
+        Some(c.mem().read_obj::<Timespec>(at)?.to_ns()?)
+    };
     take_mask(c, a.u64(3), a.u64(4))?;
     let patience = Patience::of(c, ns);
     let result = poll(c, a.u64(0), a.u64(1), patience);
@@ -138,7 +152,14 @@ fn poll(c: &mut Ctx<'_>, at: u64, count: u64, patience: Patience) -> SysResult {
     if count > c.with_process(|p| fd_limit(p)) {
         return Err(Errno::INVAL.into());
     }
-    let mut fds = vec![PollFd { fd: -1, events: 0, revents: 0 }; count as usize];
+    let mut fds = vec![
+        PollFd {
+            fd: -1,
+            events: 0,
+            revents: 0
+        };
+        count as usize
+    ];
     c.mem().read(at, fds.as_mut_bytes())?;
     let files = lookup(c, fds.iter().map(|p| p.fd));
     let mut ready = 0;
@@ -165,12 +186,10 @@ fn poll(c: &mut Ctx<'_>, at: u64, count: u64, patience: Patience) -> SysResult {
 }
 
 /// The descriptions behind descriptors of the calling process.
-pub(super) fn lookup(
-    c: &Ctx<'_>,
-    fds: impl Iterator<Item = i32>,
-) -> Vec<Option<Arc<Description>>> {
+pub(super) fn lookup(c: &Ctx<'_>, fds: impl Iterator<Item = i32>) -> Vec<Option<Arc<Description>>> {
     c.with_process(|p| {
-        fds.map(|fd| p.files.fds.get(&fd).map(|f| Arc::clone(&f.description))).collect()
+        fds.map(|fd| p.files.fds.get(&fd).map(|f| Arc::clone(&f.description)))
+            .collect()
     })
 }
 
@@ -180,8 +199,15 @@ mod tests {
 
     #[test]
     fn error_bits_are_always_wanted() {
-        let poll = PollFd { fd: 0, events: Ready::IN.bits(), revents: 0 };
-        assert_eq!(poll.wanted(), Ready::IN | Ready::ERR | Ready::HUP | Ready::NVAL);
+        let poll = PollFd {
+            fd: 0,
+            events: Ready::IN.bits(),
+            revents: 0,
+        };
+        assert_eq!(
+            poll.wanted(),
+            Ready::IN | Ready::ERR | Ready::HUP | Ready::NVAL
+        );
     }
 
     #[test]

@@ -5,8 +5,12 @@ use super::super::call::{Arg, Args, Ctx, Entry, SysResult};
 use super::super::file::O_PATH;
 
 /// The calls of this file.
-pub const TABLE: &[Entry] =
-    &[Entry { nr: 8, name: "lseek", args: &[Arg::Fd, Arg::Int, Arg::Int], handler: sys_lseek }];
+pub const TABLE: &[Entry] = &[Entry {
+    nr: 8,
+    name: "lseek",
+    args: &[Arg::Fd, Arg::Int, Arg::Int],
+    handler: sys_lseek,
+}];
 
 /// What an offset is relative to, or looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

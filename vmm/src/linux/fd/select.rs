@@ -12,13 +12,26 @@ const ARGS: &[Arg] = &[Arg::Int, Arg::Hex, Arg::Hex, Arg::Hex, Arg::Hex];
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[
-    Entry { nr: 23, name: "select", args: ARGS, handler: sys_select },
-    Entry { nr: 270, name: "pselect6", args: ARGS, handler: sys_pselect6 },
+    Entry {
+        nr: 23,
+        name: "select",
+        args: ARGS,
+        handler: sys_select,
+    },
+    Entry {
+        nr: 270,
+        name: "pselect6",
+        args: ARGS,
+        handler: sys_pselect6,
+    },
 ];
 
 /// What each of the three sets reports (select(2), "Correspondence between select() and poll()").
 const MEANING: [Ready; 3] = [
-    Ready::IN.union(Ready::RDNORM).union(Ready::HUP).union(Ready::ERR),
+    Ready::IN
+        .union(Ready::RDNORM)
+        .union(Ready::HUP)
+        .union(Ready::ERR),
     Ready::OUT.union(Ready::WRNORM).union(Ready::ERR),
     Ready::PRI,
 ];
@@ -33,7 +46,9 @@ impl FdSet {
     }
 
     fn contains(&self, fd: usize) -> bool {
-        self.0.get(fd / 64).is_some_and(|word| word >> (fd % 64) & 1 != 0)
+        self.0
+            .get(fd / 64)
+            .is_some_and(|word| word >> (fd % 64) & 1 != 0)
     }
 
     fn insert(&mut self, fd: usize) {
@@ -90,7 +105,11 @@ impl Sets {
             return Ok(found);
         }
         for (&fd, file) in asked.iter().zip(&files) {
-            let wanted = self.sets.iter().zip(MEANING).filter(|(set, _)| set.contains(fd));
+            let wanted = self
+                .sets
+                .iter()
+                .zip(MEANING)
+                .filter(|(set, _)| set.contains(fd));
             let interest = wanted.fold(Ready::empty(), |all, (_, meaning)| all | meaning);
             if let Some(d) = file {
                 d.file.watch(c.k, interest, &mut wait);
@@ -118,7 +137,11 @@ fn select(c: &Ctx<'_>, a: &Args, patience: Patience) -> SysResult {
 
 fn sys_select(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let at = a.u64(4);
-    let ns = if at == 0 { None } else { Some(c.mem().read_obj::<Timeval>(at)?.to_ns()?) };
+    let ns = if at == 0 {
+        None
+    } else {
+        Some(c.mem().read_obj::<Timeval>(at)?.to_ns()?)
+    };
     let patience = Patience::of(c, ns);
     let result = select(c, a, patience);
     if !matches!(result, Err(Stop::Block(_)))
@@ -140,7 +163,11 @@ struct MaskArg {
 
 fn sys_pselect6(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let at = a.u64(4);
-    let ns = if at == 0 { None } else { Some(c.mem().read_obj::<Timespec>(at)?.to_ns()?) };
+    let ns = if at == 0 {
+        None
+    } else {
+        Some(c.mem().read_obj::<Timespec>(at)?.to_ns()?)
+    };
     if a.u64(5) != 0 {
         let mask: MaskArg = c.mem().read_obj(a.u64(5))?;
         take_mask(c, mask.at, mask.size)?;

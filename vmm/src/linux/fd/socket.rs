@@ -26,9 +26,24 @@ pub const TABLE: &[Entry] = &[
         args: &[Arg::Int, Arg::Hex, Arg::Int],
         handler: sys_socket,
     },
-    Entry { nr: 44, name: "sendto", args: MESSAGE, handler: sys_sendto },
-    Entry { nr: 45, name: "recvfrom", args: MESSAGE, handler: sys_recvfrom },
-    Entry { nr: 48, name: "shutdown", args: &[Arg::Fd, Arg::Int], handler: sys_shutdown },
+    Entry {
+        nr: 44,
+        name: "sendto",
+        args: MESSAGE,
+        handler: sys_sendto,
+    },
+    Entry {
+        nr: 45,
+        name: "recvfrom",
+        args: MESSAGE,
+        handler: sys_recvfrom,
+    },
+    Entry {
+        nr: 48,
+        name: "shutdown",
+        args: &[Arg::Fd, Arg::Int],
+        handler: sys_shutdown,
+    },
     Entry {
         nr: 53,
         name: "socketpair",
@@ -60,7 +75,12 @@ impl Socket {
         let keys = [input.pipe().filled(), output.pipe().drained()];
         let id = input.pipe().id();
         let (input, output) = (Mutex::new(Some(input)), Mutex::new(Some(output)));
-        Arc::new(Self { input, output, keys, id })
+        Arc::new(Self {
+            input,
+            output,
+            keys,
+            id,
+        })
     }
 
     fn ready_now(&self) -> Ready {
@@ -70,9 +90,15 @@ impl Socket {
         let to = output.map_or(Ready::ERR, |end| end.pipe().write_ready());
         let (no_writer, no_reader) = (from.contains(Ready::HUP), to.contains(Ready::ERR));
         let mut ready = (from | to) - (Ready::HUP | Ready::ERR);
-        ready.set(Ready::IN | Ready::RDNORM | Ready::RDHUP, no_writer || ready.contains(Ready::IN));
+        ready.set(
+            Ready::IN | Ready::RDNORM | Ready::RDHUP,
+            no_writer || ready.contains(Ready::IN),
+        );
         ready.set(Ready::RDHUP, no_writer);
-        ready.set(Ready::OUT | Ready::WRNORM, no_reader || ready.contains(Ready::OUT));
+        ready.set(
+            Ready::OUT | Ready::WRNORM,
+            no_reader || ready.contains(Ready::OUT),
+        );
         ready.set(Ready::HUP, no_writer && no_reader);
         ready
     }
@@ -144,8 +170,8 @@ fn sys_socketpair(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if a.u32(1) & !(O_NONBLOCK | O_CLOEXEC) != SOCK_STREAM || a.i32(2) > 1 {
         return Err(Errno::PROTONOSUPPORT.into());
     }
-    let pair = Socket::pair(&c.k.sched)
-        .map(|socket| Description::new(socket, 2 | flags & O_NONBLOCK));
+    let pair =
+        Socket::pair(&c.k.sched).map(|socket| Description::new(socket, 2 | flags & O_NONBLOCK));
     let fds = c.add_fd_pair(pair, flags & O_CLOEXEC != 0)?;
     store_pair(c, a.u64(3), fds)
 }
@@ -153,7 +179,11 @@ fn sys_socketpair(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 /// The description of a socket.
 fn socket_of(c: &Ctx<'_>, fd: i32) -> Result<Arc<Description>, Errno> {
     let d = c.file(fd)?;
-    if d.file.as_any().is::<Socket>() { Ok(d) } else { Err(Errno::NOTSOCK) }
+    if d.file.as_any().is::<Socket>() {
+        Ok(d)
+    } else {
+        Err(Errno::NOTSOCK)
+    }
 }
 
 fn sys_sendto(c: &mut Ctx<'_>, a: &Args) -> SysResult {
@@ -182,13 +212,25 @@ fn sys_recvfrom(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 fn sys_shutdown(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let d = socket_of(c, a.i32(0))?;
-    let socket = d.file.as_any().downcast_ref::<Socket>().ok_or(Errno::NOTSOCK)?;
+    let socket = d
+        .file
+        .as_any()
+        .downcast_ref::<Socket>()
+        .ok_or(Errno::NOTSOCK)?;
     let how = a.i32(1);
     if !(0..=2).contains(&how) {
         return Err(Errno::INVAL.into());
     }
-    let input = if how != 1 { socket.input.lock().take() } else { None };
-    let output = if how != 0 { socket.output.lock().take() } else { None };
+    let input = if how != 1 {
+        socket.input.lock().take()
+    } else {
+        None
+    };
+    let output = if how != 0 {
+        socket.output.lock().take()
+    } else {
+        None
+    };
     drop((input, output));
     socket.keys.into_iter().for_each(|key| c.k.sched.wake(key));
     Ok(0)
@@ -214,7 +256,10 @@ mod tests {
     fn both_directions_are_apart() {
         let [a, b] = Socket::pair(&Arc::new(Sched::default()));
         assert_eq!((put(&a, b"to b"), put(&b, b"to a")), (Ok(4), Ok(4)));
-        assert_eq!((text(&a), text(&b)), (Ok(b"to a".to_vec()), Ok(b"to b".to_vec())));
+        assert_eq!(
+            (text(&a), text(&b)),
+            (Ok(b"to a".to_vec()), Ok(b"to b".to_vec()))
+        );
         assert_eq!(a.ready_now(), Ready::OUT | Ready::WRNORM);
     }
 
@@ -224,6 +269,9 @@ mod tests {
         drop(b);
         assert_eq!(text(&a), Ok(Vec::new()));
         assert_eq!(put(&a, b"x"), Err(Errno::PIPE));
-        assert!(a.ready_now().contains(Ready::HUP | Ready::IN | Ready::RDHUP | Ready::OUT));
+        assert!(
+            a.ready_now()
+                .contains(Ready::HUP | Ready::IN | Ready::RDHUP | Ready::OUT)
+        );
     }
 }

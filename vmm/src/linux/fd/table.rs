@@ -19,10 +19,30 @@ const CLOSE_RANGE_CLOEXEC: u32 = 4;
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[
-    Entry { nr: 3, name: "close", args: &[Arg::Fd], handler: sys_close },
-    Entry { nr: 32, name: "dup", args: &[Arg::Fd], handler: sys_dup },
-    Entry { nr: 33, name: "dup2", args: &[Arg::Fd, Arg::Fd], handler: sys_dup2 },
-    Entry { nr: 292, name: "dup3", args: &[Arg::Fd, Arg::Fd, Arg::Hex], handler: sys_dup3 },
+    Entry {
+        nr: 3,
+        name: "close",
+        args: &[Arg::Fd],
+        handler: sys_close,
+    },
+    Entry {
+        nr: 32,
+        name: "dup",
+        args: &[Arg::Fd],
+        handler: sys_dup,
+    },
+    Entry {
+        nr: 33,
+        name: "dup2",
+        args: &[Arg::Fd, Arg::Fd],
+        handler: sys_dup2,
+    },
+    Entry {
+        nr: 292,
+        name: "dup3",
+        args: &[Arg::Fd, Arg::Fd, Arg::Hex],
+        handler: sys_dup3,
+    },
     Entry {
         nr: 436,
         name: "close_range",
@@ -54,8 +74,12 @@ impl FdTable {
     /// Takes out the descriptors `execve` closes, for the caller to drop without the state lock.
     #[must_use]
     pub fn take_close_on_exec(&mut self) -> Vec<Fd> {
-        let taken: Vec<i32> =
-            self.fds.iter().filter(|(_, fd)| fd.close_on_exec).map(|(n, _)| *n).collect();
+        let taken: Vec<i32> = self
+            .fds
+            .iter()
+            .filter(|(_, fd)| fd.close_on_exec)
+            .map(|(n, _)| *n)
+            .collect();
         taken.iter().filter_map(|n| self.fds.remove(n)).collect()
     }
 
@@ -93,7 +117,14 @@ impl Ctx<'_> {
     ) -> Result<i32, Errno> {
         self.with_process(|p| {
             let limit = fd_limit(p);
-            p.files.insert_lowest(least, limit, Fd { description, close_on_exec })
+            p.files.insert_lowest(
+                least,
+                limit,
+                Fd {
+                    description,
+                    close_on_exec,
+                },
+            )
         })
     }
 
@@ -167,7 +198,13 @@ fn dup_to(c: &Ctx<'_>, old: i32, new: i32, close_on_exec: bool) -> SysResult {
         if new < 0 || new as u64 >= fd_limit(p) {
             return Err(Errno::BADF);
         }
-        Ok(p.files.fds.insert(new, Fd { description, close_on_exec }))
+        Ok(p.files.fds.insert(
+            new,
+            Fd {
+                description,
+                close_on_exec,
+            },
+        ))
     })?;
     finish_close(c, replaced.into_iter().collect());
     Ok(new as u64)
@@ -178,12 +215,15 @@ fn sys_close_range(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if flags & !(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) != 0 || first > last {
         return Err(Errno::INVAL.into());
     }
-    let Ok(first) = i32::try_from(first) else { return Ok(0) };
+    let Ok(first) = i32::try_from(first) else {
+        return Ok(0);
+    };
     let last = i32::try_from(last).unwrap_or(i32::MAX);
     let closed = c.with_process(|p| {
         let fds = &mut p.files.fds;
         if flags & CLOSE_RANGE_CLOEXEC != 0 {
-            fds.range_mut(first..=last).for_each(|(_, fd)| fd.close_on_exec = true);
+            fds.range_mut(first..=last)
+                .for_each(|(_, fd)| fd.close_on_exec = true);
             return Vec::new();
         }
         let numbers: Vec<i32> = fds.range(first..=last).map(|(n, _)| *n).collect();
@@ -201,7 +241,10 @@ mod tests {
 
     fn fd() -> Fd {
         let (reader, _writer) = Pipe::pair(&Arc::new(Sched::default()));
-        Fd { description: Description::new(reader, 0), close_on_exec: false }
+        Fd {
+            description: Description::new(reader, 0),
+            close_on_exec: false,
+        }
     }
 
     #[test]
@@ -229,7 +272,14 @@ mod tests {
     fn close_on_exec_takes_only_the_marked() {
         let mut table = FdTable::default();
         let _ = table.insert_lowest(0, 9, fd());
-        let _ = table.insert_lowest(0, 9, Fd { close_on_exec: true, ..fd() });
+        let _ = table.insert_lowest(
+            0,
+            9,
+            Fd {
+                close_on_exec: true,
+                ..fd()
+            },
+        );
         assert_eq!(table.take_close_on_exec().len(), 1);
         assert_eq!(table.fds.keys().copied().collect::<Vec<_>>(), vec![0]);
     }

@@ -95,7 +95,11 @@ fn read_shared(c: &Ctx<'_>, file: &dyn SharedOffset, buf: &GuestBuf) -> SysResul
         let want = (buf.len() - done).min(STEP);
         let fits = buf.accessible(c.mem(), done, want, Access::Write);
         if fits == 0 {
-            return if done > 0 { Ok(done as u64) } else { Err(Errno::FAULT.into()) };
+            return if done > 0 {
+                Ok(done as u64)
+            } else {
+                Err(Errno::FAULT.into())
+            };
         }
         let got = with_bounce(fits, |bounce| {
             let got = file.read_next(bounce)?;
@@ -124,7 +128,11 @@ fn read_stream(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf) -> SysResult {
         let want = file.readable_bytes().map_or(want, |n| want.min(n.max(1)));
         let fits = buf.accessible(c.mem(), done, want, Access::Write);
         if fits == 0 && want > 0 {
-            return if done > 0 { Ok(done as u64) } else { Err(Errno::FAULT.into()) };
+            return if done > 0 {
+                Ok(done as u64)
+            } else {
+                Err(Errno::FAULT.into())
+            };
         }
         let got = with_bounce(fits, |bounce| {
             let got = file.read(c.k, 0, bounce)?;
@@ -186,7 +194,11 @@ fn write_current(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf) -> SysResult 
         *offset = d.file.stat(c.k)?.size;
     }
     let n = write_at(c, d, buf, *offset)?;
-    *offset = if append { d.file.stat(c.k)?.size } else { *offset + n };
+    *offset = if append {
+        d.file.stat(c.k)?.size
+    } else {
+        *offset + n
+    };
     Ok(n)
 }
 
@@ -199,7 +211,11 @@ fn write_at(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf, offset: u64) -> Sy
     write_steps(c, buf, offset, |c, offset, bytes| {
         let room = usize::try_from(limit.saturating_sub(offset)).unwrap_or(usize::MAX);
         let fits = &bytes[..bytes.len().min(room)];
-        if fits.len() < bytes.len() && fits.is_empty() { Ok(0) } else { d.file.write(c.k, offset, fits) }
+        if fits.len() < bytes.len() && fits.is_empty() {
+            Ok(0)
+        } else {
+            d.file.write(c.k, offset, fits)
+        }
     })
 }
 
@@ -260,7 +276,11 @@ fn write_stream(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf) -> SysResult {
                 if errno == Errno::PIPE {
                     signal_self(c, SIGPIPE);
                 }
-                return if done > 0 { Ok(done as u64) } else { Err(errno.into()) };
+                return if done > 0 {
+                    Ok(done as u64)
+                } else {
+                    Err(errno.into())
+                };
             }
         }
     }
@@ -269,10 +289,21 @@ fn write_stream(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf) -> SysResult {
 /// Sends the calling thread a signal about its own call.
 pub(super) fn signal_self(c: &Ctx<'_>, signo: i32) {
     let mut state = c.k.state();
-    let Ok(process) = state.process(c.t.pid) else { return };
+    let Ok(process) = state.process(c.t.pid) else {
+        return;
+    };
     let uid = process.cred.uid[0];
-    let fields = SigFields::Sender { pid: c.t.pid, uid, value: 0 };
-    let info = SigInfo { signo, code: 0, errno: 0, fields };
+    let fields = SigFields::Sender {
+        pid: c.t.pid,
+        uid,
+        value: 0,
+    };
+    let info = SigInfo {
+        signo,
+        code: 0,
+        errno: 0,
+        fields,
+    };
     // The calling thread exists and a standard signal cannot find its queue full.
     let _ = signal::send_to_thread(c.k, &mut state, c.t.tid, info);
 }

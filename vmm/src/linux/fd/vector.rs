@@ -22,7 +22,10 @@ impl GuestBuf {
     #[must_use]
     pub fn new(base: u64, len: u64) -> Self {
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(MAX_RW_COUNT);
-        Self { pieces: vec![(base, len)], len }
+        Self {
+            pieces: vec![(base, len)],
+            len,
+        }
     }
 
     /// From `(base, length)` pairs; what is beyond [`MAX_RW_COUNT`] in all is left out.

@@ -193,3 +193,6 @@ fn check_address_space(c: &Ctx<'_>, more: u64) -> Result<(), Errno> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

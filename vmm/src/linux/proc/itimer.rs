@@ -157,7 +157,11 @@ pub fn timers_due(k: &Kernel) -> Option<u64> {
             let look = match (*slot(p, which), which) {
                 (None, _) => continue,
                 (Some((at, _)), Which::Real) => at,
-                (Some((at, _)), Which::Cpu(_)) => now.saturating_add((at - cpu).max(CPU_LOOK)),
+                // Running threads' time is known when they leave the guest: half-way, then again.
+                (Some((at, _)), Which::Cpu(_)) => {
+                    p.threads.keys().for_each(|&tid| k.sched.kick_running(tid));
+                    now.saturating_add(((at - cpu) / 2).max(CPU_LOOK))
+                }
             };
             next = Some(next.map_or(look, |n| n.min(look)));
         }

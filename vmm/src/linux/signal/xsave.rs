@@ -201,7 +201,7 @@ mod tests {
     fn components_only_the_host_has_are_not_exported() {
         let mut area = sample();
         area[XSTATE_BV].copy_from_slice(&(1_u64 << 9 | 7).to_le_bytes());
-        let mut out = export(&area, XCR0);
+        let mut out = export(&area, area.len(), XCR0);
         out.truncate(SIZE);
         assert_eq!(u64_at(&out, XSTATE_BV), 7);
         assert_eq!(import(out, XCR0, &sample()), Ok(sample()));

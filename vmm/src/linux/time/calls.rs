@@ -8,18 +8,48 @@ use std::sync::atomic::Ordering;
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[
-    Entry { nr: 35, name: "nanosleep", args: &[Arg::Hex, Arg::Hex], handler: sys_nanosleep },
-    Entry { nr: 96, name: "gettimeofday", args: &[Arg::Hex, Arg::Hex], handler: sys_gettimeofday },
-    Entry { nr: 164, name: "settimeofday", args: &[Arg::Hex, Arg::Hex], handler: sys_set },
-    Entry { nr: 201, name: "time", args: &[Arg::Hex], handler: sys_time },
-    Entry { nr: 227, name: "clock_settime", args: &[Arg::Int, Arg::Hex], handler: sys_set },
+    Entry {
+        nr: 35,
+        name: "nanosleep",
+        args: &[Arg::Hex, Arg::Hex],
+        handler: sys_nanosleep,
+    },
+    Entry {
+        nr: 96,
+        name: "gettimeofday",
+        args: &[Arg::Hex, Arg::Hex],
+        handler: sys_gettimeofday,
+    },
+    Entry {
+        nr: 164,
+        name: "settimeofday",
+        args: &[Arg::Hex, Arg::Hex],
+        handler: sys_set,
+    },
+    Entry {
+        nr: 201,
+        name: "time",
+        args: &[Arg::Hex],
+        handler: sys_time,
+    },
+    Entry {
+        nr: 227,
+        name: "clock_settime",
+        args: &[Arg::Int, Arg::Hex],
+        handler: sys_set,
+    },
     Entry {
         nr: 228,
         name: "clock_gettime",
         args: &[Arg::Int, Arg::Hex],
         handler: sys_clock_gettime,
     },
-    Entry { nr: 229, name: "clock_getres", args: &[Arg::Int, Arg::Hex], handler: sys_clock_getres },
+    Entry {
+        nr: 229,
+        name: "clock_getres",
+        args: &[Arg::Int, Arg::Hex],
+        handler: sys_clock_getres,
+    },
     Entry {
         nr: 230,
         name: "clock_nanosleep",
@@ -91,7 +121,10 @@ impl ClockKind {
 }
 
 fn cpu_time(p: &Process) -> u64 {
-    let live = p.threads.values().map(|t| t.cpu_time.load(Ordering::Relaxed));
+    let live = p
+        .threads
+        .values()
+        .map(|t| t.cpu_time.load(Ordering::Relaxed));
     live.fold(p.usage.cpu_ns, u64::saturating_add)
 }
 
@@ -101,10 +134,18 @@ fn read(c: &Ctx<'_>, kind: ClockKind) -> Result<u64, Errno> {
         ClockKind::ThreadCpu(0) => Ok(c.t.shared.cpu_time.load(Ordering::Relaxed)),
         ClockKind::ProcessCpu(0) => Ok(c.with_process(|p| cpu_time(p))),
         ClockKind::ProcessCpu(pid) => {
-            c.k.state().procs.get(&pid).map(cpu_time).ok_or(Errno::INVAL)
+            c.k.state()
+                .procs
+                .get(&pid)
+                .map(cpu_time)
+                .ok_or(Errno::INVAL)
         }
         ClockKind::ThreadCpu(tid) => c
-            .with_process(|p| p.threads.get(&tid).map(|t| t.cpu_time.load(Ordering::Relaxed)))
+            .with_process(|p| {
+                p.threads
+                    .get(&tid)
+                    .map(|t| t.cpu_time.load(Ordering::Relaxed))
+            })
             .ok_or(Errno::INVAL),
         ClockKind::Real
         | ClockKind::RealCoarse
@@ -135,7 +176,8 @@ fn sys_clock_getres(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 fn sys_gettimeofday(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if a.u64(0) != 0 {
-        c.mem().write_obj(a.u64(0), &Timeval::from_ns(c.k.clock.realtime()))?;
+        c.mem()
+            .write_obj(a.u64(0), &Timeval::from_ns(c.k.clock.realtime()))?;
     }
     if a.u64(1) != 0 {
         // struct timezone: Greenwich, no daylight saving.
@@ -194,7 +236,11 @@ fn sleep(c: &mut Ctx<'_>, until: u64, rest: u64) -> SysResult {
         }
         return Err(Errno::INTR.into());
     }
-    Err(Stop::Block(Wait { keys: Vec::new(), deadline: Some(deadline), restart: Restart::Never }))
+    Err(Stop::Block(Wait {
+        keys: Vec::new(),
+        deadline: Some(deadline),
+        restart: Restart::Never,
+    }))
 }
 
 #[cfg(test)]
@@ -205,7 +251,10 @@ mod tests {
     fn dynamic_ids_name_processes_and_threads() {
         let process = |pid: i32| (!pid << 3) | 2;
         assert_eq!(ClockKind::new(process(42)), Ok(ClockKind::ProcessCpu(42)));
-        assert_eq!(ClockKind::new(process(42) | 4), Ok(ClockKind::ThreadCpu(42)));
+        assert_eq!(
+            ClockKind::new(process(42) | 4),
+            Ok(ClockKind::ThreadCpu(42))
+        );
         assert_eq!(ClockKind::new((!42 << 3) | 3), Err(Errno::INVAL));
         assert_eq!(ClockKind::new(99), Err(Errno::INVAL));
         assert_eq!(ClockKind::new(1), Ok(ClockKind::Monotonic));

@@ -62,7 +62,11 @@ impl Clock {
             Source::Host { floor: 0 }
         };
         let boot_offset = tsc::host_boottime().saturating_sub(tsc::host_monotonic());
-        Self { source: RwLock::new(source), tsc_offset: tsc.guest_offset, boot_offset }
+        Self {
+            source: RwLock::new(source),
+            tsc_offset: tsc.guest_offset,
+            boot_offset,
+        }
     }
 
     /// `CLOCK_MONOTONIC`, nanoseconds.
@@ -126,20 +130,26 @@ impl Clock {
         cpu: CpuSource,
     ) -> Option<u64> {
         let mut source = self.source.write();
-        let Source::Counter(tracker) = &mut *source else { return None };
+        let Source::Counter(tracker) = &mut *source else {
+            return None;
+        };
         let steady = tracker.observe(now, real_offset);
-        // The line is bent where it is *now*: a reader that sees the old line has read an earlier
-        // counter, but for the moment between this reading and the page's sequence number.
-        tracker.bend(self.guest_tsc());
-        let params = tracker.params;
-        let due = tracker.due;
-        if !steady {
-            *source = Source::Host { floor: params.monotonic(self.guest_tsc()) };
+        // The line is bent at the counter's value now, while no reader can use the old line.
+        let mut bend = || {
+            tracker.bend(self.guest_tsc());
+            steady.then_some(tracker.params)
+        };
+        match page {
+            Some(page) => data::publish_with(page, cpu, bend),
+            None => _ = bend(),
         }
-        if let Some(page) = page {
-            data::publish(page, steady.then_some(&params), cpu);
+        if steady {
+            return Some(tracker.due);
         }
-        steady.then_some(due)
+        tracing::warn!("the time stamp counter is not steady: the guest's clock asks the host");
+        let floor = tracker.params.monotonic(self.guest_tsc());
+        *source = Source::Host { floor };
+        None
     }
 
     fn monotonic_of(&self, tracker: &Tracker) -> u64 {
@@ -165,7 +175,10 @@ impl Timespec {
     /// From nanoseconds.
     #[must_use]
     pub fn from_ns(ns: u64) -> Self {
-        Self { sec: (ns / SECOND) as i64, nsec: (ns % SECOND) as i64 }
+        Self {
+            sec: (ns / SECOND) as i64,
+            nsec: (ns % SECOND) as i64,
+        }
     }
 
     /// In nanoseconds; what is more than 500 years is cut.
@@ -196,7 +209,10 @@ impl Timeval {
     /// From nanoseconds.
     #[must_use]
     pub fn from_ns(ns: u64) -> Self {
-        Self { sec: (ns / SECOND) as i64, usec: (ns % SECOND / 1000) as i64 }
+        Self {
+            sec: (ns / SECOND) as i64,
+            usec: (ns % SECOND / 1000) as i64,
+        }
     }
 
     /// In nanoseconds; a second's worth of microseconds or more is carried, as `select` does.
@@ -206,7 +222,9 @@ impl Timeval {
     pub fn to_ns(self) -> Result<u64, Errno> {
         let sec = u64::try_from(self.sec).map_err(|_| Errno::INVAL)?;
         let usec = u64::try_from(self.usec).map_err(|_| Errno::INVAL)?;
-        Ok(sec.saturating_mul(SECOND).saturating_add(usec.saturating_mul(1000)))
+        Ok(sec
+            .saturating_mul(SECOND)
+            .saturating_add(usec.saturating_mul(1000)))
     }
 }
 
@@ -217,10 +235,31 @@ mod tests {
     #[test]
     fn bad_times_give_einval() {
         assert_eq!(Timespec { sec: -1, nsec: 0 }.to_ns(), Err(Errno::INVAL));
-        assert_eq!(Timespec { sec: 0, nsec: 1_000_000_000 }.to_ns(), Err(Errno::INVAL));
+        assert_eq!(
+            Timespec {
+                sec: 0,
+                nsec: 1_000_000_000
+            }
+            .to_ns(),
+            Err(Errno::INVAL)
+        );
         assert_eq!(Timeval { sec: 0, usec: -1 }.to_ns(), Err(Errno::INVAL));
-        assert_eq!(Timeval { sec: 1, usec: 1_500_000 }.to_ns(), Ok(2_500_000_000));
-        assert_eq!(Timespec { sec: i64::MAX, nsec: 0 }.to_ns(), Ok(u64::MAX));
+        assert_eq!(
+            Timeval {
+                sec: 1,
+                usec: 1_500_000
+            }
+            .to_ns(),
+            Ok(2_500_000_000)
+        );
+        assert_eq!(
+            Timespec {
+                sec: i64::MAX,
+                nsec: 0
+            }
+            .to_ns(),
+            Ok(u64::MAX)
+        );
     }
 
     #[test]

@@ -47,7 +47,13 @@ impl Tracker {
     /// A line that starts at `at` with the slope of `hertz` ticks a second.
     pub(super) fn new(hertz: u64, at: Sample, real_offset: i64) -> Option<Self> {
         let params = ClockParams::new(hertz, at.tsc, at.ns, real_offset)?;
-        Some(Self { params, due: at.ns + FIRST, last: at, rate: params.mult, next: None })
+        Some(Self {
+            params,
+            due: at.ns + FIRST,
+            last: at,
+            rate: params.mult,
+            next: None,
+        })
     }
 
     /// Takes note of where the host's clock is; false if the counter is not steady.
@@ -57,21 +63,33 @@ impl Tracker {
         };
         let elapsed = now.ns.saturating_sub(self.last.ns);
         let measured = (u128::from(elapsed) << self.params.shift) / u128::from(ticks);
-        let Ok(measured) = u64::try_from(measured) else { return false };
+        let Ok(measured) = u64::try_from(measured) else {
+            return false;
+        };
         // A short time says little about the slope.
         let steady = elapsed < FIRST / 2 || measured.abs_diff(self.rate) <= self.rate / 10;
         if elapsed >= FIRST / 2 {
             self.rate = measured;
             self.last = now;
         }
-        let behind = now.ns.wrapping_sub(self.params.monotonic(now.tsc)).cast_signed();
+        let behind = now
+            .ns
+            .wrapping_sub(self.params.monotonic(now.tsc))
+            .cast_signed();
         let ppm = (behind / (INTERVAL as i64 / 1_000_000)).clamp(-BEND, BEND);
         let bend = i128::from(self.rate) * i128::from(ppm) / 1_000_000;
         let mult = u64::try_from(i128::from(self.rate) + bend).unwrap_or(self.rate);
         let off = real_offset.abs_diff(self.params.real_offset_ns);
-        let real_offset =
-            if off > REAL_NOISE { real_offset } else { self.params.real_offset_ns };
-        self.next = Some(Bend { mult, jump_to: (behind > JUMP).then_some(now), real_offset });
+        let real_offset = if off > REAL_NOISE {
+            real_offset
+        } else {
+            self.params.real_offset_ns
+        };
+        self.next = Some(Bend {
+            mult,
+            jump_to: (behind > JUMP).then_some(now),
+            real_offset,
+        });
         self.due = now.ns.saturating_add(INTERVAL);
         steady
     }
@@ -82,7 +100,12 @@ impl Tracker {
         let tsc = tsc.max(self.params.tsc_base);
         let mut mono_base_ns = self.params.monotonic(tsc);
         if let Some(to) = bend.jump_to {
-            let since = ClockParams { mult: bend.mult, tsc_base: to.tsc, mono_base_ns: to.ns, ..self.params };
+            let since = ClockParams {
+                mult: bend.mult,
+                tsc_base: to.tsc,
+                mono_base_ns: to.ns,
+                ..self.params
+            };
             mono_base_ns = mono_base_ns.max(since.monotonic(tsc));
         }
         self.params = ClockParams {
@@ -121,7 +144,10 @@ mod tests {
                 last = now;
             }
             let at = 30 * HERTZ;
-            assert!(t.params.monotonic(at).abs_diff(host(at, ppm).ns) < 1000, "{ppm}");
+            assert!(
+                t.params.monotonic(at).abs_diff(host(at, ppm).ns) < 1000,
+                "{ppm}"
+            );
         }
     }
 
@@ -138,7 +164,10 @@ mod tests {
     #[test]
     fn host_far_ahead_makes_the_clock_jump_forward() {
         let mut t = Tracker::new(HERTZ, host(0, 0), 0).unwrap();
-        let later = Sample { ns: SECOND + SECOND / 15, tsc: HERTZ };
+        let later = Sample {
+            ns: SECOND + SECOND / 15,
+            tsc: HERTZ,
+        };
         assert!(t.observe(later, 0));
         t.bend(HERTZ);
         assert_eq!(t.params.monotonic(HERTZ), later.ns);
@@ -147,8 +176,20 @@ mod tests {
     #[test]
     fn counter_that_stops_or_races_is_not_steady() {
         let mut t = Tracker::new(HERTZ, host(HERTZ, 0), 0).unwrap();
-        assert!(!t.observe(Sample { ns: 3 * SECOND, tsc: HERTZ }, 0));
-        assert!(!t.observe(Sample { ns: 2 * SECOND, tsc: 4 * HERTZ }, 0));
+        assert!(!t.observe(
+            Sample {
+                ns: 3 * SECOND,
+                tsc: HERTZ
+            },
+            0
+        ));
+        assert!(!t.observe(
+            Sample {
+                ns: 2 * SECOND,
+                tsc: 4 * HERTZ
+            },
+            0
+        ));
     }
 
     #[test]

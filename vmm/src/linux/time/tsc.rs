@@ -22,13 +22,21 @@ impl TscInfo {
     /// Asks the host whether its counter can be used.
     #[must_use]
     pub fn probe(guest_offset: u64, hertz: Option<u64>) -> Self {
-        Self { usable: host_trusts_it(), hertz, guest_offset }
+        Self {
+            usable: host_trusts_it(),
+            hertz,
+            guest_offset,
+        }
     }
 
     /// A counter that must not be used.
     #[must_use]
     pub fn unusable() -> Self {
-        Self { usable: false, hertz: None, guest_offset: 0 }
+        Self {
+            usable: false,
+            hertz: None,
+            guest_offset: 0,
+        }
     }
 }
 
@@ -42,14 +50,19 @@ fn host_trusts_it() -> bool {
 }
 
 fn trusted(clocksource: &str, cpuinfo: &str) -> bool {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let flags = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or_default();
     let has = |flag| flags.split_whitespace().any(|f| f == flag);
     matches!(clocksource, "tsc" | "kvm-clock") && has("constant_tsc") && has("nonstop_tsc")
 }
 
-/// The host's time stamp counter.
+/// The host's time stamp counter, not read before what comes before it.
 #[expect(unsafe_code, reason = "the instruction has no safe wrapper")]
 pub(super) fn now() -> u64 {
+    // SAFETY: LFENCE is part of SSE2, which every x86-64 processor has, and only orders loads.
+    unsafe { core::arch::x86_64::_mm_lfence() };
     // SAFETY: RDTSC exists on every x86-64 processor and, with CR4.TSD clear as Linux keeps it for
     // programs, has no effect but to read the counter.
     unsafe { core::arch::x86_64::_rdtsc() }
@@ -57,7 +70,9 @@ pub(super) fn now() -> u64 {
 
 fn host(clock: ClockId) -> u64 {
     let t = clock_gettime(clock);
-    (t.tv_sec.cast_unsigned()).saturating_mul(SECOND).saturating_add(t.tv_nsec.cast_unsigned())
+    (t.tv_sec.cast_unsigned())
+        .saturating_mul(SECOND)
+        .saturating_add(t.tv_nsec.cast_unsigned())
 }
 
 /// The host's `CLOCK_MONOTONIC`.
@@ -84,9 +99,17 @@ pub(super) fn sample(offset: u64) -> Sample {
         let before = now();
         let ns = host_monotonic();
         let took = now().saturating_sub(before);
-        (took, Sample { ns, tsc: before.wrapping_add(took / 2).wrapping_add(offset) })
+        (
+            took,
+            Sample {
+                ns,
+                tsc: before.wrapping_add(took / 2).wrapping_add(offset),
+            },
+        )
     });
-    tries.min_by_key(|(took, _)| *took).map_or(Sample { ns: 0, tsc: 0 }, |(_, sample)| sample)
+    tries
+        .min_by_key(|(took, _)| *took)
+        .map_or(Sample { ns: 0, tsc: 0 }, |(_, sample)| sample)
 }
 
 /// The host's `CLOCK_REALTIME - CLOCK_MONOTONIC`.
@@ -97,7 +120,9 @@ pub(super) fn real_offset() -> i64 {
         let took = host_monotonic().saturating_sub(before);
         (took, real.wrapping_sub(before + took / 2).cast_signed())
     });
-    tries.min_by_key(|(took, _)| *took).map_or(0, |(_, offset)| offset)
+    tries
+        .min_by_key(|(took, _)| *took)
+        .map_or(0, |(_, offset)| offset)
 }
 
 /// A line through the counter from now on; `None` if the counter does not count.

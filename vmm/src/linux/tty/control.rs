@@ -53,7 +53,12 @@ pub(super) fn ioctl(file: &Terminal, c: &mut Ctx<'_>, request: u32, arg: u64) ->
         }
         TIOCSWINSZ => {
             let [ws_row, ws_col, ws_xpixel, ws_ypixel]: [u16; 4] = c.mem().read_obj(arg)?;
-            let size = Winsize { ws_row, ws_col, ws_xpixel, ws_ypixel };
+            let size = Winsize {
+                ws_row,
+                ws_col,
+                ws_xpixel,
+                ws_ypixel,
+            };
             rustix::termios::tcsetwinsize(file.fd(), size)?;
             Ok(0)
         }
@@ -62,7 +67,11 @@ pub(super) fn ioctl(file: &Terminal, c: &mut Ctx<'_>, request: u32, arg: u64) ->
             let state = c.k.state();
             let p = state.process(c.t.pid)?;
             controls(&state, p)?;
-            let id = if request == TIOCGPGRP { state.tty.foreground } else { p.sid };
+            let id = if request == TIOCGPGRP {
+                state.tty.foreground
+            } else {
+                p.sid
+            };
             drop(state);
             c.mem().write_obj(arg, &id)?;
             Ok(0)
@@ -110,7 +119,11 @@ fn flow(file: &Terminal, c: &mut Ctx<'_>, request: u32, arg: i32) -> SysResult {
 
 /// `ENOTTY` unless the terminal controls the session of `p`.
 fn controls(state: &State, p: &Process) -> Result<(), Errno> {
-    if state.tty.session == Some(p.sid) { Ok(()) } else { Err(Errno::NOTTY) }
+    if state.tty.session == Some(p.sid) {
+        Ok(())
+    } else {
+        Err(Errno::NOTTY)
+    }
 }
 
 fn set_foreground(c: &mut Ctx<'_>, pgid: Pid) -> SysResult {

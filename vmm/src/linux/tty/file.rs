@@ -5,15 +5,16 @@ use std::sync::Arc;
 use super::super::Errno;
 use super::super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
 use super::super::file::{File, Ready, Stat};
+use super::super::fs::Caller;
 use super::super::kernel::Kernel;
-use super::super::stdio::HostStream;
 use super::super::proc::groups::{TtyUse, tty_check};
+use super::super::stdio::HostStream;
 use super::{Tty, control};
 
-/// Device number of the terminal: the first of the host's kind of pseudo terminals.
-const RDEV: u64 = 136 << 8;
-/// Device number and inode of the file system such terminals are on.
-const DEVPTS: (u64, u64) = (0x18, 3);
+/// Its name in the guest.
+const NAME: &[u8] = b"/dev/tty";
+/// Its device number where the guest's tree has no such name.
+const RDEV: u64 = 5 << 8;
 
 /// A standard descriptor that is a terminal.
 #[derive(Debug)]
@@ -49,10 +50,16 @@ impl File for Terminal {
         self.io.write_some(buf)
     }
 
-    fn stat(&self, _: &Kernel) -> Result<Stat, Errno> {
-        let host = super::super::stdio::host_stat(self.io.fd())?;
-        let (dev, ino) = DEVPTS;
-        Ok(Stat { dev, ino, mode: 0o020_620, rdev: RDEV, nlink: 1, size: 0, ..host })
+    /// As its name in the tree tells, so that ttyname(3) finds it.
+    fn stat(&self, k: &Kernel) -> Result<Stat, Errno> {
+        let own = Stat {
+            mode: 0o020_620,
+            rdev: RDEV,
+            nlink: 1,
+            ..Stat::default()
+        };
+        let named = k.vfs.find(&Caller::machine(k), &k.vfs.root(), NAME);
+        Ok(named.map_or(own, |(_, stat)| stat))
     }
 
     fn ready(&self, _: &Kernel) -> Ready {
@@ -95,7 +102,7 @@ impl File for Terminal {
     }
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
-        b"/dev/tty".to_vec()
+        NAME.to_vec()
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -1,6 +1,9 @@
 //! The host's terminal attributes, as the bytes of `struct termios2` (ioctl_tty(2)): the guest's
 //! layout is the same.
-#![expect(unsafe_code, reason = "the ioctls have no wrapper that keeps every bit")]
+#![expect(
+    unsafe_code,
+    reason = "the ioctls have no wrapper that keeps every bit"
+)]
 
 use std::os::fd::{AsFd, AsRawFd};
 

@@ -24,6 +24,16 @@ const GRACE: Duration = Duration::from_secs(3);
 /// How often it is asked whether it has.
 const PACE: Duration = Duration::from_millis(20);
 
+/// The host's signals that are passed on.
+const TAKEN: [i32; 7] = [SIGINT, SIGQUIT, SIGTSTP, SIGWINCH, SIGTERM, SIGHUP, SIGCONT];
+
+/// The signals a process ignores, from its `/proc/PID/status`: bit N-1 for signal N.
+fn ignored_signals(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
 /// Tells the stopping thread that the first program was stopped.
 #[derive(Debug, Default)]
 pub struct MainStops {
@@ -81,23 +91,39 @@ impl HostSignals {
     /// # Errors
     /// The host's.
     pub fn start(kernel: &Arc<Kernel>) -> std::io::Result<Self> {
-        let taken = [SIGINT, SIGQUIT, SIGTSTP, SIGWINCH, SIGTERM, SIGHUP, SIGCONT];
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = ignored_signals(&status);
+        // What a person made the VMM ignore (nohup(1)) it ignores for the guest too.
+        let taken = TAKEN
+            .iter()
+            .filter(|&&signo| signal::bit(signo) & ignored == 0);
         let mut signals = Signals::new(taken)?;
+        if let Some(tty) = &kernel.tty {
+            tty.restore_on_panic();
+        }
         let handle = signals.handle();
         kernel.state().tty.outer_shell = under_job_control();
         let k = Arc::clone(kernel);
-        let taker = std::thread::Builder::new().name("signals".into()).spawn(move || {
-            for signo in signals.forever() {
-                take(&k, signo);
-            }
-        })?;
+        let taker = std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                for signo in signals.forever() {
+                    take(&k, signo);
+                }
+            })?;
         let k = Arc::clone(kernel);
-        let stopper = std::thread::Builder::new().name("stops".into()).spawn(move || {
-            while let Some(signo) = k.io.main_stops.wait() {
-                stop_vmm(&k, signo);
-            }
-        })?;
-        Ok(Self { kernel: Arc::clone(kernel), handle, threads: vec![taker, stopper] })
+        let stopper = std::thread::Builder::new()
+            .name("stops".into())
+            .spawn(move || {
+                while let Some(signo) = k.io.main_stops.wait() {
+                    stop_vmm(&k, signo);
+                }
+            })?;
+        Ok(Self {
+            kernel: Arc::clone(kernel),
+            handle,
+            threads: vec![taker, stopper],
+        })
     }
 
     /// Ends the threads and gives the terminal back.
@@ -164,17 +190,19 @@ fn send(k: &Kernel, target: Target, signo: i32) {
 /// Ends the machine as if `signo` had ended the first program, if it does not end by itself.
 fn end_after_grace(k: &Arc<Kernel>, signo: i32) {
     let kernel = Arc::clone(k);
-    let spawned = std::thread::Builder::new().name("grace".into()).spawn(move || {
-        let until = Instant::now() + GRACE;
-        while Instant::now() < until {
-            if kernel.sched.has_ended() {
-                return;
+    let spawned = std::thread::Builder::new()
+        .name("grace".into())
+        .spawn(move || {
+            let until = Instant::now() + GRACE;
+            while Instant::now() < until {
+                if kernel.sched.has_ended() {
+                    return;
+                }
+                std::thread::sleep(PACE);
             }
-            std::thread::sleep(PACE);
-        }
-        kernel.state().main_status.get_or_insert(signo);
-        kernel.sched.end();
-    });
+            kernel.state().main_status.get_or_insert(signo);
+            kernel.sched.end();
+        });
     if let Err(error) = spawned {
         tracing::error!(%error, "cannot wait for the guest to end");
         k.state().main_status.get_or_insert(signo);
@@ -199,6 +227,13 @@ fn stop_vmm(k: &Kernel, signo: i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status() {
+        let status = "Name:\tvmm\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001003\n";
+        assert_eq!(ignored_signals(status), 0x1003);
+        assert_eq!(ignored_signals(""), 0);
+    }
 
     #[test]
     fn end_comes_before_a_stop() {

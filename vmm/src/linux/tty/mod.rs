@@ -45,7 +45,11 @@ impl Tty {
     pub fn of(fd: BorrowedFd<'_>) -> Option<Self> {
         let original = host::get(fd).ok()?;
         let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3).ok()?;
-        Some(Self { fd, original, wanted: Mutex::new(None) })
+        Some(Self {
+            fd,
+            original,
+            wanted: Mutex::new(None),
+        })
     }
 
     /// The attributes the guest sees.
@@ -120,7 +124,9 @@ impl Drop for Tty {
 #[must_use]
 pub fn under_job_control() -> bool {
     use rustix::process::{getpgid, getpgrp, getppid, getsid};
-    let Some(parent) = getppid() else { return false };
+    let Some(parent) = getppid() else {
+        return false;
+    };
     let same_session = getsid(Some(parent)).is_ok_and(|sid| getsid(None) == Ok(sid));
     same_session && getpgid(Some(parent)).is_ok_and(|group| group != getpgrp())
 }

@@ -101,6 +101,19 @@ impl ClockParams {
 /// # Panics
 /// If `page` is shorter than [`VdsoData`] or not aligned: our bug.
 pub fn publish(page: &VolatileSlice<'_>, clock: Option<&ClockParams>, cpu: CpuSource) {
+    publish_with(page, cpu, || clock.copied());
+}
+
+/// As [`publish`], with parameters that are found while no reader can use the old ones: a line that
+/// is bent at the counter read in `clock` is continuous for every reader.
+///
+/// # Panics
+/// As [`publish`].
+pub fn publish_with(
+    page: &VolatileSlice<'_>,
+    cpu: CpuSource,
+    clock: impl FnOnce() -> Option<ClockParams>,
+) {
     let word = |at: usize| {
         page.get_atomic_ref::<AtomicU64>(at)
             .expect("the vDSO's data page")
@@ -111,8 +124,9 @@ pub fn publish(page: &VolatileSlice<'_>, clock: Option<&ClockParams>, cpu: CpuSo
     };
     let seq = half(std::mem::offset_of!(VdsoData, seq));
     seq.fetch_add(1, Ordering::Relaxed);
-    fence(Ordering::Release);
-    if let Some(clock) = clock {
+    fence(Ordering::SeqCst);
+    let clock = clock();
+    if let Some(clock) = &clock {
         word(std::mem::offset_of!(VdsoData, mult)).store(clock.mult, Ordering::Relaxed);
         half(std::mem::offset_of!(VdsoData, shift)).store(clock.shift, Ordering::Relaxed);
         word(std::mem::offset_of!(VdsoData, tsc_base)).store(clock.tsc_base, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 
 use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64};
@@ -157,6 +158,25 @@ fn every_symbol_has_version_linux_2_6() {
     for n in 1..=NAMES.len() as u64 {
         assert_eq!(half(d[&elf::DT_VERSYM.0] + n * 2) as u16, 2);
     }
+}
+
+#[test]
+fn host_s_dynamic_linker_finds_every_name() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), image()).unwrap();
+    let path = CString::new(file.path().to_str().unwrap()).unwrap();
+    // SAFETY: a path with its NUL; the object has no code that runs when it is loaded.
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+    assert!(!handle.is_null());
+    for name in NAMES {
+        let c_name = CString::new(name).unwrap();
+        // SAFETY: the handle is open, both strings have their NUL.
+        let found = unsafe { libc::dlvsym(handle, c_name.as_ptr(), c"LINUX_2.6".as_ptr()) };
+        assert!(!found.is_null(), "{name}");
+        assert_eq!(found.addr() as u64 % 4096, by_hash(name).unwrap() % 4096);
+    }
+    // SAFETY: the handle of above, used no more.
+    unsafe { libc::dlclose(handle) };
 }
 
 /// The image and its data page, mapped here at their distance.

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::open::O_CLOEXEC;
 use super::{Caller, DirFile, Follow, Found, PathFile};
 use crate::linux::call::{Arg, Args, Ctx, Entry, SysResult};
 use crate::linux::file::{Description, Location};
-use crate::linux::process::Fd;
 
 mod attr;
 mod dirs;
@@ -204,32 +202,4 @@ fn subject(c: &Ctx<'_>, dirfd: i32, va: u64, flags: u32) -> Result<Subject, Errn
         Some(description) => Subject::Open(description),
         None => Subject::Place(found),
     })
-}
-
-/// Gives the caller a descriptor.
-fn install(c: &Ctx<'_>, description: Arc<Description>, flags: u32) -> SysResult {
-    let close_on_exec = flags & O_CLOEXEC != 0;
-    let fd = c.with_process(|p| {
-        let limit = i32::try_from(p.rlimits[7].0).unwrap_or(i32::MAX);
-        let free = p
-            .files
-            .fds
-            .keys()
-            .zip(0..)
-            .find(|(fd, n)| **fd != *n)
-            .map(|(_, n)| n);
-        let fd = free.unwrap_or(p.files.fds.len() as i32);
-        if fd >= limit {
-            return Err(Errno::MFILE);
-        }
-        p.files.fds.insert(
-            fd,
-            Fd {
-                description,
-                close_on_exec,
-            },
-        );
-        Ok(fd)
-    })?;
-    Ok(fd as u64)
 }

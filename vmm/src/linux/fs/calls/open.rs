@@ -3,10 +3,10 @@
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::super::open::{O_CREAT, O_TRUNC};
+use super::super::open::{O_CLOEXEC, O_CREAT, O_TRUNC};
 use super::super::walk::Resolve;
 use super::super::{Caller, OpenHow};
-use super::{AT_FDCWD, base, install};
+use super::{AT_FDCWD, base};
 use crate::linux::call::{Args, Ctx, SysResult};
 
 /// Every flag that openat2(2) knows.
@@ -77,5 +77,6 @@ fn open_at(c: &mut Ctx<'_>, dirfd: i32, path: u64, mut how: OpenHow) -> SysResul
     let base = base(c, dirfd, if scoped { b"" } else { &path })?;
     how.mode &= 0o7777 & !c.with_process(|p| p.umask);
     let description = c.k.vfs.open(&Caller::of(c), &base, &path, &how)?;
-    install(c, description, how.flags)
+    let fd = c.add_fd(description, how.flags & O_CLOEXEC != 0)?;
+    Ok(fd as u64)
 }
