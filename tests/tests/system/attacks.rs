@@ -64,27 +64,27 @@ pub(crate) fn cases() -> Vec<Case> {
             Launch::new("{programs}/forge", &[]),
             Expect::Tap,
         )
-        .seconds(400),
+        .seconds(120),
         Case::new(
             "attacks/random_code",
             Launch::new("{programs}/random_code", &["1", "10000"]).in_rig(&["1", "600"]),
             Expect::Tap,
         )
-        .seconds(600),
+        .seconds(120),
         Case::new(
             "attacks/random_code_spicy",
             Launch::new("{programs}/random_code", &["2", "3000", "spicy"])
                 .in_rig(&["2", "300", "spicy"]),
             Expect::Tap,
         )
-        .seconds(600)
+        .seconds(120)
         .not_native(IN_THE_VMM_ONLY),
         Case::new(
             "attacks/syscall_fuzz",
             Launch::new("{programs}/syscall_fuzz", &["3", "1500"]).in_rig(&["3", "150"]),
             Expect::Tap,
         )
-        .seconds(600)
+        .seconds(120)
         .not_native(IN_THE_VMM_ONLY),
         Case::new("attacks/forkbomb", bomb(&["40"], "40"), Expect::Tap)
             .not_native("needs --max-procs"),
