@@ -63,18 +63,31 @@ struct Offer {
 
 fn meminfo(field: &str) -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix(field)).unwrap_or_default();
-    let kib = line.trim_start_matches(':').split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix(field))
+        .unwrap_or_default();
+    let kib = line
+        .trim_start_matches(':')
+        .split_whitespace()
+        .next()
+        .and_then(|n| n.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
 
 fn host() -> Host {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = cpuinfo.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
+    let flags = cpuinfo
+        .lines()
+        .find(|l| l.starts_with("flags"))
+        .unwrap_or_default();
     let has = |flag: &str| flags.split_whitespace().any(|f| f == flag);
     let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
     Host {
-        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        kernel: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
         virtualization: if has("svm") {
             Some("svm")
         } else if has("vmx") {
@@ -100,7 +113,9 @@ fn advice(error: &io::Error, host: &Host) -> Vec<String> {
     let mut advice = Vec::new();
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            advice.push("join the group that owns it: sudo usermod -aG kvm $USER, then log in again".into());
+            advice.push(
+                "join the group that owns it: sudo usermod -aG kvm $USER, then log in again".into(),
+            );
         }
         io::ErrorKind::NotFound => missing_device(host, &mut advice),
         _ => match fs::metadata("/dev/kvm") {
@@ -191,8 +206,10 @@ fn print_probe(p: &HostProfile, us: u128) {
     println!(
         "  page tables  {}",
         match p.paging {
-            Paging::Hardware => "walked by the processor (TDP): a flush of the TLB makes an edit visible",
-            Paging::Shadow => "shadowed by KVM: the monitor touches edited tables so that KVM looks again",
+            Paging::Hardware =>
+                "walked by the processor (TDP): a flush of the TLB makes an edit visible",
+            Paging::Shadow =>
+                "shadowed by KVM: the monitor touches edited tables so that KVM looks again",
         }
     );
     println!(
@@ -209,8 +226,14 @@ fn print_probe(p: &HostProfile, us: u128) {
             IretWorks::No => "does not work in the monitor: a flush costs one exit",
         }
     );
-    println!("  TSC          is the host's: {} (vDSO clock without exits)", yes(p.tsc_is_hosts));
-    println!("  TSC_AUX      settable: {} (vDSO getcpu)", yes(p.tsc_aux_works));
+    println!(
+        "  TSC          is the host's: {} (vDSO clock without exits)",
+        yes(p.tsc_is_hosts)
+    );
+    println!(
+        "  TSC_AUX      settable: {} (vDSO getcpu)",
+        yes(p.tsc_aux_works)
+    );
     println!("  XCR0         {:#x}", p.xcr0);
 }
 
@@ -221,7 +244,11 @@ fn print(report: &Report) {
         "processor      {} CPUs, virtualisation {}{}",
         h.cpus,
         h.virtualization.unwrap_or("not shown"),
-        if h.under_hypervisor { ", inside a virtual machine" } else { "" }
+        if h.under_hypervisor {
+            ", inside a virtual machine"
+        } else {
+            ""
+        }
     );
     println!(
         "memory         {}, {} available",
@@ -230,7 +257,10 @@ fn print(report: &Report) {
     );
     if let Some(k) = &report.kvm {
         println!("/dev/kvm       usable, API version {}", k.api_version);
-        println!("  limits       {} virtual CPUs and {} memory slots a machine", k.max_vcpus, k.memory_slots);
+        println!(
+            "  limits       {} virtual CPUs and {} memory slots a machine",
+            k.max_vcpus, k.memory_slots
+        );
         println!(
             "  offers       sync regs: {}, read-only memory: {}, immediate exit: {}, XSAVE area: {} bytes",
             yes(k.sync_regs),
@@ -263,5 +293,9 @@ pub(super) fn main(args: &DoctorArgs) -> ExitCode {
     } else {
         print(&report);
     }
-    if report.usable { ExitCode::SUCCESS } else { ExitCode::from(STATUS_FAILURE) }
+    if report.usable {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(STATUS_FAILURE)
+    }
 }

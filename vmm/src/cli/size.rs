@@ -18,7 +18,10 @@ impl FromStr for Size {
     fn from_str(text: &str) -> Result<Self, SizeError> {
         let bad = || SizeError(text.to_owned());
         let upper = text.trim().to_ascii_uppercase();
-        let body = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
+        let body = upper
+            .strip_suffix("IB")
+            .or_else(|| upper.strip_suffix('B'))
+            .unwrap_or(&upper);
         let (digits, shift) = match body.chars().last() {
             Some('K') => (&body[..body.len() - 1], 10),
             Some('M') => (&body[..body.len() - 1], 20),
@@ -27,9 +30,19 @@ impl FromStr for Size {
             _ => (body, 0),
         };
         let plain = !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit() || c == '.');
-        let number: f64 = if plain { digits.parse().map_err(|_| bad())? } else { return Err(bad()) };
-        let bytes = number * f64::from(1_u32 << (shift % 30)) * if shift >= 30 { 1073741824.0 } else { 1.0 };
-        if bytes >= 1.0 && bytes < 9.0e18 { Ok(Self(bytes as u64)) } else { Err(bad()) }
+        let number: f64 = if plain {
+            digits.parse().map_err(|_| bad())?
+        } else {
+            return Err(bad());
+        };
+        let bytes = number
+            * f64::from(1_u32 << (shift % 30))
+            * if shift >= 30 { 1073741824.0 } else { 1.0 };
+        if (1.0..9.0e18).contains(&bytes) {
+            Ok(Self(bytes as u64))
+        } else {
+            Err(bad())
+        }
     }
 }
 
@@ -55,16 +68,32 @@ mod tests {
 
     #[test]
     fn suffixes_are_powers_of_1024() {
-        for (text, bytes) in
-            [("4096", 4096), ("64M", 64 << 20), ("1.5G", 3 << 29), ("2GiB", 2 << 30), ("1t", 1 << 40), ("7kb", 7168)]
-        {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("64M", 64 << 20),
+            ("1.5G", 3 << 29),
+            ("2GiB", 2 << 30),
+            ("1t", 1 << 40),
+            ("7kb", 7168),
+        ] {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "M", "-1", "1e9", "0", "12X", "1..2", "99999999T", "inf", "NaN"] {
+        for text in [
+            "",
+            "M",
+            "-1",
+            "1e9",
+            "0",
+            "12X",
+            "1..2",
+            "99999999T",
+            "inf",
+            "NaN",
+        ] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
     }

@@ -192,7 +192,11 @@ fn features(vm: &Vm) -> Features {
         cr4 |= CR4_OSXSAVE;
         xcr0 = offered;
     }
-    Features { cr4, xcr0, state_components: offered }
+    Features {
+        cr4,
+        xcr0,
+        state_components: offered,
+    }
 }
 
 impl Probe {
@@ -315,14 +319,14 @@ fn map_monitor(memory: &mut Memory, root: u64) {
     memory.map(
         root,
         abi::MONITOR_CODE_VA,
-        frame::MONITOR_CODE * 4096 | PRESENT,
+        (frame::MONITOR_CODE * 4096) | PRESENT,
     );
-    memory.map(root, abi::IDT_VA, frame::IDT * 4096 | PRESENT);
-    memory.map(root, abi::GDT_VA, frame::GDT * 4096 | PRESENT | WRITE);
+    memory.map(root, abi::IDT_VA, (frame::IDT * 4096) | PRESENT);
+    memory.map(root, abi::GDT_VA, (frame::GDT * 4096) | PRESENT | WRITE);
     memory.map(
         root,
         abi::SYSCALL_STUB_VA,
-        frame::SYSCALL_STUB * 4096 | PRESENT | USER,
+        (frame::SYSCALL_STUB * 4096) | PRESENT | USER,
     );
     for page in 0..abi::CPU_AREA_PAGES {
         let at = (abi::cpu_area_frame(0) + page) * 4096;
@@ -352,7 +356,11 @@ fn map_program(memory: &mut Memory, root: u64) {
 /// KVM refused something, or behaves in a way none of the known hosts does.
 pub fn probe(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
     let (mut probe, features) = Probe::new(kvm)?;
-    let Features { cr4, xcr0, state_components } = features;
+    let Features {
+        cr4,
+        xcr0,
+        state_components,
+    } = features;
     probe.expect_syscall("the first system call", STORE_AT, Flush::None)?;
     let syscall = if probe.cpu.stopped_in_ring_zero() {
         SyscallRing::Zero

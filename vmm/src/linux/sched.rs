@@ -40,7 +40,9 @@ pub struct Sched {
 
 impl std::fmt::Debug for Sched {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sched").field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("Sched")
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
     }
 }
 

@@ -40,7 +40,10 @@ pub struct Machine {
 /// The vDSO's data page.
 #[must_use]
 pub fn vdso_page(memory: &Memory) -> VolatileSlice<'_> {
-    memory.manager.store().bytes(frame::VDSO_DATA * FRAME as u64, FRAME)
+    memory
+        .manager
+        .store()
+        .bytes(frame::VDSO_DATA * FRAME as u64, FRAME)
 }
 
 /// What programs are told about the machine.
@@ -50,7 +53,11 @@ fn info(hardware: &Hardware) -> MachineInfo {
     let xsave = u64::from(vm.cpuid(0xd, 0, 1)).max(512 + 64);
     MachineInfo {
         hwcap: u64::from(vm.cpuid(1, 0, 3)),
-        hwcap2: if hardware.profile.cr4 & crate::hv::kvm::regs::CR4_FSGSBASE != 0 { 2 } else { 0 },
+        hwcap2: if hardware.profile.cr4 & crate::hv::kvm::regs::CR4_FSGSBASE != 0 {
+            2
+        } else {
+            0
+        },
         minsigstksz: xsave + 1024,
         vdso: Some(abi::VDSO_CODE_VA),
     }
@@ -61,8 +68,16 @@ fn credentials() -> Credentials {
     use rustix::process::{getegid, geteuid, getgid, getgroups, getuid};
     let (uid, euid) = (getuid().as_raw(), geteuid().as_raw());
     let (gid, egid) = (getgid().as_raw(), getegid().as_raw());
-    let groups = getgroups().unwrap_or_default().iter().map(|g| g.as_raw()).collect();
-    Credentials { uid: [uid, euid, euid], gid: [gid, egid, egid], groups, ..Credentials::default() }
+    let groups = getgroups()
+        .unwrap_or_default()
+        .iter()
+        .map(|g| g.as_raw())
+        .collect();
+    Credentials {
+        uid: [uid, euid, euid],
+        gid: [gid, egid, egid],
+        groups,
+    }
 }
 
 impl Machine {
@@ -93,7 +108,10 @@ impl Machine {
             clock: Arc::new(Clock::new(tsc)),
             vfs,
             tty: stdio.tty,
-            limits: KernelLimits { max_procs: config.max_procs, cpus: config.cpus },
+            limits: KernelLimits {
+                max_procs: config.max_procs,
+                cpus: config.cpus,
+            },
             info: info(&hardware),
         }));
         let machine = Self {
@@ -109,7 +127,9 @@ impl Machine {
             supervisor_tables,
         };
         let kernel = &machine.shared.kernel;
-        kernel.clock.publish(&vdso_page(&kernel.memory), machine.cpu_source());
+        kernel
+            .clock
+            .publish(&vdso_page(&kernel.memory), machine.cpu_source());
         machine.start_program(config, found.path, stdio.files)?;
         Ok(machine)
     }
@@ -122,7 +142,12 @@ impl Machine {
     ) -> Result<(), RunError> {
         let kernel = &self.shared.kernel;
         let cred = credentials();
-        let caller = Caller { k: kernel, pid: 0, tid: 0, cred: cred.clone() };
+        let caller = Caller {
+            k: kernel,
+            pid: 0,
+            tid: 0,
+            cred: cred.clone(),
+        };
         let cwd = workdir(kernel, &caller, &config.workdir)?;
         let image = program::load(kernel, &caller, config, path, &cwd)?.into_image();
         let thread = first_process(

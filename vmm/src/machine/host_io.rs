@@ -35,7 +35,10 @@ impl HostIo {
                 None
             }
         };
-        Watching { events: Arc::clone(&self.events), signals }
+        Watching {
+            events: Arc::clone(&self.events),
+            signals,
+        }
     }
 }
 

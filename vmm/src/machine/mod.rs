@@ -99,7 +99,11 @@ pub fn run(config: &RunConfig) -> Result<Ended, RunError> {
 /// The exit status of a wait status (wait4(2)), as shells have it.
 fn exit_status(status: i32) -> u8 {
     let signal = status & 0x7f;
-    if signal == 0 { (status >> 8) as u8 } else { 128 + signal as u8 }
+    if signal == 0 {
+        (status >> 8) as u8
+    } else {
+        128 + signal as u8
+    }
 }
 
 impl Machine {
@@ -191,7 +195,11 @@ impl Machine {
     }
 
     fn cpu_source(&self) -> CpuSource {
-        if self.hardware.profile.tsc_aux_works { CpuSource::TscAux } else { CpuSource::Zero }
+        if self.hardware.profile.tsc_aux_works {
+            CpuSource::TscAux
+        } else {
+            CpuSource::Zero
+        }
     }
 
     /// Ends every process, whatever it was doing, and counts what is left.

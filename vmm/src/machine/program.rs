@@ -33,7 +33,12 @@ fn shown(name: &[u8]) -> String {
 }
 
 fn env_var<'a>(config: &'a RunConfig, name: &[u8]) -> Option<&'a [u8]> {
-    config.env.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_slice())
+    config
+        .env
+        .iter()
+        .rev()
+        .find(|(n, _)| n == name)
+        .map(|(_, value)| value.as_slice())
 }
 
 /// The environment: a few variables every program expects, then those asked for.
@@ -47,7 +52,10 @@ fn environment(config: &RunConfig, terminal: bool) -> Vec<Vec<u8>> {
         pairs.retain(|(n, _)| n != name);
         pairs.push((name, value.clone()));
     }
-    pairs.into_iter().map(|(name, value)| [name, b"=", &value].concat()).collect()
+    pairs
+        .into_iter()
+        .map(|(name, value)| [name, b"=", &value].concat())
+        .collect()
 }
 
 /// Finds the program and lays out the file tree.
@@ -58,11 +66,16 @@ pub fn find(config: &RunConfig) -> Result<Found, RunError> {
     let mut mounts = Vec::new();
     let mut path = None;
     let root = if let Some(root) = &config.root {
-        MountKind::Host { root: root.clone(), writable: false }
+        MountKind::Host {
+            root: root.clone(),
+            writable: false,
+        }
     } else {
         let os = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
         // The host's PATH says where the host's programs are; the guest has its own.
-        let search = env_var(config, b"PATH").map(os).or_else(|| std::env::var_os("PATH"));
+        let search = env_var(config, b"PATH")
+            .map(os)
+            .or_else(|| std::env::var_os("PATH"));
         let found = closure::find_program(OsStr::from_bytes(&config.program), search.as_deref())
             .map_err(|e| refused(config, e))?;
         let env = SearchEnv {
@@ -74,18 +87,37 @@ pub fn find(config: &RunConfig) -> Result<Found, RunError> {
         path = Some(found.into_os_string().into_vec());
         MountKind::Closure(files)
     };
-    mounts.push(MountSpec { at: b"/".to_vec(), kind: root });
-    for (at, kind) in [("/proc", MountKind::Proc), ("/sys", MountKind::Sys), ("/dev", MountKind::Dev)] {
-        mounts.push(MountSpec { at: at.into(), kind });
+    mounts.push(MountSpec {
+        at: b"/".to_vec(),
+        kind: root,
+    });
+    for (at, kind) in [
+        ("/proc", MountKind::Proc),
+        ("/sys", MountKind::Sys),
+        ("/dev", MountKind::Dev),
+    ] {
+        mounts.push(MountSpec {
+            at: at.into(),
+            kind,
+        });
     }
-    mounts.push(MountSpec { at: b"/dev/shm".to_vec(), kind: tmpfs(config) });
+    mounts.push(MountSpec {
+        at: b"/dev/shm".to_vec(),
+        kind: tmpfs(config),
+    });
     for mount in &config.mounts {
         mounts.push(match mount {
             Mount::ReadWrite { host, guest } => MountSpec {
                 at: guest.clone(),
-                kind: MountKind::Host { root: host.clone(), writable: true },
+                kind: MountKind::Host {
+                    root: host.clone(),
+                    writable: true,
+                },
             },
-            Mount::Tmpfs { guest } => MountSpec { at: guest.clone(), kind: tmpfs(config) },
+            Mount::Tmpfs { guest } => MountSpec {
+                at: guest.clone(),
+                kind: tmpfs(config),
+            },
         });
     }
     Ok(Found { path, mounts })
@@ -93,14 +125,20 @@ pub fn find(config: &RunConfig) -> Result<Found, RunError> {
 
 /// An in-memory file system may take half the machine's memory, as on Linux.
 fn tmpfs(config: &RunConfig) -> MountKind {
-    MountKind::Mem { size: config.memory / 2, mode: 0o1777 }
+    MountKind::Mem {
+        size: config.memory / 2,
+        mode: 0o1777,
+    }
 }
 
 fn refused(config: &RunConfig, error: ClosureError) -> RunError {
     let name = shown(&config.program);
     match error {
         ClosureError::NotFound { .. } => RunError::NotFound { name },
-        other => RunError::NotExecutable { name, source: Box::new(other) },
+        other => RunError::NotExecutable {
+            name,
+            source: Box::new(other),
+        },
     }
 }
 
@@ -129,13 +167,29 @@ pub fn load(
     for path in candidates {
         match load_one(kernel, caller, config, path, cwd) {
             Ok(loaded) => return Ok(loaded),
-            Err(ExecError::Open { errno: Errno::NOENT | Errno::NOTDIR, .. }) => {}
-            Err(error @ ExecError::Open { errno: Errno::ACCESS, .. }) => denied = Some(error),
-            Err(error) => return Err(RunError::NotExecutable { name, source: Box::new(error) }),
+            Err(ExecError::Open {
+                errno: Errno::NOENT | Errno::NOTDIR,
+                ..
+            }) => {}
+            Err(
+                error @ ExecError::Open {
+                    errno: Errno::ACCESS,
+                    ..
+                },
+            ) => denied = Some(error),
+            Err(error) => {
+                return Err(RunError::NotExecutable {
+                    name,
+                    source: Box::new(error),
+                });
+            }
         }
     }
     match denied {
-        Some(error) => Err(RunError::NotExecutable { name, source: Box::new(error) }),
+        Some(error) => Err(RunError::NotExecutable {
+            name,
+            source: Box::new(error),
+        }),
         None => Err(RunError::NotFound { name }),
     }
 }
@@ -147,9 +201,29 @@ fn load_one(
     path: Vec<u8>,
     cwd: &Location,
 ) -> Result<Loaded, ExecError> {
-    let argv = std::iter::once(&config.program).chain(&config.args).cloned().collect();
-    let strings = Strings { argv, envp: environment(config, kernel.tty.is_some()) };
-    let program = Program::Path { cwd: cwd.clone(), path, follow: Follow::Last, name: None };
+    let argv = std::iter::once(&config.program)
+        .chain(&config.args)
+        .cloned()
+        .collect();
+    let strings = Strings {
+        argv,
+        envp: environment(config, kernel.tty.is_some()),
+    };
+    let program = Program::Path {
+        cwd: cwd.clone(),
+        path,
+        follow: Follow::Last,
+        name: None,
+    };
     let stack_limit = limits::defaults()[limits::STACK].0;
-    exec::load(caller, Request { program, cwd, stack_limit, randomize: true, strings })
+    exec::load(
+        caller,
+        Request {
+            program,
+            cwd,
+            stack_limit,
+            randomize: true,
+            strings,
+        },
+    )
 }

@@ -301,7 +301,7 @@ impl Vcpu {
         self.vm.ioctls.fetch_add(1, Ordering::Relaxed);
         let how = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => Raw::Out(port, data.len()),
-            Ok(VcpuExit::IoIn(port, _)) => Raw::Other(format!("input from port {port:#x}")),
+            Ok(VcpuExit::IoIn(port, _)) => Raw::In(port),
             Ok(VcpuExit::MmioRead(gpa, _)) => {
                 Raw::Other(format!("a read of {gpa:#x}, which is not memory"))
             }
@@ -313,7 +313,25 @@ impl Vcpu {
             Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Raw::Interrupted,
             Err(e) => return Err(cpu_error("program", "run")(e)),
         };
-        Ok(self.decode(how, regs))
+        let exit = self.decode(how, regs);
+        if exit == Exit::Forged {
+            self.settle_port()?;
+        }
+        Ok(exit)
+    }
+
+    /// Has KVM finish an access to a port that will not be answered: otherwise it would do so when
+    /// it next enters a thread that happens to stand at the same instruction.
+    fn settle_port(&mut self) -> Result<(), CpuError> {
+        self.vm.ioctls.fetch_add(1, Ordering::Relaxed);
+        self.at = At::Elsewhere;
+        self.fd.set_kvm_immediate_exit(1);
+        let left = self.fd.run().map(|_| ()).map_err(|e| e.errno());
+        self.fd.set_kvm_immediate_exit(0);
+        match left {
+            Ok(()) | Err(libc::EINTR | libc::EAGAIN) => Ok(()),
+            Err(errno) => Err(cpu_error("program", "run")(kvm_ioctls::Error::new(errno))),
+        }
     }
 
     /// What an exit means, by where the processor is.
@@ -355,8 +373,8 @@ impl Vcpu {
             Raw::Out(abi::PORT_DONE, _) => Exit::MonitorDone,
             // Before its first ring-3 instruction: the record already says what it should be.
             Raw::Interrupted => Exit::Kicked,
-            Raw::Out(port, _) => {
-                Exit::Broken(format!("ring 0 at {:#x} wrote to port {port:#x}", gp.rip))
+            Raw::In(port) | Raw::Out(port, _) => {
+                Exit::Broken(format!("ring 0 at {:#x} used port {port:#x}", gp.rip))
             }
             Raw::Other(what) => Exit::Broken(format!("ring 0 at {:#x}: {what}", gp.rip)),
         }
@@ -376,7 +394,7 @@ impl Vcpu {
                 regs.rflags = user_flags(gp.r11);
                 Exit::Syscall
             }
-            Raw::Out(..) => Exit::Forged,
+            Raw::Out(..) | Raw::In(_) => Exit::Forged,
             Raw::Other(what) => Exit::Broken(what),
         }
     }
@@ -485,6 +503,7 @@ impl Vcpu {
 #[derive(Debug, PartialEq, Eq)]
 enum Raw {
     Out(u16, usize),
+    In(u16),
     Interrupted,
     Other(String),
 }
