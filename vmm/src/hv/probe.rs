@@ -393,3 +393,27 @@ pub fn probe(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
         xcr0,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_queued_when_a_kick_came_does_not_hit_the_next_thread() {
+        let Ok(kvm) = Kvm::new() else {
+            println!("skipped: /dev/kvm is not usable");
+            return;
+        };
+        let (mut probe, _) = Probe::new(&kvm).unwrap();
+        probe
+            .expect_syscall("the first system call", STORE_AT, Flush::None)
+            .unwrap();
+        probe.cpu.queue_fault_and_kick();
+        let (exit, _) = probe.call(STORE_AT, 1, Flush::None).unwrap();
+        assert_eq!(exit, Exit::Kicked);
+        probe.cpu.end_kick();
+        probe
+            .expect_syscall("after the kick", STORE_AT, Flush::All { touches: &[] })
+            .unwrap();
+    }
+}

@@ -313,11 +313,63 @@ impl Vcpu {
             Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Raw::Interrupted,
             Err(e) => return Err(cpu_error("program", "run")(e)),
         };
+        let undelivered = match how {
+            Raw::Out(..) | Raw::In(_) => None,
+            Raw::Interrupted | Raw::Other(_) => self.take_exception()?,
+        };
         let exit = self.decode(how, regs);
         if exit == Exit::Forged {
             self.settle_port()?;
         }
-        Ok(exit)
+        match undelivered {
+            // A trap, not a fault: nothing raises it again.
+            Some(DEBUG) if exit == Exit::Kicked && self.at == At::Ring3 => Ok(Exit::Trap(Trap {
+                vector: DEBUG,
+                error: 0,
+                address: 0,
+            })),
+            _ => Ok(exit),
+        }
+    }
+
+    /// Takes back an exception KVM has queued but not delivered, because a kick came between: it
+    /// belongs to the thread that ran, and would hit whoever runs here next, or the monitor. A fault
+    /// is raised again when that thread goes on.
+    fn take_exception(&self) -> Result<Option<u8>, CpuError> {
+        let count = |n| self.vm.ioctls.fetch_add(n, Ordering::Relaxed);
+        count(1);
+        let mut events = self
+            .fd
+            .get_vcpu_events()
+            .map_err(cpu_error("pending events", "read"))?;
+        if events.exception.injected == 0 && events.exception.pending == 0 {
+            return Ok(None);
+        }
+        let vector = events.exception.nr;
+        events.exception = kvm_bindings::kvm_vcpu_events__bindgen_ty_1::default();
+        count(1);
+        self.fd
+            .set_vcpu_events(&events)
+            .map_err(cpu_error("pending events", "set"))?;
+        Ok(Some(vector))
+    }
+
+    /// Has the next run find a page fault queued, and a kick before it is delivered.
+    #[cfg(test)]
+    pub(in crate::hv) fn queue_fault_and_kick(&mut self) {
+        let mut events = self.fd.get_vcpu_events().unwrap();
+        events.exception.injected = 1;
+        events.exception.nr = 14;
+        events.exception.has_error_code = 1;
+        events.exception.error_code = 6;
+        self.fd.set_vcpu_events(&events).unwrap();
+        self.fd.set_kvm_immediate_exit(1);
+    }
+
+    /// Ends what [`Self::queue_fault_and_kick`] began.
+    #[cfg(test)]
+    pub(in crate::hv) fn end_kick(&mut self) {
+        self.fd.set_kvm_immediate_exit(0);
     }
 
     /// Has KVM finish an access to a port that will not be answered: otherwise it would do so when
@@ -498,6 +550,9 @@ impl Vcpu {
         })
     }
 }
+
+/// Vector of the debug exception.
+const DEBUG: u8 = 1;
 
 /// An exit as KVM tells it, without borrows.
 #[derive(Debug, PartialEq, Eq)]
