@@ -69,7 +69,11 @@ mod tests {
     /// Whether the calling thread has the signal pending.
     fn pending() -> bool {
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        let set = status.lines().find_map(|l| l.strip_prefix("SigPnd:")).unwrap().trim();
+        let set = status
+            .lines()
+            .find_map(|l| l.strip_prefix("SigPnd:"))
+            .unwrap()
+            .trim();
         u64::from_str_radix(set, 16).unwrap() & 1 << (Kicker::signal() - 1) != 0
     }
 
