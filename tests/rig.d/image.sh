@@ -67,6 +67,8 @@ build_base() {
   rm -rf "$t/kernel" "$t/unpacked" "$t/root"
   echo "$version" > "$t/version"
   rm -rf "$base"; mv "$t" "$base"
+  # What other versions of these scripts have left, unless somebody may still use it.
+  find "$cache" -mindepth 1 -maxdepth 1 -name 'base-*' -mtime +7 -exec rm -rf {} +
 }
 
 # Packages of rig.d/userland that the host has, with what they depend on, as "name version" lines.
@@ -113,7 +115,7 @@ build_userland() { # PACKAGES-FILE
 prepare_images() {
   mkdir -p "$cache" || die "cannot make $cache"
   local stamp packages
-  stamp=$(cat "$here/rig" "$here"/rig.d/* | sha256sum | head -c 12)
+  stamp=$(cat "$here"/rig.d/{image.sh,init,userland} | sha256sum | head -c 12)
   base=$cache/base-$stamp
   exec 9> "$cache/lock"; flock 9
   need_qemu

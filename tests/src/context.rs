@@ -57,7 +57,7 @@ impl Context {
         // The emulated machine is some twenty times slower than a real one; on /dev/kvm a busy
         // builder needs some room too.
         let timeout = if setup.host.in_rig() {
-            timeout * 5
+            timeout * 3
         } else {
             timeout
         };

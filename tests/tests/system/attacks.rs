@@ -77,7 +77,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 .in_rig(&["2", "300", "spicy"]),
             Expect::Tap,
         )
-        .seconds(120)
+        .seconds(60)
         .not_native(IN_THE_VMM_ONLY),
         Case::new(
             "attacks/syscall_fuzz",
