@@ -128,6 +128,25 @@ impl Terminal {
         }
     }
 
+    /// Sends `ask` again and again until `text` appears: for what becomes true in its own time.
+    ///
+    /// # Errors
+    /// It never appeared.
+    pub fn ask_until(&mut self, ask: &str, text: &str) -> Result<(), String> {
+        let patience = self.patience;
+        let until = Instant::now() + patience;
+        self.patience = Duration::from_millis(500);
+        let found = loop {
+            self.send(ask)?;
+            let found = self.expect(text);
+            if found.is_ok() || Instant::now() >= until {
+                break found;
+            }
+        };
+        self.patience = patience;
+        found
+    }
+
     fn add(&mut self, bytes: &[u8]) {
         let text = String::from_utf8_lossy(bytes);
         self.unread.push_str(&text);

@@ -36,7 +36,7 @@ fn shell(context: &Context) -> Result<Terminal, String> {
 fn stop_and_continue_inside(context: &Context) -> Checked {
     let mut t = shell(context)?;
     t.send("sleep 10 | cat\n")?;
-    t.pause(500);
+    t.pause(1500);
     t.send(CTRL_Z)?;
     t.expect("Stopped")?;
     t.expect(PROMPT)?;
@@ -45,7 +45,7 @@ fn stop_and_continue_inside(context: &Context) -> Checked {
     t.expect(PROMPT)?;
     t.send("fg\n")?;
     t.expect("sleep 10")?;
-    t.pause(500);
+    t.pause(1500);
     t.send(CTRL_C)?;
     t.expect(PROMPT)?;
     t.send("echo after=$?\n")?;
@@ -66,18 +66,17 @@ fn a_reader_in_the_foreground(context: &Context) -> Checked {
     t.expect(PROMPT)?;
     t.send("fg\n")?;
     t.expect("cat")?;
-    t.pause(300);
+    t.pause(1000);
     t.send("again\n")?;
     t.expect("again\r\nagain\r\n")?;
     t.send(CTRL_D)?;
     t.expect(PROMPT)?;
     t.send("cat &\n")?;
     t.expect(PROMPT)?;
-    t.pause(500);
-    t.send("jobs\n")?;
-    t.expect("Stopped")?;
+    // It stops when it has got as far as reading.
+    t.ask_until("jobs\n", "Stopped")?;
     t.send("kill %1; exit 0\n")?;
-    t.pause(300);
+    t.pause(1000);
     t.send("exit 0\n")?;
     t.ends_with(0)?;
     Ok(PASSED)
@@ -96,7 +95,7 @@ fn stop_and_continue_outside(context: &Context) -> Checked {
     t.expect("outer> ")?;
     t.send(&start)?;
     t.expect("\nstarted")?;
-    t.pause(300);
+    t.pause(1000);
     t.send(CTRL_Z)?;
     t.expect("Stopped")?;
     t.expect("outer> ")?;
@@ -105,7 +104,7 @@ fn stop_and_continue_outside(context: &Context) -> Checked {
     t.expect("outer> ")?;
     t.send(&start)?;
     t.expect("\nstarted")?;
-    t.pause(300);
+    t.pause(1000);
     t.send(CTRL_C)?;
     t.expect("outer> ")?;
     t.send("echo after=$?\n")?;
@@ -121,7 +120,7 @@ fn quit_key(context: &Context) -> Checked {
         &guest(context, &["/bin/sh", "-c", "echo on; exec sleep 30"]),
     )?;
     t.expect("on\r\n")?;
-    t.pause(300);
+    t.pause(1000);
     t.send(CTRL_BACKSLASH)?;
     t.ends_with(131)?;
     Ok(PASSED)
