@@ -10,8 +10,9 @@ use guest::monitor;
 use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
+use super::kvm::area::CpuArea;
 use super::kvm::regs::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_SMEP, CR4_UMIP};
-use super::kvm::vcpu::{CpuArea, CpuSetup, Vcpu};
+use super::kvm::vcpu::{CpuSetup, Vcpu};
 use super::kvm::vm::{Slot, Vm, VmError};
 use super::{CpuError, Exit, Flush, IretWorks, SyscallRing};
 use crate::linux::thread::Regs;

@@ -16,53 +16,17 @@ use std::sync::atomic::Ordering;
 
 use guest::abi::{self, MONITOR_CODE_VA, SYSCALL_STUB_VA, selector};
 use guest::monitor;
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_sregs};
+use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
-use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
-use super::regs::{FIXED_FLAGS, USER_FLAGS, initial_sregs, msrs, segment};
+use super::area::CpuArea;
+use super::regs::{
+    initial_sregs, msrs, put_regs, set_segments, take_regs, user_address, user_flags,
+};
 use super::vm::{Vm, VmError, refused};
 use super::xsave;
 use crate::hv::{CpuError, Exit, Flush, IretWorks, SyscallRing, Trap};
 use crate::linux::thread::{Regs, XsaveArea};
-
-/// The area of guest memory a virtual CPU shares with the monitor: TSS, stack, list.
-#[derive(Clone, Debug)]
-pub struct CpuArea {
-    memory: Arc<MmapRegion>,
-    offset: usize,
-}
-
-impl CpuArea {
-    /// The area at byte `offset` of `memory`.
-    #[must_use]
-    pub fn new(memory: Arc<MmapRegion>, offset: usize) -> Self {
-        Self { memory, offset }
-    }
-
-    fn at(&self, offset: u64, len: usize) -> vm_memory::VolatileSlice<'_> {
-        self.memory
-            .get_slice(self.offset + offset as usize, len)
-            .expect("inside the area")
-    }
-
-    fn write_words(&self, offset: u64, words: &[u64]) {
-        self.at(offset, words.len() * 8).copy_from(words);
-    }
-
-    fn read_words<const N: usize>(&self, offset: u64) -> [u64; N] {
-        let mut words = [0; N];
-        self.at(offset, N * 8).copy_to(&mut words);
-        words
-    }
-
-    /// Puts the TSS in place.
-    pub fn write_tss(&self, bytes: &[u8]) {
-        self.at(abi::AREA_TSS, bytes.len())
-            .write_slice(bytes, 0)
-            .expect("fits");
-    }
-}
 
 /// What a virtual CPU is made with.
 pub struct CpuSetup {
@@ -561,69 +525,4 @@ enum Raw {
     In(u16),
     Interrupted,
     Other(String),
-}
-
-fn user_flags(flags: u64) -> u64 {
-    flags & USER_FLAGS | FIXED_FLAGS
-}
-
-/// Whether ring 3 may be resumed at `va`: Linux's limit, below the non-canonical hole, where SYSRET
-/// would fault in ring 0.
-fn user_address(va: u64) -> bool {
-    va < 0x7fff_ffff_f000
-}
-
-fn set_segments(sregs: &mut kvm_sregs, cs: u16, ss: u16, bases: (u64, u64)) {
-    sregs.cs = segment(cs);
-    sregs.ss = segment(ss);
-    sregs.fs.base = bases.0;
-    sregs.gs.base = bases.1;
-}
-
-fn put_regs(to: &mut kvm_bindings::kvm_regs, from: &Regs) {
-    *to = kvm_bindings::kvm_regs {
-        rax: from.rax,
-        rbx: from.rbx,
-        rcx: from.rcx,
-        rdx: from.rdx,
-        rsi: from.rsi,
-        rdi: from.rdi,
-        rsp: from.rsp,
-        rbp: from.rbp,
-        r8: from.r8,
-        r9: from.r9,
-        r10: from.r10,
-        r11: from.r11,
-        r12: from.r12,
-        r13: from.r13,
-        r14: from.r14,
-        r15: from.r15,
-        rip: from.rip,
-        rflags: from.rflags,
-    };
-}
-
-fn take_regs(from: &kvm_bindings::kvm_regs, bases: (u64, u64), to: &mut Regs) {
-    *to = Regs {
-        rax: from.rax,
-        rbx: from.rbx,
-        rcx: from.rcx,
-        rdx: from.rdx,
-        rsi: from.rsi,
-        rdi: from.rdi,
-        rsp: from.rsp,
-        rbp: from.rbp,
-        r8: from.r8,
-        r9: from.r9,
-        r10: from.r10,
-        r11: from.r11,
-        r12: from.r12,
-        r13: from.r13,
-        r14: from.r14,
-        r15: from.r15,
-        rip: from.rip,
-        rflags: user_flags(from.rflags),
-        fs_base: bases.0,
-        gs_base: bases.1,
-    };
 }
