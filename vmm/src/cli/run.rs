@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, complain, say};
 use crate::config::{Mount, RunConfig};
-use crate::machine::{self, RunError};
+use crate::machine::{self, RunError, hardware};
 
 /// Run an unmodified Linux program in a virtual machine
 ///
@@ -99,6 +99,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 impl RunArgs {
     fn config(&self) -> Result<RunConfig, String> {
+        let (least, most) = (Size(hardware::MIN_MEMORY), Size(hardware::MAX_MEMORY));
+        if !(least..=most).contains(&self.memory) {
+            return Err(format!(
+                "--memory {}: a machine has {least} to {most}",
+                self.memory
+            ));
+        }
         let mut mounts = Vec::new();
         for spec in &self.rw {
             let bytes = spec.clone().into_vec();
