@@ -128,6 +128,22 @@ impl Terminal {
         }
     }
 
+    /// Types again and again until the text appears: for what shows nothing when it is ready.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub fn until(&mut self, typed: &str, text: &str) -> Result<(), String> {
+        let patience = self.patience;
+        let until = Instant::now() + patience;
+        self.patience = Duration::from_secs(2);
+        let mut result = Err(String::new());
+        while result.is_err() && Instant::now() < until {
+            result = self.send(typed).and_then(|()| self.expect(text));
+        }
+        self.patience = patience;
+        result
+    }
+
     fn add(&mut self, bytes: &[u8]) {
         let text = String::from_utf8_lossy(bytes);
         self.unread.push_str(&text);
