@@ -128,23 +128,20 @@ impl Terminal {
         }
     }
 
-    /// Sends `ask` again and again until `text` appears: for what becomes true in its own time.
+    /// Types again and again until the text appears: for what shows nothing when it is ready.
     ///
     /// # Errors
-    /// It never appeared.
-    pub fn ask_until(&mut self, ask: &str, text: &str) -> Result<(), String> {
+    /// It does not come.
+    pub fn until(&mut self, typed: &str, text: &str) -> Result<(), String> {
         let patience = self.patience;
         let until = Instant::now() + patience;
-        self.patience = Duration::from_millis(500);
-        let found = loop {
-            self.send(ask)?;
-            let found = self.expect(text);
-            if found.is_ok() || Instant::now() >= until {
-                break found;
-            }
-        };
+        self.patience = Duration::from_secs(2);
+        let mut result = Err(String::new());
+        while result.is_err() && Instant::now() < until {
+            result = self.send(typed).and_then(|()| self.expect(text));
+        }
         self.patience = patience;
-        found
+        result
     }
 
     fn add(&mut self, bytes: &[u8]) {

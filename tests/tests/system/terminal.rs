@@ -35,19 +35,17 @@ fn shell(context: &Context) -> Result<Terminal, String> {
 /// The shell inside: stop a pipeline, look at it, let it go on, interrupt it.
 fn stop_and_continue_inside(context: &Context) -> Checked {
     let mut t = shell(context)?;
-    t.send("sleep 10 | cat\n")?;
-    t.pause(1500);
-    t.send(CTRL_Z)?;
-    t.expect("Stopped")?;
+    t.send("sleep 60 | cat\n")?;
+    t.pause(500);
+    t.until(CTRL_Z, "Stopped")?;
     t.expect(PROMPT)?;
     t.send("jobs\n")?;
-    t.expect("sleep 10")?;
+    t.expect("sleep 60")?;
     t.expect(PROMPT)?;
     t.send("fg\n")?;
-    t.expect("sleep 10")?;
-    t.pause(1500);
-    t.send(CTRL_C)?;
-    t.expect(PROMPT)?;
+    t.expect("sleep 60")?;
+    t.pause(500);
+    t.until(CTRL_C, PROMPT)?;
     t.send("echo after=$?\n")?;
     t.expect("after=130")?;
     t.send("exit 4\n")?;
@@ -61,22 +59,19 @@ fn a_reader_in_the_foreground(context: &Context) -> Checked {
     t.send("cat\n")?;
     t.send("hello\n")?;
     t.expect("hello\r\nhello\r\n")?;
-    t.send(CTRL_Z)?;
-    t.expect("Stopped")?;
+    t.until(CTRL_Z, "Stopped")?;
     t.expect(PROMPT)?;
     t.send("fg\n")?;
     t.expect("cat")?;
-    t.pause(1000);
     t.send("again\n")?;
     t.expect("again\r\nagain\r\n")?;
     t.send(CTRL_D)?;
     t.expect(PROMPT)?;
     t.send("cat &\n")?;
     t.expect(PROMPT)?;
-    // It stops when it has got as far as reading.
-    t.ask_until("jobs\n", "Stopped")?;
-    t.send("kill %1; exit 0\n")?;
-    t.pause(1000);
+    t.until("jobs\n", "Stopped")?;
+    t.send("kill %1; wait; exit 0\n")?;
+    t.pause(300);
     t.send("exit 0\n")?;
     t.ends_with(0)?;
     Ok(PASSED)
@@ -84,7 +79,7 @@ fn a_reader_in_the_foreground(context: &Context) -> Checked {
 
 /// The shell outside stops the whole VMM and lets it go on.
 fn stop_and_continue_outside(context: &Context) -> Checked {
-    let line = "echo started; sleep 2; echo finished";
+    let line = "echo started; sleep 4; echo finished";
     let inner: Vec<String> = guest(context, &["/bin/sh", "-c"])
         .iter()
         .map(|w| format!("'{w}'"))
@@ -95,18 +90,16 @@ fn stop_and_continue_outside(context: &Context) -> Checked {
     t.expect("outer> ")?;
     t.send(&start)?;
     t.expect("\nstarted")?;
-    t.pause(1000);
-    t.send(CTRL_Z)?;
-    t.expect("Stopped")?;
+    t.pause(300);
+    t.until(CTRL_Z, "Stopped")?;
     t.expect("outer> ")?;
     t.send("fg\n")?;
     t.expect("\nfinished")?;
     t.expect("outer> ")?;
     t.send(&start)?;
     t.expect("\nstarted")?;
-    t.pause(1000);
-    t.send(CTRL_C)?;
-    t.expect("outer> ")?;
+    t.pause(300);
+    t.until(CTRL_C, "outer> ")?;
     t.send("echo after=$?\n")?;
     t.expect("after=130")?;
     t.send("exit 0\n")?;
@@ -120,7 +113,7 @@ fn quit_key(context: &Context) -> Checked {
         &guest(context, &["/bin/sh", "-c", "echo on; exec sleep 30"]),
     )?;
     t.expect("on\r\n")?;
-    t.pause(1000);
+    t.pause(300);
     t.send(CTRL_BACKSLASH)?;
     t.ends_with(131)?;
     Ok(PASSED)
