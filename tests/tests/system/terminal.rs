@@ -62,7 +62,9 @@ fn a_reader_in_the_foreground(context: &Context) -> Checked {
     t.until(CTRL_Z, "Stopped")?;
     t.expect(PROMPT)?;
     t.send("fg\n")?;
-    t.expect("cat")?;
+    t.expect("fg\r\ncat\r\n")?;
+    // The shell has said so; what is typed now must not overtake it on the screen.
+    t.pause(1000);
     t.send("again\n")?;
     t.expect("again\r\nagain\r\n")?;
     t.send(CTRL_D)?;

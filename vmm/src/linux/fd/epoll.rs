@@ -404,7 +404,7 @@ mod tests {
     fn closed_description_leaves_the_set() {
         let sched = Arc::new(Sched::default());
         let epoll = Epoll::new(&sched);
-        let (reader, _writer) = Pipe::pair(&sched);
+        let (reader, _writer) = Pipe::pair(&sched, &Arc::default()).unwrap();
         let d = Description::new(reader, 0);
         assert_eq!(epoll.control(CTL_MOD, 3, &d, event(1)), Err(Errno::NOENT));
         assert_eq!(epoll.control(CTL_ADD, 3, &d, event(1)), Ok(()));

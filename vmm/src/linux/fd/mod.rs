@@ -25,6 +25,8 @@ mod tests;
 pub mod transfer;
 pub mod vector;
 
+use std::sync::Arc;
+
 use super::call::{Ctx, Entry, Restart, Stop, Wait, WaitKey};
 use super::file::{Description, O_NONBLOCK, Ready};
 use super::sched::Sched;
@@ -56,6 +58,8 @@ pub const STEP: usize = 256 << 10;
 pub struct Io {
     /// Record locks (fcntl(2)).
     pub locks: locks::RecordLocks,
+    /// What the machine's pipes use together.
+    pub pipes: Arc<pipe::PipeRoom>,
     /// Woken to make the signal thread look at the main program (see [`super::tty::host_signals`]).
     pub main_stops: super::tty::MainStops,
 }
@@ -66,6 +70,7 @@ impl Io {
     pub fn new(sched: &Sched) -> Self {
         Self {
             locks: locks::RecordLocks::new(sched),
+            pipes: Arc::default(),
             main_stops: super::tty::MainStops::default(),
         }
     }

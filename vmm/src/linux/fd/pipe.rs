@@ -43,6 +43,57 @@ pub const TABLE: &[Entry] = &[
     },
 ];
 
+/// Pipes a machine may have; more gives `ENFILE`.
+pub const MAX_PIPES: usize = 16_384;
+/// Bytes the pipes of a machine may hold together before new ones hold [`PIPE_BUF`] only and none
+/// can be enlarged, as with Linux's `/proc/sys/fs/pipe-user-pages-soft`.
+pub const SOFT_ROOM: usize = 64 << 20;
+
+/// What the pipes of a machine use together: a guest cannot make the VMM grow beyond
+/// [`SOFT_ROOM`] and [`MAX_PIPES`] times [`PIPE_BUF`] by opening them.
+#[derive(Debug, Default)]
+pub struct PipeRoom {
+    used: Mutex<Used>,
+}
+
+#[derive(Debug, Default)]
+struct Used {
+    pipes: usize,
+    bytes: usize,
+}
+
+impl PipeRoom {
+    /// Room for a new pipe: what it may hold.
+    fn admit(&self) -> Result<usize, Errno> {
+        let mut used = self.used.lock();
+        if used.pipes >= MAX_PIPES {
+            return Err(Errno::NFILE);
+        }
+        let full = used.bytes + DEFAULT_CAPACITY > SOFT_ROOM;
+        let capacity = if full { PIPE_BUF } else { DEFAULT_CAPACITY };
+        used.pipes += 1;
+        used.bytes += capacity;
+        Ok(capacity)
+    }
+
+    /// A pipe that could hold `old` bytes holds `new`, if there is room for more.
+    fn resize(&self, old: usize, new: usize) -> Result<(), Errno> {
+        let mut used = self.used.lock();
+        let bytes = used.bytes - old + new;
+        if new > old && bytes > SOFT_ROOM {
+            return Err(Errno::PERM);
+        }
+        used.bytes = bytes;
+        Ok(())
+    }
+
+    fn release(&self, capacity: usize) {
+        let mut used = self.used.lock();
+        used.pipes -= 1;
+        used.bytes -= capacity;
+    }
+}
+
 #[derive(Debug)]
 struct Ring {
     data: VecDeque<u8>,
@@ -55,6 +106,7 @@ struct Ring {
 #[derive(Debug)]
 pub struct Pipe {
     ring: Mutex<Ring>,
+    room: Arc<PipeRoom>,
     sched: Arc<Sched>,
     /// Woken when there is more to read.
     filled: WaitKey,
@@ -75,30 +127,39 @@ pub struct WriteEnd(Arc<Pipe>);
 
 impl Pipe {
     /// A pipe without ends, for a FIFO: see [`Pipe::reader`] and [`Pipe::writer`].
-    #[must_use]
-    pub fn new(sched: &Arc<Sched>) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// `ENFILE` when the machine has [`MAX_PIPES`].
+    pub fn new(sched: &Arc<Sched>, room: &Arc<PipeRoom>) -> Result<Arc<Self>, Errno> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        Arc::new(Self {
+        let capacity = room.admit()?;
+        Ok(Arc::new(Self {
             ring: Mutex::new(Ring {
                 data: VecDeque::new(),
-                capacity: DEFAULT_CAPACITY,
+                capacity,
                 readers: 0,
                 writers: 0,
             }),
+            room: Arc::clone(room),
             filled: sched.new_key(),
             drained: sched.new_key(),
             sched: Arc::clone(sched),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-        })
+        }))
     }
 
     /// A pipe and its two ends.
-    #[must_use]
-    pub fn pair(sched: &Arc<Sched>) -> (Arc<ReadEnd>, Arc<WriteEnd>) {
-        let pipe = Self::new(sched);
-        (pipe.reader(), pipe.writer())
+    ///
+    /// # Errors
+    /// As [`Pipe::new`].
+    pub fn pair(
+        sched: &Arc<Sched>,
+        room: &Arc<PipeRoom>,
+    ) -> Result<(Arc<ReadEnd>, Arc<WriteEnd>), Errno> {
+        let pipe = Self::new(sched, room)?;
+        Ok((pipe.reader(), pipe.writer()))
     }
 
     /// A new reading end.
@@ -191,7 +252,8 @@ impl Pipe {
     /// of pages. Gives the new capacity.
     ///
     /// # Errors
-    /// `EPERM` above [`MAX_CAPACITY`], `EBUSY` if more is in it.
+    /// `EPERM` above [`MAX_CAPACITY`] or when the machine's pipes have no room left, `EBUSY` if more
+    /// is in it.
     pub fn set_capacity(&self, bytes: usize) -> Result<usize, Errno> {
         if bytes > MAX_CAPACITY {
             return Err(Errno::PERM);
@@ -201,6 +263,7 @@ impl Pipe {
         if ring.data.len() > capacity {
             return Err(Errno::BUSY);
         }
+        self.room.resize(ring.capacity, capacity)?;
         ring.capacity = capacity;
         drop(ring);
         self.sched.wake(self.drained);
@@ -273,6 +336,12 @@ impl WriteEnd {
     #[must_use]
     pub fn pipe(&self) -> &Arc<Pipe> {
         &self.0
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.room.release(self.ring.get_mut().capacity);
     }
 }
 
@@ -400,7 +469,7 @@ fn make(c: &Ctx<'_>, at: u64, flags: u32) -> SysResult {
         return Err(Errno::INVAL.into());
     }
     let status = flags & O_NONBLOCK;
-    let (reader, writer) = Pipe::pair(&c.k.sched);
+    let (reader, writer) = Pipe::pair(&c.k.sched, &c.k.io.pipes)?;
     let pair = [
         Description::new(reader, status),
         Description::new(writer, status | 1),
@@ -423,7 +492,7 @@ mod tests {
     use super::*;
 
     fn pair() -> (Arc<ReadEnd>, Arc<WriteEnd>) {
-        Pipe::pair(&Arc::new(Sched::default()))
+        Pipe::pair(&Arc::new(Sched::default()), &Arc::default()).unwrap()
     }
 
     #[test]
@@ -472,6 +541,23 @@ mod tests {
         let mut buf = [0; PIPE_BUF];
         assert_eq!(r.0.read_some(&mut buf), Ok(PIPE_BUF));
         assert_eq!(w.0.write_ready(), Ready::OUT | Ready::WRNORM);
+    }
+
+    #[test]
+    fn pipes_of_a_machine_share_a_bounded_room() {
+        let (sched, room) = (Arc::new(Sched::default()), Arc::default());
+        let mut pipes = Vec::new();
+        while let Ok(pair) = Pipe::pair(&sched, &room) {
+            pipes.push(pair);
+        }
+        assert_eq!(pipes.len(), MAX_PIPES);
+        assert_eq!(pipes[0].0.0.capacity(), DEFAULT_CAPACITY);
+        assert_eq!(pipes[MAX_PIPES - 1].0.0.capacity(), PIPE_BUF);
+        assert_eq!(pipes[0].0.0.set_capacity(MAX_CAPACITY), Err(Errno::PERM));
+        assert!(room.used.lock().bytes <= SOFT_ROOM + MAX_PIPES * PIPE_BUF);
+        pipes.clear();
+        let used = room.used.lock();
+        assert_eq!((used.pipes, used.bytes), (0, 0));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::super::file::{Description, File, O_NONBLOCK, Ready, Stat};
 use super::super::kernel::Kernel;
 use super::super::sched::Sched;
 use super::eventfd::ANON_DEV;
-use super::pipe::{Pipe, ReadEnd, WriteEnd, store_pair};
+use super::pipe::{Pipe, PipeRoom, ReadEnd, WriteEnd, store_pair};
 use super::table::O_CLOEXEC;
 use super::transfer::{self, At};
 use super::vector::GuestBuf;
@@ -65,10 +65,10 @@ pub struct Socket {
 }
 
 impl Socket {
-    fn pair(sched: &Arc<Sched>) -> [Arc<Self>; 2] {
-        let (a_in, b_out) = Pipe::pair(sched);
-        let (b_in, a_out) = Pipe::pair(sched);
-        [Self::new(a_in, a_out), Self::new(b_in, b_out)]
+    fn pair(sched: &Arc<Sched>, room: &Arc<PipeRoom>) -> Result<[Arc<Self>; 2], Errno> {
+        let (a_in, b_out) = Pipe::pair(sched, room)?;
+        let (b_in, a_out) = Pipe::pair(sched, room)?;
+        Ok([Self::new(a_in, a_out), Self::new(b_in, b_out)])
     }
 
     fn new(input: Arc<ReadEnd>, output: Arc<WriteEnd>) -> Arc<Self> {
@@ -170,8 +170,8 @@ fn sys_socketpair(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if a.u32(1) & !(O_NONBLOCK | O_CLOEXEC) != SOCK_STREAM || a.i32(2) > 1 {
         return Err(Errno::PROTONOSUPPORT.into());
     }
-    let pair =
-        Socket::pair(&c.k.sched).map(|socket| Description::new(socket, 2 | flags & O_NONBLOCK));
+    let pair = Socket::pair(&c.k.sched, &c.k.io.pipes)?
+        .map(|socket| Description::new(socket, 2 | flags & O_NONBLOCK));
     let fds = c.add_fd_pair(pair, flags & O_CLOEXEC != 0)?;
     store_pair(c, a.u64(3), fds)
 }
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn both_directions_are_apart() {
-        let [a, b] = Socket::pair(&Arc::new(Sched::default()));
+        let [a, b] = Socket::pair(&Arc::new(Sched::default()), &Arc::default()).unwrap();
         assert_eq!((put(&a, b"to b"), put(&b, b"to a")), (Ok(4), Ok(4)));
         assert_eq!(
             (text(&a), text(&b)),
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn closed_peer_gives_end_of_file_and_hangup() {
-        let [a, b] = Socket::pair(&Arc::new(Sched::default()));
+        let [a, b] = Socket::pair(&Arc::new(Sched::default()), &Arc::default()).unwrap();
         drop(b);
         assert_eq!(text(&a), Ok(Vec::new()));
         assert_eq!(put(&a, b"x"), Err(Errno::PIPE));

@@ -12,7 +12,7 @@ pub const O_CLOEXEC: u32 = 0o2_000_000;
 /// Index of `RLIMIT_NOFILE`.
 const RLIMIT_NOFILE: usize = 7;
 /// Descriptors a process may ever have, whatever its limit says (`/proc/sys/fs/nr_open`).
-const NR_OPEN: u64 = 1 << 20;
+const NR_OPEN: u64 = 1 << 16;
 
 const CLOSE_RANGE_UNSHARE: u32 = 2;
 const CLOSE_RANGE_CLOEXEC: u32 = 4;
@@ -240,7 +240,7 @@ mod tests {
     use crate::linux::sched::Sched;
 
     fn fd() -> Fd {
-        let (reader, _writer) = Pipe::pair(&Arc::new(Sched::default()));
+        let (reader, _writer) = Pipe::pair(&Arc::new(Sched::default()), &Arc::default()).unwrap();
         Fd {
             description: Description::new(reader, 0),
             close_on_exec: false,

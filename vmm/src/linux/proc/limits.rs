@@ -53,7 +53,7 @@ pub const NICE: usize = 13;
 pub const RTPRIO: usize = 14;
 
 /// Most descriptors any limit may allow (`/proc/sys/fs/nr_open`).
-pub const NOFILE_MAX: u64 = 1 << 20;
+pub const NOFILE_MAX: u64 = 1 << 16;
 
 /// The limits the first program starts with.
 #[must_use]

@@ -58,7 +58,7 @@ pub(super) const ROWS: &[Row] = &[
     row("sys/vm/mmap_min_addr", |_| "65536\n".to_owned()),
     row("sys/fs/pipe-max-size", |_| "1048576\n".to_owned()),
     row("sys/fs/file-max", |_| "1048576\n".to_owned()),
-    row("sys/fs/nr_open", |_| "1048576\n".to_owned()),
+    row("sys/fs/nr_open", |_| "65536\n".to_owned()),
 ];
 
 fn meminfo(c: &Caller<'_>) -> String {
