@@ -20,6 +20,7 @@
 pub mod cli;
 pub mod config;
 pub mod hv;
+pub mod kernel;
 pub mod linux;
 pub mod machine;
 pub mod memory;

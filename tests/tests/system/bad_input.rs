@@ -334,6 +334,12 @@ pub(crate) fn cases() -> Vec<Case> {
             "no-such-program",
         ),
         refused(
+            "hidden_by_a_mount",
+            Launch::new("/usr/bin/true", &[]).options(&["--tmpfs", "/usr"]),
+            &[NOT_FOUND],
+            "--tmpfs",
+        ),
+        refused(
             "a_folder",
             Launch::new("/usr", &[]),
             &[NOT_EXECUTABLE],

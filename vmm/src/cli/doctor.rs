@@ -1,14 +1,15 @@
 //! `vmm doctor`: can this host run guests, and if not, what to do.
 
+use std::fmt::Write as _;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::FileTypeExt;
 use std::process::ExitCode;
 
 use kvm_ioctls::Cap;
 use serde::Serialize;
 
-use super::{STATUS_FAILURE, Size};
+use super::{STATUS_FAILURE, Size, complain};
 use crate::hv::kvm::vm::{self, VmError};
 use crate::hv::probe::{self, HostProfile, Paging};
 use crate::hv::{IretWorks, SyscallRing};
@@ -197,13 +198,25 @@ fn examine() -> Report {
     report
 }
 
+/// Adds a line to a `String`, which cannot fail.
+macro_rules! line {
+    ($out:expr, $($format:tt)*) => {{
+        let _ = writeln!($out, $($format)*);
+    }};
+}
+
 fn yes(flag: bool) -> &'static str {
     if flag { "yes" } else { "no" }
 }
 
-fn print_probe(p: &HostProfile, us: u128) {
-    println!("probe          ran a guest in {:.1} ms", us as f64 / 1000.0);
-    println!(
+fn print_probe(out: &mut String, p: &HostProfile, us: u128) {
+    line!(
+        out,
+        "probe          ran a guest in {:.1} ms",
+        us as f64 / 1000.0
+    );
+    line!(
+        out,
         "  page tables  {}",
         match p.paging {
             Paging::Hardware =>
@@ -212,35 +225,42 @@ fn print_probe(p: &HostProfile, us: u128) {
                 "shadowed by KVM: the monitor touches edited tables so that KVM looks again",
         }
     );
-    println!(
+    line!(
+        out,
         "  SYSCALL      {}",
         match p.syscall {
             SyscallRing::Zero => "enters ring 0: the stub is the supervisor's, SMEP on",
             SyscallRing::Three => "stays in ring 3: the stub is a user page with one port open",
         }
     );
-    println!(
+    line!(
+        out,
         "  IRET         {}",
         match p.iret {
             IretWorks::Yes => "works in the monitor: a flush costs no exit",
             IretWorks::No => "does not work in the monitor: a flush costs one exit",
         }
     );
-    println!(
+    line!(
+        out,
         "  TSC          is the host's: {} (vDSO clock without exits)",
         yes(p.tsc_is_hosts)
     );
-    println!(
+    line!(
+        out,
         "  TSC_AUX      settable: {} (vDSO getcpu)",
         yes(p.tsc_aux_works)
     );
-    println!("  XCR0         {:#x}", p.xcr0);
+    line!(out, "  XCR0         {:#x}", p.xcr0);
 }
 
-fn print(report: &Report) {
+fn text(report: &Report) -> String {
+    let mut shown = String::new();
+    let out = &mut shown;
     let h = &report.host;
-    println!("kernel         {}", h.kernel);
-    println!(
+    line!(out, "kernel         {}", h.kernel);
+    line!(
+        out,
         "processor      {} CPUs, virtualisation {}{}",
         h.cpus,
         h.virtualization.unwrap_or("not shown"),
@@ -250,18 +270,22 @@ fn print(report: &Report) {
             ""
         }
     );
-    println!(
+    line!(
+        out,
         "memory         {}, {} available",
         Size(h.memory_bytes.max(1)),
         Size(h.memory_available_bytes.max(1))
     );
     if let Some(k) = &report.kvm {
-        println!("/dev/kvm       usable, API version {}", k.api_version);
-        println!(
+        line!(out, "/dev/kvm       usable, API version {}", k.api_version);
+        line!(
+            out,
             "  limits       {} virtual CPUs and {} memory slots a machine",
-            k.max_vcpus, k.memory_slots
+            k.max_vcpus,
+            k.memory_slots
         );
-        println!(
+        line!(
+            out,
             "  offers       sync regs: {}, read-only memory: {}, immediate exit: {}, XSAVE area: {} bytes",
             yes(k.sync_regs),
             yes(k.read_only_memory),
@@ -270,28 +294,34 @@ fn print(report: &Report) {
         );
     }
     if let (Some(p), Some(us)) = (&report.probe, report.probe_us) {
-        print_probe(p, us);
+        print_probe(out, p, us);
     }
     match &report.problem {
-        None => println!("verdict        guests can run here"),
+        None => line!(out, "verdict        guests can run here"),
         Some(problem) => {
-            println!("verdict        guests cannot run here: {problem}");
+            line!(out, "verdict        guests cannot run here: {problem}");
             for line in &report.advice {
-                println!("  try          {line}");
+                line!(out, "  try          {line}");
             }
         }
     }
+    shown
+}
+
+/// Writes to standard output; a reader that has gone away has seen enough.
+fn show(text: &str) {
+    let _ = writeln!(io::stdout(), "{}", text.trim_end());
 }
 
 pub(super) fn main(args: &DoctorArgs) -> ExitCode {
     let report = examine();
     if args.json {
         match serde_json::to_string_pretty(&report) {
-            Ok(text) => println!("{text}"),
-            Err(error) => eprintln!("vmm: {error}"),
+            Ok(text) => show(&text),
+            Err(error) => complain(&error),
         }
     } else {
-        print(&report);
+        show(&text(&report));
     }
     if report.usable {
         ExitCode::SUCCESS

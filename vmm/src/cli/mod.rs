@@ -39,10 +39,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are asked for: not a failure.
-            let wanted = !error.use_stderr();
-            let _ = error.print();
-            return ExitCode::from(if wanted { 0 } else { STATUS_FAILURE });
+            return refuse(&error);
         }
     };
     start_log();
@@ -50,6 +47,34 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Doctor(args) => doctor::main(&args),
     }
+}
+
+/// Shows what clap has to say: help and version in full, a mistake as one line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    if !error.use_stderr() {
+        // Asked for: not a failure.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+    } else {
+        say(&format!("vmm: {}\n", one_line(&error.to_string())));
+    }
+    ExitCode::from(STATUS_FAILURE)
+}
+
+/// A message of clap's as one line, without its usage.
+fn one_line(message: &str) -> String {
+    let words: Vec<_> = message
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .flat_map(str::split_whitespace)
+        .collect();
+    let text = words.join(" ");
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    format!("{text} (see vmm run --help)")
 }
 
 /// Messages go to standard error; `VMM_LOG` chooses how many (`error` to `trace`, by module).
@@ -78,5 +103,39 @@ fn complain(error: &dyn std::error::Error) {
         }
         cause = error.source();
     }
-    eprintln!("vmm: {text}");
+    say(&format!("vmm: {text}\n"));
+}
+
+/// Writes to standard error. That it may be closed or full changes nothing else.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(words: &[&str]) -> String {
+        let words = std::iter::once(&"vmm").chain(words);
+        one_line(&Cli::try_parse_from(words).unwrap_err().to_string())
+    }
+
+    #[test]
+    fn mistakes_on_the_command_line_are_one_line() {
+        assert_eq!(
+            said(&["run", "--memory", "x", "true"]),
+            "invalid value 'x' for '--memory <SIZE>': `x` is not a size: write a number with K, M, G \
+             or T, such as 512M (see vmm run --help)"
+        );
+        for words in [
+            &["run"][..],
+            &["run", "--bogus", "true"],
+            &["run", "--stats=xml", "true"],
+            &["walk"],
+        ] {
+            let text = said(words);
+            assert!(!text.contains('\n') && !text.contains("Usage"), "{text}");
+        }
+    }
 }

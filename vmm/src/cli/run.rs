@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, complain};
+use super::{STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, complain, say};
 use crate::config::{Mount, RunConfig};
-use crate::machine::{self, RunError};
+use crate::machine::{self, RunError, hardware};
 
 /// Run an unmodified Linux program in a virtual machine
 ///
@@ -16,10 +16,13 @@ use crate::machine::{self, RunError};
 /// sees only itself, its interpreter and its libraries; no process, environment variable or device of
 /// the host is visible to it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "vmm run [OPTIONS] [--] PROGRAM [ARGS]...",
+    after_help = "\
 Exit status: the program's; 128+N if signal N ended it; 124 if --timeout ran out; 125 if vmm itself \
 failed; 126 if the program cannot be executed; 127 if it was not found. `vmm doctor` tells whether \
-this host can run guests.")]
+this host can run guests."
+)]
 pub(super) struct RunArgs {
     /// Memory of the machine, page tables included
     #[arg(long, value_name = "SIZE", default_value = "1G")]
@@ -65,17 +68,14 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     cpus: Option<u8>,
 
-    /// The program: looked up in PATH on the host, or in the guest's with --root
-    #[arg(value_name = "PROGRAM", required = true)]
-    program: OsString,
-
-    /// Its arguments
+    /// The program, looked up in PATH on the host, or in the guest's with --root, and its arguments
     #[arg(
-        value_name = "ARGS",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
+        value_name = "PROGRAM [ARGS]",
+        required = true,
+        num_args = 1..,
+        trailing_var_arg = true
     )]
-    args: Vec<OsString>,
+    command: Vec<OsString>,
 }
 
 /// How `--stats` is printed.
@@ -99,6 +99,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 impl RunArgs {
     fn config(&self) -> Result<RunConfig, String> {
+        let (least, most) = (Size(hardware::MIN_MEMORY), Size(hardware::MAX_MEMORY));
+        if !(least..=most).contains(&self.memory) {
+            return Err(format!(
+                "--memory {}: a machine has {least} to {most}",
+                self.memory
+            ));
+        }
         let mut mounts = Vec::new();
         for spec in &self.rw {
             let bytes = spec.clone().into_vec();
@@ -133,6 +140,7 @@ impl RunArgs {
                 _ => return Err(format!("--env {}: write NAME=VALUE", pair.display())),
             }
         }
+        let mut words = self.command.iter().map(|word| word.clone().into_vec());
         let host_cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(RunConfig {
             memory: self.memory.0,
@@ -144,8 +152,8 @@ impl RunArgs {
             timeout: self.timeout,
             max_procs: self.max_procs as usize,
             cpus: self.cpus.map_or(host_cpus.min(64), usize::from),
-            program: self.program.clone().into_vec(),
-            args: self.args.iter().map(|a| a.clone().into_vec()).collect(),
+            program: words.next().ok_or("give a PROGRAM to run")?,
+            args: words.collect(),
         })
     }
 }
@@ -154,7 +162,7 @@ pub(super) fn main(args: &RunArgs) -> ExitCode {
     let config = match args.config() {
         Ok(config) => config,
         Err(message) => {
-            eprintln!("vmm: {message}");
+            say(&format!("vmm: {message}\n"));
             return ExitCode::from(STATUS_FAILURE);
         }
     };
@@ -162,9 +170,9 @@ pub(super) fn main(args: &RunArgs) -> ExitCode {
         Ok(ended) => {
             match args.stats {
                 None => {}
-                Some(StatsFormat::Text) => eprint!("{}", ended.report),
+                Some(StatsFormat::Text) => say(&ended.report.to_string()),
                 Some(StatsFormat::Json) => match serde_json::to_string(&ended.report) {
-                    Ok(text) => eprintln!("{text}"),
+                    Ok(text) => say(&format!("{text}\n")),
                     Err(error) => complain(&error),
                 },
             }
@@ -173,10 +181,47 @@ pub(super) fn main(args: &RunArgs) -> ExitCode {
         Err(error) => {
             complain(&error);
             ExitCode::from(match error {
-                RunError::NotFound { .. } => STATUS_NOT_FOUND,
+                RunError::NotFound { .. } | RunError::Hidden { .. } => STATUS_NOT_FOUND,
                 RunError::NotExecutable { .. } => STATUS_NOT_EXECUTABLE,
                 _ => STATUS_FAILURE,
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn parsed(words: &[&str]) -> RunConfig {
+        let words = std::iter::once(&"vmm").chain(words);
+        Line::try_parse_from(words).unwrap().run.config().unwrap()
+    }
+
+    #[test]
+    fn options_after_the_program_are_the_programs() {
+        for before in [&["--strace"][..], &["--strace", "--"]] {
+            let after = ["echo", "--help", "-V", "--", "--stats"];
+            let config = parsed(&[before, &after].concat());
+            assert_eq!(config.program, b"echo");
+            assert_eq!(
+                config.args,
+                [&b"--help"[..], b"-V", b"--", b"--stats"].map(<[u8]>::to_vec)
+            );
+            assert!(config.strace);
+        }
+    }
+
+    #[test]
+    fn unknown_option_before_the_program_is_refused() {
+        assert!(Line::try_parse_from(["vmm", "--bogus", "true"]).is_err());
     }
 }

@@ -10,8 +10,9 @@ use guest::monitor;
 use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
+use super::kvm::area::CpuArea;
 use super::kvm::regs::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_SMEP, CR4_UMIP};
-use super::kvm::vcpu::{CpuArea, CpuSetup, Vcpu};
+use super::kvm::vcpu::{CpuSetup, Vcpu};
 use super::kvm::vm::{Slot, Vm, VmError};
 use super::{CpuError, Exit, Flush, IretWorks, SyscallRing};
 use crate::linux::thread::Regs;
@@ -392,4 +393,28 @@ pub fn probe(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
         cr4,
         xcr0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_queued_when_a_kick_came_does_not_hit_the_next_thread() {
+        let Ok(kvm) = Kvm::new() else {
+            println!("skipped: /dev/kvm is not usable");
+            return;
+        };
+        let (mut probe, _) = Probe::new(&kvm).unwrap();
+        probe
+            .expect_syscall("the first system call", STORE_AT, Flush::None)
+            .unwrap();
+        probe.cpu.queue_fault_and_kick();
+        let (exit, _) = probe.call(STORE_AT, 1, Flush::None).unwrap();
+        assert_eq!(exit, Exit::Kicked);
+        probe.cpu.end_kick();
+        probe
+            .expect_syscall("after the kick", STORE_AT, Flush::All { touches: &[] })
+            .unwrap();
+    }
 }

@@ -11,7 +11,8 @@ use shadow_mm::{
 };
 use vm_memory::Bytes;
 
-use crate::hv::kvm::vcpu::{CpuArea, CpuSetup, Vcpu};
+use crate::hv::kvm::area::CpuArea;
+use crate::hv::kvm::vcpu::{CpuSetup, Vcpu};
 use crate::hv::kvm::vm::{self, Slot, Vm, VmError};
 use crate::hv::probe::{self, HostProfile, Paging, ProbeError};
 use crate::hv::{CpuError, SyscallRing};

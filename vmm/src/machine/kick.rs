@@ -36,12 +36,17 @@ impl Kicker {
         SIGRTMIN()
     }
 
-    /// The worker has left the guest because of it: makes the next kick count again. On the worker.
+    /// The worker has left the guest because of it: makes the next kick count again. On the worker,
+    /// before it looks at what it may have been kicked for.
+    ///
+    /// The signal goes first: a kick in between is then one more reason to look, and the look comes
+    /// next. The other way round, that kick's signal would be taken with `sent` left set, and no
+    /// kick would ever be sent again.
     pub fn taken(&self) {
-        self.sent.store(false, Ordering::SeqCst);
         if let Err(error) = clear_signal(Self::signal()) {
             tracing::debug!(?error, "a kick could not be taken from the queue");
         }
+        self.sent.store(false, Ordering::SeqCst);
     }
 }
 
@@ -52,5 +57,49 @@ impl Kick for Kicker {
         }
         // SAFETY: tgkill takes three numbers; a thread that has ended makes it fail with ESRCH.
         unsafe { libc::syscall(libc::SYS_tgkill, self.process, self.thread, Self::signal()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// Whether the calling thread has the signal pending.
+    fn pending() -> bool {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let set = status
+            .lines()
+            .find_map(|l| l.strip_prefix("SigPnd:"))
+            .unwrap()
+            .trim();
+        u64::from_str_radix(set, 16).unwrap() & 1 << (Kicker::signal() - 1) != 0
+    }
+
+    #[test]
+    fn kick_while_one_is_taken_is_never_the_last() {
+        let kicker = Arc::new(Kicker::for_this_thread());
+        let ended = Arc::new(AtomicBool::new(false));
+        let other = {
+            let (kicker, ended) = (Arc::clone(&kicker), Arc::clone(&ended));
+            std::thread::spawn(move || {
+                while !ended.load(Ordering::SeqCst) {
+                    kicker.kick();
+                }
+            })
+        };
+        for _ in 0..20_000 {
+            kicker.taken();
+        }
+        ended.store(true, Ordering::SeqCst);
+        other.join().unwrap();
+        kicker.taken();
+        kicker.kick();
+        assert!(pending(), "the kick was not sent");
+        kicker.taken();
+        assert!(!pending());
+        // What the race left behind: a signal taken and the kicks after it suppressed.
+        assert!(!kicker.sent.load(Ordering::SeqCst));
     }
 }

@@ -47,6 +47,16 @@ pub enum RunError {
         /// As given.
         name: String,
     },
+    /// The host has it, and one of the mounts asked for lies over it.
+    #[error(
+        "{name}: not found in the guest: a --tmpfs or --rw covers {path}; choose another path for it"
+    )]
+    Hidden {
+        /// As given.
+        name: String,
+        /// Where the host found it.
+        path: String,
+    },
     /// It is there and cannot be executed.
     #[error("{name}: cannot be executed")]
     NotExecutable {

@@ -153,6 +153,11 @@ pub fn load(
     path: Option<Vec<u8>>,
     cwd: &Location,
 ) -> Result<Loaded, RunError> {
+    let name = shown(&config.program);
+    let hidden = path.as_ref().map(|path| RunError::Hidden {
+        name: name.clone(),
+        path: shown(path),
+    });
     let candidates = match path {
         Some(path) => vec![path],
         None if config.program.contains(&b'/') => vec![config.program.clone()],
@@ -162,15 +167,16 @@ pub fn load(
             .map(|dir| [dir, b"/", &config.program].concat())
             .collect(),
     };
-    let name = shown(&config.program);
     let mut denied = None;
-    for path in candidates {
-        match load_one(kernel, caller, config, path, cwd) {
+    for candidate in candidates {
+        let as_given = shown(&candidate);
+        match load_one(kernel, caller, config, candidate, cwd) {
             Ok(loaded) => return Ok(loaded),
+            // Of this path, not of the interpreter that a script there names.
             Err(ExecError::Open {
                 errno: Errno::NOENT | Errno::NOTDIR,
-                ..
-            }) => {}
+                path,
+            }) if path == as_given => {}
             Err(
                 error @ ExecError::Open {
                     errno: Errno::ACCESS,
@@ -190,7 +196,7 @@ pub fn load(
             name,
             source: Box::new(error),
         }),
-        None => Err(RunError::NotFound { name }),
+        None => Err(hidden.unwrap_or(RunError::NotFound { name })),
     }
 }
 

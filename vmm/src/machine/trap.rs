@@ -76,6 +76,25 @@ fn simd_code(mxcsr: u32) -> i32 {
     }
 }
 
+/// Bytes of the longest instruction (Intel SDM volume 2, section 2.3.11).
+pub const LONGEST_INSTRUCTION: usize = 15;
+
+/// Whether the instruction `bytes` begin with changes the code segment or raises an interrupt by
+/// software: `int imm8`, a far call or jump through memory, a far return, `iret`. To ring 3 these
+/// are privileged where they are valid, a general protection fault; a KVM that has to emulate them
+/// and cannot says "invalid opcode".
+#[must_use]
+pub fn is_control_transfer(bytes: &[u8]) -> bool {
+    let prefix =
+        |&b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf2 | 0xf3);
+    let at = bytes.iter().position(|b| !prefix(b)).unwrap_or(bytes.len());
+    match bytes[at..] {
+        [0xca | 0xcb | 0xcd | 0xcf, ..] => true,
+        [0xff, modrm, ..] => matches!(modrm >> 3 & 7, 3 | 5) && modrm < 0xc0,
+        _ => false,
+    }
+}
+
 /// Resolves a page fault.
 pub fn page_fault(memory: &Memory, t: &Thread, trap: Trap) -> Faulted {
     let access = match trap.error {
@@ -116,6 +135,29 @@ mod tests {
     #[test]
     fn simd_divide_by_zero_unmasked_is_fltdiv() {
         assert_eq!(simd_code(0x1f80 & !(1 << 9) | 1 << 2), 3);
+    }
+
+    #[test]
+    fn control_transfers_are_told_from_invalid_opcodes() {
+        for transfer in [
+            &[0xcd, 0x0d][..],
+            &[0x48, 0xcf],
+            &[0xff, 0x2d, 0, 0, 0, 0],
+            &[0x66, 0xff, 0x1c, 0x24],
+            &[0xcb],
+        ] {
+            assert!(is_control_transfer(transfer), "{transfer:x?}");
+        }
+        for other in [
+            &[0x0f, 0x0b][..],
+            &[0xff, 0xe8],
+            &[0xff, 0x10],
+            &[0x48],
+            &[],
+            &[0xff],
+        ] {
+            assert!(!is_control_transfer(other), "{other:x?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use shadow_mm::Access;
+
 use super::fpu::FpuSwitch;
 use super::kick::Kicker;
 use super::stats::{Counters, count};
@@ -22,6 +24,7 @@ use crate::linux::sched::Kick;
 use crate::linux::signal::{self, Outcome, Settled};
 use crate::linux::table::Table;
 use crate::linux::thread::{Cpu, Thread};
+use crate::linux::user_mem::UserMem;
 use crate::memory::Flushes;
 
 /// What all workers of a machine share.
@@ -261,8 +264,17 @@ impl Worker {
 
     /// The signal of an exception that is not a page fault.
     fn exception(&mut self, shared: &Shared, thread: &mut Thread, trap: Trap) -> SigInfo {
+        if trap.vector == INVALID_OPCODE {
+            let mem = UserMem::new(&shared.kernel.memory, &thread.mm);
+            let mut bytes = [0; trap::LONGEST_INSTRUCTION];
+            let length = mem.accessible(thread.regs.rip, bytes.len(), Access::Execute);
+            let read = mem.read(thread.regs.rip, &mut bytes[..length]);
+            if read.is_ok() && trap::is_control_transfer(&bytes[..length]) {
+                return trap::general_protection();
+            }
+        }
         let mut mxcsr = 0;
-        if trap.vector == 19 {
+        if trap.vector == SIMD_EXCEPTION {
             let mut fpu = thread.fpu.clone();
             let mut cpu = self.fpu.access(&self.cpu, &shared.counters);
             if let Ok(area) = cpu.save_fpu(&mut fpu) {
@@ -321,6 +333,10 @@ fn context<'a>(
         interrupted: false,
     }
 }
+
+/// Vectors that need a look at more than the exception (Intel SDM volume 3, table 6-1).
+const INVALID_OPCODE: u8 = 6;
+const SIMD_EXCEPTION: u8 = 19;
 
 /// What a round came to.
 enum Turn {

@@ -1,5 +1,6 @@
 //! KVM, one file per object.
 
+pub mod area;
 mod ioctls;
 pub mod regs;
 pub mod vcpu;

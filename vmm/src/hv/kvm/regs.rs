@@ -4,6 +4,8 @@ use guest::abi::{GDT_VA, IDT_VA, SYSCALL_STUB_VA, cpu_area, selector};
 use guest::descriptors::TSS_LIMIT;
 use kvm_bindings::{kvm_dtable, kvm_msr_entry, kvm_segment, kvm_sregs};
 
+use crate::linux::thread::Regs;
+
 /// RFLAGS bits ring 3 may change: CF PF AF ZF SF TF DF OF RF AC ID (Intel SDM volume 1, 3.4.3).
 pub const USER_FLAGS: u64 = 0x0025_0dd5;
 /// RFLAGS bits that are always set in ring 3 here: the reserved bit 1 and IF.
@@ -105,4 +107,73 @@ pub fn msrs(index: u64) -> Vec<kvm_msr_entry> {
         ..Default::default()
     })
     .collect()
+}
+
+/// RFLAGS as ring 3 may have it.
+pub(super) fn user_flags(flags: u64) -> u64 {
+    flags & USER_FLAGS | FIXED_FLAGS
+}
+
+/// Whether ring 3 may be resumed at `va`: Linux's limit, below the non-canonical hole, where SYSRET
+/// would fault in ring 0.
+pub(super) fn user_address(va: u64) -> bool {
+    va < 0x7fff_ffff_f000
+}
+
+/// Puts the processor into the ring of `cs`, with these FS and GS bases.
+pub(super) fn set_segments(sregs: &mut kvm_sregs, cs: u16, ss: u16, bases: (u64, u64)) {
+    sregs.cs = segment(cs);
+    sregs.ss = segment(ss);
+    sregs.fs.base = bases.0;
+    sregs.gs.base = bases.1;
+}
+
+/// The thread's registers, as KVM takes them.
+pub(super) fn put_regs(to: &mut kvm_bindings::kvm_regs, from: &Regs) {
+    *to = kvm_bindings::kvm_regs {
+        rax: from.rax,
+        rbx: from.rbx,
+        rcx: from.rcx,
+        rdx: from.rdx,
+        rsi: from.rsi,
+        rdi: from.rdi,
+        rsp: from.rsp,
+        rbp: from.rbp,
+        r8: from.r8,
+        r9: from.r9,
+        r10: from.r10,
+        r11: from.r11,
+        r12: from.r12,
+        r13: from.r13,
+        r14: from.r14,
+        r15: from.r15,
+        rip: from.rip,
+        rflags: from.rflags,
+    };
+}
+
+/// KVM's registers and the FS and GS bases, as the thread's record has them.
+pub(super) fn take_regs(from: &kvm_bindings::kvm_regs, bases: (u64, u64), to: &mut Regs) {
+    *to = Regs {
+        rax: from.rax,
+        rbx: from.rbx,
+        rcx: from.rcx,
+        rdx: from.rdx,
+        rsi: from.rsi,
+        rdi: from.rdi,
+        rsp: from.rsp,
+        rbp: from.rbp,
+        r8: from.r8,
+        r9: from.r9,
+        r10: from.r10,
+        r11: from.r11,
+        r12: from.r12,
+        r13: from.r13,
+        r14: from.r14,
+        r15: from.r15,
+        rip: from.rip,
+        rflags: user_flags(from.rflags),
+        fs_base: bases.0,
+        gs_base: bases.1,
+    };
 }

@@ -16,53 +16,17 @@ use std::sync::atomic::Ordering;
 
 use guest::abi::{self, MONITOR_CODE_VA, SYSCALL_STUB_VA, selector};
 use guest::monitor;
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_sregs};
+use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
-use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
-use super::regs::{FIXED_FLAGS, USER_FLAGS, initial_sregs, msrs, segment};
+use super::area::CpuArea;
+use super::regs::{
+    initial_sregs, msrs, put_regs, set_segments, take_regs, user_address, user_flags,
+};
 use super::vm::{Vm, VmError, refused};
 use super::xsave;
 use crate::hv::{CpuError, Exit, Flush, IretWorks, SyscallRing, Trap};
 use crate::linux::thread::{Regs, XsaveArea};
-
-/// The area of guest memory a virtual CPU shares with the monitor: TSS, stack, list.
-#[derive(Clone, Debug)]
-pub struct CpuArea {
-    memory: Arc<MmapRegion>,
-    offset: usize,
-}
-
-impl CpuArea {
-    /// The area at byte `offset` of `memory`.
-    #[must_use]
-    pub fn new(memory: Arc<MmapRegion>, offset: usize) -> Self {
-        Self { memory, offset }
-    }
-
-    fn at(&self, offset: u64, len: usize) -> vm_memory::VolatileSlice<'_> {
-        self.memory
-            .get_slice(self.offset + offset as usize, len)
-            .expect("inside the area")
-    }
-
-    fn write_words(&self, offset: u64, words: &[u64]) {
-        self.at(offset, words.len() * 8).copy_from(words);
-    }
-
-    fn read_words<const N: usize>(&self, offset: u64) -> [u64; N] {
-        let mut words = [0; N];
-        self.at(offset, N * 8).copy_to(&mut words);
-        words
-    }
-
-    /// Puts the TSS in place.
-    pub fn write_tss(&self, bytes: &[u8]) {
-        self.at(abi::AREA_TSS, bytes.len())
-            .write_slice(bytes, 0)
-            .expect("fits");
-    }
-}
 
 /// What a virtual CPU is made with.
 pub struct CpuSetup {
@@ -313,11 +277,63 @@ impl Vcpu {
             Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Raw::Interrupted,
             Err(e) => return Err(cpu_error("program", "run")(e)),
         };
+        let undelivered = match how {
+            Raw::Out(..) | Raw::In(_) => None,
+            Raw::Interrupted | Raw::Other(_) => self.take_exception()?,
+        };
         let exit = self.decode(how, regs);
         if exit == Exit::Forged {
             self.settle_port()?;
         }
-        Ok(exit)
+        match undelivered {
+            // A trap, not a fault: nothing raises it again.
+            Some(DEBUG) if exit == Exit::Kicked && self.at == At::Ring3 => Ok(Exit::Trap(Trap {
+                vector: DEBUG,
+                error: 0,
+                address: 0,
+            })),
+            _ => Ok(exit),
+        }
+    }
+
+    /// Takes back an exception KVM has queued but not delivered, because a kick came between: it
+    /// belongs to the thread that ran, and would hit whoever runs here next, or the monitor. A fault
+    /// is raised again when that thread goes on.
+    fn take_exception(&self) -> Result<Option<u8>, CpuError> {
+        let count = |n| self.vm.ioctls.fetch_add(n, Ordering::Relaxed);
+        count(1);
+        let mut events = self
+            .fd
+            .get_vcpu_events()
+            .map_err(cpu_error("pending events", "read"))?;
+        if events.exception.injected == 0 && events.exception.pending == 0 {
+            return Ok(None);
+        }
+        let vector = events.exception.nr;
+        events.exception = kvm_bindings::kvm_vcpu_events__bindgen_ty_1::default();
+        count(1);
+        self.fd
+            .set_vcpu_events(&events)
+            .map_err(cpu_error("pending events", "set"))?;
+        Ok(Some(vector))
+    }
+
+    /// Has the next run find a page fault queued, and a kick before it is delivered.
+    #[cfg(test)]
+    pub(in crate::hv) fn queue_fault_and_kick(&mut self) {
+        let mut events = self.fd.get_vcpu_events().unwrap();
+        events.exception.injected = 1;
+        events.exception.nr = 14;
+        events.exception.has_error_code = 1;
+        events.exception.error_code = 6;
+        self.fd.set_vcpu_events(&events).unwrap();
+        self.fd.set_kvm_immediate_exit(1);
+    }
+
+    /// Ends what [`Self::queue_fault_and_kick`] began.
+    #[cfg(test)]
+    pub(in crate::hv) fn end_kick(&mut self) {
+        self.fd.set_kvm_immediate_exit(0);
     }
 
     /// Has KVM finish an access to a port that will not be answered: otherwise it would do so when
@@ -499,6 +515,9 @@ impl Vcpu {
     }
 }
 
+/// Vector of the debug exception.
+const DEBUG: u8 = 1;
+
 /// An exit as KVM tells it, without borrows.
 #[derive(Debug, PartialEq, Eq)]
 enum Raw {
@@ -506,69 +525,4 @@ enum Raw {
     In(u16),
     Interrupted,
     Other(String),
-}
-
-fn user_flags(flags: u64) -> u64 {
-    flags & USER_FLAGS | FIXED_FLAGS
-}
-
-/// Whether ring 3 may be resumed at `va`: Linux's limit, below the non-canonical hole, where SYSRET
-/// would fault in ring 0.
-fn user_address(va: u64) -> bool {
-    va < 0x7fff_ffff_f000
-}
-
-fn set_segments(sregs: &mut kvm_sregs, cs: u16, ss: u16, bases: (u64, u64)) {
-    sregs.cs = segment(cs);
-    sregs.ss = segment(ss);
-    sregs.fs.base = bases.0;
-    sregs.gs.base = bases.1;
-}
-
-fn put_regs(to: &mut kvm_bindings::kvm_regs, from: &Regs) {
-    *to = kvm_bindings::kvm_regs {
-        rax: from.rax,
-        rbx: from.rbx,
-        rcx: from.rcx,
-        rdx: from.rdx,
-        rsi: from.rsi,
-        rdi: from.rdi,
-        rsp: from.rsp,
-        rbp: from.rbp,
-        r8: from.r8,
-        r9: from.r9,
-        r10: from.r10,
-        r11: from.r11,
-        r12: from.r12,
-        r13: from.r13,
-        r14: from.r14,
-        r15: from.r15,
-        rip: from.rip,
-        rflags: from.rflags,
-    };
-}
-
-fn take_regs(from: &kvm_bindings::kvm_regs, bases: (u64, u64), to: &mut Regs) {
-    *to = Regs {
-        rax: from.rax,
-        rbx: from.rbx,
-        rcx: from.rcx,
-        rdx: from.rdx,
-        rsi: from.rsi,
-        rdi: from.rdi,
-        rsp: from.rsp,
-        rbp: from.rbp,
-        r8: from.r8,
-        r9: from.r9,
-        r10: from.r10,
-        r11: from.r11,
-        r12: from.r12,
-        r13: from.r13,
-        r14: from.r14,
-        r15: from.r15,
-        rip: from.rip,
-        rflags: user_flags(from.rflags),
-        fs_base: bases.0,
-        gs_base: bases.1,
-    };
 }

@@ -155,6 +155,10 @@ impl Builder<'_> {
             UserMem::new(self.memory, self.mm)
                 .write(from, &zeros[..(page_up(from) - from) as usize])?;
         }
+        // As Linux's default policy: what can obviously never be there is refused at once.
+        if segment.zero_pages > u64::from(self.memory.manager.layout().data.count) {
+            return Err(Errno::NOMEM);
+        }
         if segment.zero_pages > 0 {
             self.map(MapRequest {
                 placement: Placement::Fixed(vpn(at + segment.file_pages * PAGE)?),

@@ -1,0 +1,44 @@
+//! The area of guest memory a virtual CPU shares with the monitor.
+
+use std::sync::Arc;
+
+use guest::abi;
+use vm_memory::{Bytes, MmapRegion, VolatileMemory};
+
+/// The area of guest memory a virtual CPU shares with the monitor: TSS, stack, list.
+#[derive(Clone, Debug)]
+pub struct CpuArea {
+    memory: Arc<MmapRegion>,
+    offset: usize,
+}
+
+impl CpuArea {
+    /// The area at byte `offset` of `memory`.
+    #[must_use]
+    pub fn new(memory: Arc<MmapRegion>, offset: usize) -> Self {
+        Self { memory, offset }
+    }
+
+    fn at(&self, offset: u64, len: usize) -> vm_memory::VolatileSlice<'_> {
+        self.memory
+            .get_slice(self.offset + offset as usize, len)
+            .expect("inside the area")
+    }
+
+    pub(super) fn write_words(&self, offset: u64, words: &[u64]) {
+        self.at(offset, words.len() * 8).copy_from(words);
+    }
+
+    pub(super) fn read_words<const N: usize>(&self, offset: u64) -> [u64; N] {
+        let mut words = [0; N];
+        self.at(offset, N * 8).copy_to(&mut words);
+        words
+    }
+
+    /// Puts the TSS in place.
+    pub fn write_tss(&self, bytes: &[u8]) {
+        self.at(abi::AREA_TSS, bytes.len())
+            .write_slice(bytes, 0)
+            .expect("fits");
+    }
+}
