@@ -216,16 +216,19 @@ impl Case {
         self
     }
 
+    /// Whether it says anything about this host: the others are not skips.
+    #[must_use]
+    pub fn is_for(&self, host: Host) -> bool {
+        (self.on == On::NoKvm) == (host == Host::NoKvm)
+    }
+
     /// Why it is not tried on this host, if it is not.
     #[must_use]
     pub fn skip_on(&self, host: Host) -> Option<String> {
         let missing = self.needs.iter().find(|name| find_program(name).is_none());
-        match (self.on, host) {
-            (On::NoKvm, Host::NoKvm) => {}
-            (On::NoKvm, _) => return Some("only for a host without KVM".to_owned()),
-            (_, Host::NoKvm) => return Some("needs KVM".to_owned()),
-            (On::NotInRig(why), _) if host.in_rig() => return Some(why.to_owned()),
-            _ => {}
+        match self.on {
+            On::NotInRig(why) if host.in_rig() => return Some(why.to_owned()),
+            On::NotInRig(_) | On::EveryKvm | On::NoKvm => {}
         }
         if let (Host::Native, Some(why)) = (host, self.not_native) {
             return Some(why.to_owned());
