@@ -17,7 +17,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 .extend(["--rw".to_owned(), "{work}".to_owned()]);
         }
     }
-    let on_tmpfs = Launch::new("{programs}/fds", &["/scratch"]).options(&["--tmpfs", "/scratch"]);
+    let on_tmpfs = Launch::new("{programs}/fds", &["/var/tmp"]).options(&["--tmpfs", "/var/tmp"]);
     vec![
         tap("fork_tree", &["200"]).seconds(120),
         tap("cow_storm", &["500"]).seconds(120),
