@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tests::case::{Case, Checked, Expect, Launch, PASSED, check};
+use tests::case::{Case, Checked, Expect, Launch, PASSED, Verdict, check};
 use tests::context::Context;
+use tests::process::{self, Limits};
 
 const ONLY_VMM: &str = "it is about an option of vmm";
 
@@ -135,6 +136,31 @@ fn memory_runs_out(context: &Context) -> Checked {
     ))
 }
 
+/// Started where its parent's session began outside the PID namespace, as in a container: the
+/// session's number is 0 there.
+fn session_from_outside(context: &Context) -> Checked {
+    if !context.is_root() {
+        return Ok(Verdict::Skipped(
+            "only root can make a PID namespace".to_owned(),
+        ));
+    }
+    let mut words = context.prefix(&[]);
+    words.extend(["busybox", "echo", "started"].map(str::to_owned));
+    // Something after it, or the shell would become the VMM and be process 1 itself.
+    let line = "\"$@\"; exit $?";
+    let mut outer = ["unshare", "--pid", "--fork", "sh", "-c", line, "sh"]
+        .map(str::to_owned)
+        .to_vec();
+    outer.extend(words);
+    let limits = Limits {
+        timeout: Duration::from_secs(60),
+        signal: None,
+    };
+    let output = process::run(&mut context.command(&outer), b"", &limits)
+        .map_err(|e| format!("unshare: {e}"))?;
+    check(&Expect::Exactly(0, "started\n".to_owned()), &output)
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let sleeps = |options: &[&str]| busybox(&["sleep", "60"], options);
     let spins = "while :; do :; done";
@@ -214,6 +240,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("options/rw_writes_arrive", writes_arrive),
         Case::function("options/root_is_read_only", root_is_read_only),
         Case::function("options/strace", strace),
+        Case::function("options/session_from_outside", session_from_outside).needs(&["unshare"]),
         Case::function("options/statistics", statistics),
         Case::function("options/memory_runs_out", memory_runs_out).seconds(120),
     ];

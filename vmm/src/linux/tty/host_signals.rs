@@ -16,8 +16,8 @@ use signal_hook::iterator::{Handle, Signals};
 use super::super::kernel::Kernel;
 use super::super::process::SigInfo;
 use super::super::signal;
+use super::host_job::under_job_control;
 use super::job::{keyboard_group, main_group};
-use super::under_job_control;
 
 /// How long the guest has to end after `SIGTERM` or `SIGHUP`.
 const GRACE: Duration = Duration::from_secs(3);

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 mod control;
 mod file;
 mod host;
+mod host_job;
 pub mod host_signals;
 mod job;
 
@@ -75,7 +76,7 @@ impl Tty {
 
     /// Whether the VMM's group is the foreground group of the host's terminal.
     fn has_terminal(&self) -> bool {
-        rustix::termios::tcgetpgrp(&self.fd).is_ok_and(|group| group == rustix::process::getpgrp())
+        host_job::in_foreground_of(&self.fd)
     }
 
     /// Gives the terminal back as it was found, if the guest changed it and it is ours to set.
@@ -117,16 +118,4 @@ impl Drop for Tty {
     fn drop(&mut self) {
         self.restore();
     }
-}
-
-/// Whether the host has a shell that continues the VMM when it was stopped: its group is not
-/// orphaned (POSIX job control).
-#[must_use]
-pub fn under_job_control() -> bool {
-    use rustix::process::{getpgid, getpgrp, getppid, getsid};
-    let Some(parent) = getppid() else {
-        return false;
-    };
-    let same_session = getsid(Some(parent)).is_ok_and(|sid| getsid(None) == Ok(sid));
-    same_session && getpgid(Some(parent)).is_ok_and(|group| group != getpgrp())
 }
