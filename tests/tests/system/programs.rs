@@ -10,11 +10,12 @@ fn tap(name: &str, args: &[&str]) -> Case {
 pub(crate) fn cases() -> Vec<Case> {
     let mut mmap = tap("mmap", &["{work}"]);
     let mut fds = tap("fds", &["{work}"]);
-    for case in [&mut mmap, &mut fds] {
+    let mut mm_errors = tap("mm_errors", &[]);
+    for case in [&mut mmap, &mut fds, &mut mm_errors] {
         if let tests::case::Body::Launch(launch, _) = &mut case.body {
             launch
                 .options
-                .extend(["--rw".to_owned(), "{work}".to_owned()]);
+                .extend(["--rw", "{work}", "--workdir", "{work}"].map(str::to_owned));
         }
     }
     let on_tmpfs = Launch::new("{programs}/fds", &["/var/tmp"]).options(&["--tmpfs", "/var/tmp"]);
@@ -24,6 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
         tap("vfork_exec", &[]),
         tap("signals", &[]).seconds(120),
         mmap,
+        mm_errors,
         tap("pipes", &[]),
         tap("clocks", &[]),
         fds,

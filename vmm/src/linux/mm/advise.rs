@@ -113,6 +113,14 @@ fn apply(c: &Ctx<'_>, advice: Advice, part: VpnRange) -> Result<(), Errno> {
                 .map_err(|_| Errno::NOMEM)?;
         }
         Advice::Populate(access) => {
+            for_each_vad(c, part, |vad, _| {
+                // Not `EFAULT`: madvise(2) tells a mapping that forbids it from a page that fails.
+                if vad.prot.allows(access) {
+                    Ok(())
+                } else {
+                    Err(Errno::INVAL)
+                }
+            })?;
             let bytes = (part.count() * PAGE) as usize;
             if c.mem().accessible(part.start().va().get(), bytes, access) != bytes {
                 return Err(Errno::FAULT);
@@ -134,7 +142,9 @@ pub(super) fn sys_msync(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     {
         return Err(Errno::INVAL.into());
     }
-    let range = advised(a.u64(0), a.u64(1)).map_err(|_| Errno::NOMEM)?;
+    // A length that wraps when it is rounded up is none, as on Linux.
+    let len = whole_pages(a.u64(1)).unwrap_or(0);
+    let range = advised(a.u64(0), len).map_err(|_| Errno::NOMEM)?;
     if let Some(range) = range {
         require_mapped(c, range)?;
     }
@@ -202,17 +212,19 @@ pub(super) fn sys_munlock(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     Ok(0)
 }
 
-/// The pages that hold any byte of the range; `None` if it is empty.
+/// The pages that hold any byte of the range; `None` if it is empty, also because its length wraps
+/// when it is rounded up, as on Linux.
 fn locked(start: u64, len: u64) -> Result<Option<VpnRange>, Errno> {
     let first = page_down(start);
-    let end = start
-        .checked_add(len)
-        .and_then(|end| end.checked_next_multiple_of(PAGE))
-        .ok_or(Errno::INVAL)?;
-    if end == first {
+    let bytes = len.wrapping_add(start - first);
+    let len = whole_pages(bytes).unwrap_or(0);
+    if first.checked_add(len).is_none() {
+        return Err(Errno::INVAL);
+    }
+    if len == 0 {
         Ok(None)
     } else {
-        pages(first, end - first).ok_or(Errno::NOMEM).map(Some)
+        pages(first, len).ok_or(Errno::NOMEM).map(Some)
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use shadow_mm::{Access, MapKind, MapRequest, Placement, Prot, VadFlags, VadTag, Vpn, VpnRange};
 
 use super::{
-    PROT_BITS, TAG_SHARED, check_address_space, for_each_vad, mapped_pages, pages, protection,
-    whole_pages,
+    PROT_BITS, TAG_SHARED, check_address_space, check_data, for_each_vad, mapped_pages, pages,
+    protection, whole_pages,
 };
 use crate::linux::Errno;
 use crate::linux::call::{Args, Ctx, SysResult};
@@ -92,7 +92,11 @@ pub(super) fn sys_mmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         Some(file) => file_source(c, &file, offset, prot, flags)?,
         None => anonymous_source(prot, flags)?,
     };
-    check_address_space(c, len / PAGE - replaced_pages(c, &placement, len))?;
+    let more = len / PAGE - replaced_pages(c, &placement, len);
+    check_address_space(c, more)?;
+    if prot.contains(Prot::WRITE) && source.tag != TAG_SHARED {
+        check_data(c, more)?;
+    }
     let request = MapRequest {
         placement,
         count: len / PAGE,

@@ -194,5 +194,26 @@ fn check_address_space(c: &Ctx<'_>, more: u64) -> Result<(), Errno> {
     }
 }
 
+/// Fails if `more` further pages of private writable memory would exceed `RLIMIT_DATA`. The stack's
+/// do not count (getrlimit(2)).
+fn check_data(c: &Ctx<'_>, more: u64) -> Result<(), Errno> {
+    let limit = limit(c, RLIMIT_DATA);
+    let all = Vpn::new(0).and_then(|first| VpnRange::between(first, USER_END / PAGE));
+    let Some(all) = all.filter(|_| limit != u64::MAX) else {
+        return Ok(());
+    };
+    let mut now = 0_u64;
+    for_each_vad(c, all, |vad, part| {
+        let counts = vad.prot.contains(Prot::WRITE) && ![TAG_STACK, TAG_SHARED].contains(&vad.tag);
+        now += if counts { part.count() } else { 0 };
+        Ok::<(), Errno>(())
+    })?;
+    if now.saturating_add(more) > limit / PAGE {
+        Err(Errno::NOMEM)
+    } else {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests;

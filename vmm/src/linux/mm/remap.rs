@@ -4,7 +4,7 @@ use shadow_mm::{
     MapKind, MapRequest, Placement, Prot, RemapError, RemapRequest, VadFlags, VadTag, Vpn, VpnRange,
 };
 
-use super::{VadInfo, check_address_space, pages, whole_pages};
+use super::{VadInfo, check_address_space, check_data, pages, whole_pages};
 use crate::linux::Errno;
 use crate::linux::call::{Args, Ctx, SysResult};
 use crate::linux::exec::{MIN_VA, PAGE, USER_END, map_errno, remap_errno};
@@ -52,7 +52,11 @@ pub(super) fn sys_mremap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         return Err(Errno::FAULT.into());
     }
     if new_len > old_len || keep {
-        check_address_space(c, new_len / PAGE - if keep { 0 } else { old_len / PAGE })?;
+        let more = new_len / PAGE - if keep { 0 } else { old_len / PAGE };
+        check_address_space(c, more)?;
+        if vad.prot.contains(Prot::WRITE) {
+            check_data(c, more)?;
+        }
     }
     if keep {
         return move_and_keep(c, &vad, old, fixed);
