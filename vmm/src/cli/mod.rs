@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod boot;
 mod doctor;
 mod run;
 mod size;
@@ -30,7 +31,27 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
+    Boot(Box<boot::BootArgs>),
     Doctor(doctor::DoctorArgs),
+}
+
+/// How `--stats` is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum StatsFormat {
+    /// A table.
+    Text,
+    /// One JSON object on the last line.
+    Json,
+}
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    let number: f64 = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    match std::time::Duration::try_from_secs_f64(number) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("a timeout is more than 0 seconds".to_owned()),
+    }
 }
 
 /// Runs the command line; everything has been said on standard error when it returns.
@@ -45,6 +66,7 @@ pub fn main() -> ExitCode {
     start_log();
     match cli.command {
         Command::Run(args) => run::main(&args),
+        Command::Boot(args) => boot::main(&args),
         Command::Doctor(args) => doctor::main(&args),
     }
 }
