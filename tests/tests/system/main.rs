@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 mod attacks;
 mod bad_input;
+mod boot;
+mod boot_input;
 mod confinement;
 mod no_kvm;
 mod options;
@@ -23,6 +25,8 @@ fn main() -> ExitCode {
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),
+        boot::cases(),
+        boot_input::cases(),
     ];
     tests::suite::main(groups.into_iter().flatten().collect())
 }

@@ -82,13 +82,17 @@ fn refuse(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
     } else {
-        say(&format!("vmm: {}\n", one_line(&error.to_string())));
+        let command = match std::env::args_os().nth(1) {
+            Some(word) if word == "boot" => "boot",
+            _ => "run",
+        };
+        say(&format!("vmm: {}\n", one_line(&error.to_string(), command)));
     }
     ExitCode::from(STATUS_FAILURE)
 }
 
-/// A message of clap's as one line, without its usage.
-fn one_line(message: &str) -> String {
+/// A message of clap's as one line, without its usage; `command` is whose help says more.
+fn one_line(message: &str, command: &str) -> String {
     let words: Vec<_> = message
         .lines()
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
@@ -96,7 +100,7 @@ fn one_line(message: &str) -> String {
         .collect();
     let text = words.join(" ");
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    format!("{text} (see vmm run --help)")
+    format!("{text} (see vmm {command} --help)")
 }
 
 /// Messages go to standard error; `VMM_LOG` chooses how many (`error` to `trace`, by module).
@@ -140,7 +144,7 @@ mod tests {
 
     fn said(words: &[&str]) -> String {
         let words = std::iter::once(&"vmm").chain(words);
-        one_line(&Cli::try_parse_from(words).unwrap_err().to_string())
+        one_line(&Cli::try_parse_from(words).unwrap_err().to_string(), "run")
     }
 
     #[test]

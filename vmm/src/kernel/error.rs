@@ -117,7 +117,7 @@ pub enum BootError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// KVM refused.
-    #[error(transparent)]
+    #[error("cannot make a machine (vmm doctor tells more)")]
     Vm(#[from] VmError),
     /// KVM refused something of a virtual CPU.
     #[error(transparent)]

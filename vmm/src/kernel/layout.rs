@@ -3,7 +3,7 @@
 //! ```text
 //! 0            0x500..  GDT, PVH start info, zero page, first page tables, command line
 //! 0x9_fc00     end of conventional memory; nothing from here to 1 MiB is for programs
-//! 0xe_0000     ACPI tables
+//! 0xe_0000     ACPI tables; in the last 16 bytes below 1 MiB, the reset vector
 //! 0x10_0000    RAM: the kernel, the initrd at the end
 //! 0xc000_0000  (or the end of RAM, if lower) hole: devices, interrupt controllers
 //! 0x1_0000_0000 the rest of RAM
@@ -32,7 +32,9 @@ pub const LOW_END: u64 = 0x9_fc00;
 /// The ACPI tables, the RSDP first, where a kernel also looks by itself.
 pub const ACPI: u64 = 0xe_0000;
 /// Their end.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = 0xf_0000;
+/// F000:FFF0, where a processor starts after a reset.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// The first address of a kernel.
 pub const HIGH_START: u64 = 0x10_0000;
 /// Where RAM below 4 GiB ends at the latest.
@@ -93,7 +95,7 @@ pub fn memory_map(memory: u64) -> Vec<Range> {
     let mut map = vec![
         range(0, LOW_END, Kind::Ram),
         range(LOW_END, 0xa_0000, Kind::Reserved),
-        range(ACPI, ACPI_END, Kind::Reserved),
+        range(ACPI, HIGH_START, Kind::Reserved),
     ];
     for (start, bytes) in ram(memory) {
         map.push(range(start.max(HIGH_START), start + bytes, Kind::Ram));

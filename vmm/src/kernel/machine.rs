@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use kvm_bindings::CpuId;
 
-use super::acpi;
 use super::config::BootConfig;
 use super::console::Console;
 use super::cpuid::{self, Shape};
@@ -16,6 +15,7 @@ use super::memory::{self, Memory};
 use super::output::{Output, Writer};
 use super::params::{self, Params};
 use super::{BootError, layout, start};
+use super::{acpi, firmware};
 use crate::devices::Devices;
 use crate::devices::power::{Power, PowerEvent};
 use crate::devices::serial::{self, Serial};
@@ -70,6 +70,7 @@ impl Machine {
             memory_bytes: config.memory,
         };
         params.write(&memory)?;
+        firmware::write_reset_vector(&memory)?;
 
         let vm = Arc::new(Vm::new(&vm::open()?)?);
         if usize::from(config.cpus) > vm.max_cpus() {

@@ -17,6 +17,7 @@ pub mod console;
 pub mod cpuid;
 pub mod end;
 mod error;
+pub mod firmware;
 pub mod image;
 pub mod layout;
 pub mod machine;
