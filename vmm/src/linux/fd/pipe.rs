@@ -7,14 +7,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
 use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, Stop, SysResult, WaitKey};
 use super::super::file::{Description, File, O_NONBLOCK, Ready, Stat};
 use super::super::kernel::Kernel;
 use super::super::sched::Sched;
 use super::table::O_CLOEXEC;
+use crate::locks::{Mutex, rank};
 
 /// Writes of up to this many bytes are atomic (limits.h).
 pub const PIPE_BUF: usize = 4096;
@@ -53,7 +52,7 @@ pub const SOFT_ROOM: usize = 64 << 20;
 /// [`SOFT_ROOM`] and [`MAX_PIPES`] times [`PIPE_BUF`] by opening them.
 #[derive(Debug, Default)]
 pub struct PipeRoom {
-    used: Mutex<Used>,
+    used: Mutex<rank::PipeBudget, Used>,
 }
 
 #[derive(Debug, Default)]
@@ -105,7 +104,7 @@ struct Ring {
 /// A pipe, shared by its ends.
 #[derive(Debug)]
 pub struct Pipe {
-    ring: Mutex<Ring>,
+    ring: Mutex<rank::PipeRing, Ring>,
     room: Arc<PipeRoom>,
     sched: Arc<Sched>,
     /// Woken when there is more to read.
