@@ -149,6 +149,16 @@ pub trait File: Debug + Send + Sync {
         wait.keys.extend(self.wait_key());
     }
 
+    /// What open(2) must still wait for before it is complete: the other side of a FIFO.
+    fn unopened(&self) -> Option<WaitKey> {
+        None
+    }
+
+    /// The pipe behind it, if it is an end of one (`F_SETPIPE_SZ`).
+    fn pipe(&self) -> Option<&Arc<super::fd::pipe::Pipe>> {
+        None
+    }
+
     /// Counts what an edge-triggered watcher must look at again (epoll(7)): it reports a file that
     /// stays ready once for each value.
     fn edges(&self) -> u64 {

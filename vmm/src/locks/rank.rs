@@ -63,10 +63,12 @@ ranks! {
     SocketInput,
     /// The other direction.
     SocketOutput,
+    /// The pipe behind a FIFO.
+    FifoPipe,
     /// A pipe's content.
     PipeRing,
-    /// What the pipes of the machine hold together.
-    PipeBudget,
+    /// What the pipes of a machine use together.
+    PipeRoom,
     /// An eventfd's count.
     EventCount,
     /// The `flock` an open file has.

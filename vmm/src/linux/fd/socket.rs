@@ -9,7 +9,7 @@ use super::super::file::{Description, File, O_NONBLOCK, Ready, Stat};
 use super::super::kernel::Kernel;
 use super::super::sched::Sched;
 use super::eventfd::ANON_DEV;
-use super::pipe::{Pipe, PipeRoom, ReadEnd, WriteEnd, store_pair};
+use super::pipe::{End, Pipe, PipeRoom, store_pair};
 use super::table::O_CLOEXEC;
 use super::transfer::{self, At};
 use super::vector::GuestBuf;
@@ -57,8 +57,8 @@ const SOCK_STREAM: u32 = 1;
 /// One of two connected sockets. Its ends are gone after shutdown(2).
 #[derive(Debug)]
 pub struct Socket {
-    input: Mutex<rank::SocketInput, Option<Arc<ReadEnd>>>,
-    output: Mutex<rank::SocketOutput, Option<Arc<WriteEnd>>>,
+    input: Mutex<rank::SocketInput, Option<Arc<End>>>,
+    output: Mutex<rank::SocketOutput, Option<Arc<End>>>,
     keys: [WaitKey; 2],
     id: u64,
 }
@@ -70,7 +70,7 @@ impl Socket {
         Ok([Self::new(a_in, a_out), Self::new(b_in, b_out)])
     }
 
-    fn new(input: Arc<ReadEnd>, output: Arc<WriteEnd>) -> Arc<Self> {
+    fn new(input: Arc<End>, output: Arc<End>) -> Arc<Self> {
         let keys = [input.pipe().filled(), output.pipe().drained()];
         let id = input.pipe().id();
         let (input, output) = (Mutex::new(Some(input)), Mutex::new(Some(output)));
