@@ -137,7 +137,8 @@ impl Guest {
 
     fn end(self, spaces: &[Arc<Space<VmmPlatform>>]) {
         let memory = &self.hardware.memory;
-        let all = [spaces, &[Arc::clone(&self.hardware.idle)]].concat();
+        let idle = [Arc::clone(&self.hardware.idle)];
+        let all = [spaces, &idle].concat();
         memory.manager.check(&all).expect("the invariants hold");
         for space in spaces {
             memory.delete_space(space);
@@ -145,7 +146,7 @@ impl Guest {
         memory.acknowledge(memory.flushes.drain());
         memory
             .manager
-            .check(&[])
+            .check(&idle)
             .expect("the invariants hold at the end");
         let stats = memory.manager.stats();
         assert_eq!(
