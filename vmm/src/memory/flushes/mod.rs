@@ -33,10 +33,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use guest::abi;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::Condvar;
 use shadow_mm::{Flush, Pfn, SpaceId};
 
 use crate::hv::probe::Paging;
+use crate::locks::{WaitGuard, WaitMutex, rank};
 
 #[cfg(test)]
 mod tests;
@@ -100,7 +101,7 @@ pub struct Flushes {
     untouched: AtomicUsize,
     /// Somebody waits for what [`Flushes::errand`] does.
     hurried: AtomicBool,
-    queues: Mutex<Queues>,
+    queues: WaitMutex<rank::FlushQueues, Queues>,
     /// Signalled when a virtual CPU has left the guest or a flush is done.
     left: Condvar,
     wake_idle: OnceLock<WakeIdle>,
@@ -165,7 +166,7 @@ impl Flushes {
             waiting: AtomicUsize::new(0),
             untouched: AtomicUsize::new(0),
             hurried: AtomicBool::new(false),
-            queues: Mutex::default(),
+            queues: WaitMutex::default(),
             left: Condvar::new(),
             wake_idle: OnceLock::new(),
             counters: Counters::default(),
@@ -284,7 +285,7 @@ impl Flushes {
     }
 
     /// Waits until no virtual CPU is inside `root` with a flush of `space`, as of now, uncovered.
-    fn gate(&self, queues: &mut MutexGuard<'_, Queues>, space: SpaceId, root: u64) {
+    fn gate(&self, queues: &mut WaitGuard<'_, rank::FlushQueues, Queues>, space: SpaceId, root: u64) {
         let last = |q: &Queues| {
             q.spaces
                 .get(&space)
@@ -296,7 +297,7 @@ impl Flushes {
             self.counters.waits.fetch_add(1, Ordering::Relaxed);
         }
         while self.uncovered(root, upto) {
-            self.left.wait(queues);
+            queues.wait(&self.left);
         }
     }
 
@@ -471,7 +472,13 @@ impl Flushes {
         let mut queues = self.queues.lock();
         let upto = queues.ticket;
         let waits = |q: &Queues| q.spaces.values().flatten().any(|item| item.ticket <= upto);
-        while waits(&queues) && !self.left.wait_until(&mut queues, until).timed_out() {}
+        while waits(&queues) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            queues.wait_for(&self.left, left);
+        }
     }
 
     /// Everything that waits: for the end of the machine, when no virtual CPU will run again.

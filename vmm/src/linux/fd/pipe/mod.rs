@@ -20,7 +20,7 @@ mod room;
 
 pub use calls::TABLE;
 pub(super) use calls::store_pair;
-pub use end::{End, Side, of};
+pub use end::{End, Side};
 pub use room::{MAX_PIPES, PipeRoom, SOFT_ROOM};
 
 /// Writes of up to this many bytes are atomic (limits.h).
@@ -38,6 +38,8 @@ struct Ring {
     capacity: usize,
     readers: usize,
     writers: usize,
+    /// How often each side was opened.
+    opened: [u64; 2],
 }
 
 /// A pipe, shared by its ends.
@@ -69,6 +71,7 @@ impl Pipe {
                 capacity,
                 readers: 0,
                 writers: 0,
+                opened: [0; 2],
             }),
             room: Arc::clone(room),
             filled: sched.new_key(),
@@ -151,6 +154,22 @@ impl Pipe {
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.sched.wake(self.filled);
         Ok(n)
+    }
+
+    /// How many ends of a side there are.
+    #[must_use]
+    pub fn ends(&self, side: Side) -> usize {
+        let ring = self.ring.lock();
+        match side {
+            Side::Read => ring.readers,
+            Side::Write => ring.writers,
+        }
+    }
+
+    /// How often a side was opened.
+    #[must_use]
+    pub fn opened(&self, side: Side) -> u64 {
+        self.ring.lock().opened[side as usize]
     }
 
     /// Bytes in it.
