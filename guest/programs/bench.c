@@ -1,6 +1,7 @@
 /* Workloads for the benchmark: each prints its own time in nanoseconds, so that the same program
- * can be compared natively and in a machine. Usage: bench WORKLOAD COUNT [MIB] */
+ * can be compared natively and in a machine. Usage: bench WORKLOAD COUNT [MIB|FILE] */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -133,9 +134,47 @@ static void deferred(const char *what, size_t pages, int mode) {
     reap(child);
 }
 
+/* A file mapped and read in order; then mapped once more, when every page is in memory. */
+static void mapped_file(const char *path, int sequential) {
+    int fd = open(path, O_RDONLY);
+    off_t size = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+    if (size < PAGE) die(path);
+    size_t pages = (size_t)size / PAGE;
+    for (int again = 0; again < 2; again++) {
+        volatile char *at = mmap(NULL, pages * PAGE, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (at == MAP_FAILED) die("mmap");
+        int sum = 0;
+        uint64_t start = now();
+        for (size_t i = 0, p = 0; i < pages; i++, p = (p + (sequential ? 1 : 997)) % pages) sum += at[p * PAGE];
+        uint64_t took = now() - start;
+        if (sum == 1) puts("");
+        const char *order = sequential ? "in order" : "scattered";
+        char what[64];
+        snprintf(what, sizeof what, "%s of a file, %s", again ? "again, map" : "map", order);
+        say(what, took, pages);
+        munmap((void *)at, pages * PAGE);
+    }
+    close(fd);
+}
+
+/* fork, execve of this program, and its end. */
+static void execs(uint64_t count) {
+    uint64_t start = now();
+    for (uint64_t i = 0; i < count; i++) {
+        pid_t child = fork();
+        if (child < 0) die("fork");
+        if (child == 0) {
+            execl("/proc/self/exe", "bench", "none", "0", (char *)NULL);
+            _exit(1);
+        }
+        reap(child);
+    }
+    say("fork, execve and exit", now() - start, count);
+}
+
 int main(int argc, char **argv) {
     if (argc < 3) {
-        fprintf(stderr, "usage: bench WORKLOAD COUNT [MIB]\n");
+        fprintf(stderr, "usage: bench WORKLOAD COUNT [MIB|FILE]\n");
         return 2;
     }
     const char *what = argv[1];
@@ -148,6 +187,9 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "scatter")) touch(pages, 0);
     else if (!strcmp(what, "cow")) copy_on_write(pages);
     else if (!strcmp(what, "fork")) forks(count, pages);
+    else if (!strcmp(what, "exec")) execs(count);
+    else if (!strcmp(what, "file") && argc > 3) mapped_file(argv[3], 1);
+    else if (!strcmp(what, "file-scattered") && argc > 3) mapped_file(argv[3], 0);
     else if (!strcmp(what, "after-read")) deferred("then read all once", pages, 0);
     else if (!strcmp(what, "after-write-1")) deferred("then write 1 %", pages, 1);
     else if (!strcmp(what, "after-write-100")) deferred("then write 100 %", pages, 2);

@@ -12,6 +12,10 @@ struct Workload {
     unit: &'static str,
 }
 
+/// Stands for the path of a file of [`FILE_MIB`], which has another name in the machine.
+const FILE: &str = "{file}";
+const FILE_MIB: usize = 64;
+
 const WORKLOADS: &[Workload] = &[
     Workload {
         args: &["syscall", "20000"],
@@ -44,6 +48,18 @@ const WORKLOADS: &[Workload] = &[
     Workload {
         args: &["fork", "20", "128"],
         unit: "fork",
+    },
+    Workload {
+        args: &["exec", "50"],
+        unit: "process",
+    },
+    Workload {
+        args: &["file", "1", FILE],
+        unit: "page",
+    },
+    Workload {
+        args: &["file-scattered", "1", FILE],
+        unit: "page",
     },
     Workload {
         args: &["after-read", "1", "128"],
@@ -113,12 +129,20 @@ fn counters(stderr: &str) -> BTreeMap<String, f64> {
 struct Bench {
     vmm: PathBuf,
     program: PathBuf,
+    /// The folder of the file that is mapped.
+    data: PathBuf,
+}
+
+/// A workload's arguments, with the file's path.
+fn with_file(args: &[&str], folder: &str) -> Vec<String> {
+    let file = format!("{folder}/file");
+    args.iter().map(|a| a.replace(FILE, &file)).collect()
 }
 
 impl Bench {
     fn native(&self, args: &[&str]) -> Result<Vec<Measured>, String> {
         let out = Command::new(&self.program)
-            .args(args)
+            .args(with_file(args, &self.data.to_string_lossy()))
             .output()
             .map_err(|e| e.to_string())?;
         if !out.status.success() {
@@ -129,9 +153,11 @@ impl Bench {
 
     fn machine(&self, args: &[&str]) -> Result<(Vec<Measured>, BTreeMap<String, f64>), String> {
         let out = Command::new(&self.vmm)
-            .args(["run", "--stats=json", "--"])
+            .args(["run", "--stats=json", "--rw"])
+            .arg(format!("{}:/data", self.data.display()))
+            .arg("--")
             .arg(&self.program)
-            .args(args)
+            .args(with_file(args, "/data"))
             .output()
             .map_err(|e| e.to_string())?;
         let stderr = String::from_utf8_lossy(&out.stderr);
@@ -158,9 +184,10 @@ impl Bench {
             let size = workload
                 .args
                 .get(2)
+                .filter(|size| **size != FILE)
                 .map_or(String::new(), |mib| format!(" ({mib} MiB)"));
             println!(
-                "{:<34} {:>10.3} {:>10.3} {:>8.2} {:>8.3} {:>8.3} {:>8.3} {:>9.3}",
+                "{:<44} {:>10.3} {:>10.3} {:>8.2} {:>8.3} {:>8.3} {:>8.3} {:>9.3}",
                 format!("{}{size}, per {}", m.what, workload.unit),
                 n.ns / n.units / 1000.0,
                 m.ns / m.units / 1000.0,
@@ -203,14 +230,19 @@ fn bench() -> Result<(), String> {
             vmm.display()
         ));
     }
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data)
+        .and_then(|()| std::fs::write(data.join("file"), vec![1; FILE_MIB << 20]))
+        .map_err(|e| format!("{}: {e}", data.display()))?;
     let bench = Bench {
         vmm,
         program: build(dir.path())?,
+        data,
     };
     let (_, base) = bench.machine(&["none", "0"])?;
     println!("times in microseconds a unit, of one run; counts a unit, start-up taken off");
     println!(
-        "{:<34} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9}",
+        "{:<44} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9}",
         "", "native", "machine", "ratio", "calls", "faults", "ioctls", "entries"
     );
     WORKLOADS.iter().try_for_each(|w| bench.row(w, &base))

@@ -19,10 +19,8 @@ mod zap;
 
 use core::fmt;
 
-use lock_api::Mutex;
-
 use crate::addr::{Pfn, SpaceId};
-use crate::backend::{FrameStore, Platform};
+use crate::backend::{FrameStore, Platform, SpaceMutex};
 use crate::flush::Flush;
 use crate::shadow::Cursor;
 
@@ -44,7 +42,7 @@ pub struct Space<P: Platform> {
     id: SpaceId,
     root: Pfn,
     /// The space lock: taken before the PFN lock, and never two of them at once.
-    pub(crate) state: Mutex<P::Lock, SpaceState<P::Backing>>,
+    pub(crate) state: SpaceMutex<P, SpaceState<P::Backing>>,
 }
 
 impl<P: Platform> Space<P> {
@@ -52,7 +50,7 @@ impl<P: Platform> Space<P> {
         Self {
             id,
             root,
-            state: Mutex::new(state),
+            state: SpaceMutex::<P, _>::new(state),
         }
     }
 

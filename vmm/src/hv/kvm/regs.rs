@@ -2,7 +2,7 @@
 
 use guest::abi::{GDT_VA, IDT_VA, SYSCALL_STUB_VA, cpu_area, selector};
 use guest::descriptors::TSS_LIMIT;
-use kvm_bindings::{kvm_dtable, kvm_msr_entry, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 
 use crate::linux::thread::Regs;
 
@@ -128,52 +128,43 @@ pub(super) fn set_segments(sregs: &mut kvm_sregs, cs: u16, ss: u16, bases: (u64,
     sregs.gs.base = bases.1;
 }
 
-/// The thread's registers, as KVM takes them.
-pub(super) fn put_regs(to: &mut kvm_bindings::kvm_regs, from: &Regs) {
-    *to = kvm_bindings::kvm_regs {
-        rax: from.rax,
-        rbx: from.rbx,
-        rcx: from.rcx,
-        rdx: from.rdx,
-        rsi: from.rsi,
-        rdi: from.rdi,
-        rsp: from.rsp,
-        rbp: from.rbp,
-        r8: from.r8,
-        r9: from.r9,
-        r10: from.r10,
-        r11: from.r11,
-        r12: from.r12,
-        r13: from.r13,
-        r14: from.r14,
-        r15: from.r15,
-        rip: from.rip,
-        rflags: from.rflags,
+/// A record of registers with those that KVM's record and a thread's both have.
+macro_rules! with_common_regs {
+    ($record:ident, $from:expr, $($rest:tt)*) => {
+        $record {
+            rax: $from.rax,
+            rbx: $from.rbx,
+            rcx: $from.rcx,
+            rdx: $from.rdx,
+            rsi: $from.rsi,
+            rdi: $from.rdi,
+            rsp: $from.rsp,
+            rbp: $from.rbp,
+            r8: $from.r8,
+            r9: $from.r9,
+            r10: $from.r10,
+            r11: $from.r11,
+            r12: $from.r12,
+            r13: $from.r13,
+            r14: $from.r14,
+            r15: $from.r15,
+            rip: $from.rip,
+            $($rest)*
+        }
     };
 }
 
+/// The thread's registers, as KVM takes them.
+pub(super) fn put_regs(to: &mut kvm_regs, from: &Regs) {
+    *to = with_common_regs!(kvm_regs, from, rflags: from.rflags);
+}
+
 /// KVM's registers and the FS and GS bases, as the thread's record has them.
-pub(super) fn take_regs(from: &kvm_bindings::kvm_regs, bases: (u64, u64), to: &mut Regs) {
-    *to = Regs {
-        rax: from.rax,
-        rbx: from.rbx,
-        rcx: from.rcx,
-        rdx: from.rdx,
-        rsi: from.rsi,
-        rdi: from.rdi,
-        rsp: from.rsp,
-        rbp: from.rbp,
-        r8: from.r8,
-        r9: from.r9,
-        r10: from.r10,
-        r11: from.r11,
-        r12: from.r12,
-        r13: from.r13,
-        r14: from.r14,
-        r15: from.r15,
-        rip: from.rip,
+pub(super) fn take_regs(from: &kvm_regs, bases: (u64, u64), to: &mut Regs) {
+    *to = with_common_regs!(
+        Regs, from,
         rflags: user_flags(from.rflags),
         fs_base: bases.0,
-        gs_base: bases.1,
-    };
+        gs_base: bases.1
+    );
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+pub(super) use crate::hv::host_tsc as now;
+
 use super::SECOND;
 use super::track::{Sample, Tracker};
 
@@ -56,16 +58,6 @@ fn trusted(clocksource: &str, cpuinfo: &str) -> bool {
         .unwrap_or_default();
     let has = |flag| flags.split_whitespace().any(|f| f == flag);
     matches!(clocksource, "tsc" | "kvm-clock") && has("constant_tsc") && has("nonstop_tsc")
-}
-
-/// The host's time stamp counter, not read before what comes before it.
-#[expect(unsafe_code, reason = "the instruction has no safe wrapper")]
-pub(super) fn now() -> u64 {
-    // SAFETY: LFENCE is part of SSE2, which every x86-64 processor has, and only orders loads.
-    unsafe { core::arch::x86_64::_mm_lfence() };
-    // SAFETY: RDTSC exists on every x86-64 processor and, with CR4.TSD clear as Linux keeps it for
-    // programs, has no effect but to read the counter.
-    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 fn host(clock: ClockId) -> u64 {
