@@ -8,6 +8,8 @@
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,16 @@ pub const PORTS: u16 = 8;
 pub const IRQ: u32 = 4;
 /// Bytes kept that the guest has not taken yet.
 const WAITING: usize = 4096;
+/// Interrupt enable register: received data.
+const RECEIVE: u8 = 1;
+/// The line status register.
+const LINE_STATUS: u16 = 5;
+/// The interrupt enable register.
+const INTERRUPT_ENABLE: u16 = 1;
+/// How long reception has been enabled before it is believed.
+const MEANT: Duration = Duration::from_millis(5);
+/// A guest that reads the line status this often and does nothing else waits for input by polling.
+const POLLS: u32 = 16;
 
 /// The interrupt line.
 struct Line(EventFd);
@@ -44,6 +56,22 @@ pub struct Serial {
     port: Mutex<Port>,
     /// Typed, not in the FIFO yet. Never held for long.
     waiting: Mutex<VecDeque<u8>>,
+    /// How often the line status was read since anything else was done.
+    polls: AtomicU32,
+    /// When the interrupt enable register was last written.
+    enabled: Mutex<Instant>,
+}
+
+/// On what occasion the guest may be given what waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occasion {
+    /// It reads the data, what interrupts, or the line status.
+    Read,
+    /// Anything else it does: a driver tries out the interrupt enable register when it looks what kind
+    /// of port this is, and then empties the port.
+    Other,
+    /// It does nothing.
+    Quiet,
 }
 
 impl std::fmt::Debug for Serial {
@@ -76,6 +104,8 @@ impl Serial {
         Arc::new(Self {
             port: Mutex::new(Port::new(Line(interrupt), output)),
             waiting: Mutex::default(),
+            polls: AtomicU32::new(0),
+            enabled: Mutex::new(Instant::now()),
         })
     }
 
@@ -93,23 +123,34 @@ impl Serial {
         count
     }
 
-    /// Gives the guest what waits, as its FIFO has room. False if the port was busy: try again.
-    /// When the guest has emptied its FIFO, it gets more by itself.
+    /// Gives the guest what waits, if it listens and as its FIFO has room. False if something still
+    /// waits that it may have later without doing anything: try again soon.
     #[must_use]
     pub fn feed(&self) -> bool {
-        match self.port.try_lock() {
-            Some(mut port) => {
-                self.fill(&mut port);
-                true
+        if let Some(mut port) = self.port.try_lock() {
+            self.fill(&mut port, Occasion::Quiet);
+            // With a full FIFO, it comes for more by itself.
+            if port.fifo_capacity() == 0 {
+                return true;
             }
-            None => false,
+        }
+        self.waiting.lock().is_empty()
+    }
+
+    /// Whether the guest waits for input. Until it does, what is typed is kept from it.
+    fn listening(&self, port: &Port, occasion: Occasion) -> bool {
+        let receives = port.state().interrupt_enable & RECEIVE != 0;
+        match occasion {
+            Occasion::Read => receives || self.polls.load(Ordering::Relaxed) >= POLLS,
+            Occasion::Other => false,
+            Occasion::Quiet => receives && self.enabled.lock().elapsed() >= MEANT,
         }
     }
 
-    fn fill(&self, port: &mut Port) {
+    fn fill(&self, port: &mut Port, occasion: Occasion) {
         let mut waiting = self.waiting.lock();
         let count = port.fifo_capacity().min(waiting.len());
-        if count == 0 {
+        if count == 0 || !self.listening(port, occasion) {
             return;
         }
         let bytes: Vec<u8> = waiting.range(..count).copied().collect();
@@ -167,6 +208,8 @@ impl Serial {
         Ok(Arc::new(Self {
             port: Mutex::new(port),
             waiting: Mutex::new(saved.waiting.iter().copied().collect()),
+            polls: AtomicU32::new(0),
+            enabled: Mutex::new(Instant::now()),
         }))
     }
 }
@@ -179,14 +222,27 @@ pub struct RestoreError;
 impl DevicePio for Serial {
     fn pio_read(&self, _base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
         let mut port = self.port.lock();
+        if offset == LINE_STATUS && data.len() == 1 {
+            self.polls.fetch_add(1, Ordering::Relaxed);
+        } else if offset != 0 {
+            self.polls.store(0, Ordering::Relaxed);
+        }
         for (register, byte) in (offset..).zip(data) {
             *byte = u8::try_from(register).map_or(0xff, |register| port.read(register));
         }
-        self.fill(&mut port);
+        let occasion = match offset {
+            0 | 2 | LINE_STATUS => Occasion::Read,
+            _ => Occasion::Other,
+        };
+        self.fill(&mut port, occasion);
     }
 
     fn pio_write(&self, _base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
         let mut port = self.port.lock();
+        self.polls.store(0, Ordering::Relaxed);
+        if offset == INTERRUPT_ENABLE {
+            *self.enabled.lock() = Instant::now();
+        }
         for (register, &byte) in (offset..).zip(data) {
             let Ok(register) = u8::try_from(register) else {
                 return;
@@ -195,7 +251,6 @@ impl DevicePio for Serial {
                 tracing::debug!(%error, "the serial port");
             }
         }
-        self.fill(&mut port);
     }
 }
 
@@ -243,7 +298,8 @@ mod tests {
         let mut got = Vec::new();
         while got.len() < typed.len() {
             at += serial.input(&typed[at..]);
-            assert!(serial.feed());
+            std::thread::sleep(MEANT);
+            let _ = serial.feed();
             assert!(interrupt.read().is_ok(), "no interrupt for new data");
             while read(&serial, 5) & 1 != 0 {
                 got.push(read(&serial, 0));
@@ -251,6 +307,30 @@ mod tests {
         }
         assert_eq!(got, typed);
         assert_eq!(serial.room(), WAITING);
+    }
+
+    #[test]
+    fn what_is_typed_waits_until_the_guest_listens() {
+        let (serial, ..) = port();
+        serial.input(b"hello");
+        // A driver that looks and starts: it tries out a register, and reads everything once.
+        serial.pio_write(PioAddress(COM1), 1, &[0x0f]);
+        read(&serial, 1);
+        serial.pio_write(PioAddress(COM1), 1, &[0]);
+        for register in 0..8 {
+            read(&serial, register);
+        }
+        assert_eq!(read(&serial, 5) & 1, 0);
+        serial.pio_write(PioAddress(COM1), 1, &[1]);
+        assert!(!serial.feed());
+        std::thread::sleep(MEANT);
+        assert!(serial.feed());
+        assert_eq!([read(&serial, 0), read(&serial, 0)], *b"he");
+        // Another polls.
+        let (serial, ..) = port();
+        serial.input(b"x");
+        assert!((0..2 * POLLS).any(|_| read(&serial, 5) & 1 != 0));
+        assert_eq!(read(&serial, 0), b'x');
     }
 
     #[test]

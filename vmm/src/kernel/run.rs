@@ -38,11 +38,12 @@ pub struct Ended {
 /// It could not be started. Once it runs, whatever happens is an [`End`].
 pub fn boot(config: &BootConfig, say: impl Fn(&str)) -> Result<Ended, BootError> {
     let mut machine = Machine::new(config)?;
+    let raw = Arc::new(machine.console.enter()?);
+    let signals = watch_signals(&machine.ending, &raw)?;
+    // Now keys are the guest's.
     if let Some(notice) = &machine.console.notice {
         say(notice);
     }
-    let raw = Arc::new(machine.console.enter()?);
-    let signals = watch_signals(&machine.ending, &raw)?;
     machine
         .console
         .start_input(&machine.serial, &machine.ending)?;
