@@ -6,6 +6,7 @@ use serde::Serialize;
 use shadow_mm::{StatsSnapshot, ZoneStats};
 
 use super::stats::Exits;
+use crate::memory::GuardReport;
 
 /// Frames of a zone, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -121,6 +122,9 @@ pub struct Report {
     pub ioctls: u64,
     /// The memory manager's part.
     pub memory: MemoryReport,
+    /// What `--guard-alloc` found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardReport>,
 }
 
 impl fmt::Display for Report {
@@ -170,6 +174,13 @@ impl fmt::Display for Report {
                 f,
                 "{name:<9} {} frames: {} zeroed, {} free, {} active, {} in flight",
                 z.total, z.zeroed, z.free, z.active, z.in_flight
+            )?;
+        }
+        if let Some(g) = &self.guard {
+            writeln!(
+                f,
+                "guards    {} mappings ({} refused), {} damaged, {} faults; {} quarantined, {} released",
+                g.guarded, g.refused, g.damaged, g.faults, g.quarantined, g.released
             )?;
         }
         writeln!(f, "in use    {} frames", m.frames_in_use)
