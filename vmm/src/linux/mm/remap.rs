@@ -63,6 +63,7 @@ pub(super) fn sys_mremap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 }
 
 /// A call whose arguments make sense.
+#[derive(Clone, Copy)]
 struct Wanted {
     old: VpnRange,
     new_len: u64,
