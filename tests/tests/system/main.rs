@@ -7,6 +7,7 @@ mod bad_input;
 mod boot;
 mod boot_input;
 mod confinement;
+mod guard;
 mod no_kvm;
 mod options;
 mod programs;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         terminal::cases(),
         options::cases(),
         confinement::cases(),
+        guard::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),
