@@ -45,6 +45,7 @@ mod flush;
 mod limits;
 mod manager;
 mod outcome;
+mod page_file;
 mod pfn;
 mod proto;
 pub mod pte;
@@ -68,12 +69,13 @@ pub use limits::FailPlan;
 pub use limits::{LayoutError, Limits, PoolLayout};
 pub use manager::{CreateError, Manager};
 pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, Resolution};
+pub use page_file::{PageIn, Slot, WriteTicket, Written};
 pub use pfn::PfnState;
 pub use proto::{BlockId, HeaderId};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, Forked, MapError, MapRequest, Mapped,
-    PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space, UnmapError,
-    VadAdvice,
+    PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space, TrimMode,
+    Trimmed, UnmapError, VadAdvice,
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};

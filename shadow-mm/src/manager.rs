@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use lock_api::Mutex;
 
 use crate::addr::{Pfn, SpaceId, Vpn, VpnRange};
-use crate::backend::Platform;
+use crate::backend::{FrameStore, Platform};
 use crate::flush::Flush;
 use crate::limits::{LayoutError, Limits, PoolLayout};
 use crate::pfn::{Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind};
@@ -97,7 +97,7 @@ impl<P: Platform> Manager<P> {
         let out_of_memory = LayoutError::OutOfMemory { frames };
         let mut db = PfnDatabase::new(layout.data, layout.tables).ok_or(out_of_memory)?;
         let first = db
-            .take(ZoneKind::Tables, Want::Zeroes)
+            .take(ZoneKind::Tables, Want::Zeroes, &store)
             .ok_or(out_of_memory)?;
         let supervisor = db.activate(first.zeroed(&store).0.into(), Owner::Supervisor);
         Ok(Self {
@@ -179,19 +179,17 @@ impl<P: Platform> Manager<P> {
         let mut tables = Vec::new();
         {
             let mut db = self.pfns.lock();
+            let take = |db: &mut PfnDatabase, kind, count, into: &mut Vec<Taken>, want| {
+                take_frames(db, &self.store, (kind, want), count, into)
+            };
+            let (data, want) = (ZoneKind::Data, demand.want);
             let enough = take(
                 &mut db,
                 ZoneKind::Tables,
                 demand.tables,
                 &mut tables,
                 Want::Zeroes,
-            ) && take(
-                &mut db,
-                ZoneKind::Data,
-                demand.data,
-                &mut reserve.data,
-                demand.want,
-            );
+            ) && take(&mut db, data, demand.data, &mut reserve.data, want);
             if !enough {
                 tables
                     .into_iter()
@@ -200,7 +198,7 @@ impl<P: Platform> Manager<P> {
                 return None;
             }
             for _ in 0..demand.extra {
-                if db.short() || !take(&mut db, ZoneKind::Data, 1, &mut reserve.data, demand.want) {
+                if db.short() || !take(&mut db, data, 1, &mut reserve.data, want) {
                     break;
                 }
             }
@@ -245,6 +243,9 @@ impl<P: Platform> Manager<P> {
         let db = self.pfns.lock();
         StatsSnapshot {
             clone_blocks: db.clones.live_blocks(),
+            page_file_slots: db.slots.count().into(),
+            page_file_used: db.slots.used().into(),
+            page_file_peak: db.slots.peak().into(),
             clone_headers: CloneTable::iter(&db.clones).count() as u64,
             data: zone_stats(db.zone(ZoneKind::Data)),
             tables: zone_stats(db.zone(ZoneKind::Tables)),
@@ -267,19 +268,23 @@ impl<P: Platform> Manager<P> {
 }
 
 /// Takes `count` frames; false if they ran out, with those taken in `into`.
-fn take(
+fn take_frames(
     db: &mut PfnDatabase,
-    kind: ZoneKind,
+    store: &impl FrameStore,
+    (kind, want): (ZoneKind, Want),
     count: usize,
     into: &mut Vec<Taken>,
-    want: Want,
 ) -> bool {
     // A hostile count fails before it makes the vector large.
     if count > db.zone(kind).available() as usize {
         return false;
     }
     into.reserve(count);
-    (0..count).all(|_| db.take(kind, want).map(|frame| into.push(frame)).is_some())
+    (0..count).all(|_| {
+        db.take(kind, want, store)
+            .map(|frame| into.push(frame))
+            .is_some()
+    })
 }
 
 fn zone_stats(zone: &Zone) -> ZoneStats {
@@ -289,6 +294,8 @@ fn zone_stats(zone: &Zone) -> ZoneStats {
         zeroed: state(PfnState::Zeroed),
         untouched: u64::from(zone.untouched()),
         free: state(PfnState::Free),
+        standby: state(PfnState::Standby),
+        modified: state(PfnState::Modified),
         active: state(PfnState::Active),
         in_flight: state(PfnState::InFlight),
     }
