@@ -174,9 +174,8 @@ impl<P: Platform> Manager<P> {
         for (page, frame) in ready.into_iter().enumerate() {
             let vpn = ticket.first.checked_add(page as u64);
             let absent = |vpn: &Vpn| {
-                cursor
-                    .lookup(*vpn)
-                    .is_none_or(|(_, _, entry)| entry == Entry::Empty)
+                let entry = cursor.lookup(*vpn).map(|(_, _, entry)| entry);
+                cfg!(mutant = "skipped_recheck") || entry.is_none_or(|e| e == Entry::Empty)
             };
             let Some(vpn) = vpn.filter(|vpn| backed.contains(*vpn)).filter(absent) else {
                 db.discard(frame);

@@ -78,7 +78,11 @@ fn drop_entry<B: Clone + Eq>(
     match old {
         Entry::Valid(page) => {
             drop_page(db, state, page);
-            flush.hold(page.frame);
+            if cfg!(mutant = "early_reuse") {
+                db.release(page.frame);
+            } else {
+                flush.hold(page.frame);
+            }
         }
         Entry::Transition(frame) => {
             state.private -= 1;

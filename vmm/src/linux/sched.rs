@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Condvar;
 
 use super::call::{Wait, WaitKey};
 use super::thread::{Thread, Tid};
+use crate::locks::{WaitMutex, rank};
 
 /// Stops a worker's virtual CPU from outside, so that it looks at its thread again.
 pub trait Kick: Send + Sync {
@@ -26,7 +27,7 @@ pub trait Kick: Send + Sync {
 /// Run queue, wait queues, deadlines.
 #[derive(Default)]
 pub struct Sched {
-    queues: Mutex<Queues>,
+    queues: WaitMutex<rank::SchedQueues, Queues>,
     /// Signalled when the run queue grows or the machine ends.
     runnable: Condvar,
     /// Signalled when a deadline earlier than all others appears.
@@ -143,7 +144,7 @@ impl Sched {
                 return Some(thread);
             }
             q.idle_workers += 1;
-            self.runnable.wait(&mut q);
+            q.wait(&self.runnable);
             q.idle_workers -= 1;
         }
     }
@@ -237,11 +238,11 @@ impl Sched {
             match next.into_iter().flatten().min() {
                 Some(deadline) => {
                     let sleep = std::time::Duration::from_nanos(deadline.saturating_sub(at).max(1));
-                    self.earlier.wait_for(&mut q, sleep);
+                    q.wait_for(&self.earlier, sleep);
                 }
                 None => {
                     q.clock_sleeps = true;
-                    self.earlier.wait(&mut q);
+                    q.wait(&self.earlier);
                     q.clock_sleeps = false;
                 }
             }

@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::config::RunConfig;
 use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
 use crate::linux::vdso::data::CpuSource;
+use crate::locks::{Mutex, rank};
 
 pub mod builder;
 pub mod fpu;
@@ -156,7 +155,7 @@ impl Machine {
 
     fn start_workers(
         &self,
-        failure: &Arc<Mutex<Option<CpuError>>>,
+        failure: &Arc<Mutex<rank::MachineFailure, Option<CpuError>>>,
     ) -> std::io::Result<Vec<JoinHandle<()>>> {
         let mut cpus = self.cpus.lock();
         let mut handles = Vec::new();

@@ -12,10 +12,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use guest::abi;
-use parking_lot::Mutex;
 use shadow_mm::{Flush, Pfn, SpaceId};
 
 use crate::hv::probe::Paging;
+use crate::locks::{Mutex, rank};
 
 /// What one virtual CPU has loaded.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ pub struct Flushes {
     cpus: Vec<Tlb>,
     /// Flushes in `queues`, to skip the lock when there are none.
     waiting: AtomicUsize,
-    queues: Mutex<Queues>,
+    queues: Mutex<rank::FlushQueues, Queues>,
 }
 
 #[derive(Debug, Default)]

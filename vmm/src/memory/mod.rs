@@ -19,7 +19,7 @@ pub struct VmmPlatform;
 
 impl shadow_mm::Platform for VmmPlatform {
     type Store = Pool;
-    type Lock = parking_lot::RawMutex;
+    type Lock = crate::locks::MemoryLocks;
     type Backing = Backing;
 }
 

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
 use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, SysResult, WaitKey};
 use super::super::file::{Description, File, O_NONBLOCK, Ready, Stat};
 use super::super::kernel::Kernel;
 use super::super::sched::Sched;
 use super::table::O_CLOEXEC;
+use crate::locks::{Mutex, rank};
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[
@@ -57,7 +56,7 @@ enum Takes {
 /// An event counter.
 #[derive(Debug)]
 pub struct EventFd {
-    count: Mutex<u64>,
+    count: Mutex<rank::EventCount, u64>,
     takes: Takes,
     sched: Arc<Sched>,
     key: WaitKey,

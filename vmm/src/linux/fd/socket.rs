@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, SysResult, Wait, WaitKey};
 use super::super::file::{Description, File, O_NONBLOCK, Ready, Stat};
@@ -15,6 +13,7 @@ use super::pipe::{End, Pipe, PipeRoom, store_pair};
 use super::table::O_CLOEXEC;
 use super::transfer::{self, At};
 use super::vector::GuestBuf;
+use crate::locks::{Mutex, rank};
 
 const MESSAGE: &[Arg] = &[Arg::Fd, Arg::Hex, Arg::Int, Arg::Hex, Arg::Hex, Arg::Hex];
 
@@ -58,8 +57,8 @@ const SOCK_STREAM: u32 = 1;
 /// One of two connected sockets. Its ends are gone after shutdown(2).
 #[derive(Debug)]
 pub struct Socket {
-    input: Mutex<Option<Arc<End>>>,
-    output: Mutex<Option<Arc<End>>>,
+    input: Mutex<rank::SocketInput, Option<Arc<End>>>,
+    output: Mutex<rank::SocketOutput, Option<Arc<End>>>,
     keys: [WaitKey; 2],
     id: u64,
 }

@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::inode::Inode;
@@ -10,10 +9,11 @@ use crate::linux::call::{Wait, WaitKey};
 use crate::linux::fd::pipe::{End, Pipe, Side};
 use crate::linux::file::{Change, File, Location, O_NONBLOCK, Ready, Stat};
 use crate::linux::kernel::Kernel;
+use crate::locks::{Mutex, rank};
 
 /// The pipe behind a FIFO's inode, while it is open.
 #[derive(Debug, Default)]
-pub(super) struct Fifo(Mutex<Weak<Pipe>>);
+pub(super) struct Fifo(Mutex<rank::FifoPipe, Weak<Pipe>>);
 
 /// An open FIFO.
 #[derive(Debug)]

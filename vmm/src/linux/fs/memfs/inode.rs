@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::data::Data;
@@ -13,6 +12,7 @@ use super::fifo::Fifo;
 use crate::linux::file::{Change, SetTime, Stat};
 use crate::linux::fs::budget::{Budget, Charge};
 use crate::linux::fs::{S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG};
+use crate::locks::{Mutex, rank};
 
 /// What an inode costs, its record and its bookkeeping.
 const INODE_COST: u64 = 512;
@@ -24,7 +24,7 @@ type Time = (i64, u32);
 pub(super) struct Inode {
     pub(super) ino: u64,
     dev: u64,
-    meta: Mutex<Meta>,
+    meta: Mutex<rank::MemMeta, Meta>,
     pub(super) body: Body,
     _charge: Charge,
 }
@@ -52,7 +52,7 @@ pub(super) type Entries = BTreeMap<Vec<u8>, Entry>;
 /// What an inode holds.
 #[derive(Debug)]
 pub(super) enum Body {
-    Dir(Mutex<Entries>),
+    Dir(Mutex<rank::MemEntries, Entries>),
     Link(Vec<u8>),
     File(Data),
     /// A regular file of the host, opened when the tree was built (never written).
@@ -134,7 +134,7 @@ impl Inode {
     }
 
     /// A directory's entries.
-    pub(super) fn entries(&self) -> Result<&Mutex<Entries>, Errno> {
+    pub(super) fn entries(&self) -> Result<&Mutex<rank::MemEntries, Entries>, Errno> {
         match &self.body {
             Body::Dir(entries) => Ok(entries),
             Body::Link(_) | Body::File(_) | Body::Host(_) | Body::Fifo(_) => Err(Errno::NOTDIR),

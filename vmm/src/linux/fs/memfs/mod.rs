@@ -10,13 +10,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::budget::Budget;
 use super::host::HostFile;
 use super::{Caller, FileSystem, FsStat, Home, Link, NAME_MAX, entry_kind, split};
 use crate::linux::file::{Change, DirEntry, File, Stat};
+use crate::locks::{Mutex, rank};
 use data::Data;
 use fifo::Fifo;
 use file::MemFile;
@@ -38,7 +38,7 @@ pub(super) struct MemFs {
     home: Home,
     root: Arc<Inode>,
     maker: Maker,
-    tree: Mutex<()>,
+    tree: Mutex<rank::MemTree, ()>,
 }
 
 /// A file in memory without a name in the tree (memfd_create(2)).
