@@ -1,11 +1,12 @@
 //! The manager: what all spaces of one frame pool have in common.
 
-use alloc::sync::Arc;
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::addr::{Pfn, SpaceId, Vpn, VpnRange};
-use crate::backend::{FrameStore, PfnMutex, Platform, SupervisorMutex};
+use crate::backend::{FrameStore, PfnMutex, Platform, RegistryMutex, SupervisorMutex};
 use crate::flush::Flush;
 use crate::limits::{LayoutError, Limits, PoolLayout};
 use crate::pfn::{Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind};
@@ -31,6 +32,8 @@ pub struct Manager<P: Platform> {
     next_space: AtomicU64,
     /// Spaces that hold frames.
     pub(crate) live_spaces: AtomicU64,
+    /// The spaces that were not deleted.
+    pub(crate) spaces: RegistryMutex<P, BTreeMap<SpaceId, Weak<Space<P>>>>,
 }
 
 /// Why a space cannot be made. Nothing has changed.
@@ -108,6 +111,7 @@ impl<P: Platform> Manager<P> {
             counters: Counters::default(),
             next_space: AtomicU64::new(1),
             live_spaces: AtomicU64::new(0),
+            spaces: RegistryMutex::<P, _>::new(BTreeMap::new()),
         })
     }
 
@@ -155,7 +159,19 @@ impl<P: Platform> Manager<P> {
     pub(crate) fn publish(&self, root: Pfn, state: SpaceState<P::Backing>) -> Arc<Space<P>> {
         self.live_spaces.fetch_add(1, Relaxed);
         let id = SpaceId::new(self.next_space.fetch_add(1, Relaxed));
-        Arc::new(Space::new(id, root, state))
+        let space = Arc::new(Space::new(id, root, state));
+        self.spaces.lock().insert(id, Arc::downgrade(&space));
+        space
+    }
+
+    /// The spaces that are alive, oldest first; some may be gone by the time the caller looks.
+    #[must_use]
+    pub fn spaces(&self) -> Vec<Arc<Space<P>>> {
+        self.spaces
+            .lock()
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 
     /// The flush is done: no vCPU has any of its translations. Its frames return to the pool, unless
@@ -233,6 +249,26 @@ impl<P: Platform> Manager<P> {
     pub(crate) fn user_part(&self, range: VpnRange) -> Option<VpnRange> {
         let end = self.limits.user_end.vpn().get();
         VpnRange::between(Vpn::new(0)?, end)?.intersect(range)
+    }
+
+    /// Data frames that can be taken now.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.pfns.lock().zone(ZoneKind::Data).available().into()
+    }
+
+    /// Zeroes at most `most` free frames, each without a lock, and puts them on the zeroed list (system
+    /// 8). Gives back how many.
+    pub fn zero_ahead(&self, most: usize) -> usize {
+        for done in 0..most {
+            let Some(frame) = self.pfns.lock().take_to_zero() else {
+                return done;
+            };
+            let frame = frame.zero(&self.store);
+            self.pfns.lock().give_back(Taken::Zeroed(frame));
+            add(&self.counters.pages_zeroed_ahead, 1);
+        }
+        most
     }
 
     /// The counters, and the frames by state.

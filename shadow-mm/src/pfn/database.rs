@@ -106,6 +106,11 @@ impl PfnDatabase {
         Some(pfn)
     }
 
+    /// Takes a free data frame, to be zeroed ahead of need.
+    pub(crate) fn take_to_zero(&mut self) -> Option<FreeFrame> {
+        self.data.pop(PfnState::Free).map(FreeFrame::new)
+    }
+
     /// Takes the oldest modified page off its list.
     pub(super) fn pop_modified(&mut self) -> Option<Pfn> {
         self.data.pop(PfnState::Modified)

@@ -44,6 +44,7 @@ impl<P: Platform> Manager<P> {
         drop(db);
         drop(state);
         drop(vads);
+        self.spaces.lock().remove(&space.id());
         self.live_spaces.fetch_sub(1, Relaxed);
         flush.finish()
     }

@@ -190,39 +190,52 @@ impl<P: Platform> Manager<P> {
         ticket: PageIn<P>,
         result: Result<usize, IoFailed>,
     ) -> FaultOutcome<P> {
+        let PageIn {
+            space,
+            frames,
+            wanted,
+            vpn,
+            access,
+            ..
+        } = ticket;
         let read = result.map_or(0, |bytes| bytes / PAGE_SIZE);
-        let arrived = read > ticket.wanted;
+        let mut arrived = None;
         let mut db = self.pfns.lock();
-        for (n, pfn) in ticket.frames.iter().enumerate() {
-            if arrived && n == ticket.wanted {
-                db.now_read(*pfn);
+        for (n, pfn) in frames.into_iter().enumerate() {
+            if n == wanted && n < read {
+                // The ticket's reference keeps the frame until it is mapped.
+                db.now_read(pfn);
+                arrived = Some(pfn);
             } else {
-                db.end_read(*pfn, n < read, &self.store);
+                db.end_read(pfn, n < read, &self.store);
             }
         }
         drop(db);
-        let outcome = if arrived {
-            // The ticket's reference keeps the frame until it is mapped.
-            let frame = ticket.frames[ticket.wanted];
-            let outcome = self.map_paged_in(&ticket, frame);
-            self.pfns.lock().release(frame);
-            outcome
-        } else {
-            FaultOutcome::Denied(Denied::IoError)
+        let outcome = match arrived {
+            Some(frame) => {
+                let outcome = self.map_paged_in(&space, (vpn, access), frame);
+                self.pfns.lock().release(frame);
+                outcome
+            }
+            None => FaultOutcome::Denied(Denied::IoError),
         };
         self.count(&outcome);
         outcome
     }
 
     /// Maps a page that was read, if it still is what its page number means.
-    fn map_paged_in(&self, ticket: &PageIn<P>, frame: Pfn) -> FaultOutcome<P> {
-        let space = &ticket.space;
+    fn map_paged_in(
+        &self,
+        space: &Arc<Space<P>>,
+        (vpn, access): (Vpn, Access),
+        frame: Pfn,
+    ) -> FaultOutcome<P> {
         let mut state = space.state.lock();
         let again = FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0));
         if !state.alive {
             return again;
         }
-        let found = space.cursor(&self.store).lookup(ticket.vpn);
+        let found = space.cursor(&self.store).lookup(vpn);
         let same = match found {
             Some((_, _, Entry::Transition(found))) => found == frame,
             Some((_, _, Entry::Prototype(block))) => {
@@ -230,15 +243,11 @@ impl<P: Platform> Manager<P> {
             }
             Some(_) | None => false,
         };
-        let access = ticket.access;
-        let allowed = |access: Access| {
-            let vad = state.vads.find(ticket.vpn);
-            vad.is_some_and(|vad| vad.prot.allows(access))
-        };
-        if !same || !allowed(access) {
+        let vad = state.vads.find(vpn);
+        if !same || !vad.is_some_and(|vad| vad.prot.allows(access)) {
             return again;
         }
-        match self.resolve(space, &mut state, ticket.vpn, access) {
+        match self.resolve(space, &mut state, vpn, access) {
             FaultOutcome::Resolved(mut done) => {
                 done.kind = FaultKind::PagedIn;
                 FaultOutcome::Resolved(done)

@@ -3,15 +3,21 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use shadow_mm::{Access, Denied, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
+use shadow_mm::{Access, Denied, FaultOutcome, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
 
 pub use flushes::{FlushWork, Flushes};
+pub use page_file::{PageFile, PageFileError};
+pub use paging::Fault;
 pub use pool::{FRAME, Pool, PoolError};
+pub use reclaim::Room;
 pub use shadow_mm::Space;
 
 mod flushes;
+mod page_file;
 mod pager;
+mod paging;
 mod pool;
+mod reclaim;
 
 /// What the memory manager is instantiated with.
 #[derive(Debug)]
@@ -66,6 +72,10 @@ pub struct Memory {
     pub manager: Manager<VmmPlatform>,
     /// Flushes that wait for a virtual CPU.
     pub flushes: Flushes,
+    page_file: Option<PageFile>,
+    /// Ends of reads of the page file, for those who want the same pages.
+    reads: paging::Event,
+    reclaim: reclaim::Reclaim,
 }
 
 impl Debug for Memory {
@@ -80,7 +90,23 @@ impl Memory {
     /// Wraps a manager.
     #[must_use]
     pub fn new(manager: Manager<VmmPlatform>, flushes: Flushes) -> Self {
-        Self { manager, flushes }
+        Self {
+            manager,
+            flushes,
+            page_file: None,
+            reads: paging::Event::default(),
+            reclaim: reclaim::Reclaim::default(),
+        }
+    }
+
+    /// Gives it a file for pages that find no room.
+    ///
+    /// # Errors
+    /// The manager has no memory to keep account of so many pages.
+    pub fn add_page_file(&mut self, file: PageFile) -> Result<(), shadow_mm::LayoutError> {
+        self.manager.add_page_file(file.pages())?;
+        self.page_file = Some(file);
+        Ok(())
     }
 
     /// Runs `f` on the frame behind one page, pinned for the time. Breaks copy-on-write for
@@ -108,13 +134,21 @@ impl Memory {
         access: Access,
     ) -> Result<Pin, AccessError> {
         loop {
+            let seen = self.reads.seen();
             match self.manager.pin(space, va.vpn(), access) {
                 PinOutcome::Pinned(pin, flush) => {
                     self.submit(flush);
                     return Ok(pin);
                 }
                 PinOutcome::Read(ticket) => self.fill(ticket),
+                PinOutcome::PageIn(ticket) => match self.page_in(ticket) {
+                    FaultOutcome::Resolved(resolution) => self.submit(resolution.flush),
+                    FaultOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
+                    _ => {}
+                },
+                PinOutcome::Collided => self.reads.wait(seen),
                 PinOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
+                PinOutcome::NoMemory if self.make_room() => {}
                 PinOutcome::NoMemory => return Err(AccessError::NoMemory),
             }
         }
