@@ -24,6 +24,17 @@ pub trait Kick: Send + Sync {
     fn kick(&self);
 }
 
+/// What a worker does next.
+#[derive(Debug)]
+pub enum Next {
+    /// Runs this thread.
+    Thread(Box<Thread>),
+    /// What it was asked to do when there is no thread.
+    Errand,
+    /// Nothing any more: the machine has ended.
+    End,
+}
+
 /// Run queue, wait queues, deadlines.
 #[derive(Default)]
 pub struct Sched {
@@ -131,22 +142,33 @@ impl Sched {
         Ok(())
     }
 
-    /// The next thread to run, waiting for one; `None` when the machine has ended. The thread is
-    /// then *running*: `kick` is how others interrupt it.
-    pub fn next(&self, kick: &Arc<dyn Kick>) -> Option<Box<Thread>> {
+    /// What a worker does next, waiting for it: run a thread, which is then *running* (`kick` is how
+    /// others interrupt it); or, when there is none, its errand, once `errand` says there is one. `errand` is
+    /// asked under the lock and takes none.
+    pub fn next(&self, kick: &Arc<dyn Kick>, errand: impl Fn() -> bool) -> Next {
         let mut q = self.queues.lock();
         loop {
             if self.ended.load(Ordering::SeqCst) {
-                return None;
+                return Next::End;
             }
             if let Some(thread) = q.run.pop_front() {
                 q.running.insert(thread.tid, Arc::clone(kick));
-                return Some(thread);
+                return Next::Thread(thread);
+            }
+            if errand() {
+                return Next::Errand;
             }
             q.idle_workers += 1;
             q.wait(&self.runnable);
             q.idle_workers -= 1;
         }
+    }
+
+    /// Wakes a worker that waits for a thread, to ask for errands again; false if none waits.
+    pub fn wake_idle(&self) -> bool {
+        let q = self.queues.lock();
+        self.runnable.notify_one();
+        q.idle_workers > 0
     }
 
     /// The slice of a running thread is over: another gets its place if one waits.

@@ -59,10 +59,12 @@ ranks! {
     KernelState,
     /// What an epoll looks at.
     EpollMembers,
-    /// One direction of a socket.
-    SocketInput,
-    /// The other direction.
-    SocketOutput,
+    /// What a socket is: idle, listening, connected.
+    SocketState,
+    /// What a program has set of a socket.
+    SocketOptions,
+    /// Which socket has which name.
+    SocketNames,
     /// The pipe behind a FIFO.
     FifoPipe,
     /// A pipe's content.

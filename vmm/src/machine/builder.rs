@@ -95,6 +95,9 @@ impl Machine {
         let supervisor_tables = hardware.memory.manager.stats().tables.active;
 
         let sched = Arc::new(Sched::default());
+        let idle = Arc::downgrade(&sched);
+        let wake = move || idle.upgrade().is_some_and(|sched| sched.wake_idle());
+        hardware.memory.flushes.set_wake_idle(Box::new(wake));
         let stdio = stdio::inherit(&sched).map_err(RunError::Thread)?;
         let tsc = if hardware.profile.tsc_is_hosts {
             TscInfo::probe(0, None)

@@ -163,10 +163,12 @@ impl Machine {
             let shared = Arc::clone(&self.shared);
             let failure = Arc::clone(failure);
             let components = self.hardware.profile.state_components;
+            let idle = self.hardware.idle.root();
             let name = format!("vcpu{}", cpu.index());
             handles.push(thread::Builder::new().name(name).spawn(move || {
                 let _end = EndOnPanic(&shared.kernel);
-                let ran = Worker::new(Arc::clone(&shared), cpu, components).and_then(Worker::run);
+                let ran =
+                    Worker::new(Arc::clone(&shared), cpu, components, idle).and_then(Worker::run);
                 if let Err(error) = ran {
                     failure.lock().get_or_insert(error);
                     shared.kernel.sched.end();
@@ -223,6 +225,7 @@ impl Machine {
         Report {
             exits: self.shared.counters.snapshot(),
             ioctls: self.hardware.vm.ioctls.load(Ordering::Relaxed),
+            shootdowns: memory.flushes.stats(),
             memory: MemoryReport::new(&memory.manager.stats(), self.supervisor_tables),
         }
     }

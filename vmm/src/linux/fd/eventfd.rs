@@ -32,7 +32,7 @@ const EFD_SEMAPHORE: u32 = 1;
 const MAX: u64 = u64::MAX - 1;
 
 /// Device of files without a name (`anon_inode`).
-pub(super) const ANON_DEV: u64 = 0xf;
+pub(in crate::linux) const ANON_DEV: u64 = 0xf;
 
 /// What stat(2) tells of a file without a name.
 pub(in super::super) fn anonymous_stat() -> Stat {

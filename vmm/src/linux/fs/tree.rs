@@ -100,10 +100,10 @@ impl Vfs {
         self.mount(from)?.fs.link(c, &from.path, &found.at.path)
     }
 
-    /// mknod(2): regular files, and FIFOs in memory.
+    /// mknod(2): regular files; FIFOs and sockets in memory.
     ///
     /// # Errors
-    /// `EPERM` for a FIFO elsewhere; as open(2).
+    /// `EPERM` for these elsewhere; as open(2).
     pub fn mknod(
         &self,
         c: &Caller<'_>,
@@ -118,7 +118,7 @@ impl Vfs {
         let (fs, mode) = (&self.mount(&found.at)?.fs, mode & 0o7777);
         match node {
             Node::Regular => fs.create(c, &found.at.path, 2, mode).map(drop),
-            Node::Fifo => fs.mkfifo(c, &found.at.path, mode),
+            Node::Fifo | Node::Socket => fs.mknod(c, &found.at.path, node, mode),
         }
     }
 

@@ -19,7 +19,7 @@ mod end;
 mod room;
 
 pub use calls::TABLE;
-pub(super) use calls::store_pair;
+pub(in crate::linux) use calls::store_pair;
 pub use end::{End, Side};
 pub use room::{MAX_PIPES, PipeRoom, SOFT_ROOM};
 
@@ -132,6 +132,22 @@ impl Pipe {
         Ok(n)
     }
 
+    /// Copies up to `buf.len()` bytes and leaves them there; 0 when it is empty and nobody can write.
+    ///
+    /// # Errors
+    /// `EAGAIN` when it is empty.
+    pub fn peek(&self, buf: &mut [u8]) -> Result<usize, Errno> {
+        let ring = self.ring.lock();
+        if ring.data.is_empty() && ring.writers > 0 && !buf.is_empty() {
+            return Err(Errno::AGAIN);
+        }
+        let n = buf.len().min(ring.data.len());
+        buf.iter_mut()
+            .zip(&ring.data)
+            .for_each(|(to, from)| *to = *from);
+        Ok(n)
+    }
+
     /// Adds bytes: all of them if they are at most [`PIPE_BUF`], else as many as fit.
     ///
     /// # Errors
@@ -212,23 +228,18 @@ impl Pipe {
         Ok(capacity)
     }
 
-    /// Its number, shown by `/proc/PID/fd`.
-    pub(super) fn id(&self) -> u64 {
-        self.id
-    }
-
     /// What is woken when there is more to read.
-    pub(super) fn filled(&self) -> WaitKey {
+    pub(in crate::linux) fn filled(&self) -> WaitKey {
         self.filled
     }
 
     /// What is woken when there is more room.
-    pub(super) fn drained(&self) -> WaitKey {
+    pub(in crate::linux) fn drained(&self) -> WaitKey {
         self.drained
     }
 
     /// What the reading side is ready for.
-    pub(super) fn read_ready(&self) -> Ready {
+    pub(in crate::linux) fn read_ready(&self) -> Ready {
         let ring = self.ring.lock();
         let mut ready = Ready::empty();
         if !ring.data.is_empty() {
@@ -241,7 +252,7 @@ impl Pipe {
     }
 
     /// What the writing side is ready for.
-    pub(super) fn write_ready(&self) -> Ready {
+    pub(in crate::linux) fn write_ready(&self) -> Ready {
         let ring = self.ring.lock();
         let mut ready = Ready::empty();
         if ring.capacity.saturating_sub(ring.data.len()) >= PIPE_BUF {

@@ -11,7 +11,7 @@ use super::data::Data;
 use super::fifo::Fifo;
 use crate::linux::file::{Change, SetTime, Stat};
 use crate::linux::fs::budget::{Budget, Charge};
-use crate::linux::fs::{S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG};
+use crate::linux::fs::{S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK};
 use crate::locks::{Mutex, rank};
 
 /// What an inode costs, its record and its bookkeeping.
@@ -58,6 +58,8 @@ pub(super) enum Body {
     /// A regular file of the host, opened when the tree was built (never written).
     Host(Arc<OwnedFd>),
     Fifo(Fifo),
+    /// The name of a socket.
+    Socket,
 }
 
 /// Makes inodes: their numbers, device and budget.
@@ -89,6 +91,7 @@ impl Maker {
             Body::Link(_) => S_IFLNK,
             Body::File(_) | Body::Host(_) => S_IFREG,
             Body::Fifo(_) => S_IFIFO,
+            Body::Socket => S_IFSOCK,
         };
         let now = now();
         let nlink = if kind == S_IFDIR { 2 } else { 1 };
@@ -137,7 +140,9 @@ impl Inode {
     pub(super) fn entries(&self) -> Result<&Mutex<rank::MemEntries, Entries>, Errno> {
         match &self.body {
             Body::Dir(entries) => Ok(entries),
-            Body::Link(_) | Body::File(_) | Body::Host(_) | Body::Fifo(_) => Err(Errno::NOTDIR),
+            Body::Link(_) | Body::File(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => {
+                Err(Errno::NOTDIR)
+            }
         }
     }
 
@@ -150,7 +155,7 @@ impl Inode {
             Body::Dir(entries) => (40 + 20 * entries.lock().len() as u64, 0),
             Body::Link(target) => (target.len() as u64, 0),
             Body::File(data) => data.size(),
-            Body::Host(_) | Body::Fifo(_) => (0, 0),
+            Body::Host(_) | Body::Fifo(_) | Body::Socket => (0, 0),
         };
         Stat {
             dev: self.dev,

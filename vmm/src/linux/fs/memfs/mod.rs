@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::budget::Budget;
 use super::host::HostFile;
-use super::{Caller, FileSystem, FsStat, Home, Link, NAME_MAX, entry_kind, split};
+use super::{Caller, FileSystem, FsStat, Home, Link, NAME_MAX, Node, entry_kind, split};
 use crate::linux::file::{Change, DirEntry, File, Stat};
 use crate::locks::{Mutex, rank};
 use data::Data;
@@ -161,6 +161,7 @@ impl MemFs {
             Body::Host(fd) => Ok(Arc::new(HostFile::new(Arc::clone(fd), at, guest)?)),
             Body::File(_) => Ok(Arc::new(MemFile::new(inode, Some(at), guest, flags))),
             Body::Fifo(fifo) => Ok(fifo.open(c.k, &inode, (at, guest), flags)?),
+            Body::Socket => Err(Errno::NXIO),
             Body::Dir(_) => Err(Errno::ISDIR),
             Body::Link(_) => Err(Errno::LOOP),
         }
@@ -204,7 +205,7 @@ impl FileSystem for MemFs {
     fn target(&self, path: &[u8]) -> Option<Vec<u8>> {
         match &self.find(path).ok()?.body {
             Body::Link(target) => Some(target.clone()),
-            Body::Dir(_) | Body::File(_) | Body::Host(_) | Body::Fifo(_) => None,
+            Body::Dir(_) | Body::File(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => None,
         }
     }
 
@@ -235,9 +236,13 @@ impl FileSystem for MemFs {
         self.open_inode(c, inode, path, flags)
     }
 
-    fn mkfifo(&self, c: &Caller<'_>, path: &[u8], mode: u32) -> Result<(), Errno> {
-        self.insert(path, Body::Fifo(Fifo::default()), mode, (c.uid(), c.gid()))
-            .map(drop)
+    fn mknod(&self, c: &Caller<'_>, path: &[u8], node: Node, mode: u32) -> Result<(), Errno> {
+        let body = match node {
+            Node::Regular => Body::File(Data::new(&self.maker.budget)),
+            Node::Fifo => Body::Fifo(Fifo::default()),
+            Node::Socket => Body::Socket,
+        };
+        self.insert(path, body, mode, (c.uid(), c.gid())).map(drop)
     }
 
     fn mkdir(&self, c: &Caller<'_>, path: &[u8], mode: u32) -> Result<(), Errno> {
