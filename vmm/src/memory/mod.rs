@@ -1,7 +1,7 @@
 //! Guest memory: the frame pool, the memory manager over it, and the pager that does its reads.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use shadow_mm::{Access, Denied, FaultOutcome, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
 
@@ -72,7 +72,7 @@ pub struct Memory {
     pub manager: Manager<VmmPlatform>,
     /// Flushes that wait for a virtual CPU.
     pub flushes: Flushes,
-    page_file: Option<PageFile>,
+    page_file: OnceLock<PageFile>,
     /// Ends of reads of the page file, for those who want the same pages.
     reads: paging::Event,
     reclaim: reclaim::Reclaim,
@@ -93,19 +93,20 @@ impl Memory {
         Self {
             manager,
             flushes,
-            page_file: None,
+            page_file: OnceLock::new(),
             reads: paging::Event::default(),
             reclaim: reclaim::Reclaim::default(),
         }
     }
 
-    /// Gives it a file for pages that find no room.
+    /// Gives it a file for pages that find no room; once, before anything runs.
     ///
     /// # Errors
     /// The manager has no memory to keep account of so many pages.
-    pub fn add_page_file(&mut self, file: PageFile) -> Result<(), shadow_mm::LayoutError> {
+    pub fn add_page_file(&self, file: PageFile) -> Result<(), shadow_mm::LayoutError> {
         self.manager.add_page_file(file.pages())?;
-        self.page_file = Some(file);
+        let first = self.page_file.set(file).is_ok();
+        debug_assert!(first, "there is a page file already");
         Ok(())
     }
 

@@ -105,7 +105,7 @@ impl Memory {
     }
 
     fn read_pages(&self, ticket: &PageIn<VmmPlatform>) -> Result<usize, IoFailed> {
-        let file = self.page_file.as_ref().ok_or(IoFailed)?;
+        let file = self.page_file.get().ok_or(IoFailed)?;
         let mut buffer = vec![0_u8; ticket.length()];
         let read = file.read(ticket.offset(), &mut buffer).map_err(|error| {
             file.report("read", &error);

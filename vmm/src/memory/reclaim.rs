@@ -226,7 +226,7 @@ impl Memory {
     fn write_cluster(&self) -> Result<u64, IoFailed> {
         let Some((file, ticket)) = self
             .page_file
-            .as_ref()
+            .get()
             .and_then(|file| Some((file, self.manager.start_write()?)))
         else {
             return Ok(0);
