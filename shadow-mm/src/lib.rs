@@ -50,6 +50,7 @@ mod manager;
 mod outcome;
 mod page_file;
 mod pfn;
+mod pool;
 mod proto;
 pub mod pte;
 mod shadow;
@@ -74,6 +75,7 @@ pub use manager::{CreateError, Manager};
 pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, Resolution};
 pub use page_file::{PageIn, Slot, WriteTicket, Written};
 pub use pfn::PfnState;
+pub use pool::{Quarantine, QuarantineLimits, SLACK_BYTE, slack_damage};
 pub use proto::{BlockId, HeaderId};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, Forked, MapError, MapRequest, Mapped,

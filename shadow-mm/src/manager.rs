@@ -271,6 +271,12 @@ impl<P: Platform> Manager<P> {
         most
     }
 
+    /// Whether so few data frames are left that nothing optional should use any.
+    #[must_use]
+    pub fn frames_short(&self) -> bool {
+        self.pfns.lock().short()
+    }
+
     /// The counters, and the frames by state.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {

@@ -93,6 +93,9 @@ impl Machine {
             let added = hardware.memory.add_page_file(file);
             added.map_err(HardwareError::Layout)?;
         }
+        if config.guard_alloc {
+            hardware.memory.guard.get_or_init(Default::default);
+        }
         hardware.map_vdso(vdso::image())?;
         let cpus = (0..config.cpus as u64)
             .map(|index| hardware.vcpu(index))

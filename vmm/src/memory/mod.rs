@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use shadow_mm::{Access, Denied, FaultOutcome, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
 
 pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
+pub use guard::{GuardCounters, GuardReport};
 pub use page_file::{PageFile, PageFileError};
 pub use paging::Fault;
 pub use pool::{FRAME, Pool, PoolError};
@@ -13,6 +14,7 @@ pub use reclaim::Room;
 pub use shadow_mm::Space;
 
 mod flushes;
+mod guard;
 mod page_file;
 mod pager;
 mod paging;
@@ -76,6 +78,8 @@ pub struct Memory {
     /// Ends of reads of the page file, for those who want the same pages.
     reads: paging::Event,
     reclaim: reclaim::Reclaim,
+    /// Set if guests' anonymous mappings are guarded.
+    pub guard: OnceLock<GuardCounters>,
 }
 
 impl Debug for Memory {
@@ -93,6 +97,7 @@ impl Memory {
         Self {
             manager,
             flushes,
+            guard: OnceLock::new(),
             page_file: OnceLock::new(),
             reads: paging::Event::default(),
             reclaim: reclaim::Reclaim::default(),
