@@ -66,7 +66,7 @@ static int pass(struct work *w, uint64_t count)
 	for (uint64_t n = 0; n < count; n++, at = (at + step) % w->count) {
 		int bad = check(&w->pages[at], w->seed, at, w->written[at]);
 		if (bad >= 0) {
-			say("# page %lu of %lu, written %u times: word %d is %#lx, not %#lx\n", (long)at,
+			dprintf(2, "page %lu of %lu, written %u times: word %d is %#lx, not %#lx\n", (long)at,
 			    (long)w->count, w->written[at], bad, (long)w->pages[at].words[bad],
 			    (long)word(w->seed, at, w->written[at], bad));
 			return 1;
@@ -131,9 +131,9 @@ int main(int argc, char **argv)
 		refused += code == 2 || code == 3;
 		odd += code > 3;
 		if (code)
-			say("# a process ended with %d\n", code);
+			dprintf(2, "a process ended with %d\n", code);
 	}
-	say("# %d lives\n", lives);
+	dprintf(2, "%d lives\n", lives);
 	ok(lives >= processes, "every process has lived");
 	is(bad, 0, "pages with the wrong content");
 	is(refused, 0, "forks and mappings refused");

@@ -109,7 +109,10 @@ impl Memory {
         reclaim.round.wait_for(seen, Duration::from_millis(10));
         if self.manager.available() > 0 {
             Room::There
-        } else if reclaim.barren.load(Ordering::SeqCst) >= BARREN_ROUNDS {
+        } else if reclaim.barren.load(Ordering::SeqCst) >= BARREN_ROUNDS
+            && reclaim.barren.swap(0, Ordering::SeqCst) >= BARREN_ROUNDS
+        {
+            // Told to one only: what it gives up may be enough for the others.
             Room::Never
         } else {
             Room::Wait
