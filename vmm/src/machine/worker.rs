@@ -208,6 +208,11 @@ impl Worker {
             strace.result(&c, shared.table.get(nr), &result);
         }
         match signal::settle(&mut c, result) {
+            Settled::Again
+                if std::mem::take(&mut thread.yields) && shared.kernel.sched.others_wait() =>
+            {
+                Turn::SliceOver
+            }
             Settled::Again => Turn::Again,
             Settled::Park(wait) => Turn::Park(wait),
             Settled::Exited => Turn::Exited,

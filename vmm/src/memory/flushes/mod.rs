@@ -285,7 +285,12 @@ impl Flushes {
     }
 
     /// Waits until no virtual CPU is inside `root` with a flush of `space`, as of now, uncovered.
-    fn gate(&self, queues: &mut WaitGuard<'_, rank::FlushQueues, Queues>, space: SpaceId, root: u64) {
+    fn gate(
+        &self,
+        queues: &mut WaitGuard<'_, rank::FlushQueues, Queues>,
+        space: SpaceId,
+        root: u64,
+    ) {
         let last = |q: &Queues| {
             q.spaces
                 .get(&space)
