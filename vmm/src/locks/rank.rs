@@ -95,6 +95,8 @@ ranks! {
     TimerSchedule,
     /// What must live as long as the virtual machine.
     VmOwners,
+    /// What guards an address space's mappings; held while it maps.
+    Guards,
     /// The memory manager's supervisor tables.
     Supervisor,
     /// An address space.

@@ -1,15 +1,17 @@
 //! Guest memory: the frame pool, the memory manager over it, and the pager that does its reads.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use shadow_mm::{Access, Denied, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
 
 pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
+pub use guard::{GuardCounters, GuardReport};
 pub use pool::{FRAME, Pool, PoolError};
 pub use shadow_mm::Space;
 
 mod flushes;
+mod guard;
 mod pager;
 mod pool;
 
@@ -66,6 +68,8 @@ pub struct Memory {
     pub manager: Manager<VmmPlatform>,
     /// Flushes that wait for a virtual CPU.
     pub flushes: Flushes,
+    /// Set if guests' anonymous mappings are guarded.
+    pub guard: OnceLock<GuardCounters>,
 }
 
 impl Debug for Memory {
@@ -80,7 +84,11 @@ impl Memory {
     /// Wraps a manager.
     #[must_use]
     pub fn new(manager: Manager<VmmPlatform>, flushes: Flushes) -> Self {
-        Self { manager, flushes }
+        Self {
+            manager,
+            flushes,
+            guard: OnceLock::new(),
+        }
     }
 
     /// Runs `f` on the frame behind one page, pinned for the time. Breaks copy-on-write for
@@ -138,7 +146,7 @@ impl Memory {
     /// Waits until no virtual CPU runs `space` with translations that were taken away before this call.
     /// No lock may be held.
     pub fn quiesce(&self, space: &Space<VmmPlatform>) {
-        self.flushes.quiesce(space.id(), space.root());
+        self.flushes.quiesce(space);
     }
 
     /// Has the flushes that wait finished soon, so that their frames come back, and waits for it. False if

@@ -15,6 +15,7 @@ use crate::memory::Backing;
 
 mod advise;
 mod brk;
+pub mod guard;
 mod map;
 mod remap;
 

@@ -280,6 +280,9 @@ fn clone(c: &mut Ctx<'_>, request: Request) -> SysResult {
         New::Process => insert_child(c, &request, &mut thread)?,
         New::Thread => insert_thread(c, &mut thread)?,
     };
+    if !Arc::ptr_eq(&c.t.mm, &thread.mm) {
+        thread.mm.inherit_guards(&c.t.mm, pid);
+    }
     if request.flags.contains(Flags::PARENT_SETTID) {
         // As Linux: an address that cannot be written is the caller's own problem.
         let _ = c.mem().write_obj(request.parent_tid, &pid);
