@@ -78,9 +78,12 @@ pub fn be_alone(c: &mut Ctx<'_>) -> Result<(), Stop> {
         return Err(Errno::AGAIN.into());
     }
     if p.threads.len() > 1 {
-        p.exec = Some(c.t.tid);
-        for &tid in p.threads.keys().filter(|&&tid| tid != c.t.tid) {
-            send::notify(&c.k.sched, p, tid);
+        // Told once: telling moves the epoch, and the caller could never park.
+        if p.exec.is_none() {
+            p.exec = Some(c.t.tid);
+            for &tid in p.threads.keys().filter(|&&tid| tid != c.t.tid) {
+                send::notify(&c.k.sched, p, tid);
+            }
         }
         return Err(Stop::Block(Wait {
             keys: vec![WaitKey::Alone(c.t.pid)],
