@@ -27,6 +27,8 @@ pub mod wait;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod thread_tests;
 
 pub use groups::tty_check;
 pub use image::{Image, commit_exec};
