@@ -7,6 +7,14 @@ fn tap(name: &str, args: &[&str]) -> Case {
     Case::new(&format!("programs/{name}"), launch, Expect::Tap)
 }
 
+/// Processes that have four times the memory of the machine, and more once they fork.
+fn thrash() -> Case {
+    let launch = Launch::new("{programs}/thrash", &["8", "6144", "4"])
+        .in_rig(&["6", "5120", "3"])
+        .options(&["--memory", "16M", "--page-file", "256M"]);
+    Case::new("programs/thrash", launch, Expect::Tap).seconds(240)
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let mut mmap = tap("mmap", &["{work}"]);
     let mut fds = tap("fds", &["{work}"]);
@@ -43,6 +51,7 @@ pub(crate) fn cases() -> Vec<Case> {
         threads("threads_on_one_cpu", ["threads", "100"], "50", "1"),
         threads("thread_storm", ["thread_storm", "200"], "40", "4"),
         threads("shootdown", ["shootdown", "200"], "40", "2"),
+        thrash(),
         tap("waits", &[]),
         tap("misbehave", &[]).seconds(120),
     ]
