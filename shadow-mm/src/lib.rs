@@ -12,12 +12,14 @@
 //!
 //! ```text
 //! Space::state (one for each space, never two at once) ──┐
-//! Manager::supervisor_lock ──────────────────────────────┴──> Manager::pfns (the PFN lock)
+//! Manager::supervisor_lock ──────────────────────────────┼──> Manager::pfns (the PFN lock)
+//! Manager::spaces (a leaf) <─────────────────────────────┘
 //! ```
 //!
 //! * The **space lock** protects a space's mappings, counts, clone descriptors, and everything in its
 //!   page tables except the bits hardware sets.
-//! * The **PFN lock** protects the PFN database, the lists, and all clone headers and blocks. It is held
+//! * The **PFN lock** protects the PFN database, the lists, and all clone headers and blocks,
+//!   and the prototypes of all sections. It is held
 //!   for one leaf table's entries, or one walk of the tables above, and never while a frame's content is copied or zeroed.
 //! * A fork holds its parent's space lock; the child has no lock to take until it is published.
 //! * [`Manager::check`] alone locks several spaces, in the order of their numbers.
@@ -29,8 +31,7 @@
 //! # Known holes
 //!
 //! Pages are never taken from a space that has them: working sets, the page file and the modified writer
-//! are still to come. Two faults on one page of a file read it twice, and the second read is
-//! dropped. Fork is eager: its cost is proportional to the resident pages.
+//! are still to come. Pages of files that nobody maps are taken when frames run out. Fork is eager: its cost is proportional to the resident pages.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -48,6 +49,7 @@ mod outcome;
 mod pfn;
 mod proto;
 pub mod pte;
+mod section;
 mod shadow;
 pub mod sim;
 mod space;
@@ -69,7 +71,8 @@ pub use limits::{LayoutError, Limits, PoolLayout};
 pub use manager::{CreateError, Manager};
 pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, Resolution};
 pub use pfn::PfnState;
-pub use proto::{BlockId, HeaderId};
+pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, SectionPage};
+pub use section::{SectionAt, SectionError, WriteFailed, WriteTicket};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, Forked, MapError, MapRequest, Mapped,
     PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space, UnmapError,
@@ -77,4 +80,4 @@ pub use space::{
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};
-pub use vad::{MAX_MAPPINGS, MapKind, VadFlags, VadInfo, VadTag};
+pub use vad::{MAX_MAPPINGS, MapKind, Sharing, VadFlags, VadInfo, VadTag};

@@ -1,6 +1,7 @@
 //! The manager: what all spaces of one frame pool have in common.
 
-use alloc::sync::Arc;
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -33,6 +34,8 @@ pub struct Manager<P: Platform> {
     next_space: AtomicU64,
     /// Spaces that hold frames.
     pub(crate) live_spaces: AtomicU64,
+    /// The spaces that were not deleted. A leaf among the locks.
+    pub(crate) spaces: Mutex<P::Lock, BTreeMap<SpaceId, Weak<Space<P>>>>,
 }
 
 /// Why a space cannot be made. Nothing has changed.
@@ -85,6 +88,9 @@ impl Demand {
     }
 }
 
+/// Pages of sections freed together once frames run out: looking for them is what costs.
+const EVICT_AT_ONCE: usize = 256;
+
 impl<P: Platform> Manager<P> {
     /// A manager of a pool whose frames all read as zero.
     ///
@@ -110,6 +116,7 @@ impl<P: Platform> Manager<P> {
             counters: Counters::default(),
             next_space: AtomicU64::new(1),
             live_spaces: AtomicU64::new(0),
+            spaces: Mutex::new(BTreeMap::new()),
         })
     }
 
@@ -157,7 +164,14 @@ impl<P: Platform> Manager<P> {
     pub(crate) fn publish(&self, root: Pfn, state: SpaceState<P::Backing>) -> Arc<Space<P>> {
         self.live_spaces.fetch_add(1, Relaxed);
         let id = SpaceId::new(self.next_space.fetch_add(1, Relaxed));
-        Arc::new(Space::new(id, root, state))
+        let space = Arc::new(Space::new(id, root, state));
+        self.spaces.lock().insert(id, Arc::downgrade(&space));
+        space
+    }
+
+    /// A space that was not deleted.
+    pub(crate) fn find_space(&self, id: SpaceId) -> Option<Arc<Space<P>>> {
+        self.spaces.lock().get(&id).and_then(Weak::upgrade)
     }
 
     /// The flush is done: no vCPU has any of its translations. Its frames return to the pool, unless
@@ -179,6 +193,14 @@ impl<P: Platform> Manager<P> {
         let mut tables = Vec::new();
         {
             let mut db = self.pfns.lock();
+            db.reap();
+            let lacking = (demand.data as u64)
+                .saturating_sub(u64::from(db.zone(ZoneKind::Data).available()))
+                as usize;
+            if lacking > 0 {
+                let evicted = db.evict_section_pages(lacking.max(EVICT_AT_ONCE));
+                add(&self.counters.section_pages_evicted, evicted as u64);
+            }
             let enough = take(
                 &mut db,
                 ZoneKind::Tables,
@@ -242,10 +264,13 @@ impl<P: Platform> Manager<P> {
     /// The counters, and the frames by state.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
-        let db = self.pfns.lock();
+        let mut db = self.pfns.lock();
+        db.reap();
         StatsSnapshot {
             clone_blocks: db.clones.live_blocks(),
             clone_headers: CloneTable::iter(&db.clones).count() as u64,
+            sections: db.sections.iter().count() as u64,
+            section_pages: db.sections.resident,
             data: zone_stats(db.zone(ZoneKind::Data)),
             tables: zone_stats(db.zone(ZoneKind::Tables)),
             ..self.counters.snapshot()

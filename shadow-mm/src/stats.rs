@@ -20,6 +20,10 @@ macro_rules! counters {
             pub clone_blocks: u64,
             /// Clone headers alive.
             pub clone_headers: u64,
+            /// Sections alive.
+            pub sections: u64,
+            /// Frames that sections have.
+            pub section_pages: u64,
             /// Guest pages' frames.
             pub data: ZoneStats,
             /// Page tables' frames.
@@ -40,6 +44,12 @@ counters! {
     faults_demand_zero,
     /// Faults that read a file.
     faults_file_read,
+    /// Faults that mapped a page a section had already.
+    faults_mapped,
+    /// Faults that found their page being read for another.
+    faults_collided,
+    /// Pages of sections that were mapped because a neighbour faulted.
+    pages_mapped_around,
     /// Faults that copied a page.
     faults_copy_on_write,
     /// Faults that made a page writable in place.
@@ -74,6 +84,12 @@ counters! {
     reads_issued,
     /// Pages those tickets were for.
     pages_read,
+    /// Pages of sections whose frame was taken because frames were short.
+    section_pages_evicted,
+    /// Write-backs handed out.
+    writes_issued,
+    /// Pages those write-backs were for.
+    pages_written,
 }
 
 /// The frames of one zone, by state.
@@ -125,6 +141,7 @@ impl Counters {
         let counter = match kind {
             FaultKind::DemandZero => &self.faults_demand_zero,
             FaultKind::FileRead => &self.faults_file_read,
+            FaultKind::Mapped => &self.faults_mapped,
             FaultKind::CopyOnWrite => &self.faults_copy_on_write,
             FaultKind::MadeWritable => &self.faults_made_writable,
             FaultKind::Spurious => &self.faults_spurious,

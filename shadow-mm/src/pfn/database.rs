@@ -4,7 +4,7 @@ use super::entry::{Owner, PfnEntry, PfnFlags, PfnState};
 use super::token::{FreeFrame, ReadyFrame, Taken, ZeroedFrame};
 use super::zone::Zone;
 use crate::addr::{Pfn, PfnRange};
-use crate::proto::{BlockId, CloneTable};
+use crate::proto::{BlockId, CloneTable, SectionTable};
 
 /// A zone is *short* when fewer than one frame in this many is left; then nothing is mapped ahead of
 /// need.
@@ -32,6 +32,7 @@ pub(crate) struct PfnDatabase {
     data: Zone,
     tables: Zone,
     pub(crate) clones: CloneTable,
+    pub(crate) sections: SectionTable,
     /// Frames with at least one write pin: zero lets a fork skip looking for them.
     write_pinned: u32,
     #[cfg(feature = "fault-injection")]
@@ -45,6 +46,7 @@ impl PfnDatabase {
             data: Zone::new(data)?,
             tables: Zone::new(tables)?,
             clones: CloneTable::default(),
+            sections: SectionTable::default(),
             write_pinned: 0,
             #[cfg(feature = "fault-injection")]
             faults: crate::limits::FailPlan::Never,
@@ -136,14 +138,17 @@ impl PfnDatabase {
     }
 
     /// One entry fewer maps the frame, but a stale translation may: the frame is held for the flush,
-    /// and [`Self::release`] ends that. At share zero it is in flight and has no owner.
+    /// and [`Self::release`] ends that. At share zero it is in flight and has no owner, unless a section
+    /// still has it.
     pub(crate) fn drop_share_held(&mut self, pfn: Pfn) {
         let entry = self.entry_mut(pfn);
         debug_assert!(entry.share > 0, "{pfn:?} lost more shares than it had");
         entry.refs += 1;
         entry.share -= u32::from(cfg!(not(mutant = "lost_share")));
         if entry.share == 0 {
-            entry.owner = Owner::None;
+            if !matches!(entry.owner, Owner::Section { .. }) {
+                entry.owner = Owner::None;
+            }
             self.zone_of(pfn).set_state(pfn, PfnState::InFlight);
         }
     }
@@ -158,10 +163,13 @@ impl PfnDatabase {
         }
     }
 
-    /// Pins a mapped frame; `write` if the holder may store into it.
+    /// Pins a mapped frame, or one of a section; `write` if the holder may store into it.
     pub(crate) fn pin(&mut self, pfn: Pfn, write: bool) {
         let entry = self.entry_mut(pfn);
-        debug_assert!(entry.share > 0, "{pfn:?} is pinned but not mapped");
+        debug_assert!(
+            entry.share > 0 || entry.refs > 0,
+            "{pfn:?} is pinned but free"
+        );
         entry.refs += 1;
         if write {
             entry.write_pins += 1;
@@ -177,6 +185,8 @@ impl PfnDatabase {
         let entry = self.entry_mut(pfn);
         if write {
             debug_assert!(entry.write_pins > 0, "{pfn:?} has no write pin");
+            // Its holder may have stored after the page was written back.
+            entry.flags |= PfnFlags::MODIFIED;
             entry.write_pins -= 1;
             if entry.write_pins == 0 {
                 self.write_pinned -= 1;
@@ -203,7 +213,11 @@ impl PfnDatabase {
     pub(crate) fn block_of(&self, pfn: Pfn) -> Option<BlockId> {
         match self.entry(pfn).owner {
             Owner::Clone(block) => Some(block),
-            Owner::None | Owner::Entry { .. } | Owner::Root | Owner::Supervisor => None,
+            Owner::None
+            | Owner::Entry { .. }
+            | Owner::Section { .. }
+            | Owner::Root
+            | Owner::Supervisor => None,
         }
     }
 
@@ -222,11 +236,11 @@ impl PfnDatabase {
         }
     }
 
-    fn entry_mut(&mut self, pfn: Pfn) -> &mut PfnEntry {
+    pub(super) fn entry_mut(&mut self, pfn: Pfn) -> &mut PfnEntry {
         self.zone_of(pfn).entry_mut(pfn)
     }
 
-    fn zone_of(&mut self, pfn: Pfn) -> &mut Zone {
+    pub(super) fn zone_of(&mut self, pfn: Pfn) -> &mut Zone {
         if self.tables.range().contains(pfn) {
             &mut self.tables
         } else {

@@ -11,6 +11,7 @@
 
 mod database;
 mod entry;
+mod sections;
 mod token;
 mod zone;
 

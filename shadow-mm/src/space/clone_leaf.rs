@@ -55,9 +55,16 @@ impl<P: Platform> Manager<P> {
                     db.mark_modified(entry.frame);
                 }
             }
-            share_frame(&mut db, clone, entry);
-            let flags = child_flags(entry.flags.shared());
-            let entry = entry.with_flags(flags);
+            let flags = if shared && db.block_of(entry.frame).is_none() {
+                // A section's page: its views need no clone block.
+                db.add_share(entry.frame);
+                clone.resident += 1;
+                entry.flags
+            } else {
+                share_frame(&mut db, clone, entry);
+                entry.flags.shared()
+            };
+            let entry = entry.with_flags(child_flags(flags));
             let table = child.ensure_leaf(&mut db, vpn, &mut clone.plan.reserve.tables);
             child.install(&mut db, table, index, entry);
         }

@@ -15,6 +15,7 @@ mod query;
 mod remap;
 mod state;
 mod unmap;
+mod view;
 mod zap;
 
 use core::fmt;
@@ -35,6 +36,7 @@ pub use query::PageInfo;
 pub use remap::{RemapError, RemapRequest};
 pub(crate) use state::SpaceState;
 pub use unmap::UnmapError;
+pub(crate) use view::view_flags;
 
 /// One guest process's memory: its mappings and its page tables.
 ///

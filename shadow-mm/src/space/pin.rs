@@ -26,6 +26,7 @@ impl<P: Platform> Manager<P> {
                 self.count(&other);
                 return match other {
                     FaultOutcome::Read(ticket) => PinOutcome::Read(ticket),
+                    FaultOutcome::Wait(pending) => PinOutcome::Wait(pending),
                     FaultOutcome::Denied(denied) => PinOutcome::Denied(denied),
                     FaultOutcome::NoMemory | FaultOutcome::Resolved(_) => PinOutcome::NoMemory,
                 };

@@ -81,6 +81,8 @@ pub(super) fn drop_page<B: Clone + Eq>(
         Some(block) => {
             state.descriptors.drop_reference(db, block);
         }
+        // A section's page, or one its section has lost.
+        None if old.flags.contains(EntryFlags::PROTOTYPE) => {}
         None => state.private -= 1,
     }
     db.drop_share_held(old.frame);

@@ -129,6 +129,7 @@ impl Cpu {
             match outcome {
                 FaultOutcome::Resolved(resolution) => self.flush(mm, resolution.flush),
                 FaultOutcome::Read(_) => return Err("a read after a read".into()),
+                FaultOutcome::Wait(_) => return Err("a read under way".into()),
                 FaultOutcome::Denied(denied) => return Err(format!("{denied:?}")),
                 FaultOutcome::NoMemory => return Err("NoMemory".into()),
             }

@@ -11,6 +11,7 @@ use crate::config::RunConfig;
 use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
 use crate::linux::vdso::data::CpuSource;
+use crate::memory::Writeback;
 
 pub mod builder;
 pub mod fpu;
@@ -125,6 +126,7 @@ impl Machine {
         let kernel = Arc::clone(&self.shared.kernel);
         let failure = Arc::new(Mutex::new(None));
         let timed_out = Arc::new(AtomicBool::new(false));
+        let writeback = Writeback::start(&kernel.memory).map_err(RunError::Thread)?;
         let host = self.io.start(&kernel);
         let started = self.start_workers(&failure).and_then(|workers| {
             let clock = self.start_clock(timeout, &timed_out)?;
@@ -141,6 +143,7 @@ impl Machine {
             }
         }
         host.stop();
+        writeback.stop();
         let status = kernel.state().main_status;
         let report = self.take_down();
         if let Some(error) = failure.lock().take() {
@@ -220,6 +223,7 @@ impl Machine {
         let processes = std::mem::take(&mut kernel.state().procs);
         // Dropped without the lock: descriptors wake what waits for them.
         drop(processes);
+        memory.sections.close(memory);
         memory.acknowledge(memory.flushes.drain());
         Report {
             exits: self.shared.counters.snapshot(),

@@ -1,17 +1,27 @@
-//! Guest memory: the frame pool, the memory manager over it, and the pager that does its reads.
+//! Guest memory: the frame pool, the memory manager over it, the pager that does its reads, and the
+//! sections of mapped files.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use shadow_mm::{Access, Denied, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
+use shadow_mm::{
+    Access, Denied, FaultKind, FaultOutcome, Flush, GuestVa, Manager, Pending, Pfn, Pin,
+    PinOutcome, Progress,
+};
 
+pub use content::{Backing, Content, FileId, Version};
 pub use flushes::{FlushWork, Flushes};
 pub use pool::{FRAME, Pool, PoolError};
+pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;
+pub use writeback::Writeback;
 
+mod content;
 mod flushes;
 mod pager;
 mod pool;
+mod sections;
+mod writeback;
 
 /// What the memory manager is instantiated with.
 #[derive(Debug)]
@@ -22,34 +32,6 @@ impl shadow_mm::Platform for VmmPlatform {
     type Lock = parking_lot::RawMutex;
     type Backing = Backing;
 }
-
-/// Content behind a private file mapping.
-pub trait Content: Debug + Send + Sync {
-    /// Reads at `offset`; fewer bytes than asked only at the end of the file.
-    ///
-    /// # Errors
-    /// The host's.
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize>;
-
-    /// Device and inode, as `/proc/PID/maps` shows them.
-    fn identity(&self) -> (u64, u64);
-
-    /// Guest path, for `/proc/PID/maps`.
-    fn path(&self) -> Vec<u8>;
-}
-
-/// Handle of a mapped file, held by the ranges that map it. Two handles are equal if they are the
-/// same open file, so that neighbouring ranges of it can be one.
-#[derive(Clone, Debug)]
-pub struct Backing(pub Arc<dyn Content>);
-
-impl PartialEq for Backing {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Eq for Backing {}
 
 /// Why guest memory could not be accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +48,19 @@ pub struct Memory {
     pub manager: Manager<VmmPlatform>,
     /// Flushes that wait for a virtual CPU.
     pub flushes: Flushes,
+    /// The files that are mapped.
+    pub sections: Sections,
+    reads: pager::Reads,
+    bell: writeback::Bell,
+}
+
+/// A fault that was resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// How.
+    pub kind: FaultKind,
+    /// Whether a file was read for it, or waited for.
+    pub read: bool,
 }
 
 impl Debug for Memory {
@@ -80,7 +75,13 @@ impl Memory {
     /// Wraps a manager.
     #[must_use]
     pub fn new(manager: Manager<VmmPlatform>, flushes: Flushes) -> Self {
-        Self { manager, flushes }
+        Self {
+            manager,
+            flushes,
+            sections: Sections::default(),
+            reads: pager::Reads::default(),
+            bell: writeback::Bell::default(),
+        }
     }
 
     /// Runs `f` on the frame behind one page, pinned for the time. Breaks copy-on-write for
@@ -107,16 +108,83 @@ impl Memory {
         va: GuestVa,
         access: Access,
     ) -> Result<Pin, AccessError> {
+        let mut relieved = false;
         loop {
             match self.manager.pin(space, va.vpn(), access) {
                 PinOutcome::Pinned(pin, flush) => {
                     self.submit(flush);
                     return Ok(pin);
                 }
-                PinOutcome::Read(ticket) => self.fill(ticket),
+                PinOutcome::Read(ticket) => match self.fill(ticket) {
+                    FaultOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
+                    other => self.settle(other),
+                },
+                PinOutcome::Wait(pending) => self.wait(&pending)?,
                 PinOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
-                PinOutcome::NoMemory => return Err(AccessError::NoMemory),
+                PinOutcome::NoMemory if relieved => return Err(AccessError::NoMemory),
+                PinOutcome::NoMemory => {
+                    relieved = true;
+                    self.relieve();
+                }
             }
+        }
+    }
+
+    /// Resolves a fault of the guest's, reading files for it.
+    ///
+    /// # Errors
+    /// The guest may not, or no frame is left.
+    pub fn fault(
+        &self,
+        space: &Arc<Space<VmmPlatform>>,
+        va: GuestVa,
+        access: Access,
+    ) -> Result<Fault, AccessError> {
+        let mut read = false;
+        let mut relieved = false;
+        let mut outcome = self.manager.fault(space, va, access);
+        loop {
+            outcome = match outcome {
+                FaultOutcome::Resolved(resolution) => {
+                    let kind = resolution.kind;
+                    self.submit(resolution.flush);
+                    return Ok(Fault { kind, read });
+                }
+                FaultOutcome::Read(ticket) => {
+                    read = true;
+                    self.fill(ticket)
+                }
+                FaultOutcome::Wait(pending) => {
+                    read = true;
+                    self.wait(&pending)?;
+                    self.manager.fault(space, va, access)
+                }
+                FaultOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
+                FaultOutcome::NoMemory if relieved => return Err(AccessError::NoMemory),
+                FaultOutcome::NoMemory => {
+                    relieved = true;
+                    self.relieve();
+                    self.manager.fault(space, va, access)
+                }
+            };
+        }
+    }
+
+    /// Makes pages of files that can be taken out of pages that must be written first.
+    fn relieve(&self) {
+        if self.sections.untidy() {
+            self.sections.tidy(self);
+        }
+    }
+
+    /// Waits until a read that somebody else does has ended.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn wait(&self, pending: &Pending) -> Result<(), AccessError> {
+        match self.reads.wait(pending) {
+            Progress::Failed => Err(AccessError::Denied(Denied::IoError)),
+            Progress::Ended | Progress::UnderWay => Ok(()),
         }
     }
 
@@ -135,6 +203,9 @@ impl Memory {
         for flush in self.flushes.submit_dead(flush) {
             self.manager.flushed(flush);
         }
+        if self.sections.untidy() {
+            self.views_changed();
+        }
     }
 
     /// Acknowledges flushes.
@@ -145,13 +216,20 @@ impl Memory {
     }
 
     /// Performs one read of the memory manager: the file's bytes into its frames.
-    pub fn fill(&self, ticket: shadow_mm::IoTicket<VmmPlatform>) {
-        pager::fill(self, ticket);
+    /// The answer is that of the fault the read was for, made again.
+    pub fn fill(&self, ticket: shadow_mm::IoTicket<VmmPlatform>) -> FaultOutcome<VmmPlatform> {
+        pager::fill(self, ticket)
+    }
+
+    /// A shared mapping may have gone: what was stored to it is to be written soon, and what nobody
+    /// maps let go.
+    pub fn views_changed(&self) {
+        self.bell.ring();
     }
 
     /// Takes what is left of an outcome whose only point was its side effects.
-    fn settle(&self, outcome: shadow_mm::FaultOutcome<VmmPlatform>) {
-        if let shadow_mm::FaultOutcome::Resolved(resolution) = outcome {
+    fn settle(&self, outcome: FaultOutcome<VmmPlatform>) {
+        if let FaultOutcome::Resolved(resolution) = outcome {
             self.submit(resolution.flush);
         }
     }
