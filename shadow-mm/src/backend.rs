@@ -8,12 +8,47 @@ use crate::addr::{EntryIndex, Pfn};
 pub trait Platform: 'static {
     /// Guest RAM.
     type Store: FrameStore;
-    /// The raw mutex every lock of the manager is made of.
-    type Lock: lock_api::RawMutex + Send + Sync;
+    /// The raw mutexes the manager's locks are made of: one type for all of them, or a type for each
+    /// place in the tree.
+    type Lock: Locks;
     /// The handle of a mapped file. The manager keeps clones of it in VADs and I/O tickets, compares
     /// them, and drops them when nothing maps the file any more, the last one with no lock held.
     type Backing: Clone + Eq + Send + Sync + Debug;
 }
+
+/// The raw mutexes of the manager's locks, by their place in the tree of locks (see the crate's
+/// documentation). Any raw mutex is a family of its own that does not tell the places apart; an embedder
+/// that checks the order gives each place a type that knows its rank.
+pub trait Locks: 'static {
+    /// Of changes of the supervisor's tables.
+    type Supervisor: lock_api::RawMutex + Send + Sync;
+    /// Of a space.
+    type Space: lock_api::RawMutex + Send + Sync;
+    /// Of the list of spaces, through which a section finds its views.
+    type Section: lock_api::RawMutex + Send + Sync;
+    /// Of the PFN database: the last.
+    type Pfns: lock_api::RawMutex + Send + Sync;
+}
+
+impl<L: lock_api::RawMutex + Send + Sync + 'static> Locks for L {
+    type Supervisor = L;
+    type Space = L;
+    type Section = L;
+    type Pfns = L;
+}
+
+/// The lock of a space.
+pub(crate) type SpaceMutex<P, T> = lock_api::Mutex<<<P as Platform>::Lock as Locks>::Space, T>;
+/// A locked space.
+pub(crate) type SpaceGuard<'a, P, T> =
+    lock_api::MutexGuard<'a, <<P as Platform>::Lock as Locks>::Space, T>;
+/// The lock of the list of spaces.
+pub(crate) type SpacesMutex<P, T> = lock_api::Mutex<<<P as Platform>::Lock as Locks>::Section, T>;
+/// The lock of the PFN database.
+pub(crate) type PfnMutex<P, T> = lock_api::Mutex<<<P as Platform>::Lock as Locks>::Pfns, T>;
+/// The lock of the supervisor's tables.
+pub(crate) type SupervisorMutex<P> =
+    lock_api::Mutex<<<P as Platform>::Lock as Locks>::Supervisor, ()>;
 
 /// Guest RAM, by frame.
 ///

@@ -11,9 +11,8 @@
 //! Entry points take `&self`. The locks are a tree, taken from left to right:
 //!
 //! ```text
-//! Space::state (one for each space, never two at once) ──┐
-//! Manager::supervisor_lock ──────────────────────────────┼──> Manager::pfns (the PFN lock)
-//! Manager::spaces (a leaf) <─────────────────────────────┘
+//! Space::state (one for each space, never two at once) ──> Manager::spaces ──┐
+//! Manager::supervisor_lock ──────────────────────────────────────────────────┴──> Manager::pfns (the PFN lock)
 //! ```
 //!
 //! * The **space lock** protects a space's mappings, counts, clone descriptors, and everything in its
@@ -23,6 +22,9 @@
 //!   for one leaf table's entries, or one walk of the tables above, and never while a frame's content is copied or zeroed.
 //! * A fork holds its parent's space lock; the child has no lock to take until it is published.
 //! * [`Manager::check`] alone locks several spaces, in the order of their numbers.
+//!
+//! [`Locks`] gives each place a type of its own, so that an embedder can check the order whenever a lock is
+//! taken; `tests/shuttle` runs the verbs against each other under made-up schedules.
 //!
 //! # Invariants
 //!
@@ -62,7 +64,7 @@ pub use addr::{
     EntryIndex, GuestVa, Level, PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange, SpaceId, TABLE_ENTRIES, Vpn,
     VpnRange,
 };
-pub use backend::{FrameStore, Platform};
+pub use backend::{FrameStore, Locks, Platform};
 pub use check::{Count, Violation};
 pub use flush::{Flush, FlushEntry, MAX_EDITS_PER_TABLE};
 #[cfg(feature = "fault-injection")]

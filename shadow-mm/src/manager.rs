@@ -5,10 +5,8 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use lock_api::Mutex;
-
 use crate::addr::{Pfn, SpaceId, Vpn, VpnRange};
-use crate::backend::Platform;
+use crate::backend::{PfnMutex, Platform, SpacesMutex, SupervisorMutex};
 use crate::flush::Flush;
 use crate::limits::{LayoutError, Limits, PoolLayout};
 use crate::pfn::{Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind};
@@ -23,19 +21,19 @@ use crate::vad::VadSet;
 pub struct Manager<P: Platform> {
     pub(crate) store: P::Store,
     /// The PFN lock: the last lock taken.
-    pub(crate) pfns: Mutex<P::Lock, PfnDatabase>,
+    pub(crate) pfns: PfnMutex<P, PfnDatabase>,
     pub(crate) limits: Limits,
     pub(crate) layout: PoolLayout,
     /// The table all roots name in their supervisor slot.
     pub(crate) supervisor: Pfn,
     /// Serialises changes of the supervisor's tables; taken before the PFN lock.
-    pub(crate) supervisor_lock: Mutex<P::Lock, ()>,
+    pub(crate) supervisor_lock: SupervisorMutex<P>,
     pub(crate) counters: Counters,
     next_space: AtomicU64,
     /// Spaces that hold frames.
     pub(crate) live_spaces: AtomicU64,
-    /// The spaces that were not deleted. A leaf among the locks.
-    pub(crate) spaces: Mutex<P::Lock, BTreeMap<SpaceId, Weak<Space<P>>>>,
+    /// The spaces that were not deleted. Nothing is locked while this is.
+    pub(crate) spaces: SpacesMutex<P, BTreeMap<SpaceId, Weak<Space<P>>>>,
 }
 
 /// Why a space cannot be made. Nothing has changed.
@@ -108,15 +106,15 @@ impl<P: Platform> Manager<P> {
         let supervisor = db.activate(first.zeroed(&store).0.into(), Owner::Supervisor);
         Ok(Self {
             store,
-            pfns: Mutex::new(db),
+            pfns: PfnMutex::<P, _>::new(db),
             limits,
             layout,
             supervisor,
-            supervisor_lock: Mutex::new(()),
+            supervisor_lock: SupervisorMutex::<P>::new(()),
             counters: Counters::default(),
             next_space: AtomicU64::new(1),
             live_spaces: AtomicU64::new(0),
-            spaces: Mutex::new(BTreeMap::new()),
+            spaces: SpacesMutex::<P, _>::new(BTreeMap::new()),
         })
     }
 

@@ -7,7 +7,8 @@ target="${CARGO_TARGET_DIR:-../target}/mutants"
 mkdir -p "$target"
 target=$(cd "$target" && pwd)
 all="lost_share skipped_flush skipped_copy lost_dirty held_taken leaked_table
-     lost_descriptor pinned_shared supervisor_zapped unzeroed_page"
+     lost_descriptor pinned_shared supervisor_zapped unzeroed_page
+     early_reuse skipped_recheck"
 survived=0
 for mutant in ${*:-$all}; do
     log="$target/$mutant.log"

@@ -10,7 +10,7 @@ use vmm::hv::kvm::vcpu::Vcpu;
 use vmm::hv::{Exit, Flush};
 use vmm::linux::thread::Regs;
 use vmm::machine::hardware::Hardware;
-use vmm::memory::{Flushes, VmmPlatform};
+use vmm::memory::VmmPlatform;
 
 const CODE: u64 = 0x40_0000;
 const DATA: u64 = 0x50_0000;
@@ -79,7 +79,7 @@ impl Guest {
     fn run(&mut self, space: &Arc<Space<VmmPlatform>>, mut regs: Regs) -> Result<u64, u64> {
         let memory = Arc::clone(&self.hardware.memory);
         loop {
-            let work = memory.flushes.take(0, space.id(), space.root());
+            let work = memory.flushes.enter(0, space.id(), space.root());
             let flush = if work.needed {
                 Flush::All {
                     touches: &work.touches,
@@ -92,7 +92,7 @@ impl Guest {
                 .run(&mut regs, space.root().gpa(), flush)
                 .expect("KVM runs");
             assert!(done, "nothing kicks here");
-            memory.acknowledge(Flushes::done(work));
+            memory.acknowledge(memory.flushes.leave(0, &work, done));
             match exit {
                 Exit::Syscall => return Ok(regs.rax),
                 Exit::Trap(trap) if trap.vector == 14 => {
@@ -137,14 +137,16 @@ impl Guest {
 
     fn end(self, spaces: &[Arc<Space<VmmPlatform>>]) {
         let memory = &self.hardware.memory;
-        memory.manager.check(spaces).expect("the invariants hold");
+        let idle = [Arc::clone(&self.hardware.idle)];
+        let all = [spaces, &idle].concat();
+        memory.manager.check(&all).expect("the invariants hold");
         for space in spaces {
             memory.delete_space(space);
         }
         memory.acknowledge(memory.flushes.drain());
         memory
             .manager
-            .check(&[])
+            .check(&idle)
             .expect("the invariants hold at the end");
         let stats = memory.manager.stats();
         assert_eq!(

@@ -20,10 +20,8 @@ mod zap;
 
 use core::fmt;
 
-use lock_api::Mutex;
-
 use crate::addr::{Pfn, SpaceId};
-use crate::backend::{FrameStore, Platform};
+use crate::backend::{FrameStore, Platform, SpaceMutex};
 use crate::flush::Flush;
 use crate::shadow::Cursor;
 
@@ -46,7 +44,7 @@ pub struct Space<P: Platform> {
     id: SpaceId,
     root: Pfn,
     /// The space lock: taken before the PFN lock, and never two of them at once.
-    pub(crate) state: Mutex<P::Lock, SpaceState<P::Backing>>,
+    pub(crate) state: SpaceMutex<P, SpaceState<P::Backing>>,
 }
 
 impl<P: Platform> Space<P> {
@@ -54,7 +52,7 @@ impl<P: Platform> Space<P> {
         Self {
             id,
             root,
-            state: Mutex::new(state),
+            state: SpaceMutex::<P, _>::new(state),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Moving and resizing a mapping (`mremap`). Frames keep their content; entries keep their state.
 
 use crate::addr::{Level, Vpn, VpnRange};
-use crate::backend::Platform;
+use crate::backend::{Platform, SpaceGuard};
 use crate::flush::{Flush, TableEdits};
 use crate::manager::{Demand, Manager, Reserve};
 use crate::pfn::Owner;
@@ -151,7 +151,7 @@ impl<P: Platform> Manager<P> {
     fn relocate(
         &self,
         space: &Space<P>,
-        mut guard: lock_api::MutexGuard<'_, P::Lock, SpaceState<P::Backing>>,
+        mut guard: SpaceGuard<'_, P, SpaceState<P::Backing>>,
         request: RemapRequest,
     ) -> Result<Mapped, RemapError> {
         let state = &mut *guard;

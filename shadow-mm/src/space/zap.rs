@@ -57,7 +57,11 @@ impl<P: Platform> Manager<P> {
             }
             if let Entry::Valid(old) = cursor.remove(&mut db, run.table, index) {
                 drop_page(&mut db, state, old);
-                flush.hold(old.frame);
+                if cfg!(mutant = "early_reuse") {
+                    db.release(old.frame);
+                } else {
+                    flush.hold(old.frame);
+                }
                 edits.add(index, vpn);
                 removed += 1;
             }

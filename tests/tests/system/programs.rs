@@ -19,6 +19,8 @@ pub(crate) fn cases() -> Vec<Case> {
         }
     }
     let on_tmpfs = Launch::new("{programs}/fds", &["/var/tmp"]).options(&["--tmpfs", "/var/tmp"]);
+    let sockets =
+        Launch::new("{programs}/sockets", &["/var/tmp"]).options(&["--tmpfs", "/var/tmp"]);
     vec![
         tap("fork_tree", &["200"]).seconds(120),
         tap("cow_storm", &["500"]).seconds(120),
@@ -29,6 +31,7 @@ pub(crate) fn cases() -> Vec<Case> {
         tap("pipes", &[]),
         tap("clocks", &[]),
         fds,
+        Case::new("programs/sockets", sockets, Expect::Tap),
         Case::new("programs/fds_on_tmpfs", on_tmpfs, Expect::Tap),
         tap("waits", &[]),
         tap("misbehave", &[]).seconds(120),

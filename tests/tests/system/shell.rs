@@ -15,7 +15,17 @@ fn busybox(name: &str, line: &str) -> Case {
     Case::new(&format!("busybox/{name}"), launch, Expect::LikeNative).needs(&["busybox"])
 }
 
+/// A FIFO: whoever comes first waits, both sides at once does not, and the last to go ends the file.
+const FIFO: &str = r#"cd $(mktemp -d /var/tmp/vmm-test-fifo.XXXXXX) && mkfifo f && test -p f && echo made
+(sleep 0.2; echo through > f) & cat f; wait
+cat f > got & echo writer first > f; wait; cat got
+exec 3<>f; echo both >&3; read line <&3; echo $line; exec 3>&-
+(for i in 1 2 3; do echo $i; done > f) & while read n; do echo got $n; done < f
+timeout 1 cat f; echo $?
+rm f got; rmdir $(pwd)"#;
+
 pub(crate) fn cases() -> Vec<Case> {
+    let fifo = Launch::shell(FIFO).options(&["--tmpfs", "/var/tmp"]);
     let read = Launch::shell("while read a b; do echo \"$b $a\"; done; cat; echo end")
         .stdin("one two\nthree four\n");
     let binary: Vec<u8> = (0..200_000_u32).map(|i| (i * 7 % 251) as u8).collect();
@@ -74,6 +84,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "find_and_xargs",
             "find /usr/bin -name 'z*' -type f | sort | xargs -n 2 basename -a",
         ),
+        Case::new("shell/fifo", fifo, Expect::LikeNative),
         Case::new("shell/reads_its_input", read, Expect::LikeNative),
         Case::new(
             "shell/cat_keeps_every_byte",

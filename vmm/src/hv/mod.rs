@@ -12,7 +12,7 @@ pub use tsc::host_tsc;
 pub struct CpuError {
     /// Which state.
     pub what: &'static str,
-    /// `read`, `set` or `run`.
+    /// `read`, `set`, `run` or `touched`.
     pub verb: &'static str,
     /// The host's reason.
     #[source]

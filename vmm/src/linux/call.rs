@@ -46,6 +46,8 @@ pub struct CallRecord {
     pub deadline: Option<u64>,
     /// Bytes (or items) already transferred by a call that blocked half-way.
     pub progress: u64,
+    /// What an open(2) that waits has opened: it counts as open meanwhile.
+    pub opened: Option<std::sync::Arc<super::file::Description>>,
     /// It was interrupted: the next handler that runs ends or restarts it by this rule.
     pub interrupted: Option<Restart>,
 }

@@ -9,23 +9,23 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::Errno;
 use super::call::WaitKey;
 use super::file::Ready;
 use super::sched::Sched;
+use crate::locks::{Mutex, rank};
 
 /// Host descriptors that guest threads wait for.
 #[derive(Debug)]
 pub struct Events {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<rank::EventThread, Option<JoinHandle<()>>>,
 }
 
 struct Shared {
-    set: Mutex<Set>,
+    set: Mutex<rank::EventSet, Set>,
     /// Written to make the thread look at the set again.
     changed: OwnedFd,
     sched: Arc<Sched>,

@@ -5,11 +5,11 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
 use super::kernel::Kernel;
+use crate::locks::{Mutex, rank};
 use crate::memory::Backing;
 
 bitflags::bitflags! {
@@ -147,6 +147,16 @@ pub trait File: Debug + Send + Sync {
     fn watch(&self, k: &Kernel, interest: Ready, wait: &mut Wait) {
         let _ = (k, interest);
         wait.keys.extend(self.wait_key());
+    }
+
+    /// What open(2) must still wait for before it is complete: the other side of a FIFO.
+    fn unopened(&self) -> Option<WaitKey> {
+        None
+    }
+
+    /// The pipe behind it, if it is an end of one (`F_SETPIPE_SZ`).
+    fn pipe(&self) -> Option<&Arc<super::fd::pipe::Pipe>> {
+        None
     }
 
     /// Counts what an edge-triggered watcher must look at again (epoll(7)): it reports a file that
@@ -301,9 +311,9 @@ pub struct Description {
     /// Access mode and status flags (`O_ACCMODE | O_APPEND | O_NONBLOCK | ...`).
     flags: AtomicU32,
     /// The offset. Locked while a read or write that uses it is under way (POSIX: atomic).
-    pub offset: Mutex<u64>,
+    pub offset: Mutex<rank::Offset, u64>,
     /// The flock(2) lock it holds; given up when the last reference goes.
-    pub flock: Mutex<Option<super::fs::FlockGuard>>,
+    pub flock: Mutex<rank::FlockHeld, Option<super::fs::FlockGuard>>,
 }
 
 /// `O_NONBLOCK`.

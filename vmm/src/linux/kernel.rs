@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
-
 use super::call::Ctx;
 use super::exec::MachineInfo;
 use super::fs::Vfs;
@@ -11,6 +9,7 @@ use super::process::{Process, State};
 use super::sched::Sched;
 use super::time::Clock;
 use super::tty::Tty;
+use crate::locks::{Mutex, MutexGuard, rank};
 use crate::memory::Memory;
 
 /// Limits a person sets.
@@ -52,7 +51,7 @@ pub struct Kernel {
     pub limits: KernelLimits,
     /// What programs are told about the machine.
     pub info: MachineInfo,
-    state: Mutex<State>,
+    state: Mutex<rank::KernelState, State>,
 }
 
 impl Kernel {
@@ -85,7 +84,7 @@ impl Kernel {
 
     /// Locks the process tree. Never held across the virtual CPU, a host file operation or a fault
     /// that may read a file.
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, rank::KernelState, State> {
         self.state.lock()
     }
 }

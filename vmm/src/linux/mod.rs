@@ -18,6 +18,7 @@ pub mod file;
 pub mod fs;
 pub mod kernel;
 pub mod mm;
+pub mod net;
 pub mod proc;
 pub mod process;
 pub mod sched;

@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
-
 use super::Errno;
 use super::file::{Description, Location};
 use super::thread::{ThreadShared, Tid};
+use crate::locks::{Mutex, rank};
 use crate::memory::{Memory, Space, VmmPlatform};
 
 /// Process id, as the guest sees it.
@@ -28,7 +27,7 @@ pub struct AddressSpace {
     /// The memory manager's space.
     pub space: Arc<Space<VmmPlatform>>,
     /// The layout `execve` made.
-    pub layout: Mutex<MmLayout>,
+    pub layout: Mutex<rank::Layout, MmLayout>,
     memory: Arc<Memory>,
     deleted: AtomicBool,
 }

@@ -12,10 +12,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Condvar;
 
 use super::call::{Wait, WaitKey};
 use super::thread::{Thread, Tid};
+use crate::locks::{WaitMutex, rank};
 
 /// Stops a worker's virtual CPU from outside, so that it looks at its thread again.
 pub trait Kick: Send + Sync {
@@ -23,10 +24,21 @@ pub trait Kick: Send + Sync {
     fn kick(&self);
 }
 
+/// What a worker does next.
+#[derive(Debug)]
+pub enum Next {
+    /// Runs this thread.
+    Thread(Box<Thread>),
+    /// What it was asked to do when there is no thread.
+    Errand,
+    /// Nothing any more: the machine has ended.
+    End,
+}
+
 /// Run queue, wait queues, deadlines.
 #[derive(Default)]
 pub struct Sched {
-    queues: Mutex<Queues>,
+    queues: WaitMutex<rank::SchedQueues, Queues>,
     /// Signalled when the run queue grows or the machine ends.
     runnable: Condvar,
     /// Signalled when a deadline earlier than all others appears.
@@ -130,22 +142,33 @@ impl Sched {
         Ok(())
     }
 
-    /// The next thread to run, waiting for one; `None` when the machine has ended. The thread is
-    /// then *running*: `kick` is how others interrupt it.
-    pub fn next(&self, kick: &Arc<dyn Kick>) -> Option<Box<Thread>> {
+    /// What a worker does next, waiting for it: run a thread, which is then *running* (`kick` is how
+    /// others interrupt it); or, when there is none, its errand, once `errand` says there is one. `errand` is
+    /// asked under the lock and takes none.
+    pub fn next(&self, kick: &Arc<dyn Kick>, errand: impl Fn() -> bool) -> Next {
         let mut q = self.queues.lock();
         loop {
             if self.ended.load(Ordering::SeqCst) {
-                return None;
+                return Next::End;
             }
             if let Some(thread) = q.run.pop_front() {
                 q.running.insert(thread.tid, Arc::clone(kick));
-                return Some(thread);
+                return Next::Thread(thread);
+            }
+            if errand() {
+                return Next::Errand;
             }
             q.idle_workers += 1;
-            self.runnable.wait(&mut q);
+            q.wait(&self.runnable);
             q.idle_workers -= 1;
         }
+    }
+
+    /// Wakes a worker that waits for a thread, to ask for errands again; false if none waits.
+    pub fn wake_idle(&self) -> bool {
+        let q = self.queues.lock();
+        self.runnable.notify_one();
+        q.idle_workers > 0
     }
 
     /// The slice of a running thread is over: another gets its place if one waits.
@@ -237,11 +260,11 @@ impl Sched {
             match next.into_iter().flatten().min() {
                 Some(deadline) => {
                     let sleep = std::time::Duration::from_nanos(deadline.saturating_sub(at).max(1));
-                    self.earlier.wait_for(&mut q, sleep);
+                    q.wait_for(&self.earlier, sleep);
                 }
                 None => {
                     q.clock_sleeps = true;
-                    self.earlier.wait(&mut q);
+                    q.wait(&self.earlier);
                     q.clock_sleeps = false;
                 }
             }

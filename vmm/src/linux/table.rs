@@ -9,6 +9,7 @@ const FAMILIES: &[&[Entry]] = &[
     super::exec::calls::TABLE,
     super::fs::calls::TABLE,
     super::mm::TABLE,
+    super::net::TABLE,
     super::signal::calls::TABLE,
     super::signal::kill::TABLE,
 ];

@@ -258,7 +258,8 @@ impl Machine {
 
     /// Sends a signal from nowhere.
     pub(crate) fn send(&self, pid: Pid, signo: i32) {
-        let mut state: parking_lot::MutexGuard<'_, State> = self.k.state();
+        let mut state: crate::locks::MutexGuard<'_, crate::locks::rank::KernelState, State> =
+            self.k.state();
         let info = super::process::SigInfo::kernel(signo);
         signal::send_to_process(&self.k, &mut state, pid, info).unwrap();
     }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Errno;
@@ -15,6 +14,7 @@ use super::kernel::Kernel;
 use super::sched::Sched;
 use super::time::Timespec;
 use super::time::calls::ClockKind;
+use crate::locks::{Mutex, rank};
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[
@@ -85,7 +85,7 @@ impl Schedule {
 #[derive(Debug)]
 pub struct TimerFd {
     clock: ClockKind,
-    schedule: Mutex<Schedule>,
+    schedule: Mutex<rank::TimerSchedule, Schedule>,
     sched: Arc<Sched>,
     key: WaitKey,
     edges: AtomicU64,

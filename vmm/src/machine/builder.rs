@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use guest::abi::{self, frame};
-use parking_lot::Mutex;
 use vm_memory::VolatileSlice;
 
 use super::hardware::{Hardware, HardwareError};
@@ -25,13 +24,14 @@ use crate::linux::stdio;
 use crate::linux::table::Table;
 use crate::linux::time::{Clock, TscInfo};
 use crate::linux::vdso;
+use crate::locks::{Mutex, rank};
 use crate::memory::{FRAME, Memory};
 
 /// A machine with its first program loaded.
 pub struct Machine {
     pub(super) hardware: Hardware,
     pub(super) shared: Arc<Shared>,
-    pub(super) cpus: Mutex<Vec<Vcpu>>,
+    pub(super) cpus: Mutex<rank::MachineCpus, Vec<Vcpu>>,
     pub(super) io: HostIo,
     /// Table frames that belong to no guest: the supervisor's.
     pub(super) supervisor_tables: u64,
@@ -95,6 +95,9 @@ impl Machine {
         let supervisor_tables = hardware.memory.manager.stats().tables.active;
 
         let sched = Arc::new(Sched::default());
+        let idle = Arc::downgrade(&sched);
+        let wake = move || idle.upgrade().is_some_and(|sched| sched.wake_idle());
+        hardware.memory.flushes.set_wake_idle(Box::new(wake));
         let stdio = stdio::inherit(&sched).map_err(RunError::Thread)?;
         let tsc = if hardware.profile.tsc_is_hosts {
             TscInfo::probe(0, None)

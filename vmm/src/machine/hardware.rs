@@ -6,7 +6,7 @@ use guest::abi::{self, frame};
 use guest::descriptors::{self, SyscallPort};
 use guest::monitor;
 use shadow_mm::{
-    GuestVa, LayoutError, Limits, Manager, Pfn, PfnRange, PoolLayout, SupervisorError,
+    CreateError, GuestVa, LayoutError, Limits, Manager, Pfn, PfnRange, PoolLayout, SupervisorError,
     SupervisorRights,
 };
 use vm_memory::Bytes;
@@ -16,7 +16,7 @@ use crate::hv::kvm::vcpu::{CpuSetup, Vcpu};
 use crate::hv::kvm::vm::{self, Slot, Vm, VmError};
 use crate::hv::probe::{self, HostProfile, Paging, ProbeError};
 use crate::hv::{CpuError, SyscallRing};
-use crate::memory::{FRAME, Flushes, Memory, Pool, PoolError, VmmPlatform};
+use crate::memory::{FRAME, Flushes, Memory, Pool, PoolError, Space, VmmPlatform};
 
 /// Frames of a large page.
 const LARGE: u64 = 512;
@@ -50,6 +50,9 @@ pub enum HardwareError {
     /// The memory manager refused the layout.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// The memory manager has no table for a space.
+    #[error("a space without programs cannot be made")]
+    Idle(#[from] CreateError),
     /// The memory manager has no room for the monitor.
     #[error("the monitor cannot be mapped")]
     Monitor(#[from] SupervisorError),
@@ -64,6 +67,8 @@ pub struct Hardware {
     pub memory: Arc<Memory>,
     /// The virtual machine.
     pub vm: Arc<Vm>,
+    /// A space without programs, for a virtual CPU that only touches tables.
+    pub idle: Arc<Space<VmmPlatform>>,
 }
 
 fn va(address: u64) -> GuestVa {
@@ -116,11 +121,13 @@ impl Hardware {
         };
         let manager = Manager::new(pool, layout, limits)?;
         install_monitor(&manager, profile.syscall)?;
+        let idle = manager.create_space()?;
         let memory = Arc::new(Memory::new(manager, Flushes::new(profile.paging, cpus)));
         Ok(Self {
             profile,
             memory,
             vm,
+            idle,
         })
     }
 

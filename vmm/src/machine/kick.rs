@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vmm_sys_util::signal::{SIGRTMIN, block_signal, clear_signal};
 
 use crate::linux::sched::Kick;
+use crate::memory::Eject;
 
 /// Kicks one worker.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct Kicker {
     thread: i32,
     /// A kick is on its way and has not been noticed yet.
     sent: AtomicBool,
+    /// The scheduler wants the worker to look at its thread; not set by a shoot-down.
+    look: AtomicBool,
 }
 
 impl Kicker {
@@ -27,6 +30,7 @@ impl Kicker {
             process: rustix::process::getpid().as_raw_nonzero().get(),
             thread: rustix::thread::gettid().as_raw_nonzero().get(),
             sent: AtomicBool::new(false),
+            look: AtomicBool::new(false),
         }
     }
 
@@ -42,21 +46,35 @@ impl Kicker {
     /// The signal goes first: a kick in between is then one more reason to look, and the look comes
     /// next. The other way round, that kick's signal would be taken with `sent` left set, and no
     /// kick would ever be sent again.
-    pub fn taken(&self) {
+    ///
+    /// Returns whether the scheduler kicked; if not, the virtual CPU only had to leave the guest.
+    pub fn taken(&self) -> bool {
         if let Err(error) = clear_signal(Self::signal()) {
             tracing::debug!(?error, "a kick could not be taken from the queue");
         }
         self.sent.store(false, Ordering::SeqCst);
+        self.look.swap(false, Ordering::SeqCst)
     }
-}
 
-impl Kick for Kicker {
-    fn kick(&self) {
+    fn send(&self) {
         if self.sent.swap(true, Ordering::SeqCst) {
             return;
         }
         // SAFETY: tgkill takes three numbers; a thread that has ended makes it fail with ESRCH.
         unsafe { libc::syscall(libc::SYS_tgkill, self.process, self.thread, Self::signal()) };
+    }
+}
+
+impl Kick for Kicker {
+    fn kick(&self) {
+        self.look.store(true, Ordering::SeqCst);
+        self.send();
+    }
+}
+
+impl Eject for Kicker {
+    fn eject(&self) {
+        self.send();
     }
 }
 
@@ -97,9 +115,21 @@ mod tests {
         kicker.taken();
         kicker.kick();
         assert!(pending(), "the kick was not sent");
-        kicker.taken();
+        assert!(kicker.taken());
         assert!(!pending());
         // What the race left behind: a signal taken and the kicks after it suppressed.
         assert!(!kicker.sent.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn ejected_worker_need_not_look_at_its_thread() {
+        let kicker = Kicker::for_this_thread();
+        kicker.eject();
+        assert!(pending());
+        assert!(!kicker.taken());
+        kicker.eject();
+        kicker.kick();
+        assert!(kicker.taken());
+        assert!(!kicker.taken());
     }
 }

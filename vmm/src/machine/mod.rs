@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::config::RunConfig;
 use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
 use crate::linux::vdso::data::CpuSource;
+use crate::locks::{Mutex, rank};
 use crate::memory::Writeback;
 
 pub mod builder;
@@ -159,7 +158,7 @@ impl Machine {
 
     fn start_workers(
         &self,
-        failure: &Arc<Mutex<Option<CpuError>>>,
+        failure: &Arc<Mutex<rank::MachineFailure, Option<CpuError>>>,
     ) -> std::io::Result<Vec<JoinHandle<()>>> {
         let mut cpus = self.cpus.lock();
         let mut handles = Vec::new();
@@ -167,10 +166,12 @@ impl Machine {
             let shared = Arc::clone(&self.shared);
             let failure = Arc::clone(failure);
             let components = self.hardware.profile.state_components;
+            let idle = self.hardware.idle.root();
             let name = format!("vcpu{}", cpu.index());
             handles.push(thread::Builder::new().name(name).spawn(move || {
                 let _end = EndOnPanic(&shared.kernel);
-                let ran = Worker::new(Arc::clone(&shared), cpu, components).and_then(Worker::run);
+                let ran =
+                    Worker::new(Arc::clone(&shared), cpu, components, idle).and_then(Worker::run);
                 if let Err(error) = ran {
                     failure.lock().get_or_insert(error);
                     shared.kernel.sched.end();
@@ -228,6 +229,7 @@ impl Machine {
         Report {
             exits: self.shared.counters.snapshot(),
             ioctls: self.hardware.vm.ioctls.load(Ordering::Relaxed),
+            shootdowns: memory.flushes.stats(),
             memory: MemoryReport::new(&memory.manager.stats(), self.supervisor_tables),
         }
     }

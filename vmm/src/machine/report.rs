@@ -6,6 +6,7 @@ use serde::Serialize;
 use shadow_mm::{StatsSnapshot, ZoneStats};
 
 use super::stats::Exits;
+use crate::memory::ShootdownStats;
 
 /// Frames of a zone, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -135,6 +136,8 @@ pub struct Report {
     pub exits: Exits,
     /// KVM ioctls, `KVM_RUN` included.
     pub ioctls: u64,
+    /// Flushes of what other virtual CPUs were running.
+    pub shootdowns: ShootdownStats,
     /// The memory manager's part.
     pub memory: MemoryReport,
 }
@@ -158,6 +161,12 @@ impl fmt::Display for Report {
             f,
             "flushes   {} entries by the monitor, {} words touched; FPU: {} saves, {} loads",
             e.flushes, e.touches, e.fpu_saves, e.fpu_loads
+        )?;
+        let d = &self.shootdowns;
+        writeln!(
+            f,
+            "shootdown {} flushes kicked {} virtual CPUs, {} waits for them; {} flushes acknowledged, {} errands",
+            d.shootdowns, d.kicks, d.waits, d.acknowledged, d.errands
         )?;
         let q = &m.faults;
         writeln!(

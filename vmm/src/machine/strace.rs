@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::linux::call::{Arg, Args, Ctx, Entry, Stop, SysResult};
+use crate::locks::{Mutex, rank};
 
 /// Longest string shown of a guest's.
 const SHOWN: usize = 64;
@@ -15,7 +15,7 @@ const SHOWN: usize = 64;
 #[derive(Debug, Default)]
 pub struct Strace {
     /// Calls shown and not finished: pid and text.
-    open: Mutex<Vec<(i32, String)>>,
+    open: Mutex<rank::StraceOpen, Vec<(i32, String)>>,
 }
 
 impl Strace {

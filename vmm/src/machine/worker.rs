@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use shadow_mm::Access;
+use shadow_mm::{Access, Pfn};
 
 use super::fpu::FpuSwitch;
 use super::kick::Kicker;
@@ -20,12 +20,12 @@ use crate::linux::Errno;
 use crate::linux::call::{Args, CallRecord, Ctx, Stop, Wait};
 use crate::linux::kernel::Kernel;
 use crate::linux::process::SigInfo;
-use crate::linux::sched::Kick;
+use crate::linux::sched::{Kick, Next};
 use crate::linux::signal::{self, Outcome, Settled};
 use crate::linux::table::Table;
 use crate::linux::thread::{Cpu, Thread};
 use crate::linux::user_mem::UserMem;
-use crate::memory::Flushes;
+use crate::memory::Eject;
 
 /// What all workers of a machine share.
 pub struct Shared {
@@ -46,24 +46,38 @@ pub struct Worker {
     cpu: Vcpu,
     fpu: FpuSwitch,
     kicker: Arc<Kicker>,
+    /// The page tables of no program, for errands.
+    idle: Pfn,
+    /// A kick of the scheduler was taken where it could not be acted on.
+    look: bool,
 }
 
 impl Worker {
-    /// A worker with virtual CPU `cpu`, to be made on the thread that will run it.
+    /// A worker with virtual CPU `cpu`, to be made on the thread that will run it. `idle` is a root
+    /// without programs.
     ///
     /// # Errors
     /// KVM refused the signal mask or the FPU state.
-    pub fn new(shared: Arc<Shared>, cpu: Vcpu, components: u64) -> Result<Self, CpuError> {
+    pub fn new(
+        shared: Arc<Shared>,
+        cpu: Vcpu,
+        components: u64,
+        idle: Pfn,
+    ) -> Result<Self, CpuError> {
         let kicker = Arc::new(Kicker::for_this_thread());
         cpu.set_kick_signal(Kicker::signal())?;
         let index = cpu.index() as usize;
         let fpu = FpuSwitch::new(&cpu, components)?;
+        let eject = Arc::clone(&kicker) as Arc<dyn Eject>;
+        shared.kernel.memory.flushes.set_eject(index, eject);
         Ok(Self {
             shared,
             index,
             cpu,
             fpu,
             kicker,
+            idle,
+            look: false,
         })
     }
 
@@ -73,10 +87,41 @@ impl Worker {
     /// KVM refused to go on: the machine cannot either.
     pub fn run(mut self) -> Result<(), CpuError> {
         let kick: Arc<dyn Kick> = Arc::clone(&self.kicker) as _;
-        while let Some(thread) = self.shared.kernel.sched.next(&kick) {
-            self.run_thread(thread)?;
+        let shared = Arc::clone(&self.shared);
+        let flushes = &shared.kernel.memory.flushes;
+        loop {
+            match shared.kernel.sched.next(&kick, || flushes.errand_waits()) {
+                Next::Thread(thread) => self.run_thread(thread)?,
+                Next::Errand => self.errands()?,
+                Next::End => return Ok(()),
+            }
+        }
+    }
+
+    /// Touches every table that waits for it, so that flushes of spaces that do not run are done too.
+    fn errands(&mut self) -> Result<(), CpuError> {
+        let memory = Arc::clone(&self.shared.kernel.memory);
+        while let Some(entry) = memory.flushes.errand(self.index, self.idle) {
+            let touched = self.cpu.touch(self.idle.gpa(), &entry.touches);
+            let done = matches!(touched, Ok(true));
+            memory.acknowledge(memory.flushes.errand_done(&entry, done));
+            if !touched? {
+                // Kicked, perhaps to look at a thread: once this is done.
+                self.look |= self.kicker.taken();
+            }
         }
         Ok(())
+    }
+
+    /// Has every flush that waits finished, so that its frames can be used. False if none did.
+    fn finish_flushes(&mut self) -> Result<bool, CpuError> {
+        let memory = Arc::clone(&self.shared.kernel.memory);
+        let any = memory.flushes.pending();
+        if any {
+            self.errands()?;
+            memory.flushes.settle();
+        }
+        Ok(any)
     }
 
     /// Runs one thread until it is parked, ended, or its slice is over.
@@ -131,6 +176,12 @@ impl Worker {
         if let Some(call) = thread.call.take() {
             return Ok(self.make_call(&shared, thread, call));
         }
+        if shared.kernel.memory.flushes.take_hurry() {
+            self.errands()?;
+            if std::mem::take(&mut self.look) {
+                return Ok(Turn::SliceOver);
+            }
+        }
         self.enter(&shared, thread)
     }
 
@@ -168,32 +219,34 @@ impl Worker {
         let memory = &shared.kernel.memory;
         let (space, root) = (thread.mm.space.id(), thread.mm.space.root());
         self.fpu.enter(&self.cpu, thread, &shared.counters)?;
-        let work = memory.flushes.take(self.index, space, root);
-        let flush = if work.needed {
+        let entry = memory.flushes.enter(self.index, space, root);
+        let flush = if entry.needed {
+            count(&shared.counters.flushes);
+            let touches = entry.touches.len() as u64;
+            shared
+                .counters
+                .touches
+                .fetch_add(touches, Ordering::Relaxed);
             Flush::All {
-                touches: &work.touches,
+                touches: &entry.touches,
             }
         } else {
             Flush::None
         };
-        let (exit, flushed) = self.cpu.run(&mut thread.regs, root.gpa(), flush)?;
-        if work.needed {
-            count(&shared.counters.flushes);
-            shared
-                .counters
-                .touches
-                .fetch_add(work.touches.len() as u64, Ordering::Relaxed);
-        }
-        if flushed {
-            memory.acknowledge(Flushes::done(work));
-        } else {
-            memory.flushes.undo(self.index, space, work);
-        }
-        Ok(self.dispatch(shared, thread, exit))
+        let ran = self.cpu.run(&mut thread.regs, root.gpa(), flush);
+        let flushed = matches!(ran, Ok((_, true)));
+        memory.acknowledge(memory.flushes.leave(self.index, &entry, flushed));
+        let (exit, _) = ran?;
+        self.dispatch(shared, thread, exit)
     }
 
     /// What an exit leads to.
-    fn dispatch(&mut self, shared: &Shared, thread: &mut Thread, exit: Exit) -> Turn {
+    fn dispatch(
+        &mut self,
+        shared: &Shared,
+        thread: &mut Thread,
+        exit: Exit,
+    ) -> Result<Turn, CpuError> {
         let counters = &shared.counters;
         match exit {
             Exit::Syscall => {
@@ -205,11 +258,11 @@ impl Worker {
                     args,
                     ..CallRecord::default()
                 };
-                return self.make_call(shared, thread, call);
+                return Ok(self.make_call(shared, thread, call));
             }
             Exit::Trap(trap) if trap.vector == 14 => {
                 count(&counters.page_faults);
-                self.page_fault(shared, thread, trap);
+                self.page_fault(shared, thread, trap)?;
             }
             Exit::Trap(trap) => {
                 count(&counters.exceptions);
@@ -227,8 +280,9 @@ impl Worker {
             }
             Exit::Kicked => {
                 count(&counters.kicks);
-                self.kicker.taken();
-                return Turn::SliceOver;
+                if self.kicker.taken() | std::mem::take(&mut self.look) {
+                    return Ok(Turn::SliceOver);
+                }
             }
             Exit::MonitorDone => count(&counters.monitor),
             Exit::Broken(what) => {
@@ -241,17 +295,20 @@ impl Worker {
                 self.kill(shared, thread);
             }
         }
-        Turn::Again
+        Ok(Turn::Again)
     }
 
-    fn page_fault(&mut self, shared: &Shared, thread: &mut Thread, trap: Trap) {
+    fn page_fault(
+        &mut self,
+        shared: &Shared,
+        thread: &mut Thread,
+        trap: Trap,
+    ) -> Result<(), CpuError> {
         match trap::page_fault(&shared.kernel.memory, thread, trap) {
             Faulted::Resolved(_) | Faulted::ReadFile => {}
             Faulted::Signal(info) => self.fault(shared, thread, trap, info),
-            Faulted::NoMemory if shared.kernel.memory.flushes.dead_wait() => {
-                // Frames of ended processes come back with the next entry: fault again then.
-                shared.kernel.memory.flushes.hurry(self.index);
-            }
+            // The frames that flushes held are back: fault again.
+            Faulted::NoMemory if self.finish_flushes()? => {}
             Faulted::NoMemory => {
                 tracing::warn!(
                     pid = thread.pid,
@@ -260,6 +317,7 @@ impl Worker {
                 self.kill(shared, thread);
             }
         }
+        Ok(())
     }
 
     /// The signal of an exception that is not a page fault.

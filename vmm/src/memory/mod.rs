@@ -10,7 +10,7 @@ use shadow_mm::{
 };
 
 pub use content::{Backing, Content, FileId, Version};
-pub use flushes::{FlushWork, Flushes};
+pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
 pub use pool::{FRAME, Pool, PoolError};
 pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;
@@ -29,7 +29,7 @@ pub struct VmmPlatform;
 
 impl shadow_mm::Platform for VmmPlatform {
     type Store = Pool;
-    type Lock = parking_lot::RawMutex;
+    type Lock = crate::locks::MemoryLocks;
     type Backing = Backing;
 }
 
@@ -188,21 +188,42 @@ impl Memory {
         }
     }
 
-    /// Keeps a flush for the next virtual CPU that enters its address space.
+    /// Has a flush done, of any space, running or not. Does not wait: locks may be held.
     pub fn submit(&self, flush: Flush) {
         if flush.is_empty() {
             self.manager.flushed(flush);
         } else {
-            self.flushes.submit(flush);
+            self.submit_any(flush);
         }
+    }
+
+    fn submit_any(&self, flush: Flush) {
+        if let Some(done) = self.flushes.submit(flush) {
+            self.manager.flushed(done);
+        }
+    }
+
+    /// Waits until no virtual CPU runs `space` with translations that were taken away before this call.
+    /// No lock may be held.
+    pub fn quiesce(&self, space: &Space<VmmPlatform>) {
+        self.flushes.quiesce(space.id(), space.root());
+    }
+
+    /// Has the flushes that wait finished soon, so that their frames come back, and waits for it. False if
+    /// none waited. No lock may be held, and the caller is no worker: on some hosts it takes one.
+    pub fn finish_flushes(&self) -> bool {
+        let any = self.flushes.pending();
+        if any {
+            self.flushes.hurry();
+            self.flushes.settle();
+        }
+        any
     }
 
     /// Tears an address space down: nothing runs in it any more, or ever will.
     pub fn delete_space(&self, space: &Arc<Space<VmmPlatform>>) {
-        let flush = self.manager.delete_space(space);
-        for flush in self.flushes.submit_dead(flush) {
-            self.manager.flushed(flush);
-        }
+        // Even one without translations: a virtual CPU may have the root loaded.
+        self.submit_any(self.manager.delete_space(space));
         if self.sections.untidy() {
             self.views_changed();
         }

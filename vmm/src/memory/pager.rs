@@ -2,16 +2,17 @@
 
 use std::io;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Condvar;
 use shadow_mm::{FaultOutcome, FrameStore, IoFailed, IoTicket, Pending, Progress};
 
 use super::pool::FRAME;
 use super::{Memory, VmmPlatform};
+use crate::locks::{WaitMutex, rank};
 
 /// Where threads wait for reads that others do.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
-    lock: Mutex<()>,
+    lock: WaitMutex<rank::ReadsEnded, ()>,
     ended: Condvar,
 }
 
@@ -19,8 +20,9 @@ impl Reads {
     /// Waits until the read has ended.
     pub(super) fn wait(&self, pending: &Pending) -> Progress {
         let mut lock = self.lock.lock();
-        self.ended
-            .wait_while(&mut lock, |()| pending.progress() == Progress::UnderWay);
+        while pending.progress() == Progress::UnderWay {
+            lock.wait(&self.ended);
+        }
         pending.progress()
     }
 

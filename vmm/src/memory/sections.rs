@@ -30,12 +30,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use shadow_mm::{FrameStore, Pin, Section, SectionAt, SectionPage, WriteFailed, WriteTicket};
 
 use super::Memory;
 use super::content::{Backing, FileId, Version};
 use super::pool::FRAME;
+use crate::locks::{Mutex, rank};
 
 /// Most sections kept that nobody maps.
 const KEPT: usize = 256;
@@ -55,7 +55,7 @@ pub struct MappedFile {
     section: Section<Backing>,
     /// Whether a page may be newer than the file: it is or was mapped shared and writable.
     stored_to: AtomicBool,
-    io: RwLock<Io>,
+    io: Mutex<rank::FileIo, Io>,
 }
 
 #[derive(Debug)]
@@ -68,7 +68,7 @@ struct Io {
 /// The files that have a section.
 #[derive(Debug, Default)]
 pub struct Sections {
-    files: Mutex<HashMap<FileId, Arc<MappedFile>>>,
+    files: Mutex<rank::MappedFiles, HashMap<FileId, Arc<MappedFile>>>,
     /// Whether there are any, to skip the lock.
     any: AtomicBool,
 }
@@ -176,7 +176,7 @@ impl MappedFile {
         Ok(Self {
             section,
             stored_to: AtomicBool::new(false),
-            io: RwLock::new(Io {
+            io: Mutex::new(Io {
                 writer: None,
                 version,
             }),
@@ -209,7 +209,7 @@ impl MappedFile {
 
     /// Takes note of what the file has become since it was mapped last.
     fn renew(&self, memory: &Memory, backing: &Backing, version: Version, intent: Intent) {
-        let mut io = self.io.write();
+        let mut io = self.io.lock();
         if intent == Intent::Write && io.writer.is_none() {
             io.writer = Some(backing.clone());
         }
@@ -234,7 +234,7 @@ impl MappedFile {
     /// The first error; the pages it is about stay modified.
     pub fn write_back(&self, memory: &Memory, range: Range<u64>) -> io::Result<()> {
         memory.manager.collect_dirty(&self.section);
-        let mut io = self.io.write();
+        let mut io = self.io.lock();
         let mut from = range.start;
         let mut result = Ok(());
         while let Some(ticket) = memory.manager.write_back(&self.section, from..range.end) {
@@ -277,7 +277,7 @@ impl MappedFile {
         bytes: &[u8],
         put: impl FnOnce() -> Result<(u64, usize), E>,
     ) -> Result<usize, E> {
-        let mut io = self.io.write();
+        let mut io = self.io.lock();
         let (at, n) = put()?;
         let end = at + n as u64;
         if end > memory.manager.section_size(&self.section) {
@@ -304,7 +304,7 @@ impl MappedFile {
         if !self.is_stored_to() {
             return get(buf);
         }
-        let _io = self.io.read();
+        let _io = self.io.lock();
         let n = get(buf)?;
         self.each_resident(memory, at..at + n as u64, |store, pin, offset, part| {
             store.read(pin.pfn(), offset, &mut buf[part]);
@@ -322,7 +322,7 @@ impl MappedFile {
         length: u64,
         set: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut io = self.io.write();
+        let mut io = self.io.lock();
         let old = memory.manager.section_size(&self.section);
         // Pages go before the file has nothing to fill them with, and come after it has.
         if length < old {
@@ -348,7 +348,7 @@ impl MappedFile {
         change: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
         self.write_back(memory, 0..u64::MAX)?;
-        let mut io = self.io.write();
+        let mut io = self.io.lock();
         change()?;
         self.refresh_version(&mut io);
         self.set_size(memory, io.version.size);

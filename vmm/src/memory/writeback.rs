@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Condvar;
 
 use super::Memory;
+use crate::locks::{WaitMutex, rank};
 
 /// How long stores through a mapping wait before they are written, if nobody asks for it.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -23,7 +24,7 @@ struct State {
 /// Wakes the thread.
 #[derive(Debug, Default)]
 pub(super) struct Bell {
-    state: Mutex<State>,
+    state: WaitMutex<rank::WritebackBell, State>,
     rung: Condvar,
 }
 
@@ -44,13 +45,13 @@ impl Bell {
         let mut state = self.state.lock();
         if idle {
             while !state.woken && !state.ended {
-                self.rung.wait(&mut state);
+                state.wait(&self.rung);
             }
         }
         // What comes within one period is done together.
-        if !state.ended {
-            self.rung
-                .wait_while_for(&mut state, |state| !state.ended, PERIOD);
+        let until = Instant::now() + PERIOD;
+        while !state.ended && Instant::now() < until {
+            state.wait_for(&self.rung, until.saturating_duration_since(Instant::now()));
         }
         state.woken = false;
         !state.ended

@@ -178,6 +178,30 @@ impl Vcpu {
         }
     }
 
+    /// Touches tables from the monitor, on the page tables at `root`, without entering ring 3. False if a
+    /// kick came first: then some may not have been touched.
+    ///
+    /// # Errors
+    /// KVM refused to run.
+    pub fn touch(&mut self, root: u64, touches: &[u64]) -> Result<bool, CpuError> {
+        for list in touches.chunks(abi::LIST_LENGTH) {
+            self.area.write_words(abi::AREA_LIST, list);
+            self.load_enter_out(root, list.len());
+            match self.run_once(&mut Regs::default())? {
+                Exit::MonitorDone => {}
+                Exit::Kicked => return Ok(false),
+                other => {
+                    return Err(CpuError {
+                        what: "page tables",
+                        verb: "touched",
+                        source: io::Error::other(format!("{other:?}")),
+                    });
+                }
+            }
+        }
+        Ok(true)
+    }
+
     /// Sets the processor's registers from `regs`, the cheapest way from where it is.
     fn load(&mut self, regs: &Regs) {
         let bases = (regs.fs_base, regs.gs_base);

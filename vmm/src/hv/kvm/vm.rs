@@ -60,7 +60,7 @@ pub struct Vm {
     /// Bytes of an XSAVE area.
     pub(super) xsave_bytes: usize,
     slots: AtomicU32,
-    owners: parking_lot::Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
+    owners: crate::locks::Mutex<crate::locks::rank::VmOwners, Vec<Arc<dyn Any + Send + Sync>>>,
     /// ioctls made, `KVM_RUN` included.
     pub ioctls: AtomicU64,
 }
@@ -101,7 +101,7 @@ impl Vm {
             cpuid,
             xsave_bytes,
             slots: AtomicU32::new(0),
-            owners: parking_lot::Mutex::default(),
+            owners: crate::locks::Mutex::default(),
             ioctls: AtomicU64::new(2),
         })
     }

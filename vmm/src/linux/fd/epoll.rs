@@ -6,7 +6,6 @@
 
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::super::Errno;
@@ -18,6 +17,7 @@ use super::super::time::Timespec;
 use super::eventfd::anonymous_stat;
 use super::poll::{Patience, take_mask};
 use super::table::O_CLOEXEC;
+use crate::locks::{Mutex, rank};
 
 const WAIT: &[Arg] = &[Arg::Fd, Arg::Hex, Arg::Int, Arg::Int, Arg::Hex, Arg::Int];
 
@@ -118,7 +118,7 @@ impl Member {
 /// An epoll instance.
 #[derive(Debug)]
 pub struct Epoll {
-    members: Mutex<Vec<Member>>,
+    members: Mutex<rank::EpollMembers, Vec<Member>>,
     sched: Arc<Sched>,
     /// Woken when the set changes.
     key: WaitKey,

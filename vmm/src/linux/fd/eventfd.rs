@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
 use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, SysResult, WaitKey};
 use super::super::file::{Description, File, O_NONBLOCK, Ready, Stat};
 use super::super::kernel::Kernel;
 use super::super::sched::Sched;
 use super::table::O_CLOEXEC;
+use crate::locks::{Mutex, rank};
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[
@@ -33,7 +32,7 @@ const EFD_SEMAPHORE: u32 = 1;
 const MAX: u64 = u64::MAX - 1;
 
 /// Device of files without a name (`anon_inode`).
-pub(super) const ANON_DEV: u64 = 0xf;
+pub(in crate::linux) const ANON_DEV: u64 = 0xf;
 
 /// What stat(2) tells of a file without a name.
 pub(in super::super) fn anonymous_stat() -> Stat {
@@ -57,7 +56,7 @@ enum Takes {
 /// An event counter.
 #[derive(Debug)]
 pub struct EventFd {
-    count: Mutex<u64>,
+    count: Mutex<rank::EventCount, u64>,
     takes: Takes,
     sched: Arc<Sched>,
     key: WaitKey,

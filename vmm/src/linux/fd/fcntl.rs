@@ -8,7 +8,6 @@ use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, Stop, SysResult, Wait};
 use super::super::file::{Description, O_APPEND, O_NONBLOCK, O_PATH};
 use super::locks::{FileId, Kind, Lock, Owner, owner_of};
-use super::pipe;
 use super::table::fd_limit;
 
 /// The calls of this file.
@@ -80,10 +79,10 @@ fn sys_fcntl(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         F_OFD_SETLK => set_lock(c, &d, arg, OwnedBy::Description, OnConflict::Fail),
         F_OFD_SETLKW => set_lock(c, &d, arg, OwnedBy::Description, OnConflict::Wait),
         F_SETPIPE_SZ => {
-            let pipe = pipe::of(&*d.file).ok_or(Errno::BADF)?;
+            let pipe = d.file.pipe().ok_or(Errno::BADF)?;
             Ok(pipe.set_capacity(a.u32(2) as usize)? as u64)
         }
-        F_GETPIPE_SZ => Ok(pipe::of(&*d.file).ok_or(Errno::BADF)?.capacity() as u64),
+        F_GETPIPE_SZ => Ok(d.file.pipe().ok_or(Errno::BADF)?.capacity() as u64),
         // Signal-driven I/O is not offered: nobody owns a file.
         F_SETOWN | F_GETOWN => Ok(0),
         _ => Err(Errno::INVAL.into()),

@@ -4,14 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
-
 use super::super::Errno;
 use super::super::call::WaitKey;
 use super::super::file::Description;
 use super::super::kernel::Kernel;
 use super::super::process::Pid;
 use super::super::sched::Sched;
+use crate::locks::{Mutex, rank};
 
 /// Most locks a machine may hold; more gives `ENOLCK`.
 const MAX_LOCKS: usize = 1 << 16;
@@ -82,7 +81,7 @@ struct Held {
 /// All record locks of a machine.
 #[derive(Debug)]
 pub struct RecordLocks {
-    held: Mutex<Held>,
+    held: Mutex<rank::RecordLocks, Held>,
     key: WaitKey,
 }
 

@@ -18,7 +18,6 @@ pub mod poll;
 pub mod rw;
 pub mod seek;
 pub mod select;
-pub mod socket;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -44,7 +43,6 @@ pub const FAMILIES: &[&[Entry]] = &[
     rw::TABLE,
     seek::TABLE,
     select::TABLE,
-    socket::TABLE,
     table::TABLE,
     super::time::calls::TABLE,
     super::timers::TABLE,
@@ -60,6 +58,8 @@ pub struct Io {
     pub locks: locks::RecordLocks,
     /// What the machine's pipes use together.
     pub pipes: Arc<pipe::PipeRoom>,
+    /// Which socket has which name.
+    pub names: Arc<super::net::Names>,
     /// Woken to make the signal thread look at the main program (see [`super::tty::host_signals`]).
     pub main_stops: super::tty::MainStops,
 }
@@ -71,6 +71,7 @@ impl Io {
         Self {
             locks: locks::RecordLocks::new(sched),
             pipes: Arc::default(),
+            names: Arc::default(),
             main_stops: super::tty::MainStops::default(),
         }
     }

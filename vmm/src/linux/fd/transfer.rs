@@ -25,6 +25,15 @@ const SIGPIPE: i32 = 13;
 const SIGXFSZ: i32 = 25;
 const RLIMIT_FSIZE: usize = 1;
 
+/// What a write to a stream that nobody reads does besides giving `EPIPE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// `SIGPIPE` for the caller.
+    Signal,
+    /// Nothing (`MSG_NOSIGNAL`).
+    Silent,
+}
+
 /// Runs `f` on a buffer of `len` (at most [`STEP`]) bytes with unspecified content, kept by the
 /// host thread from call to call.
 pub(super) fn with_bounce<R>(len: usize, f: impl FnOnce(&mut [u8]) -> R) -> R {
@@ -179,7 +188,7 @@ pub fn write(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf, at: At) -> SysRes
             write_steps(c, buf, 0, |_, _, bytes| shared.write_next(bytes))
         }
         _ if !d.file.seekable() => match at {
-            At::Current => write_stream(c, d, buf),
+            At::Current => send(c, d, buf, Broken::Signal),
             At::Offset(_) => Err(Errno::SPIPE.into()),
         },
         (At::Current, None) => write_current(c, d, buf),
@@ -247,7 +256,11 @@ fn write_steps(
     }
 }
 
-fn write_stream(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf) -> SysResult {
+/// Writes to a stream.
+///
+/// # Errors
+/// `EFAULT`, `EAGAIN`, `EPIPE`, the file's, or a stop.
+pub fn send(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf, broken: Broken) -> SysResult {
     loop {
         let done = (c.call.progress as usize).min(buf.len());
         let want = (buf.len() - done).min(STEP);
@@ -273,7 +286,7 @@ fn write_stream(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf) -> SysResult {
                 };
             }
             Err(errno) => {
-                if errno == Errno::PIPE {
+                if errno == Errno::PIPE && broken == Broken::Signal {
                     signal_self(c, SIGPIPE);
                 }
                 return if done > 0 {

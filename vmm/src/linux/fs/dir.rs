@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::budget::{Budget, Charge};
 use super::{Caller, S_IFDIR, S_IFMT};
 use crate::linux::file::{Change, DirEntry, File, Location, Stat};
 use crate::linux::kernel::Kernel;
+use crate::locks::{Mutex, rank};
 
 /// An open directory: its place, and the entries as they were when its reading began.
 #[derive(Debug)]
 pub struct DirFile {
     at: Location,
-    snapshot: Mutex<Option<Snapshot>>,
+    snapshot: Mutex<rank::DirSnapshot, Option<Snapshot>>,
 }
 
 #[derive(Debug)]

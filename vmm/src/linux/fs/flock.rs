@@ -4,17 +4,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
 use crate::linux::call::WaitKey;
 use crate::linux::sched::Sched;
+use crate::locks::{Mutex, rank};
 
 type FileId = (u64, u64);
 
 /// The locks of a machine.
 #[derive(Debug, Default)]
 pub struct Flocks {
-    held: Mutex<HashMap<FileId, Held>>,
+    held: Mutex<rank::FlockTable, HashMap<FileId, Held>>,
     next_owner: AtomicU64,
 }
 

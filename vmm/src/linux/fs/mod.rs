@@ -15,7 +15,7 @@
 //! # Known holes
 //! * A working directory or directory descriptor is a path: it does not follow the directory when
 //!   another name is given to it from outside the guest.
-//! * No extended attributes (`EOPNOTSUPP`), no `inotify`, no FIFOs in the tree (`mknod` is `EPERM`).
+//! * No extended attributes (`EOPNOTSUPP`), no `inotify`, FIFOs and sockets in memory only (`EPERM` elsewhere).
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -64,10 +64,25 @@ pub const S_IFMT: u32 = 0o170_000;
 pub const S_IFDIR: u32 = 0o040_000;
 /// Regular file.
 pub const S_IFREG: u32 = 0o100_000;
+/// Socket, in `st_mode`.
+pub const S_IFSOCK: u32 = 0o140_000;
+/// FIFO, in `st_mode`.
+pub const S_IFIFO: u32 = 0o010_000;
 /// Symbolic link.
 pub const S_IFLNK: u32 = 0o120_000;
 /// Character device.
 pub const S_IFCHR: u32 = 0o020_000;
+
+/// What mknod(2) can make here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// An empty regular file.
+    Regular,
+    /// A pipe with a name.
+    Fifo,
+    /// The name of a socket.
+    Socket,
+}
 
 /// Who asks: permissions and the per-process parts of `/proc` depend on it.
 #[derive(Clone)]
@@ -234,6 +249,15 @@ pub trait FileSystem: Debug + Send + Sync {
         mode: u32,
     ) -> Result<Arc<dyn File>, Errno> {
         let _ = (c, path, flags, mode);
+        Err(Errno::PERM)
+    }
+
+    /// mknod(2) for a FIFO or a socket.
+    ///
+    /// # Errors
+    /// `EEXIST`, `ENOSPC`; `EPERM` where there are none.
+    fn mknod(&self, c: &Caller<'_>, path: &[u8], node: Node, mode: u32) -> Result<(), Errno> {
+        let _ = (c, path, node, mode);
         Err(Errno::PERM)
     }
 

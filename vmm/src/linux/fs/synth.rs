@@ -6,7 +6,6 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::{Caller, FileSystem, FsStat, Home, Link, S_IFDIR, S_IFREG, below, path_ino};
@@ -14,6 +13,7 @@ use crate::linux::file::{DirEntry, File, Location, Stat};
 use crate::linux::kernel::Kernel;
 use crate::linux::process::Pid;
 use crate::linux::thread::Tid;
+use crate::locks::{Mutex, rank};
 
 /// What is at a path.
 #[derive(Clone, Copy, Debug)]
@@ -184,7 +184,7 @@ struct SynthFile<T> {
     at: Location,
     stat: Stat,
     who: (Pid, Tid),
-    content: Mutex<Option<Vec<u8>>>,
+    content: Mutex<rank::SynthContent, Option<Vec<u8>>>,
 }
 
 impl<T: Synth> SynthFile<T> {

@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::{Caller, Follow, Found, S_IFDIR, S_IFLNK, S_IFMT, Vfs, below, split};
+use super::{Caller, Follow, Found, Node, S_IFDIR, S_IFLNK, S_IFMT, Vfs, below, split};
 use crate::linux::file::{Change, Location, SetTime, Stat};
 
 /// What a path's last component is (path_resolution(7)).
@@ -100,25 +100,26 @@ impl Vfs {
         self.mount(from)?.fs.link(c, &from.path, &found.at.path)
     }
 
-    /// mknod(2): regular files only.
+    /// mknod(2): regular files; FIFOs and sockets in memory.
     ///
     /// # Errors
-    /// `EPERM` for everything else; as open(2).
-    pub fn mknod_regular(
+    /// `EPERM` for these elsewhere; as open(2).
+    pub fn mknod(
         &self,
         c: &Caller<'_>,
         base: &Location,
         path: &[u8],
-        mode: u32,
+        (node, mode): (Node, u32),
     ) -> Result<(), Errno> {
         let found = self.absent(c, base, path)?;
         if found.slash {
             return Err(Errno::NOENT);
         }
-        self.mount(&found.at)?
-            .fs
-            .create(c, &found.at.path, 2, mode & 0o7777)
-            .map(drop)
+        let (fs, mode) = (&self.mount(&found.at)?.fs, mode & 0o7777);
+        match node {
+            Node::Regular => fs.create(c, &found.at.path, 2, mode).map(drop),
+            Node::Fifo | Node::Socket => fs.mknod(c, &found.at.path, node, mode),
+        }
     }
 
     /// Whether a mount is here or below.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Condvar;
 use signal_hook::consts::{
     SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGWINCH,
 };
@@ -18,6 +18,7 @@ use super::super::process::SigInfo;
 use super::super::signal;
 use super::host_job::under_job_control;
 use super::job::{keyboard_group, main_group};
+use crate::locks::{WaitMutex, rank};
 
 /// How long the guest has to end after `SIGTERM` or `SIGHUP`.
 const GRACE: Duration = Duration::from_secs(3);
@@ -37,7 +38,7 @@ fn ignored_signals(status: &str) -> u64 {
 /// Tells the stopping thread that the first program was stopped.
 #[derive(Debug, Default)]
 pub struct MainStops {
-    state: Mutex<StopState>,
+    state: WaitMutex<rank::MainStops, StopState>,
     changed: Condvar,
 }
 
@@ -71,7 +72,7 @@ impl MainStops {
             if let Some(signo) = state.stopped.take() {
                 return Some(signo);
             }
-            self.changed.wait(&mut state);
+            state.wait(&self.changed);
         }
     }
 }

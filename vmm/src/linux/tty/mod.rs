@@ -15,8 +15,6 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 mod control;
 mod file;
 mod host;
@@ -28,6 +26,7 @@ pub use file::Terminal;
 pub use host_signals::{HostSignals, MainStops};
 
 use super::Errno;
+use crate::locks::{Mutex, rank};
 use host::{Termios, When};
 
 /// The terminal.
@@ -37,7 +36,7 @@ pub struct Tty {
     /// As it was found.
     original: Termios,
     /// As the guest wants it; `None` until it has set anything.
-    wanted: Mutex<Option<Termios>>,
+    wanted: Mutex<rank::TtyWanted, Option<Termios>>,
 }
 
 impl Tty {

@@ -48,7 +48,7 @@ fn make(c: &Ctx<'_>, at: u64, flags: u32) -> SysResult {
 }
 
 /// Stores two new descriptors in guest memory; on failure they are closed again.
-pub(in crate::linux::fd) fn store_pair(c: &Ctx<'_>, at: u64, fds: [i32; 2]) -> SysResult {
+pub(in crate::linux) fn store_pair(c: &Ctx<'_>, at: u64, fds: [i32; 2]) -> SysResult {
     c.mem().write_obj(at, &fds).map_err(|errno| {
         fds.into_iter().for_each(|fd| drop(c.remove_fd(fd)));
         Stop::Errno(errno)

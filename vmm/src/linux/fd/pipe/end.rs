@@ -18,6 +18,17 @@ pub enum Side {
     Write,
 }
 
+impl Side {
+    /// The side at the other end.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Read => Self::Write,
+            Self::Write => Self::Read,
+        }
+    }
+}
+
 /// An end of a pipe: it counts as one as long as it lives.
 #[derive(Debug)]
 pub struct End {
@@ -33,6 +44,7 @@ impl End {
         };
         let mut ring = pipe.ring.lock();
         *end.count(&mut ring) += 1;
+        ring.opened[side as usize] += 1;
         drop(ring);
         pipe.sched.wake(end.others_key());
         Arc::new(end)
@@ -42,6 +54,12 @@ impl End {
     #[must_use]
     pub fn pipe(&self) -> &Arc<Pipe> {
         &self.pipe
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn side(&self) -> Side {
+        self.side
     }
 
     /// How many ends of this side there are.
@@ -131,10 +149,8 @@ impl File for End {
     fn as_any(&self) -> &dyn std::any::Any {
         self
     }
-}
 
-/// The pipe behind a file that is an end of one.
-#[must_use]
-pub fn of(file: &dyn File) -> Option<&Arc<Pipe>> {
-    file.as_any().downcast_ref::<End>().map(End::pipe)
+    fn pipe(&self) -> Option<&Arc<Pipe>> {
+        Some(&self.pipe)
+    }
 }

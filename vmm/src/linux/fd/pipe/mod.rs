@@ -19,8 +19,8 @@ mod end;
 mod room;
 
 pub use calls::TABLE;
-pub(super) use calls::store_pair;
-pub use end::{End, Side, of};
+pub(in crate::linux) use calls::store_pair;
+pub use end::{End, Side};
 pub use room::{MAX_PIPES, PipeRoom, SOFT_ROOM};
 
 /// Writes of up to this many bytes are atomic (limits.h).
@@ -38,6 +38,8 @@ struct Ring {
     capacity: usize,
     readers: usize,
     writers: usize,
+    /// How often each side was opened.
+    opened: [u64; 2],
 }
 
 /// A pipe, shared by its ends.
@@ -69,6 +71,7 @@ impl Pipe {
                 capacity,
                 readers: 0,
                 writers: 0,
+                opened: [0; 2],
             }),
             room: Arc::clone(room),
             filled: sched.new_key(),
@@ -129,6 +132,22 @@ impl Pipe {
         Ok(n)
     }
 
+    /// Copies up to `buf.len()` bytes and leaves them there; 0 when it is empty and nobody can write.
+    ///
+    /// # Errors
+    /// `EAGAIN` when it is empty.
+    pub fn peek(&self, buf: &mut [u8]) -> Result<usize, Errno> {
+        let ring = self.ring.lock();
+        if ring.data.is_empty() && ring.writers > 0 && !buf.is_empty() {
+            return Err(Errno::AGAIN);
+        }
+        let n = buf.len().min(ring.data.len());
+        buf.iter_mut()
+            .zip(&ring.data)
+            .for_each(|(to, from)| *to = *from);
+        Ok(n)
+    }
+
     /// Adds bytes: all of them if they are at most [`PIPE_BUF`], else as many as fit.
     ///
     /// # Errors
@@ -151,6 +170,22 @@ impl Pipe {
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.sched.wake(self.filled);
         Ok(n)
+    }
+
+    /// How many ends of a side there are.
+    #[must_use]
+    pub fn ends(&self, side: Side) -> usize {
+        let ring = self.ring.lock();
+        match side {
+            Side::Read => ring.readers,
+            Side::Write => ring.writers,
+        }
+    }
+
+    /// How often a side was opened.
+    #[must_use]
+    pub fn opened(&self, side: Side) -> u64 {
+        self.ring.lock().opened[side as usize]
     }
 
     /// Bytes in it.
@@ -193,23 +228,18 @@ impl Pipe {
         Ok(capacity)
     }
 
-    /// Its number, shown by `/proc/PID/fd`.
-    pub(super) fn id(&self) -> u64 {
-        self.id
-    }
-
     /// What is woken when there is more to read.
-    pub(super) fn filled(&self) -> WaitKey {
+    pub(in crate::linux) fn filled(&self) -> WaitKey {
         self.filled
     }
 
     /// What is woken when there is more room.
-    pub(super) fn drained(&self) -> WaitKey {
+    pub(in crate::linux) fn drained(&self) -> WaitKey {
         self.drained
     }
 
     /// What the reading side is ready for.
-    pub(super) fn read_ready(&self) -> Ready {
+    pub(in crate::linux) fn read_ready(&self) -> Ready {
         let ring = self.ring.lock();
         let mut ready = Ready::empty();
         if !ring.data.is_empty() {
@@ -222,7 +252,7 @@ impl Pipe {
     }
 
     /// What the writing side is ready for.
-    pub(super) fn write_ready(&self) -> Ready {
+    pub(in crate::linux) fn write_ready(&self) -> Ready {
         let ring = self.ring.lock();
         let mut ready = Ready::empty();
         if ring.capacity.saturating_sub(ring.data.len()) >= PIPE_BUF {

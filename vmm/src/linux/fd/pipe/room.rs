@@ -1,9 +1,8 @@
 //! What the pipes of a machine may use together.
 
-use parking_lot::Mutex;
-
 use super::{DEFAULT_CAPACITY, PIPE_BUF};
 use crate::linux::Errno;
+use crate::locks::{Mutex, rank};
 
 /// Pipes a machine may have; more gives `ENFILE`.
 pub const MAX_PIPES: usize = 16_384;
@@ -15,7 +14,7 @@ pub const SOFT_ROOM: usize = 64 << 20;
 /// [`SOFT_ROOM`] and [`MAX_PIPES`] times [`PIPE_BUF`] by opening them.
 #[derive(Debug, Default)]
 pub struct PipeRoom {
-    used: Mutex<Used>,
+    used: Mutex<rank::PipeRoom, Used>,
 }
 
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::super::{Caller, Follow, S_IFMT, S_IFREG};
+use super::super::{Caller, Follow, Node, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK};
 use super::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, base};
 use crate::linux::call::{Args, Ctx, SysResult};
 use crate::linux::file::Location;
@@ -43,11 +43,14 @@ pub(super) fn mknodat(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 fn make_node(c: &Ctx<'_>, dirfd: i32, path: u64, mode: u32) -> SysResult {
     let (base, path) = named(c, dirfd, path)?;
-    if !matches!(mode & S_IFMT, 0 | S_IFREG) {
-        return Err(Errno::PERM.into());
-    }
+    let node = match mode & S_IFMT {
+        0 | S_IFREG => Node::Regular,
+        S_IFIFO => Node::Fifo,
+        S_IFSOCK => Node::Socket,
+        _ => return Err(Errno::PERM.into()),
+    };
     c.k.vfs
-        .mknod_regular(&Caller::of(c), &base, &path, masked(c, mode))?;
+        .mknod(&Caller::of(c), &base, &path, (node, masked(c, mode)))?;
     Ok(0)
 }
 

@@ -1,5 +1,7 @@
 //! open(2), openat(2), openat2(2), creat(2).
 
+use std::sync::Arc;
+
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -7,7 +9,8 @@ use super::super::open::{O_CLOEXEC, O_CREAT, O_TRUNC};
 use super::super::walk::Resolve;
 use super::super::{Caller, OpenHow};
 use super::{AT_FDCWD, base};
-use crate::linux::call::{Args, Ctx, SysResult};
+use crate::linux::call::{Args, Ctx, Stop, SysResult, Wait};
+use crate::linux::file::Description;
 
 /// Every flag that openat2(2) knows.
 const KNOWN: u64 = 0o37_777_703;
@@ -72,11 +75,23 @@ pub(super) fn openat2(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 }
 
 fn open_at(c: &mut Ctx<'_>, dirfd: i32, path: u64, mut how: OpenHow) -> SysResult {
+    if let Some(description) = c.call.opened.take() {
+        return complete(c, description, &how);
+    }
     let path = c.path(path)?;
     let scoped = how.resolve.intersects(Resolve::IN_ROOT | Resolve::BENEATH);
     let base = base(c, dirfd, if scoped { b"" } else { &path })?;
     how.mode &= 0o7777 & !c.with_process(|p| p.umask);
     let description = c.k.vfs.open(&Caller::of(c), &base, &path, &how)?;
+    complete(c, description, &how)
+}
+
+/// Gives what was opened a descriptor, once nothing is to be waited for.
+fn complete(c: &mut Ctx<'_>, description: Arc<Description>, how: &OpenHow) -> SysResult {
+    if let Some(key) = description.file.unopened() {
+        c.call.opened = Some(description);
+        return Err(Stop::Block(Wait::on(key)));
+    }
     let fd = c.add_fd(description, how.flags & O_CLOEXEC != 0)?;
     Ok(fd as u64)
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::linux::fs::budget::Budget;
+use crate::locks::{Mutex, rank};
 
 const PAGE: u64 = 4096;
 /// What a page costs: its bytes and its place in the map.
@@ -16,7 +16,7 @@ const COST: u64 = PAGE + 64;
 #[derive(Debug)]
 pub(super) struct Data {
     budget: Arc<Budget>,
-    pages: Mutex<Pages>,
+    pages: Mutex<rank::MemPages, Pages>,
 }
 
 #[derive(Debug, Default)]

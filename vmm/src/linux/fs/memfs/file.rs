@@ -30,7 +30,7 @@ impl Content for MemContent {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
         match &self.inode.body {
             Body::File(data) => Ok(data.read(offset, buf)),
-            Body::Dir(_) | Body::Link(_) | Body::Host(_) => Ok(0),
+            Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => Ok(0),
         }
     }
 
@@ -54,7 +54,7 @@ impl Content for MemContent {
     fn version(&self) -> std::io::Result<Version> {
         let size = match &self.inode.body {
             Body::File(data) => data.size().0,
-            Body::Dir(_) | Body::Link(_) | Body::Host(_) => 0,
+            Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => 0,
         };
         // Nobody changes it behind our back.
         Ok(Version {
@@ -104,7 +104,9 @@ impl MemFile {
     fn data(&self) -> Result<&Data, Errno> {
         match &self.inode().body {
             Body::File(data) => Ok(data),
-            Body::Dir(_) | Body::Link(_) | Body::Host(_) => Err(Errno::INVAL),
+            Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => {
+                Err(Errno::INVAL)
+            }
         }
     }
 }

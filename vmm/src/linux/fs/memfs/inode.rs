@@ -5,13 +5,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::data::Data;
+use super::fifo::Fifo;
 use crate::linux::file::{Change, SetTime, Stat};
 use crate::linux::fs::budget::{Budget, Charge};
-use crate::linux::fs::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
+use crate::linux::fs::{S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK};
+use crate::locks::{Mutex, rank};
 
 /// What an inode costs, its record and its bookkeeping.
 const INODE_COST: u64 = 512;
@@ -23,7 +24,7 @@ type Time = (i64, u32);
 pub(super) struct Inode {
     pub(super) ino: u64,
     dev: u64,
-    meta: Mutex<Meta>,
+    meta: Mutex<rank::MemMeta, Meta>,
     pub(super) body: Body,
     _charge: Charge,
 }
@@ -51,11 +52,14 @@ pub(super) type Entries = BTreeMap<Vec<u8>, Entry>;
 /// What an inode holds.
 #[derive(Debug)]
 pub(super) enum Body {
-    Dir(Mutex<Entries>),
+    Dir(Mutex<rank::MemEntries, Entries>),
     Link(Vec<u8>),
     File(Data),
     /// A regular file of the host, opened when the tree was built (never written).
     Host(Arc<OwnedFd>),
+    Fifo(Fifo),
+    /// The name of a socket.
+    Socket,
 }
 
 /// Makes inodes: their numbers, device and budget.
@@ -86,6 +90,8 @@ impl Maker {
             Body::Dir(_) => S_IFDIR,
             Body::Link(_) => S_IFLNK,
             Body::File(_) | Body::Host(_) => S_IFREG,
+            Body::Fifo(_) => S_IFIFO,
+            Body::Socket => S_IFSOCK,
         };
         let now = now();
         let nlink = if kind == S_IFDIR { 2 } else { 1 };
@@ -131,10 +137,12 @@ impl Inode {
     }
 
     /// A directory's entries.
-    pub(super) fn entries(&self) -> Result<&Mutex<Entries>, Errno> {
+    pub(super) fn entries(&self) -> Result<&Mutex<rank::MemEntries, Entries>, Errno> {
         match &self.body {
             Body::Dir(entries) => Ok(entries),
-            Body::Link(_) | Body::File(_) | Body::Host(_) => Err(Errno::NOTDIR),
+            Body::Link(_) | Body::File(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => {
+                Err(Errno::NOTDIR)
+            }
         }
     }
 
@@ -147,7 +155,7 @@ impl Inode {
             Body::Dir(entries) => (40 + 20 * entries.lock().len() as u64, 0),
             Body::Link(target) => (target.len() as u64, 0),
             Body::File(data) => data.size(),
-            Body::Host(_) => (0, 0),
+            Body::Host(_) | Body::Fifo(_) | Body::Socket => (0, 0),
         };
         Stat {
             dev: self.dev,

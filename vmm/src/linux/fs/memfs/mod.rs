@@ -10,18 +10,20 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::budget::Budget;
 use super::host::HostFile;
-use super::{Caller, FileSystem, FsStat, Home, Link, NAME_MAX, entry_kind, split};
+use super::{Caller, FileSystem, FsStat, Home, Link, NAME_MAX, Node, entry_kind, split};
 use crate::linux::file::{Change, DirEntry, File, Stat};
+use crate::locks::{Mutex, rank};
 use data::Data;
+use fifo::Fifo;
 use file::MemFile;
 use inode::{Body, Inode, Maker};
 
 mod data;
+mod fifo;
 mod file;
 mod inode;
 
@@ -36,7 +38,7 @@ pub(super) struct MemFs {
     home: Home,
     root: Arc<Inode>,
     maker: Maker,
-    tree: Mutex<()>,
+    tree: Mutex<rank::MemTree, ()>,
 }
 
 /// A file in memory without a name in the tree (memfd_create(2)).
@@ -149,6 +151,7 @@ impl MemFs {
 
     fn open_inode(
         &self,
+        c: &Caller<'_>,
         inode: Arc<Inode>,
         path: &[u8],
         flags: u32,
@@ -157,6 +160,8 @@ impl MemFs {
         match &inode.body {
             Body::Host(fd) => Ok(Arc::new(HostFile::new(Arc::clone(fd), at, guest)?)),
             Body::File(_) => Ok(Arc::new(MemFile::new(inode, Some(at), guest, flags))),
+            Body::Fifo(fifo) => Ok(fifo.open(c.k, &inode, (at, guest), flags)?),
+            Body::Socket => Err(Errno::NXIO),
             Body::Dir(_) => Err(Errno::ISDIR),
             Body::Link(_) => Err(Errno::LOOP),
         }
@@ -200,7 +205,7 @@ impl FileSystem for MemFs {
     fn target(&self, path: &[u8]) -> Option<Vec<u8>> {
         match &self.find(path).ok()?.body {
             Body::Link(target) => Some(target.clone()),
-            Body::Dir(_) | Body::File(_) | Body::Host(_) => None,
+            Body::Dir(_) | Body::File(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => None,
         }
     }
 
@@ -215,8 +220,8 @@ impl FileSystem for MemFs {
         Ok(entries.iter().map(entry).collect())
     }
 
-    fn open(&self, _: &Caller<'_>, path: &[u8], flags: u32) -> Result<Arc<dyn File>, Errno> {
-        self.open_inode(self.find(path)?, path, flags)
+    fn open(&self, c: &Caller<'_>, path: &[u8], flags: u32) -> Result<Arc<dyn File>, Errno> {
+        self.open_inode(c, self.find(path)?, path, flags)
     }
 
     fn create(
@@ -228,7 +233,16 @@ impl FileSystem for MemFs {
     ) -> Result<Arc<dyn File>, Errno> {
         let body = Body::File(Data::new(&self.maker.budget));
         let inode = self.insert(path, body, mode, (c.uid(), c.gid()))?;
-        self.open_inode(inode, path, flags)
+        self.open_inode(c, inode, path, flags)
+    }
+
+    fn mknod(&self, c: &Caller<'_>, path: &[u8], node: Node, mode: u32) -> Result<(), Errno> {
+        let body = match node {
+            Node::Regular => Body::File(Data::new(&self.maker.budget)),
+            Node::Fifo => Body::Fifo(Fifo::default()),
+            Node::Socket => Body::Socket,
+        };
+        self.insert(path, body, mode, (c.uid(), c.gid())).map(drop)
     }
 
     fn mkdir(&self, c: &Caller<'_>, path: &[u8], mode: u32) -> Result<(), Errno> {

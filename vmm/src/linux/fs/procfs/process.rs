@@ -214,12 +214,11 @@ fn named(c: &Caller<'_>, pid: Pid, name: &str) -> Result<Vec<u8>, Errno> {
         "limits" => with(c, pid, |p| Ok(status::limits(p).into_bytes())),
         "comm" => with(c, pid, |p| Ok([&p.comm[..], b"\n"].concat())),
         "maps" => maps::maps(c, pid),
-        "auxv" => with(c, pid, |p| {
-            Ok(p.mm
-                .as_ref()
-                .map(|mm| mm.layout.lock().auxv.clone())
-                .unwrap_or_default())
-        }),
+        // Not with the process tree locked: brk(2) asks for a limit with the layout locked.
+        "auxv" => {
+            let auxv = space(c, pid)?.map(|mm| mm.layout.lock().auxv.clone());
+            Ok(auxv.unwrap_or_default())
+        }
         "cmdline" => strings(c, pid, |mm| mm.layout.lock().args),
         "environ" => strings(c, pid, |mm| mm.layout.lock().envs),
         "mounts" => Ok(c.k.vfs.mount_lines().into_bytes()),

@@ -1,0 +1,207 @@
+//! A machine with several virtual CPUs for each guest, and shoot-downs between them.
+
+use std::sync::Arc;
+
+use shadow_mm::sim::{SimFile, SimMmu};
+use shadow_mm::{
+    Access, Denied, FaultOutcome, Flush, FrameStore, GuestVa, IoTicket, Limits, Manager, MapKind,
+    MapRequest, PAGE_SIZE, Pfn, PfnRange, Placement, PoolLayout, Progress, Prot, Space, VadFlags,
+    VadTag, Vpn, VpnRange,
+};
+use shuttle::sync::Mutex;
+
+use crate::platform::{Model, ModelStore};
+
+pub(crate) type Mm = Manager<Model>;
+
+/// First page the guests map.
+pub(crate) const BASE: u64 = 0x1_0000;
+pub(crate) const RW: Prot = Prot::READ.union(Prot::WRITE);
+/// Data frames of the machine.
+const DATA: u32 = 48;
+
+/// A machine with a small pool.
+pub(crate) fn machine() -> Arc<Mm> {
+    let frames = |start, count| PfnRange {
+        start: Pfn::new(start),
+        count,
+    };
+    let layout = PoolLayout {
+        data: frames(16, DATA),
+        tables: frames(16 + DATA, 32),
+    };
+    let limits = Limits {
+        user_end: va(0x7f80_0000_0000),
+        min_va: va(0x1_0000),
+    };
+    let store = ModelStore::new(frames(0, 16 + DATA + 32));
+    Arc::new(Manager::new(store, layout, limits).expect("a manager"))
+}
+
+fn va(address: u64) -> GuestVa {
+    GuestVa::new(address).expect("a canonical address")
+}
+
+pub(crate) fn vpn(page: u64) -> Vpn {
+    Vpn::new(page).expect("a page number")
+}
+
+pub(crate) fn pages(start: u64, count: u64) -> VpnRange {
+    VpnRange::new(vpn(start), count).expect("a range")
+}
+
+/// What byte a page of a file is full of.
+pub(crate) fn file_byte(file_page: u64) -> u8 {
+    0xf0 + (file_page as u8 & 7)
+}
+
+/// A guest process that runs on two virtual CPUs.
+pub(crate) struct Guest {
+    pub(crate) mm: Arc<Mm>,
+    pub(crate) space: Arc<Space<Model>>,
+    cpus: [Mutex<SimMmu>; 2],
+}
+
+impl Guest {
+    pub(crate) fn new(mm: &Arc<Mm>) -> Arc<Self> {
+        let space = mm.create_space().expect("a space");
+        Self::of(mm, space)
+    }
+
+    pub(crate) fn of(mm: &Arc<Mm>, space: Arc<Space<Model>>) -> Arc<Self> {
+        let cpus = [0, 1].map(|_| Mutex::new(SimMmu::new(space.root())));
+        Arc::new(Self {
+            mm: Arc::clone(mm),
+            space,
+            cpus,
+        })
+    }
+
+    /// A guest with some anonymous pages.
+    pub(crate) fn with_pages(mm: &Arc<Mm>, count: u64) -> Arc<Self> {
+        let guest = Self::new(mm);
+        guest.map(count, MapKind::Anonymous);
+        guest
+    }
+
+    pub(crate) fn map(&self, count: u64, kind: MapKind<SimFile>) {
+        let request = MapRequest {
+            placement: Placement::Fixed(vpn(BASE)),
+            count,
+            prot: RW,
+            kind,
+            flags: VadFlags::empty(),
+            tag: VadTag::default(),
+        };
+        let mapped = self.mm.map(&self.space, request).expect("a mapping");
+        self.shoot(mapped.flush);
+    }
+
+    /// Interrupts every virtual CPU between two of its instructions, has it drop what the flush names,
+    /// and acknowledges.
+    pub(crate) fn shoot(&self, flush: Flush) {
+        if !flush.is_empty() {
+            for cpu in &self.cpus {
+                cpu.lock().expect("a virtual CPU").flush(&flush);
+            }
+        }
+        self.mm.flushed(flush);
+    }
+
+    /// Does what a fork does for its parent's virtual CPUs, and makes the child a guest.
+    pub(crate) fn fork(&self) -> Option<Arc<Self>> {
+        let forked = self.mm.fork(&self.space).ok()?;
+        self.shoot(forked.flush);
+        Some(Self::of(&self.mm, forked.child))
+    }
+
+    /// Stores a byte on virtual CPU `cpu`.
+    pub(crate) fn store(&self, cpu: usize, page: u64, at: usize, byte: u8) -> Result<(), Denied> {
+        self.access(cpu, page, Access::Write, |frame| {
+            self.mm.store().write(frame, at, &[byte]);
+        })
+    }
+
+    /// Loads a byte on virtual CPU `cpu`.
+    pub(crate) fn load(&self, cpu: usize, page: u64, at: usize) -> Result<u8, Denied> {
+        let mut byte = [0];
+        self.access(cpu, page, Access::Read, |frame| {
+            self.mm.store().read(frame, at, &mut byte);
+        })?;
+        Ok(byte[0])
+    }
+
+    /// One instruction: translated and done without an interrupt in between, or a fault, and again.
+    fn access(
+        &self,
+        cpu: usize,
+        page: u64,
+        access: Access,
+        instruction: impl FnOnce(Pfn),
+    ) -> Result<(), Denied> {
+        let at = vpn(page).va();
+        for _ in 0..100 {
+            {
+                let mut mmu = self.cpus[cpu].lock().expect("a virtual CPU");
+                if let Ok(found) = mmu.translate(self.mm.store(), at, access) {
+                    instruction(found.frame);
+                    return Ok(());
+                }
+            }
+            self.settle(self.mm.fault(&self.space, at, access))?;
+        }
+        panic!("page {page:#x} faults for ever");
+    }
+
+    /// Does what a fault's outcome asks for.
+    pub(crate) fn settle(&self, outcome: FaultOutcome<Model>) -> Result<(), Denied> {
+        match outcome {
+            FaultOutcome::Resolved(resolution) => {
+                self.shoot(resolution.flush);
+                Ok(())
+            }
+            FaultOutcome::Read(ticket) => {
+                let length = self.fill(&ticket);
+                let completed = self.mm.complete_read(ticket, Ok(length));
+                self.settle(completed)
+            }
+            FaultOutcome::Wait(pending) => loop {
+                match pending.progress() {
+                    Progress::UnderWay => shuttle::thread::yield_now(),
+                    Progress::Ended => return Ok(()),
+                    Progress::Failed => return Err(Denied::IoError),
+                }
+            },
+            FaultOutcome::Denied(denied) => Err(denied),
+            FaultOutcome::NoMemory => panic!("the pool is too small for the scenario"),
+        }
+    }
+
+    fn fill(&self, ticket: &IoTicket<Model>) -> usize {
+        let first = ticket.offset() / PAGE_SIZE as u64;
+        for (n, frame) in ticket.frames().iter().enumerate() {
+            let content = [file_byte(first + n as u64); PAGE_SIZE];
+            self.mm.store().write(*frame, 0, &content);
+        }
+        ticket.length()
+    }
+
+    /// Ends the guest.
+    pub(crate) fn delete(&self) {
+        let flush = self.mm.delete_space(&self.space);
+        self.shoot(flush);
+    }
+}
+
+/// The end of a schedule: everything adds up with the guests alive, and is home once they are gone.
+pub(crate) fn finish(mm: &Mm, guests: &[&Arc<Guest>]) {
+    let spaces: Vec<_> = guests.iter().map(|guest| guest.space.clone()).collect();
+    mm.check(&spaces).expect("with the guests alive");
+    for guest in guests {
+        guest.delete();
+    }
+    mm.check(&[]).expect("with the guests gone");
+    let stats = mm.stats();
+    assert_eq!(stats.data.available(), u64::from(DATA), "{stats:?}");
+    assert_eq!(stats.clone_headers, 0, "{stats:?}");
+}

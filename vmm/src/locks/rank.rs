@@ -1,0 +1,118 @@
+//! The tree of locks, as one order: a lock may be taken when every lock held comes before it here.
+
+/// A lock's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its number; locks are taken with rising numbers.
+    pub rank: u8,
+    /// Its name here.
+    pub name: &'static str,
+}
+
+/// A type that stands for a place.
+pub trait Rank: 'static {
+    /// The place.
+    const PLACE: Place;
+}
+
+macro_rules! ranks {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        #[derive(Clone, Copy)]
+        #[repr(u8)]
+        enum Order { $($name,)* }
+
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug, Default)]
+            pub struct $name;
+
+            impl Rank for $name {
+                const PLACE: Place = Place {
+                    rank: Order::$name as u8,
+                    name: stringify!($name),
+                };
+            }
+        )*
+    };
+}
+
+ranks! {
+    /// Calls whose strace line is not complete.
+    StraceOpen,
+    /// The virtual CPUs of a machine that has not started.
+    MachineCpus,
+    /// What a machine failed with.
+    MachineFailure,
+    /// The thread that waits for the host's descriptors.
+    EventThread,
+    /// The host's descriptors it waits for.
+    EventSet,
+    /// An open file's offset: held for the read or write that uses it.
+    Offset,
+    /// The names an open directory shows.
+    DirSnapshot,
+    /// What an open file of the VMM's own says.
+    SynthContent,
+    /// Where things are in an address space; `brk` holds it while it maps.
+    Layout,
+    /// The process tree: [`crate::linux::kernel::Kernel::state`].
+    KernelState,
+    /// What an epoll looks at.
+    EpollMembers,
+    /// What a socket is: idle, listening, connected.
+    SocketState,
+    /// What a program has set of a socket.
+    SocketOptions,
+    /// Which socket has which name.
+    SocketNames,
+    /// The pipe behind a FIFO.
+    FifoPipe,
+    /// A pipe's content.
+    PipeRing,
+    /// What the pipes of a machine use together.
+    PipeRoom,
+    /// An eventfd's count.
+    EventCount,
+    /// The `flock` an open file has.
+    FlockHeld,
+    /// All `flock`s.
+    FlockTable,
+    /// All record locks.
+    RecordLocks,
+    /// A mapped file's bytes: orders writes against writing back.
+    FileIo,
+    /// Names of an in-memory file system while they move.
+    MemTree,
+    /// An in-memory directory's names.
+    MemEntries,
+    /// An in-memory inode's attributes.
+    MemMeta,
+    /// An in-memory file's content.
+    MemPages,
+    /// The terminal settings the guest wants.
+    TtyWanted,
+    /// Whether the first program is stopped.
+    MainStops,
+    /// When which timer is due.
+    TimerSchedule,
+    /// What must live as long as the virtual machine.
+    VmOwners,
+    /// The files that are mapped.
+    MappedFiles,
+    /// The memory manager's supervisor tables.
+    Supervisor,
+    /// An address space.
+    Space,
+    /// A section.
+    Section,
+    /// The PFN database, and all clone blocks.
+    Pfns,
+    /// Run queue, wait queues and deadlines.
+    SchedQueues,
+    /// Flushes that wait for a virtual CPU.
+    FlushQueues,
+    /// Who waits for a read that another does.
+    ReadsEnded,
+    /// Whether the thread that writes mapped files back has something to do.
+    WritebackBell,
+}
