@@ -143,7 +143,9 @@ pub(super) fn sys_msync(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     {
         return Err(Errno::INVAL.into());
     }
-    let Some(range) = advised(a.u64(0), a.u64(1)).map_err(|_| Errno::NOMEM)? else {
+    // A length that wraps when it is rounded up is none, as on Linux.
+    let len = whole_pages(a.u64(1)).unwrap_or(0);
+    let Some(range) = advised(a.u64(0), len).map_err(|_| Errno::NOMEM)? else {
         return Ok(0);
     };
     let mut parts = Vec::new();
