@@ -49,6 +49,7 @@ mod limits;
 mod manager;
 mod outcome;
 mod pfn;
+mod pool;
 mod proto;
 pub mod pte;
 mod section;
@@ -73,6 +74,7 @@ pub use limits::{LayoutError, Limits, PoolLayout};
 pub use manager::{CreateError, Manager};
 pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, Resolution};
 pub use pfn::PfnState;
+pub use pool::{Quarantine, QuarantineLimits, SLACK_BYTE, slack_damage};
 pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, SectionPage};
 pub use section::{SectionAt, SectionError, WriteFailed, WriteTicket};
 pub use space::{

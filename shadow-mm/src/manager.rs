@@ -259,6 +259,12 @@ impl<P: Platform> Manager<P> {
         VpnRange::between(Vpn::new(0)?, end)?.intersect(range)
     }
 
+    /// Whether so few data frames are left that nothing optional should use any.
+    #[must_use]
+    pub fn frames_short(&self) -> bool {
+        self.pfns.lock().short()
+    }
+
     /// The counters, and the frames by state.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {

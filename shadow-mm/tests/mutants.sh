@@ -8,7 +8,7 @@ mkdir -p "$target"
 target=$(cd "$target" && pwd)
 all="lost_share skipped_flush skipped_copy lost_dirty held_taken leaked_table
      lost_descriptor pinned_shared supervisor_zapped unzeroed_page
-     early_reuse skipped_recheck"
+     early_reuse skipped_recheck unchecked_slack"
 survived=0
 for mutant in ${*:-$all}; do
     log="$target/$mutant.log"

@@ -39,6 +39,8 @@ pub struct RunConfig {
     pub timeout: Option<Duration>,
     /// Processes at once.
     pub max_procs: usize,
+    /// Put guard pages around anonymous mappings.
+    pub guard_alloc: bool,
     /// Processors.
     pub cpus: usize,
     /// The program, as given.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 mod attacks;
 mod bad_input;
 mod confinement;
+mod guard;
 mod no_kvm;
 mod options;
 mod programs;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         terminal::cases(),
         options::cases(),
         confinement::cases(),
+        guard::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),

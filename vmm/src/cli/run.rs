@@ -52,6 +52,12 @@ pub(super) struct RunArgs {
     #[arg(long)]
     strace: bool,
 
+    /// Find memory errors: guard pages around anonymous mappings and the heap, unmapped memory stays
+    /// inaccessible, bytes behind the requested length are checked; what is found is told on standard
+    /// error
+    #[arg(long)]
+    guard_alloc: bool,
+
     /// Print what was counted on standard error at the end
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     stats: Option<StatsFormat>,
@@ -149,6 +155,7 @@ impl RunArgs {
             workdir: self.workdir.clone().into_vec(),
             env,
             strace: self.strace,
+            guard_alloc: self.guard_alloc,
             timeout: self.timeout,
             max_procs: self.max_procs as usize,
             cpus: self.cpus.map_or(host_cpus.min(64), usize::from),

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Errno;
 use super::file::{Description, Location};
+use super::mm::guard::{self, GuardHeap};
 use super::thread::{ThreadShared, Tid};
 use crate::locks::{Mutex, rank};
 use crate::memory::{Memory, Space, VmmPlatform};
@@ -28,6 +29,8 @@ pub struct AddressSpace {
     pub space: Arc<Space<VmmPlatform>>,
     /// The layout `execve` made.
     pub layout: Mutex<rank::Layout, MmLayout>,
+    /// What guards its mappings, with `--guard-alloc`.
+    pub guards: Option<Mutex<rank::Guards, GuardHeap>>,
     memory: Arc<Memory>,
     deleted: AtomicBool,
 }
@@ -43,6 +46,7 @@ impl AddressSpace {
         Arc::new(Self {
             space,
             layout: Mutex::new(layout),
+            guards: memory.guard.get().map(|_| Mutex::default()),
             memory: Arc::clone(memory),
             deleted: AtomicBool::new(false),
         })
@@ -53,8 +57,32 @@ impl AddressSpace {
     pub fn retire(mm: &Arc<Self>, own: Option<Arc<Self>>) {
         drop(own);
         if Arc::strong_count(mm) == 1 {
+            let layout = mm.layout.lock();
+            let brk = (layout.brk_start, layout.brk);
+            drop(layout);
+            mm.check_guards(brk);
             mm.delete();
         }
+    }
+
+    /// The guards of a forked child's address space are those of its parent's.
+    pub fn inherit_guards(&self, parent: &Self, pid: Pid) {
+        if let (Some(own), Some(parents)) = (&self.guards, &parent.guards) {
+            let mut guards = parents.lock().clone();
+            guards.set_pid(pid);
+            *own.lock() = guards;
+        }
+    }
+
+    /// Looks at what guards the mappings for the last time.
+    fn check_guards(&self, brk: (u64, u64)) {
+        if let Some(guards) = self.guards.as_ref().filter(|_| !self.is_deleted()) {
+            guard::check_all(&self.memory, &self.space, &guards.lock(), brk);
+        }
+    }
+
+    fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::SeqCst)
     }
 
     fn delete(&self) {
@@ -66,6 +94,9 @@ impl AddressSpace {
 
 impl Drop for AddressSpace {
     fn drop(&mut self) {
+        let layout = self.layout.get_mut();
+        let brk = (layout.brk_start, layout.brk);
+        self.check_guards(brk);
         self.delete();
     }
 }

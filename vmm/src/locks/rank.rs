@@ -97,6 +97,8 @@ ranks! {
     TimerSchedule,
     /// What must live as long as the virtual machine.
     VmOwners,
+    /// What guards an address space's mappings; held while it maps.
+    Guards,
     /// The files that are mapped.
     MappedFiles,
     /// The memory manager's supervisor tables.

@@ -88,6 +88,9 @@ impl Machine {
     pub fn build(config: &RunConfig) -> Result<Self, RunError> {
         let found = program::find(config)?;
         let hardware = Hardware::new(config.memory, config.cpus)?;
+        if config.guard_alloc {
+            hardware.memory.guard.get_or_init(Default::default);
+        }
         hardware.map_vdso(vdso::image())?;
         let cpus = (0..config.cpus as u64)
             .map(|index| hardware.vcpu(index))

@@ -10,7 +10,7 @@ use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
 use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
-use crate::memory::Writeback;
+use crate::memory::{GuardCounters, Writeback};
 
 pub mod builder;
 pub mod fpu;
@@ -231,6 +231,7 @@ impl Machine {
             ioctls: self.hardware.vm.ioctls.load(Ordering::Relaxed),
             shootdowns: memory.flushes.stats(),
             memory: MemoryReport::new(&memory.manager.stats(), self.supervisor_tables),
+            guard: memory.guard.get().map(GuardCounters::snapshot),
         }
     }
 }

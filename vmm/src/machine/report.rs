@@ -6,7 +6,7 @@ use serde::Serialize;
 use shadow_mm::{StatsSnapshot, ZoneStats};
 
 use super::stats::Exits;
-use crate::memory::ShootdownStats;
+use crate::memory::{GuardReport, ShootdownStats};
 
 /// Frames of a zone, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -140,6 +140,9 @@ pub struct Report {
     pub shootdowns: ShootdownStats,
     /// The memory manager's part.
     pub memory: MemoryReport,
+    /// What `--guard-alloc` found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardReport>,
 }
 
 impl fmt::Display for Report {
@@ -197,6 +200,13 @@ impl fmt::Display for Report {
                 f,
                 "{name:<9} {} frames: {} zeroed, {} free, {} active, {} in flight",
                 z.total, z.zeroed, z.free, z.active, z.in_flight
+            )?;
+        }
+        if let Some(g) = &self.guard {
+            writeln!(
+                f,
+                "guards    {} mappings ({} refused), {} damaged, {} faults; {} quarantined, {} released",
+                g.guarded, g.refused, g.damaged, g.faults, g.quarantined, g.released
             )?;
         }
         writeln!(f, "in use    {} frames", m.frames_in_use)

@@ -347,6 +347,12 @@ impl Worker {
 
     fn fault(&mut self, shared: &Shared, thread: &mut Thread, trap: Trap, info: SigInfo) {
         thread.last_trap = (u64::from(trap.vector), trap.error, trap.address);
+        if let (Some(counters), Some(guards)) =
+            (shared.kernel.memory.guard.get(), &thread.mm.guards)
+            && trap.vector == PAGE_FAULT
+        {
+            guards.lock().fault(counters, trap.address);
+        }
         tracing::debug!(
             pid = thread.pid,
             signal = info.signo,
@@ -394,6 +400,7 @@ fn context<'a>(
 
 /// Vectors that need a look at more than the exception (Intel SDM volume 3, table 6-1).
 const INVALID_OPCODE: u8 = 6;
+const PAGE_FAULT: u8 = 14;
 const SIMD_EXCEPTION: u8 = 19;
 
 /// What a round came to.

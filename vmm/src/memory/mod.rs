@@ -2,7 +2,7 @@
 //! sections of mapped files.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use shadow_mm::{
     Access, Denied, FaultKind, FaultOutcome, Flush, GuestVa, Manager, Pending, Pfn, Pin,
@@ -11,6 +11,7 @@ use shadow_mm::{
 
 pub use content::{Backing, Content, FileId, Version};
 pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
+pub use guard::{GuardCounters, GuardReport};
 pub use pool::{FRAME, Pool, PoolError};
 pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;
@@ -18,6 +19,7 @@ pub use writeback::Writeback;
 
 mod content;
 mod flushes;
+mod guard;
 mod pager;
 mod pool;
 mod sections;
@@ -48,6 +50,8 @@ pub struct Memory {
     pub manager: Manager<VmmPlatform>,
     /// Flushes that wait for a virtual CPU.
     pub flushes: Flushes,
+    /// Set if guests' anonymous mappings are guarded.
+    pub guard: OnceLock<GuardCounters>,
     /// The files that are mapped.
     pub sections: Sections,
     reads: pager::Reads,
@@ -78,6 +82,7 @@ impl Memory {
         Self {
             manager,
             flushes,
+            guard: OnceLock::new(),
             sections: Sections::default(),
             reads: pager::Reads::default(),
             bell: writeback::Bell::default(),

@@ -100,6 +100,7 @@ fn apply(c: &Ctx<'_>, advice: Advice, part: VpnRange) -> Result<(), Errno> {
         Advice::Drop | Advice::DropAnonymous => {
             let discarded = memory.manager.discard(space, part);
             memory.submit(discarded.flush);
+            super::guard::discarded(c, part);
             discarded.result.map_err(|_| Errno::NOMEM)?;
         }
         Advice::Fork(what) => memory

@@ -16,6 +16,7 @@ pub(super) fn sys_brk(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if wanted < start || wanted > USER_END || wanted - start > limit {
         return Ok(old);
     }
+    super::guard::before_brk(c, start, old);
     let (old_end, new_end) = (page_up(old), page_up(wanted));
     let moved = if new_end < old_end {
         shrink(c, new_end, old_end - new_end)
@@ -25,6 +26,7 @@ pub(super) fn sys_brk(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if moved {
         layout.brk = wanted;
     }
+    super::guard::after_brk(c, start, layout.brk);
     Ok(layout.brk)
 }
 

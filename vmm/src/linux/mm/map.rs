@@ -105,11 +105,7 @@ pub(super) fn sys_mmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         flags: vad_flags(flags),
         tag: source.tag,
     };
-    let mapped =
-        c.k.memory
-            .manager
-            .map(&c.t.mm.space, request)
-            .map_err(map_errno)?;
+    let mapped = super::guard::map(c, request, a.u64(1)).map_err(map_errno)?;
     c.k.memory.submit(mapped.flush);
     let start = mapped.range.start().va().get();
     if flags & (MAP_POPULATE | MAP_LOCKED) != 0 && !prot.is_empty() {
@@ -251,12 +247,7 @@ pub(super) fn sys_munmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let range = whole_pages(len)
         .and_then(|len| pages(addr, len))
         .ok_or(Errno::INVAL)?;
-    let flush =
-        c.k.memory
-            .manager
-            .unmap(&c.t.mm.space, range)
-            .map_err(|_| Errno::NOMEM)?;
-    c.k.memory.submit(flush);
+    super::guard::unmap(c, range).map_err(|_| Errno::NOMEM)?;
     if c.k.memory.sections.untidy() {
         c.k.memory.views_changed();
     }

@@ -15,6 +15,7 @@ use crate::memory::{Backing, Intent};
 
 mod advise;
 mod brk;
+pub mod guard;
 mod map;
 mod remap;
 

@@ -5,7 +5,7 @@ use shadow_mm::{
     VpnRange,
 };
 
-use super::{VadInfo, check_address_space, check_data, pages, whole_pages};
+use super::{VadInfo, check_address_space, check_data, guard, pages, whole_pages};
 use crate::linux::Errno;
 use crate::linux::call::{Args, Ctx, SysResult};
 use crate::linux::exec::{MIN_VA, PAGE, USER_END, map_errno, remap_errno};
@@ -44,6 +44,42 @@ pub(super) fn sys_mremap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     } else {
         None
     };
+    guard::moving(c, old);
+    let request = Wanted {
+        old,
+        new_len,
+        may_move,
+        fixed,
+        keep,
+    };
+    let done = resize(c, &vad, request);
+    match &done {
+        Ok(_) if keep => guard::kept(c, old),
+        Ok(start) => guard::moved(c, old, *start, a.u64(2)),
+        Err(_) => guard::discarded(c, old),
+    }
+    done
+}
+
+/// A call whose arguments make sense.
+#[derive(Clone, Copy)]
+struct Wanted {
+    old: VpnRange,
+    new_len: u64,
+    may_move: bool,
+    fixed: Option<Vpn>,
+    keep: bool,
+}
+
+fn resize(c: &Ctx<'_>, vad: &VadInfo, wanted: Wanted) -> SysResult {
+    let Wanted {
+        old,
+        new_len,
+        may_move,
+        fixed,
+        keep,
+    } = wanted;
+    let old_len = old.count() * PAGE;
     if fixed.is_none() && !keep && new_len <= old_len {
         return shrink(c, old, new_len);
     }
@@ -58,7 +94,7 @@ pub(super) fn sys_mremap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         }
     }
     if keep {
-        return move_and_keep(c, &vad, old, fixed);
+        return move_and_keep(c, vad, old, fixed);
     }
     let new_count = new_len / PAGE;
     match remap(
@@ -131,12 +167,7 @@ fn check_target(addr: u64, old_len: u64, target: u64, new_len: u64) -> Result<Vp
 fn shrink(c: &Ctx<'_>, old: VpnRange, new_len: u64) -> SysResult {
     let start = old.start().va().get();
     if let Some(tail) = pages(start + new_len, old.count() * PAGE - new_len) {
-        let flush =
-            c.k.memory
-                .manager
-                .unmap(&c.t.mm.space, tail)
-                .map_err(|_| Errno::NOMEM)?;
-        c.k.memory.submit(flush);
+        guard::unmap(c, tail).map_err(|_| Errno::NOMEM)?;
     }
     Ok(start)
 }
@@ -171,11 +202,12 @@ fn move_to(c: &Ctx<'_>, old: VpnRange, new_count: u64, to: Vpn) -> SysResult {
 /// A place below the other mappings, held by a mapping without rights.
 fn reserve(c: &Ctx<'_>, count: u64) -> Result<Vpn, Errno> {
     let below = c.t.mm.layout.lock().mmap_top;
+    let below = Vpn::new(below / PAGE).ok_or(Errno::NOMEM)?;
+    if let Some(place) = guard::reserve(c, below, count) {
+        return place;
+    }
     let request = MapRequest {
-        placement: Placement::Anywhere {
-            hint: None,
-            below: Vpn::new(below / PAGE).ok_or(Errno::NOMEM)?,
-        },
+        placement: Placement::Anywhere { hint: None, below },
         count,
         prot: Prot::empty(),
         kind: MapKind::Anonymous,

@@ -252,6 +252,9 @@ fn clone(c: &mut Ctx<'_>, request: Request) -> SysResult {
     let fpu = child_fpu(c)?;
     let mut thread = child_thread(c, &request, mm, fpu);
     let pid = insert_child(c, &request, &mut thread)?;
+    if !Arc::ptr_eq(&c.t.mm, &thread.mm) {
+        thread.mm.inherit_guards(&c.t.mm, pid);
+    }
     if request.flags.contains(Flags::PARENT_SETTID) {
         // As Linux: an address that cannot be written is the caller's own problem.
         let _ = c.mem().write_obj(request.parent_tid, &pid);

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use crate::locks::{Mutex, rank};
 
 use super::super::Errno;
 use super::super::call::WaitKey;
@@ -45,7 +45,7 @@ struct Ring {
 /// A pipe, shared by its ends.
 #[derive(Debug)]
 pub struct Pipe {
-    ring: Mutex<Ring>,
+    ring: Mutex<rank::PipeRing, Ring>,
     room: Arc<PipeRoom>,
     sched: Arc<Sched>,
     /// Woken when there is more to read.
