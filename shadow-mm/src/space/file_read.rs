@@ -195,6 +195,7 @@ impl<P: Platform> Manager<P> {
             // A truncation meanwhile took the page away.
             let ours = matches!(pages.get(&page), Some(Proto::Reading(record))
                 if Arc::ptr_eq(record, claim.record()));
+            let ours = ours || cfg!(mutant = "skipped_recheck");
             if ours {
                 pages.remove(&page);
             }

@@ -10,6 +10,7 @@ mod no_kvm;
 mod options;
 mod programs;
 mod real;
+mod shared;
 mod shell;
 mod terminal;
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     let groups = [
         programs::cases(),
         shell::cases(),
+        shared::cases(),
         real::cases(),
         terminal::cases(),
         options::cases(),
