@@ -24,10 +24,12 @@ pub trait Locks: 'static {
     type Supervisor: lock_api::RawMutex + Send + Sync;
     /// Of a space.
     type Space: lock_api::RawMutex + Send + Sync;
-    /// Of the list of spaces, through which a section finds its views.
+    /// Of a section. None has a lock of its own today.
     type Section: lock_api::RawMutex + Send + Sync;
-    /// Of the PFN database: the last.
+    /// Of the PFN database.
     type Pfns: lock_api::RawMutex + Send + Sync;
+    /// Of the list of spaces: the last.
+    type Registry: lock_api::RawMutex + Send + Sync;
 }
 
 impl<L: lock_api::RawMutex + Send + Sync + 'static> Locks for L {
@@ -35,6 +37,7 @@ impl<L: lock_api::RawMutex + Send + Sync + 'static> Locks for L {
     type Space = L;
     type Section = L;
     type Pfns = L;
+    type Registry = L;
 }
 
 /// The lock of a space.
@@ -42,10 +45,11 @@ pub(crate) type SpaceMutex<P, T> = lock_api::Mutex<<<P as Platform>::Lock as Loc
 /// A locked space.
 pub(crate) type SpaceGuard<'a, P, T> =
     lock_api::MutexGuard<'a, <<P as Platform>::Lock as Locks>::Space, T>;
-/// The lock of the list of spaces.
-pub(crate) type SpacesMutex<P, T> = lock_api::Mutex<<<P as Platform>::Lock as Locks>::Section, T>;
 /// The lock of the PFN database.
 pub(crate) type PfnMutex<P, T> = lock_api::Mutex<<<P as Platform>::Lock as Locks>::Pfns, T>;
+/// The lock of the list of spaces.
+pub(crate) type RegistryMutex<P, T> =
+    lock_api::Mutex<<<P as Platform>::Lock as Locks>::Registry, T>;
 /// The lock of the supervisor's tables.
 pub(crate) type SupervisorMutex<P> =
     lock_api::Mutex<<<P as Platform>::Lock as Locks>::Supervisor, ()>;

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::addr::{Pfn, SpaceId, Vpn, VpnRange};
-use crate::backend::{PfnMutex, Platform, SpacesMutex, SupervisorMutex};
+use crate::backend::{FrameStore, PfnMutex, Platform, RegistryMutex, SupervisorMutex};
 use crate::flush::Flush;
 use crate::limits::{LayoutError, Limits, PoolLayout};
 use crate::pfn::{Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind};
@@ -32,8 +32,8 @@ pub struct Manager<P: Platform> {
     next_space: AtomicU64,
     /// Spaces that hold frames.
     pub(crate) live_spaces: AtomicU64,
-    /// The spaces that were not deleted. Nothing is locked while this is.
-    pub(crate) spaces: SpacesMutex<P, BTreeMap<SpaceId, Weak<Space<P>>>>,
+    /// The spaces that were not deleted.
+    pub(crate) spaces: RegistryMutex<P, BTreeMap<SpaceId, Weak<Space<P>>>>,
 }
 
 /// Why a space cannot be made. Nothing has changed.
@@ -101,7 +101,7 @@ impl<P: Platform> Manager<P> {
         let out_of_memory = LayoutError::OutOfMemory { frames };
         let mut db = PfnDatabase::new(layout.data, layout.tables).ok_or(out_of_memory)?;
         let first = db
-            .take(ZoneKind::Tables, Want::Zeroes)
+            .take(ZoneKind::Tables, Want::Zeroes, &store)
             .ok_or(out_of_memory)?;
         let supervisor = db.activate(first.zeroed(&store).0.into(), Owner::Supervisor);
         Ok(Self {
@@ -114,7 +114,7 @@ impl<P: Platform> Manager<P> {
             counters: Counters::default(),
             next_space: AtomicU64::new(1),
             live_spaces: AtomicU64::new(0),
-            spaces: SpacesMutex::<P, _>::new(BTreeMap::new()),
+            spaces: RegistryMutex::<P, _>::new(BTreeMap::new()),
         })
     }
 
@@ -172,6 +172,16 @@ impl<P: Platform> Manager<P> {
         self.spaces.lock().get(&id).and_then(Weak::upgrade)
     }
 
+    /// The spaces that are alive, oldest first; some may be gone by the time the caller looks.
+    #[must_use]
+    pub fn spaces(&self) -> Vec<Arc<Space<P>>> {
+        self.spaces
+            .lock()
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
     /// The flush is done: no vCPU has any of its translations. Its frames return to the pool, unless
     /// something else still holds them.
     pub fn flushed(&self, flush: Flush) {
@@ -199,19 +209,17 @@ impl<P: Platform> Manager<P> {
                 let evicted = db.evict_section_pages(lacking.max(EVICT_AT_ONCE));
                 add(&self.counters.section_pages_evicted, evicted as u64);
             }
+            let take = |db: &mut PfnDatabase, kind, count, into: &mut Vec<Taken>, want| {
+                take_frames(db, &self.store, (kind, want), count, into)
+            };
+            let (data, want) = (ZoneKind::Data, demand.want);
             let enough = take(
                 &mut db,
                 ZoneKind::Tables,
                 demand.tables,
                 &mut tables,
                 Want::Zeroes,
-            ) && take(
-                &mut db,
-                ZoneKind::Data,
-                demand.data,
-                &mut reserve.data,
-                demand.want,
-            );
+            ) && take(&mut db, data, demand.data, &mut reserve.data, want);
             if !enough {
                 tables
                     .into_iter()
@@ -220,7 +228,7 @@ impl<P: Platform> Manager<P> {
                 return None;
             }
             for _ in 0..demand.extra {
-                if db.short() || !take(&mut db, ZoneKind::Data, 1, &mut reserve.data, demand.want) {
+                if db.short() || !take(&mut db, data, 1, &mut reserve.data, want) {
                     break;
                 }
             }
@@ -259,6 +267,26 @@ impl<P: Platform> Manager<P> {
         VpnRange::between(Vpn::new(0)?, end)?.intersect(range)
     }
 
+    /// Data frames that can be taken now.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.pfns.lock().zone(ZoneKind::Data).available().into()
+    }
+
+    /// Zeroes at most `most` free frames, each without a lock, and puts them on the zeroed list (system
+    /// 8). Gives back how many.
+    pub fn zero_ahead(&self, most: usize) -> usize {
+        for done in 0..most {
+            let Some(frame) = self.pfns.lock().take_to_zero() else {
+                return done;
+            };
+            let frame = frame.zero(&self.store);
+            self.pfns.lock().give_back(Taken::Zeroed(frame));
+            add(&self.counters.pages_zeroed_ahead, 1);
+        }
+        most
+    }
+
     /// Whether so few data frames are left that nothing optional should use any.
     #[must_use]
     pub fn frames_short(&self) -> bool {
@@ -272,6 +300,9 @@ impl<P: Platform> Manager<P> {
         db.reap();
         StatsSnapshot {
             clone_blocks: db.clones.live_blocks(),
+            page_file_slots: db.slots.count().into(),
+            page_file_used: db.slots.used().into(),
+            page_file_peak: db.slots.peak().into(),
             clone_headers: CloneTable::iter(&db.clones).count() as u64,
             sections: db.sections.iter().count() as u64,
             section_pages: db.sections.resident,
@@ -296,19 +327,23 @@ impl<P: Platform> Manager<P> {
 }
 
 /// Takes `count` frames; false if they ran out, with those taken in `into`.
-fn take(
+fn take_frames(
     db: &mut PfnDatabase,
-    kind: ZoneKind,
+    store: &impl FrameStore,
+    (kind, want): (ZoneKind, Want),
     count: usize,
     into: &mut Vec<Taken>,
-    want: Want,
 ) -> bool {
     // A hostile count fails before it makes the vector large.
     if count > db.zone(kind).available() as usize {
         return false;
     }
     into.reserve(count);
-    (0..count).all(|_| db.take(kind, want).map(|frame| into.push(frame)).is_some())
+    (0..count).all(|_| {
+        db.take(kind, want, store)
+            .map(|frame| into.push(frame))
+            .is_some()
+    })
 }
 
 fn zone_stats(zone: &Zone) -> ZoneStats {
@@ -318,6 +353,8 @@ fn zone_stats(zone: &Zone) -> ZoneStats {
         zeroed: state(PfnState::Zeroed),
         untouched: u64::from(zone.untouched()),
         free: state(PfnState::Free),
+        standby: state(PfnState::Standby),
+        modified: state(PfnState::Modified),
         active: state(PfnState::Active),
         in_flight: state(PfnState::InFlight),
     }

@@ -385,22 +385,22 @@ fn dirty_pages_are_written_until_their_views_go() {
         (second.offset(), second.length()),
         (7 * PAGE, PAGE_SIZE - 5)
     );
-    mm.complete_write(second, Err(WriteFailed));
-    mm.complete_write(first, Ok(()));
+    mm.complete_write_back(second, Err(WriteFailed));
+    mm.complete_write_back(first, Ok(()));
     let again = mm
         .write_back(&section, 0..u64::MAX)
         .expect("the failed one");
     assert_eq!(again.offset(), 7 * PAGE);
-    mm.complete_write(again, Ok(()));
+    mm.complete_write_back(again, Ok(()));
     assert!(!mm.section_modified(&section));
     // A store through a mapping that is still there counts again, and is known when the mapping goes.
     cpu.store(&mm, BASE + 2, 5).expect("a store");
     let flush = mm.unmap(&space, range(BASE, 8)).expect("unmapped");
     cpu.flush(&mm, flush);
     let last = mm.write_back(&section, 0..u64::MAX).expect("modified");
-    mm.complete_write(last, Ok(()));
+    mm.complete_write_back(last, Ok(()));
     while let Some(ticket) = mm.write_back(&section, 0..u64::MAX) {
-        mm.complete_write(ticket, Ok(()));
+        mm.complete_write_back(ticket, Ok(()));
     }
     assert_eq!(mm.section_forget(&section), 8);
     assert_eq!(mm.stats().data.available(), 64);
@@ -472,7 +472,7 @@ fn embedder_stores_where_views_show_it() {
     };
     mm.flushed(flush);
     let written = mm.write_back(&section, 0..u64::MAX).expect("modified");
-    mm.complete_write(written, Ok(()));
+    mm.complete_write_back(written, Ok(()));
     // The holder may have stored since.
     mm.unpin(pin);
     assert!(mm.section_modified(&section));

@@ -17,7 +17,7 @@ pub(super) fn check_sections(db: &PfnDatabase) -> Result<(), Violation> {
                         counted += 1;
                         let entry = db.entry(*frame);
                         let owner = Owner::Section { section: id, page };
-                        entry.owner == owner && entry.refs > 0
+                        entry.owner == owner && entry.refs() > 0
                     }
                     Proto::Reading(record) => section
                         .runs

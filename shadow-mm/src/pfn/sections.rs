@@ -26,9 +26,9 @@ impl PfnDatabase {
     /// One more entry maps a frame that a section has.
     pub(crate) fn share_prototype(&mut self, pfn: Pfn) {
         let entry = self.entry_mut(pfn);
-        debug_assert!(entry.share > 0 || entry.refs > 0, "{pfn:?} is free");
-        entry.share += 1;
-        if entry.share == 1 {
+        debug_assert!(entry.share() > 0 || entry.refs() > 0, "{pfn:?} is free");
+        *entry.share_mut() += 1;
+        if entry.share() == 1 {
             self.zone_of(pfn).set_state(pfn, PfnState::Active);
         }
     }
@@ -50,7 +50,7 @@ impl PfnDatabase {
 
     /// One more operation holds the frame; [`Self::release`] ends that.
     pub(crate) fn hold(&mut self, pfn: Pfn) {
-        self.entry_mut(pfn).refs += 1;
+        *self.entry_mut(pfn).refs_mut() += 1;
     }
 
     /// A section loses a page. Entries that still map the frame keep it until they go.
@@ -120,6 +120,6 @@ impl PfnDatabase {
     /// Whether only its section has the frame, and the file has its content.
     pub(crate) fn is_idle(&self, pfn: Pfn) -> bool {
         let entry = self.entry(pfn);
-        entry.share == 0 && entry.refs == 1 && !self.is_modified(pfn)
+        entry.share() == 0 && entry.refs() == 1 && !self.is_modified(pfn)
     }
 }

@@ -6,8 +6,8 @@ mod clone_block;
 mod pending;
 mod section;
 
+pub(crate) use clone_block::{BlockContent, CloneTable, CloneTableFull};
 pub use clone_block::{BlockId, HeaderId};
-pub(crate) use clone_block::{CloneTable, CloneTableFull};
 pub(crate) use pending::{Claim, Record};
 pub use pending::{Pending, Progress};
 pub(crate) use section::{Direction, Dropped, Proto, Run, SectionTable};

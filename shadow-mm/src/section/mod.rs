@@ -9,8 +9,9 @@ use crate::backend::Platform;
 use crate::manager::Manager;
 use crate::outcome::Pin;
 use crate::proto::{Pending, Proto, Section, SectionPage};
+use crate::stats::add;
 
-pub use write_back::{WriteFailed, WriteTicket};
+pub use write_back::{WriteBack, WriteFailed};
 
 /// Why a section cannot be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -80,6 +81,14 @@ impl<P: Platform> Manager<P> {
                 SectionAt::Resident(Pin { pfn, write })
             }
         }
+    }
+
+    /// Frees up to `most` pages of files that nobody maps or holds and that can be read again; gives
+    /// back how many.
+    pub fn evict_idle(&self, most: usize) -> usize {
+        let evicted = self.pfns.lock().evict_section_pages(most);
+        add(&self.counters.section_pages_evicted, evicted as u64);
+        evicted
     }
 
     /// Forgets the pages of a file that nobody maps or holds and that the file has too, because the

@@ -22,7 +22,7 @@ use crate::vad::Sharing;
 /// Pages one write-back is for at most: 256 KiB.
 const WRITE_PAGES: usize = 64;
 
-/// The write of a [`WriteTicket`] failed.
+/// The write of a [`WriteBack`] failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("modified pages could not be written to their file")]
 pub struct WriteFailed;
@@ -30,9 +30,9 @@ pub struct WriteFailed;
 /// A write the embedder must do: consecutive pages of a section, from their frames to its file.
 ///
 /// Dropping it is as if the write had failed: the pages count as modified again.
-#[must_use = "the pages count as written only after Manager::complete_write"]
+#[must_use = "the pages count as written only after Manager::complete_write_back"]
 #[derive(Debug)]
-pub struct WriteTicket<B> {
+pub struct WriteBack<B> {
     section: Section<B>,
     first: SectionPage,
     length: usize,
@@ -40,7 +40,7 @@ pub struct WriteTicket<B> {
     claim: Claim,
 }
 
-impl<B> WriteTicket<B> {
+impl<B> WriteBack<B> {
     /// The section whose file to write.
     #[must_use]
     pub fn section(&self) -> &Section<B> {
@@ -97,7 +97,7 @@ impl<P: Platform> Manager<P> {
         &self,
         section: &Section<P::Backing>,
         range: Range<u64>,
-    ) -> Option<WriteTicket<P::Backing>> {
+    ) -> Option<WriteBack<P::Backing>> {
         let mut db = self.pfns.lock();
         db.reap();
         let (first, frames) = modified_run(&db, section, range)?;
@@ -116,9 +116,9 @@ impl<P: Platform> Manager<P> {
         let left = state.bytes.saturating_sub(first.offset());
         let length = left.min((frames.len() * PAGE_SIZE) as u64) as usize;
         drop(db);
-        add(&self.counters.writes_issued, 1);
-        add(&self.counters.pages_written, frames.len() as u64);
-        Some(WriteTicket {
+        add(&self.counters.file_writes_issued, 1);
+        add(&self.counters.file_pages_written, frames.len() as u64);
+        Some(WriteBack {
             section: section.clone(),
             first,
             length,
@@ -128,7 +128,11 @@ impl<P: Platform> Manager<P> {
     }
 
     /// Takes a write's end. After a failure the pages count as modified again.
-    pub fn complete_write(&self, ticket: WriteTicket<P::Backing>, result: Result<(), WriteFailed>) {
+    pub fn complete_write_back(
+        &self,
+        ticket: WriteBack<P::Backing>,
+        result: Result<(), WriteFailed>,
+    ) {
         let mut db = self.pfns.lock();
         let state = db.sections.get_mut(ticket.section.id());
         let run = state.end_run(ticket.claim.record());

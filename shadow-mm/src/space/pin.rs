@@ -27,6 +27,8 @@ impl<P: Platform> Manager<P> {
                 return match other {
                     FaultOutcome::Read(ticket) => PinOutcome::Read(ticket),
                     FaultOutcome::Wait(pending) => PinOutcome::Wait(pending),
+                    FaultOutcome::PageIn(ticket) => PinOutcome::PageIn(ticket),
+                    FaultOutcome::Collided => PinOutcome::Collided,
                     FaultOutcome::Denied(denied) => PinOutcome::Denied(denied),
                     FaultOutcome::NoMemory | FaultOutcome::Resolved(_) => PinOutcome::NoMemory,
                 };

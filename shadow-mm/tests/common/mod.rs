@@ -130,6 +130,9 @@ impl Cpu {
                 FaultOutcome::Resolved(resolution) => self.flush(mm, resolution.flush),
                 FaultOutcome::Read(_) => return Err("a read after a read".into()),
                 FaultOutcome::Wait(_) => return Err("a read under way".into()),
+                FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
+                    return Err("no page was trimmed".into());
+                }
                 FaultOutcome::Denied(denied) => return Err(format!("{denied:?}")),
                 FaultOutcome::NoMemory => return Err("NoMemory".into()),
             }

@@ -162,8 +162,8 @@ impl World {
                 }
             }
             match end {
-                WriteEnd::Whole => self.mm.complete_write(ticket, Ok(())),
-                WriteEnd::Failed => self.mm.complete_write(ticket, Err(WriteFailed)),
+                WriteEnd::Whole => self.mm.complete_write_back(ticket, Ok(())),
+                WriteEnd::Failed => self.mm.complete_write_back(ticket, Err(WriteFailed)),
                 WriteEnd::Dropped => drop(ticket),
             }
         }

@@ -1,7 +1,7 @@
 //! The operations, and how they are made up.
 
 use proptest::prelude::*;
-use shadow_mm::{Prot, Sharing, VadAdvice};
+use shadow_mm::{Prot, Sharing, TrimMode, VadAdvice};
 
 /// Which live space: taken modulo how many there are.
 pub(crate) type Which = u8;
@@ -58,6 +58,14 @@ pub(crate) enum Op {
     /// Drops the handle of a section, and makes another.
     NewSection(usize),
     Acknowledge,
+    /// How many pages at most, and which.
+    Trim(Which, u8, TrimMode),
+    /// Begins a write to the page file; what is written is what the pages contain now.
+    StartWrite,
+    FinishWrite(u8, bool),
+    /// Leaves the read of a page-file fault undone.
+    StartPageIn(Which, Page),
+    FinishPageIn(u8, ReadEnd),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +75,7 @@ pub(crate) enum WriteEnd {
     Dropped,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ReadEnd {
     Whole,
     Short,
@@ -99,7 +107,22 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         3 => (section(), any_write_end()).prop_map(|(s, e)| Op::WriteBack(s, e)),
         2 => section().prop_map(Op::Forget),
         1 => section().prop_map(Op::NewSection),
-        3 => Just(Op::Acknowledge),
+        6 => Just(Op::Acknowledge),
+        6 => (which(), 1u8..20, any_trim()).prop_map(|(w, n, m)| Op::Trim(w, n, m)),
+        5 => Just(Op::StartWrite),
+        5 => (any::<u8>(), prop_oneof![4 => Just(true), 1 => Just(false)])
+            .prop_map(|(n, ok)| Op::FinishWrite(n, ok)),
+        3 => (which(), page()).prop_map(|(w, p)| Op::StartPageIn(w, p)),
+        3 => (any::<u8>(), any_end()).prop_map(|(n, e)| Op::FinishPageIn(n, e)),
+    ]
+}
+
+fn any_trim() -> impl Strategy<Value = TrimMode> {
+    prop_oneof![
+        1 => Just(TrimMode::AgeOnly),
+        1 => Just(TrimMode::Old),
+        1 => Just(TrimMode::Unused),
+        4 => Just(TrimMode::Any),
     ]
 }
 

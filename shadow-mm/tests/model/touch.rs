@@ -77,6 +77,8 @@ impl World {
             let mut outcome = self.mm.fault(&process.cpu.space, at, access);
             if let FaultOutcome::Read(ticket) = outcome {
                 outcome = self.fill(ticket, ReadEnd::Whole);
+            } else if let FaultOutcome::PageIn(ticket) = outcome {
+                outcome = self.fill_page_in(ticket, ReadEnd::Whole);
             }
             match outcome {
                 FaultOutcome::Wait(pending) => {
@@ -88,8 +90,10 @@ impl World {
                 }
                 FaultOutcome::Resolved(done) => self.flush(which, done.flush),
                 FaultOutcome::Denied(denied) => return Ok(Some(Err(denied))),
-                FaultOutcome::NoMemory => return Ok(None),
-                FaultOutcome::Read(_) => return Err("a read after a read".into()),
+                FaultOutcome::NoMemory | FaultOutcome::Collided => return Ok(None),
+                FaultOutcome::Read(_) | FaultOutcome::PageIn(_) => {
+                    return Err("a read after a read".into());
+                }
             }
         }
         Err("the fault never ends".into())
@@ -124,8 +128,12 @@ impl World {
             Access::Read,
         ) {
             FaultOutcome::Read(ticket) => self.leave_read(which, page, Access::Read, ticket),
+            FaultOutcome::PageIn(ticket) => self.page_ins.push(ticket),
             FaultOutcome::Resolved(done) => self.flush(which, done.flush),
-            FaultOutcome::Denied(_) | FaultOutcome::NoMemory | FaultOutcome::Wait(_) => {}
+            FaultOutcome::Denied(_)
+            | FaultOutcome::NoMemory
+            | FaultOutcome::Wait(_)
+            | FaultOutcome::Collided => {}
         }
         Ok(())
     }
@@ -152,11 +160,14 @@ impl World {
                 }
                 self.flush_space(done.flush);
             }
-            FaultOutcome::Read(ticket) => {
-                // Frames were so short that the page went before it could be mapped.
-                drop(ticket);
-            }
-            FaultOutcome::Denied(_) | FaultOutcome::NoMemory | FaultOutcome::Wait(_) => {}
+            // Frames were so short that the page went before it could be mapped.
+            FaultOutcome::Read(ticket) => drop(ticket),
+            // The place is something else by now.
+            FaultOutcome::PageIn(ticket) => self.page_ins.push(ticket),
+            FaultOutcome::Denied(_)
+            | FaultOutcome::NoMemory
+            | FaultOutcome::Wait(_)
+            | FaultOutcome::Collided => {}
         }
         Ok(())
     }
@@ -226,8 +237,12 @@ impl World {
                 agree("pin", Ok(()), verdict)
             }
             PinOutcome::Wait(_) => agree("pin", Ok(()), verdict),
+            PinOutcome::PageIn(ticket) => {
+                self.page_ins.push(ticket);
+                agree("pin", Ok(()), verdict)
+            }
             PinOutcome::Denied(denied) => agree("pin", Err(denied), verdict),
-            PinOutcome::NoMemory => Ok(()),
+            PinOutcome::NoMemory | PinOutcome::Collided => Ok(()),
         }
     }
 

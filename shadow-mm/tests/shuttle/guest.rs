@@ -172,6 +172,9 @@ impl Guest {
                     Progress::Failed => return Err(Denied::IoError),
                 }
             },
+            FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
+                panic!("there is no page file")
+            }
             FaultOutcome::Denied(denied) => Err(denied),
             FaultOutcome::NoMemory => panic!("the pool is too small for the scenario"),
         }

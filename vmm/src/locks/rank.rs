@@ -109,12 +109,14 @@ ranks! {
     Section,
     /// The PFN database, and all clone blocks.
     Pfns,
+    /// The list of address spaces.
+    SpaceRegistry,
+    /// Who waits for a read, a write or free frames.
+    PagingEvents,
     /// Run queue, wait queues and deadlines.
     SchedQueues,
     /// Flushes that wait for a virtual CPU.
     FlushQueues,
-    /// Who waits for a read that another does.
-    ReadsEnded,
     /// Whether the thread that writes mapped files back has something to do.
     WritebackBell,
 }

@@ -10,7 +10,7 @@ use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
 use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
-use crate::memory::{GuardCounters, Writeback};
+use crate::memory::{GuardCounters, Memory, Writeback};
 
 pub mod builder;
 pub mod fpu;
@@ -69,6 +69,9 @@ pub enum RunError {
     /// The machine could not be made.
     #[error("cannot make a machine (vmm doctor tells more)")]
     Hardware(#[from] HardwareError),
+    /// The page file could not be made.
+    #[error(transparent)]
+    PageFile(#[from] crate::memory::PageFileError),
     /// The file tree could not be built.
     #[error(transparent)]
     Files(#[from] crate::linux::fs::VfsError),
@@ -127,6 +130,7 @@ impl Machine {
         let timed_out = Arc::new(AtomicBool::new(false));
         let writeback = Writeback::start(&kernel.memory).map_err(RunError::Thread)?;
         let host = self.io.start(&kernel);
+        let paging = self.start_paging();
         let started = self.start_workers(&failure).and_then(|workers| {
             let clock = self.start_clock(timeout, &timed_out)?;
             Ok((workers, clock))
@@ -143,6 +147,11 @@ impl Machine {
         }
         host.stop();
         writeback.stop();
+        kernel.memory.end_paging();
+        for handle in paging {
+            // A panic has said itself what it was.
+            let _ = handle.join();
+        }
         let status = kernel.state().main_status;
         let report = self.take_down();
         if let Some(error) = failure.lock().take() {
@@ -179,6 +188,31 @@ impl Machine {
             })?);
         }
         Ok(handles)
+    }
+
+    /// The pager and the zeroer. Without them memory is only tighter: the host may have no thread for
+    /// them.
+    fn start_paging(&self) -> Vec<JoinHandle<()>> {
+        let start = |name: &str, body: fn(&Memory)| {
+            let memory = Arc::clone(&self.shared.kernel.memory);
+            thread::Builder::new()
+                .name(name.into())
+                .spawn(move || body(&memory))
+        };
+        let threads = [
+            start("pager", Memory::run_pager),
+            start("zeroer", Memory::run_zeroer),
+        ];
+        threads
+            .into_iter()
+            .filter_map(|thread| match thread {
+                Ok(handle) => Some(handle),
+                Err(error) => {
+                    tracing::warn!(%error, "no thread to keep memory available with");
+                    None
+                }
+            })
+            .collect()
     }
 
     /// The clock thread: deadlines, slices, timers, the vDSO's page, the machine's own time limit.

@@ -5,7 +5,7 @@ use shadow_mm::{Access, Denied, FaultKind, GuestVa};
 use crate::hv::Trap;
 use crate::linux::process::{SigFields, SigInfo};
 use crate::linux::thread::Thread;
-use crate::memory::{AccessError, Memory};
+use crate::memory::{Fault, Memory};
 
 /// What a page fault came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,10 +106,10 @@ pub fn page_fault(memory: &Memory, t: &Thread, trap: Trap) -> Faulted {
         return Faulted::Signal(signal(SIGSEGV, 1, trap.address));
     };
     match memory.fault(&t.mm.space, va, access) {
-        Ok(fault) if fault.read => Faulted::ReadFile,
-        Ok(fault) => Faulted::Resolved(fault.kind),
-        Err(AccessError::Denied(denied)) => Faulted::Signal(denied_signal(denied, trap.address)),
-        Err(AccessError::NoMemory) => Faulted::NoMemory,
+        Fault::Resolved(kind) => Faulted::Resolved(kind),
+        Fault::Read => Faulted::ReadFile,
+        Fault::Denied(denied) => Faulted::Signal(denied_signal(denied, trap.address)),
+        Fault::NoMemory => Faulted::NoMemory,
     }
 }
 

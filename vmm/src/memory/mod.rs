@@ -5,14 +5,16 @@ use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
 use shadow_mm::{
-    Access, Denied, FaultKind, FaultOutcome, Flush, GuestVa, Manager, Pending, Pfn, Pin,
-    PinOutcome, Progress,
+    Access, Denied, FaultOutcome, Flush, GuestVa, Manager, Pending, Pfn, Pin, PinOutcome, Progress,
 };
 
 pub use content::{Backing, Content, FileId, Version};
 pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
 pub use guard::{GuardCounters, GuardReport};
+pub use page_file::{PageFile, PageFileError};
+pub use paging::Fault;
 pub use pool::{FRAME, Pool, PoolError};
+pub use reclaim::Room;
 pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;
 pub use writeback::Writeback;
@@ -20,10 +22,16 @@ pub use writeback::Writeback;
 mod content;
 mod flushes;
 mod guard;
+mod page_file;
 mod pager;
+mod paging;
 mod pool;
+mod reclaim;
 mod sections;
 mod writeback;
+
+/// Pages of files taken together when no frame is left.
+const RELIEF: usize = 64;
 
 /// What the memory manager is instantiated with.
 #[derive(Debug)]
@@ -50,21 +58,15 @@ pub struct Memory {
     pub manager: Manager<VmmPlatform>,
     /// Flushes that wait for a virtual CPU.
     pub flushes: Flushes,
+    page_file: OnceLock<PageFile>,
+    /// Ends of reads of the page file, for those who want the same pages.
+    reads: paging::Event,
+    reclaim: reclaim::Reclaim,
     /// Set if guests' anonymous mappings are guarded.
     pub guard: OnceLock<GuardCounters>,
     /// The files that are mapped.
     pub sections: Sections,
-    reads: pager::Reads,
     bell: writeback::Bell,
-}
-
-/// A fault that was resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// How.
-    pub kind: FaultKind,
-    /// Whether a file was read for it, or waited for.
-    pub read: bool,
 }
 
 impl Debug for Memory {
@@ -84,9 +86,22 @@ impl Memory {
             flushes,
             guard: OnceLock::new(),
             sections: Sections::default(),
-            reads: pager::Reads::default(),
             bell: writeback::Bell::default(),
+            page_file: OnceLock::new(),
+            reads: paging::Event::default(),
+            reclaim: reclaim::Reclaim::default(),
         }
+    }
+
+    /// Gives it a file for pages that find no room; once, before anything runs.
+    ///
+    /// # Errors
+    /// The manager has no memory to keep account of so many pages.
+    pub fn add_page_file(&self, file: PageFile) -> Result<(), shadow_mm::LayoutError> {
+        self.manager.add_page_file(file.pages())?;
+        let first = self.page_file.set(file).is_ok();
+        debug_assert!(first, "there is a page file already");
+        Ok(())
     }
 
     /// Runs `f` on the frame behind one page, pinned for the time. Breaks copy-on-write for
@@ -113,8 +128,8 @@ impl Memory {
         va: GuestVa,
         access: Access,
     ) -> Result<Pin, AccessError> {
-        let mut relieved = false;
         loop {
+            let seen = self.reads.seen();
             match self.manager.pin(space, va.vpn(), access) {
                 PinOutcome::Pinned(pin, flush) => {
                     self.submit(flush);
@@ -124,72 +139,41 @@ impl Memory {
                     FaultOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
                     other => self.settle(other),
                 },
-                PinOutcome::Wait(pending) => self.wait(&pending)?,
+                PinOutcome::PageIn(ticket) => match self.page_in(ticket) {
+                    FaultOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
+                    other => self.settle(other),
+                },
+                PinOutcome::Wait(pending) => self.wait(&pending).map_err(AccessError::Denied)?,
+                PinOutcome::Collided => self.reads.wait(seen),
                 PinOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
-                PinOutcome::NoMemory if relieved => return Err(AccessError::NoMemory),
-                PinOutcome::NoMemory => {
-                    relieved = true;
-                    self.relieve();
+                PinOutcome::NoMemory if self.manager.evict_idle(RELIEF) > 0 || self.make_room() => {
                 }
+                PinOutcome::NoMemory => return Err(AccessError::NoMemory),
             }
         }
     }
 
-    /// Resolves a fault of the guest's, reading files for it.
-    ///
-    /// # Errors
-    /// The guest may not, or no frame is left.
-    pub fn fault(
-        &self,
-        space: &Arc<Space<VmmPlatform>>,
-        va: GuestVa,
-        access: Access,
-    ) -> Result<Fault, AccessError> {
-        let mut read = false;
-        let mut relieved = false;
-        let mut outcome = self.manager.fault(space, va, access);
-        loop {
-            outcome = match outcome {
-                FaultOutcome::Resolved(resolution) => {
-                    let kind = resolution.kind;
-                    self.submit(resolution.flush);
-                    return Ok(Fault { kind, read });
-                }
-                FaultOutcome::Read(ticket) => {
-                    read = true;
-                    self.fill(ticket)
-                }
-                FaultOutcome::Wait(pending) => {
-                    read = true;
-                    self.wait(&pending)?;
-                    self.manager.fault(space, va, access)
-                }
-                FaultOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
-                FaultOutcome::NoMemory if relieved => return Err(AccessError::NoMemory),
-                FaultOutcome::NoMemory => {
-                    relieved = true;
-                    self.relieve();
-                    self.manager.fault(space, va, access)
-                }
-            };
-        }
-    }
-
-    /// Makes pages of files that can be taken out of pages that must be written first.
-    fn relieve(&self) {
+    /// Writes back what was stored to mapped files, so that their pages can be taken; true if that
+    /// made frames available. No lock may be held.
+    pub(super) fn relieve(&self) -> bool {
         if self.sections.untidy() {
             self.sections.tidy(self);
         }
+        self.manager.evict_idle(RELIEF) > 0
     }
 
     /// Waits until a read that somebody else does has ended.
     ///
     /// # Errors
     /// It failed.
-    pub fn wait(&self, pending: &Pending) -> Result<(), AccessError> {
-        match self.reads.wait(pending) {
-            Progress::Failed => Err(AccessError::Denied(Denied::IoError)),
-            Progress::Ended | Progress::UnderWay => Ok(()),
+    pub fn wait(&self, pending: &Pending) -> Result<(), Denied> {
+        loop {
+            let seen = self.reads.seen();
+            match pending.progress() {
+                Progress::UnderWay => self.reads.wait(seen),
+                Progress::Ended => return Ok(()),
+                Progress::Failed => return Err(Denied::IoError),
+            }
         }
     }
 

@@ -2,36 +2,10 @@
 
 use std::io;
 
-use parking_lot::Condvar;
-use shadow_mm::{FaultOutcome, FrameStore, IoFailed, IoTicket, Pending, Progress};
+use shadow_mm::{FaultOutcome, FrameStore, IoFailed, IoTicket};
 
 use super::pool::FRAME;
 use super::{Memory, VmmPlatform};
-use crate::locks::{WaitMutex, rank};
-
-/// Where threads wait for reads that others do.
-#[derive(Debug, Default)]
-pub(super) struct Reads {
-    lock: WaitMutex<rank::ReadsEnded, ()>,
-    ended: Condvar,
-}
-
-impl Reads {
-    /// Waits until the read has ended.
-    pub(super) fn wait(&self, pending: &Pending) -> Progress {
-        let mut lock = self.lock.lock();
-        while pending.progress() == Progress::UnderWay {
-            lock.wait(&self.ended);
-        }
-        pending.progress()
-    }
-
-    fn wake(&self) {
-        // Whoever looked before the read ended is waiting once this is had.
-        drop(self.lock.lock());
-        self.ended.notify_all();
-    }
-}
 
 /// Reads the file's bytes into the ticket's frames, through a bounce buffer and with no lock held,
 /// and hands the ticket back.
@@ -43,7 +17,7 @@ pub(super) fn fill(memory: &Memory, ticket: IoTicket<VmmPlatform>) -> FaultOutco
         IoFailed
     });
     let outcome = memory.manager.complete_read(ticket, result);
-    memory.reads.wake();
+    memory.reads.notify();
     outcome
 }
 

@@ -30,7 +30,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use shadow_mm::{FrameStore, Pin, Section, SectionAt, SectionPage, WriteFailed, WriteTicket};
+use shadow_mm::{FrameStore, Pin, Section, SectionAt, SectionPage, WriteBack, WriteFailed};
 
 use super::Memory;
 use super::content::{Backing, FileId, Version};
@@ -241,7 +241,7 @@ impl MappedFile {
             from = ticket.offset() + (ticket.frames().len() * FRAME) as u64;
             let written = write(memory, io.writer.as_ref(), &ticket);
             let told = written.as_ref().map(|&()| ()).map_err(|_| WriteFailed);
-            memory.manager.complete_write(ticket, told);
+            memory.manager.complete_write_back(ticket, told);
             if let Err(error) = written {
                 tracing::warn!(%error, file = %self.name(), "what was stored to a mapped file could not be written to it");
                 result = result.and(Err(error));
@@ -414,11 +414,7 @@ impl MappedFile {
 }
 
 /// Performs one write through a bounce buffer.
-fn write(
-    memory: &Memory,
-    writer: Option<&Backing>,
-    ticket: &WriteTicket<Backing>,
-) -> io::Result<()> {
+fn write(memory: &Memory, writer: Option<&Backing>, ticket: &WriteBack<Backing>) -> io::Result<()> {
     let writer = writer.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
     let mut buffer = vec![0; ticket.length()];
     for (frame, bytes) in ticket.frames().iter().zip(buffer.chunks_mut(FRAME)) {
