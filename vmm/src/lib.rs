@@ -24,6 +24,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod devices;
 pub mod hv;
 pub mod kernel;
 pub mod linux;

@@ -32,6 +32,8 @@ pub enum Count {
     Tables,
     /// Pages mapped by a space.
     VirtualPages,
+    /// Pages charged for a space.
+    Charged,
 }
 
 /// Something that must never be. Each variant names what disagreed.
@@ -155,6 +157,14 @@ pub enum Violation {
         /// What was counted.
         counted: u64,
     },
+    /// What was promised is not what spaces and clone headers were charged.
+    #[error("{charged} pages are charged, {counted} were counted")]
+    WrongCommit {
+        /// What the account says.
+        charged: u64,
+        /// What was counted.
+        counted: u64,
+    },
     /// A frame has an owner that does not know it.
     #[error("frame {frame} is {state:?} and its owner does not name it")]
     LostOwner {
@@ -260,7 +270,16 @@ impl<P: Platform> Manager<P> {
         frames::check_clones(&db, &mut seen)?;
         frames::check_frames(&db, &mut seen)?;
         frames::check_slots(&db, &seen)?;
-        sections::check_sections(&db)
+        sections::check_sections(&db)?;
+        let spaces = locked.iter().filter(|(_, state)| state.alive);
+        let spaces: u64 = spaces.map(|(_, state)| state.vads.charged()).sum();
+        let counted = spaces + db.clones.iter().map(|(_, h)| h.pages()).sum::<u64>();
+        let charged = db.commit.charged();
+        if charged == counted {
+            Ok(())
+        } else {
+            Err(Violation::WrongCommit { charged, counted })
+        }
     }
 }
 

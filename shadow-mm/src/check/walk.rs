@@ -285,11 +285,13 @@ impl<P: Platform> Walk<'_, P> {
     fn finish(self) -> Result<(), Violation> {
         let (space, state, totals) = (self.space.id(), self.state, self.totals);
         let pages = state.vads.iter().map(|vad| vad.range.count()).sum();
+        let charged = state.vads.iter().map(Vad::charge).sum();
         let counts = [
             (Count::Resident, state.resident, totals.resident),
             (Count::Private, state.private, totals.private),
             (Count::Tables, state.tables, totals.tables),
             (Count::VirtualPages, state.vads.pages(), pages),
+            (Count::Charged, state.vads.charged(), charged),
         ];
         for (section, _, _) in state.vads.iter().filter_map(Vad::view) {
             if !self.db.sections.get(section.id()).viewers.contains(&space) {

@@ -5,8 +5,9 @@ use super::token::{FreeFrame, ReadyFrame, Taken, ZeroedFrame};
 use super::zone::Zone;
 use crate::addr::{Pfn, PfnRange};
 use crate::backend::FrameStore;
+use crate::commit::Commit;
 use crate::page_file::SlotMap;
-use crate::proto::{BlockId, CloneTable, SectionTable};
+use crate::proto::{BlockId, CloneTable, HeaderId, SectionTable};
 
 /// A zone is *short* when fewer than one frame in this many is left; then nothing is mapped ahead of
 /// need.
@@ -35,6 +36,8 @@ pub(crate) struct PfnDatabase {
     tables: Zone,
     pub(crate) clones: CloneTable,
     pub(crate) sections: SectionTable,
+    /// What was promised to guests.
+    pub(crate) commit: Commit,
     /// Slots of the page file.
     pub(crate) slots: SlotMap,
     /// Slots that writes under way have taken and no page has yet.
@@ -53,6 +56,7 @@ impl PfnDatabase {
             tables: Zone::new(tables)?,
             clones: CloneTable::default(),
             sections: SectionTable::default(),
+            commit: Commit::default(),
             slots: SlotMap::default(),
             slots_in_write: 0,
             write_pinned: 0,
@@ -116,6 +120,18 @@ impl PfnDatabase {
     /// Takes the oldest modified page off its list.
     pub(super) fn pop_modified(&mut self) -> Option<Pfn> {
         self.data.pop(PfnState::Modified)
+    }
+
+    /// A space's descriptor of a clone header reached zero. The last one frees the header.
+    pub(crate) fn undescribe(&mut self, header: HeaderId) {
+        let freed = self.clones.undescribe(header);
+        self.commit.release(freed);
+    }
+
+    /// Gives back what a clone header reserved beyond the blocks it made.
+    pub(crate) fn trim_header(&mut self, header: HeaderId) {
+        let freed = self.clones.trim(header);
+        self.commit.release(freed);
     }
 
     /// Whether so few data frames are left that nothing should be mapped ahead of need.

@@ -6,7 +6,7 @@ mod clone_block;
 mod pending;
 mod section;
 
-pub(crate) use clone_block::{BlockContent, CloneTable, CloneTableFull};
+pub(crate) use clone_block::{BlockContent, CloneTable, CloneTableFull, Header};
 pub use clone_block::{BlockId, HeaderId};
 pub(crate) use pending::{Claim, Record};
 pub use pending::{Pending, Progress};

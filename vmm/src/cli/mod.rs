@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod boot;
 mod doctor;
 mod run;
 mod size;
@@ -30,7 +31,27 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
+    Boot(Box<boot::BootArgs>),
     Doctor(doctor::DoctorArgs),
+}
+
+/// How `--stats` is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum StatsFormat {
+    /// A table.
+    Text,
+    /// One JSON object on the last line.
+    Json,
+}
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    let number: f64 = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    match std::time::Duration::try_from_secs_f64(number) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("a timeout is more than 0 seconds".to_owned()),
+    }
 }
 
 /// Runs the command line; everything has been said on standard error when it returns.
@@ -45,6 +66,7 @@ pub fn main() -> ExitCode {
     start_log();
     match cli.command {
         Command::Run(args) => run::main(&args),
+        Command::Boot(args) => boot::main(&args),
         Command::Doctor(args) => doctor::main(&args),
     }
 }
@@ -60,13 +82,17 @@ fn refuse(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
     } else {
-        say(&format!("vmm: {}\n", one_line(&error.to_string())));
+        let command = match std::env::args_os().nth(1) {
+            Some(word) if word == "boot" => "boot",
+            _ => "run",
+        };
+        say(&format!("vmm: {}\n", one_line(&error.to_string(), command)));
     }
     ExitCode::from(STATUS_FAILURE)
 }
 
-/// A message of clap's as one line, without its usage.
-fn one_line(message: &str) -> String {
+/// A message of clap's as one line, without its usage; `command` is whose help says more.
+fn one_line(message: &str, command: &str) -> String {
     let words: Vec<_> = message
         .lines()
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
@@ -74,7 +100,7 @@ fn one_line(message: &str) -> String {
         .collect();
     let text = words.join(" ");
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    format!("{text} (see vmm run --help)")
+    format!("{text} (see vmm {command} --help)")
 }
 
 /// Messages go to standard error; `VMM_LOG` chooses how many (`error` to `trace`, by module).
@@ -118,7 +144,7 @@ mod tests {
 
     fn said(words: &[&str]) -> String {
         let words = std::iter::once(&"vmm").chain(words);
-        one_line(&Cli::try_parse_from(words).unwrap_err().to_string())
+        one_line(&Cli::try_parse_from(words).unwrap_err().to_string(), "run")
     }
 
     #[test]

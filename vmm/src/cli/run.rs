@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, complain, say};
+use super::{
+    STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, StatsFormat, complain, say,
+    seconds,
+};
 use crate::config::{Commit, Mount, PageFileConfig, RunConfig};
 use crate::machine::{self, RunError, hardware};
 
@@ -95,25 +98,6 @@ pub(super) struct RunArgs {
         trailing_var_arg = true
     )]
     command: Vec<OsString>,
-}
-
-/// How `--stats` is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum StatsFormat {
-    /// A table.
-    Text,
-    /// One JSON object on the last line.
-    Json,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let number: f64 = text
-        .parse()
-        .map_err(|_| format!("`{text}` is not a number of seconds"))?;
-    match Duration::try_from_secs_f64(number) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("a timeout is more than 0 seconds".to_owned()),
-    }
 }
 
 impl RunArgs {

@@ -11,7 +11,7 @@ use super::stats::Counters;
 use super::strace::Strace;
 use super::worker::Shared;
 use super::{RunError, host_io::HostIo};
-use crate::config::RunConfig;
+use crate::config::{Commit, RunConfig};
 use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::exec::MachineInfo;
 use crate::linux::file::Location;
@@ -92,6 +92,9 @@ impl Machine {
             let file = PageFile::create(&wanted.dir, wanted.bytes)?;
             let added = hardware.memory.add_page_file(file);
             added.map_err(HardwareError::Layout)?;
+        }
+        if config.commit == Commit::Limited {
+            hardware.memory.limit_commit();
         }
         if config.guard_alloc {
             hardware.memory.guard.get_or_init(Default::default);
