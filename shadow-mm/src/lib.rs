@@ -11,17 +11,20 @@
 //! Entry points take `&self`. The locks are a tree, taken from left to right:
 //!
 //! ```text
-//! Space::state (one for each space, never two at once) ──> Manager::spaces ──┐
-//! Manager::supervisor_lock ──────────────────────────────────────────────────┴──> Manager::pfns (the PFN lock)
+//! Space::state (one for each space, never two at once) ──┐
+//! Manager::supervisor_lock ──────────────────────────────┴──> Manager::pfns (the PFN lock) ──> Manager::spaces
 //! ```
 //!
 //! * The **space lock** protects a space's mappings, counts, clone descriptors, and everything in its
 //!   page tables except the bits hardware sets.
-//! * The **PFN lock** protects the PFN database, the lists, and all clone headers and blocks,
-//!   and the prototypes of all sections. It is held
+//! * The **PFN lock** protects the PFN database, the lists, all clone headers and blocks, the prototypes
+//!   of all sections, the slots of the page file, the commit account, and the entries of pages in
+//!   transition, in whatever space. It is held
 //!   for one leaf table's entries, or one walk of the tables above, and never while a frame's content is copied or zeroed.
 //! * A fork holds its parent's space lock; the child has no lock to take until it is published.
 //! * [`Manager::check`] alone locks several spaces, in the order of their numbers.
+//!
+//! The list of spaces has a lock of its own, a leaf.
 //!
 //! [`Locks`] gives each place a type of its own, so that an embedder can check the order whenever a lock is
 //! taken; `tests/shuttle` runs the verbs against each other under made-up schedules.
@@ -32,8 +35,8 @@
 //!
 //! # Known holes
 //!
-//! Pages are never taken from a space that has them: working sets, the page file and the modified writer
-//! are still to come. Pages of files that nobody maps are taken when frames run out. Fork is eager: its cost is proportional to the resident pages.
+//! Page tables are never taken from a space that has them, and pages of anonymous shared memory neither.
+//! Fork is eager: its cost is proportional to the resident pages.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

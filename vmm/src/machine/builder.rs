@@ -27,6 +27,11 @@ use crate::linux::vdso;
 use crate::locks::{Mutex, rank};
 use crate::memory::{FRAME, Memory, PageFile};
 
+/// Threads a machine may have, for each process it may have.
+const THREADS_PER_PROCESS: usize = 16;
+/// Threads a machine has at most: ids must be left for groups and sessions.
+const MAX_THREADS: usize = 30_000;
+
 /// A machine with its first program loaded.
 pub struct Machine {
     pub(super) hardware: Hardware,
@@ -124,6 +129,7 @@ impl Machine {
             tty: stdio.tty,
             limits: KernelLimits {
                 max_procs: config.max_procs,
+                max_threads: (config.max_procs * THREADS_PER_PROCESS).min(MAX_THREADS),
                 cpus: config.cpus,
             },
             info: info(&hardware),
