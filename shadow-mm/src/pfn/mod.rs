@@ -12,6 +12,7 @@
 
 mod database;
 mod entry;
+mod sections;
 mod token;
 mod transition;
 mod zone;

@@ -12,6 +12,7 @@ mod no_kvm;
 mod options;
 mod programs;
 mod real;
+mod shared;
 mod shell;
 mod terminal;
 
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let groups = [
         programs::cases(),
         shell::cases(),
+        shared::cases(),
         real::cases(),
         terminal::cases(),
         options::cases(),

@@ -79,6 +79,8 @@ ranks! {
     FlockTable,
     /// All record locks.
     RecordLocks,
+    /// A mapped file's bytes: orders writes against writing back.
+    FileIo,
     /// Names of an in-memory file system while they move.
     MemTree,
     /// An in-memory directory's names.
@@ -97,6 +99,8 @@ ranks! {
     VmOwners,
     /// What guards an address space's mappings; held while it maps.
     Guards,
+    /// The files that are mapped.
+    MappedFiles,
     /// The memory manager's supervisor tables.
     Supervisor,
     /// An address space.
@@ -113,4 +117,6 @@ ranks! {
     SchedQueues,
     /// Flushes that wait for a virtual CPU.
     FlushQueues,
+    /// Whether the thread that writes mapped files back has something to do.
+    WritebackBell,
 }

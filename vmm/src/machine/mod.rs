@@ -10,7 +10,7 @@ use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
 use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
-use crate::memory::{GuardCounters, Memory};
+use crate::memory::{GuardCounters, Memory, Writeback};
 
 pub mod builder;
 pub mod fpu;
@@ -128,6 +128,7 @@ impl Machine {
         let kernel = Arc::clone(&self.shared.kernel);
         let failure = Arc::new(Mutex::new(None));
         let timed_out = Arc::new(AtomicBool::new(false));
+        let writeback = Writeback::start(&kernel.memory).map_err(RunError::Thread)?;
         let host = self.io.start(&kernel);
         let paging = self.start_paging();
         let started = self.start_workers(&failure).and_then(|workers| {
@@ -145,6 +146,7 @@ impl Machine {
             }
         }
         host.stop();
+        writeback.stop();
         kernel.memory.end_paging();
         for handle in paging {
             // A panic has said itself what it was.
@@ -256,6 +258,7 @@ impl Machine {
         let processes = std::mem::take(&mut kernel.state().procs);
         // Dropped without the lock: descriptors wake what waits for them.
         drop(processes);
+        memory.sections.close(memory);
         memory.acknowledge(memory.flushes.drain());
         Report {
             exits: self.shared.counters.snapshot(),

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use rustix::io::Errno;
-use shadow_mm::{Prot, Vpn};
+use shadow_mm::{Prot, Sharing, Vpn};
 
 use super::super::Caller;
 use crate::linux::process::{MmLayout, Pid};
@@ -30,16 +30,23 @@ pub(super) fn maps(c: &Caller<'_>, pid: Pid) -> Result<Vec<u8>, Errno> {
             flag(Prot::WRITE, 'w'),
             flag(Prot::EXEC, 'x'),
         );
+        let sharing = match vad.sharing() {
+            Sharing::Private => 'p',
+            Sharing::Shared => 's',
+        };
         let (offset, dev, ino, name) = match vad.file() {
             Some((backing, offset)) => {
                 let (dev, ino) = backing.0.identity();
                 (offset, dev, ino, backing.0.path())
             }
+            // Shared memory without a file; Linux shows the inode that is behind it there.
+            None if vad.sharing() == Sharing::Shared => (0, 1, 0, b"/dev/zero (deleted)".to_vec()),
             None => (0, 0, 0, area(&layout, start, end).to_vec()),
         };
         let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
-        let mut line =
-            format!("{start:08x}-{end:08x} {r}{w}{x}p {offset:08x} {major:02x}:{minor:02x} {ino} ");
+        let mut line = format!(
+            "{start:08x}-{end:08x} {r}{w}{x}{sharing} {offset:08x} {major:02x}:{minor:02x} {ino} "
+        );
         if !name.is_empty() {
             line = format!("{line:<73}");
         }
