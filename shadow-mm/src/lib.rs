@@ -54,6 +54,7 @@ mod proto;
 pub mod pte;
 mod shadow;
 pub mod sim;
+mod snapshot;
 mod space;
 mod stats;
 mod supervisor;
@@ -75,6 +76,7 @@ pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, 
 pub use pfn::PfnState;
 pub use pool::{Quarantine, QuarantineLimits, SLACK_BYTE, slack_damage};
 pub use proto::{BlockId, HeaderId};
+pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, Forked, MapError, MapRequest, Mapped,
     PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space, UnmapError,

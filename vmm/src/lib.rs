@@ -24,7 +24,9 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod hv;
+pub mod inspect;
 pub mod kernel;
 pub mod linux;
 pub mod locks;

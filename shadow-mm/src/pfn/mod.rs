@@ -15,7 +15,7 @@ mod token;
 mod zone;
 
 pub(crate) use database::{PfnDatabase, Want, ZoneKind};
-pub(crate) use entry::Owner;
 pub use entry::PfnState;
+pub(crate) use entry::{Owner, PfnEntry, PfnFlags};
 pub(crate) use token::{FreeFrame, ReadyFrame, Taken, ZeroedFrame};
 pub(crate) use zone::Zone;

@@ -6,6 +6,7 @@ mod attacks;
 mod bad_input;
 mod confinement;
 mod guard;
+mod inspect;
 mod no_kvm;
 mod options;
 mod programs;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         options::cases(),
         confinement::cases(),
         guard::cases(),
+        inspect::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod doctor;
+mod inspect;
 mod run;
 mod size;
 
@@ -31,6 +32,7 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Doctor(doctor::DoctorArgs),
+    Inspect(inspect::InspectArgs),
 }
 
 /// Runs the command line; everything has been said on standard error when it returns.
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::main(&args),
         Command::Doctor(args) => doctor::main(&args),
+        Command::Inspect(args) => inspect::main(&args),
     }
 }
 
@@ -60,13 +63,18 @@ fn refuse(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
     } else {
-        say(&format!("vmm: {}\n", one_line(&error.to_string())));
+        let help = match std::env::args().nth(1).as_deref() {
+            Some("inspect") => "vmm inspect --help",
+            Some("doctor") => "vmm doctor --help",
+            Some(_) | None => "vmm run --help",
+        };
+        say(&format!("vmm: {}\n", one_line(&error.to_string(), help)));
     }
     ExitCode::from(STATUS_FAILURE)
 }
 
 /// A message of clap's as one line, without its usage.
-fn one_line(message: &str) -> String {
+fn one_line(message: &str, help: &str) -> String {
     let words: Vec<_> = message
         .lines()
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
@@ -74,7 +82,7 @@ fn one_line(message: &str) -> String {
         .collect();
     let text = words.join(" ");
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    format!("{text} (see vmm run --help)")
+    format!("{text} (see {help})")
 }
 
 /// Messages go to standard error; `VMM_LOG` chooses how many (`error` to `trace`, by module).
@@ -118,7 +126,10 @@ mod tests {
 
     fn said(words: &[&str]) -> String {
         let words = std::iter::once(&"vmm").chain(words);
-        one_line(&Cli::try_parse_from(words).unwrap_err().to_string())
+        one_line(
+            &Cli::try_parse_from(words).unwrap_err().to_string(),
+            "vmm run --help",
+        )
     }
 
     #[test]
