@@ -26,8 +26,10 @@ pub trait Locks: 'static {
     type Space: lock_api::RawMutex + Send + Sync;
     /// Of a section.
     type Section: lock_api::RawMutex + Send + Sync;
-    /// Of the PFN database: the last.
+    /// Of the PFN database.
     type Pfns: lock_api::RawMutex + Send + Sync;
+    /// Of the list of spaces: the last.
+    type Registry: lock_api::RawMutex + Send + Sync;
 }
 
 impl<L: lock_api::RawMutex + Send + Sync + 'static> Locks for L {
@@ -35,6 +37,7 @@ impl<L: lock_api::RawMutex + Send + Sync + 'static> Locks for L {
     type Space = L;
     type Section = L;
     type Pfns = L;
+    type Registry = L;
 }
 
 /// The lock of a space.
@@ -44,6 +47,9 @@ pub(crate) type SpaceGuard<'a, P, T> =
     lock_api::MutexGuard<'a, <<P as Platform>::Lock as Locks>::Space, T>;
 /// The lock of the PFN database.
 pub(crate) type PfnMutex<P, T> = lock_api::Mutex<<<P as Platform>::Lock as Locks>::Pfns, T>;
+/// The lock of the list of spaces.
+pub(crate) type RegistryMutex<P, T> =
+    lock_api::Mutex<<<P as Platform>::Lock as Locks>::Registry, T>;
 /// The lock of the supervisor's tables.
 pub(crate) type SupervisorMutex<P> =
     lock_api::Mutex<<<P as Platform>::Lock as Locks>::Supervisor, ()>;

@@ -48,6 +48,7 @@ mod flush;
 mod limits;
 mod manager;
 mod outcome;
+mod page_file;
 mod pfn;
 mod pool;
 mod proto;
@@ -73,14 +74,15 @@ pub use limits::FailPlan;
 pub use limits::{LayoutError, Limits, PoolLayout};
 pub use manager::{CreateError, Manager};
 pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, Resolution};
+pub use page_file::{PageIn, Slot, WriteTicket, Written};
 pub use pfn::PfnState;
 pub use pool::{Quarantine, QuarantineLimits, SLACK_BYTE, slack_damage};
 pub use proto::{BlockId, HeaderId};
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, Forked, MapError, MapRequest, Mapped,
-    PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space, UnmapError,
-    VadAdvice,
+    PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space, TrimMode,
+    Trimmed, UnmapError, VadAdvice,
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};

@@ -1,11 +1,12 @@
 //! The manager: what all spaces of one frame pool have in common.
 
-use alloc::sync::Arc;
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::addr::{Pfn, SpaceId, Vpn, VpnRange};
-use crate::backend::{PfnMutex, Platform, SupervisorMutex};
+use crate::backend::{FrameStore, PfnMutex, Platform, RegistryMutex, SupervisorMutex};
 use crate::flush::Flush;
 use crate::limits::{LayoutError, Limits, PoolLayout};
 use crate::pfn::{Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind};
@@ -31,6 +32,8 @@ pub struct Manager<P: Platform> {
     next_space: AtomicU64,
     /// Spaces that hold frames.
     pub(crate) live_spaces: AtomicU64,
+    /// The spaces that were not deleted.
+    pub(crate) spaces: RegistryMutex<P, BTreeMap<SpaceId, Weak<Space<P>>>>,
 }
 
 /// Why a space cannot be made. Nothing has changed.
@@ -95,7 +98,7 @@ impl<P: Platform> Manager<P> {
         let out_of_memory = LayoutError::OutOfMemory { frames };
         let mut db = PfnDatabase::new(layout.data, layout.tables).ok_or(out_of_memory)?;
         let first = db
-            .take(ZoneKind::Tables, Want::Zeroes)
+            .take(ZoneKind::Tables, Want::Zeroes, &store)
             .ok_or(out_of_memory)?;
         let supervisor = db.activate(first.zeroed(&store).0.into(), Owner::Supervisor);
         Ok(Self {
@@ -108,6 +111,7 @@ impl<P: Platform> Manager<P> {
             counters: Counters::default(),
             next_space: AtomicU64::new(1),
             live_spaces: AtomicU64::new(0),
+            spaces: RegistryMutex::<P, _>::new(BTreeMap::new()),
         })
     }
 
@@ -155,7 +159,19 @@ impl<P: Platform> Manager<P> {
     pub(crate) fn publish(&self, root: Pfn, state: SpaceState<P::Backing>) -> Arc<Space<P>> {
         self.live_spaces.fetch_add(1, Relaxed);
         let id = SpaceId::new(self.next_space.fetch_add(1, Relaxed));
-        Arc::new(Space::new(id, root, state))
+        let space = Arc::new(Space::new(id, root, state));
+        self.spaces.lock().insert(id, Arc::downgrade(&space));
+        space
+    }
+
+    /// The spaces that are alive, oldest first; some may be gone by the time the caller looks.
+    #[must_use]
+    pub fn spaces(&self) -> Vec<Arc<Space<P>>> {
+        self.spaces
+            .lock()
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 
     /// The flush is done: no vCPU has any of its translations. Its frames return to the pool, unless
@@ -177,19 +193,17 @@ impl<P: Platform> Manager<P> {
         let mut tables = Vec::new();
         {
             let mut db = self.pfns.lock();
+            let take = |db: &mut PfnDatabase, kind, count, into: &mut Vec<Taken>, want| {
+                take_frames(db, &self.store, (kind, want), count, into)
+            };
+            let (data, want) = (ZoneKind::Data, demand.want);
             let enough = take(
                 &mut db,
                 ZoneKind::Tables,
                 demand.tables,
                 &mut tables,
                 Want::Zeroes,
-            ) && take(
-                &mut db,
-                ZoneKind::Data,
-                demand.data,
-                &mut reserve.data,
-                demand.want,
-            );
+            ) && take(&mut db, data, demand.data, &mut reserve.data, want);
             if !enough {
                 tables
                     .into_iter()
@@ -198,7 +212,7 @@ impl<P: Platform> Manager<P> {
                 return None;
             }
             for _ in 0..demand.extra {
-                if db.short() || !take(&mut db, ZoneKind::Data, 1, &mut reserve.data, demand.want) {
+                if db.short() || !take(&mut db, data, 1, &mut reserve.data, want) {
                     break;
                 }
             }
@@ -237,6 +251,26 @@ impl<P: Platform> Manager<P> {
         VpnRange::between(Vpn::new(0)?, end)?.intersect(range)
     }
 
+    /// Data frames that can be taken now.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.pfns.lock().zone(ZoneKind::Data).available().into()
+    }
+
+    /// Zeroes at most `most` free frames, each without a lock, and puts them on the zeroed list (system
+    /// 8). Gives back how many.
+    pub fn zero_ahead(&self, most: usize) -> usize {
+        for done in 0..most {
+            let Some(frame) = self.pfns.lock().take_to_zero() else {
+                return done;
+            };
+            let frame = frame.zero(&self.store);
+            self.pfns.lock().give_back(Taken::Zeroed(frame));
+            add(&self.counters.pages_zeroed_ahead, 1);
+        }
+        most
+    }
+
     /// Whether so few data frames are left that nothing optional should use any.
     #[must_use]
     pub fn frames_short(&self) -> bool {
@@ -249,6 +283,9 @@ impl<P: Platform> Manager<P> {
         let db = self.pfns.lock();
         StatsSnapshot {
             clone_blocks: db.clones.live_blocks(),
+            page_file_slots: db.slots.count().into(),
+            page_file_used: db.slots.used().into(),
+            page_file_peak: db.slots.peak().into(),
             clone_headers: CloneTable::iter(&db.clones).count() as u64,
             data: zone_stats(db.zone(ZoneKind::Data)),
             tables: zone_stats(db.zone(ZoneKind::Tables)),
@@ -271,19 +308,23 @@ impl<P: Platform> Manager<P> {
 }
 
 /// Takes `count` frames; false if they ran out, with those taken in `into`.
-fn take(
+fn take_frames(
     db: &mut PfnDatabase,
-    kind: ZoneKind,
+    store: &impl FrameStore,
+    (kind, want): (ZoneKind, Want),
     count: usize,
     into: &mut Vec<Taken>,
-    want: Want,
 ) -> bool {
     // A hostile count fails before it makes the vector large.
     if count > db.zone(kind).available() as usize {
         return false;
     }
     into.reserve(count);
-    (0..count).all(|_| db.take(kind, want).map(|frame| into.push(frame)).is_some())
+    (0..count).all(|_| {
+        db.take(kind, want, store)
+            .map(|frame| into.push(frame))
+            .is_some()
+    })
 }
 
 fn zone_stats(zone: &Zone) -> ZoneStats {
@@ -293,6 +334,8 @@ fn zone_stats(zone: &Zone) -> ZoneStats {
         zeroed: state(PfnState::Zeroed),
         untouched: u64::from(zone.untouched()),
         free: state(PfnState::Free),
+        standby: state(PfnState::Standby),
+        modified: state(PfnState::Modified),
         active: state(PfnState::Active),
         in_flight: state(PfnState::InFlight),
     }

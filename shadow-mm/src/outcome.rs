@@ -8,6 +8,7 @@ use crate::access::{Access, Denied};
 use crate::addr::{Pfn, Vpn};
 use crate::backend::Platform;
 use crate::flush::Flush;
+use crate::page_file::PageIn;
 use crate::pfn::FreeFrame;
 use crate::space::Space;
 
@@ -22,6 +23,10 @@ pub enum FaultKind {
     CopyOnWrite,
     /// A page only this space still referred to became writable in place.
     MadeWritable,
+    /// The page's frame still had it: no I/O.
+    Soft,
+    /// The page was read from the page file.
+    PagedIn,
     /// The access is allowed already, or what was to be done is stale: try the access again.
     Spurious,
 }
@@ -45,6 +50,11 @@ pub enum FaultOutcome<P: Platform> {
     Resolved(Resolution),
     /// Read this with no lock held, then call [`crate::Manager::complete_read`].
     Read(IoTicket<P>),
+    /// Read this from the page file with no lock held, then call
+    /// [`crate::Manager::complete_page_in`].
+    PageIn(PageIn<P>),
+    /// The page is being read for somebody else: wait for the end of any read, and try again.
+    Collided,
     /// The guest's own fault.
     Denied(Denied),
     /// No frame is left.
@@ -142,6 +152,10 @@ pub enum PinOutcome<P: Platform> {
     Pinned(Pin, Flush),
     /// Read this, call [`crate::Manager::complete_read`], and pin again.
     Read(IoTicket<P>),
+    /// Read this, call [`crate::Manager::complete_page_in`], and pin again.
+    PageIn(PageIn<P>),
+    /// The page is being read for somebody else: wait for the end of any read, and pin again.
+    Collided,
     /// The guest may not access the page so.
     Denied(Denied),
     /// No frame is left.
@@ -165,6 +179,8 @@ impl<P: Platform> fmt::Debug for FaultOutcome<P> {
         match self {
             Self::Resolved(resolution) => f.debug_tuple("Resolved").field(resolution).finish(),
             Self::Read(ticket) => f.debug_tuple("Read").field(ticket).finish(),
+            Self::PageIn(ticket) => f.debug_tuple("PageIn").field(ticket).finish(),
+            Self::Collided => f.write_str("Collided"),
             Self::Denied(denied) => f.debug_tuple("Denied").field(denied).finish(),
             Self::NoMemory => f.write_str("NoMemory"),
         }
@@ -176,6 +192,8 @@ impl<P: Platform> fmt::Debug for PinOutcome<P> {
         match self {
             Self::Pinned(pin, flush) => f.debug_tuple("Pinned").field(pin).field(flush).finish(),
             Self::Read(ticket) => f.debug_tuple("Read").field(ticket).finish(),
+            Self::PageIn(ticket) => f.debug_tuple("PageIn").field(ticket).finish(),
+            Self::Collided => f.write_str("Collided"),
             Self::Denied(denied) => f.debug_tuple("Denied").field(denied).finish(),
             Self::NoMemory => f.write_str("NoMemory"),
         }

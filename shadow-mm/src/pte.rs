@@ -14,7 +14,8 @@
 //! | 8     | (global)                                       | block header number, bit 13          |
 //! | 9-11  | copy-on-write, logical write, prototype-owned  | block header number, bits 14 to 16   |
 //! | 12-51 | frame number                                   | frame, slot or block index, inverted |
-//! | 52-62 | (ignored)                                      | block header number, bits 0 to 10    |
+//! | 52-53 | age, counted by the trimmer                    | block header number, bits 0 to 1     |
+//! | 54-62 | (ignored)                                      | block header number, bits 2 to 10    |
 //! | 63    | no execute                                     | block header number, bit 11          |
 //!
 //! `PROT_NONE` over a resident page is a *valid* entry whose user bit is clear: a page only the
@@ -25,6 +26,7 @@ use bitflags::bitflags;
 
 use crate::access::Prot;
 use crate::addr::{PAGE_SHIFT, Pfn};
+use crate::page_file::Slot;
 use crate::proto::{BlockId, HeaderId};
 
 const PRESENT: u64 = 1;
@@ -37,6 +39,9 @@ const HEADER_LOW_SHIFT: u32 = 52;
 const HEADER_LOW_BITS: u32 = 12;
 const HEADER_HIGH_SHIFT: u32 = 7;
 const HEADER_HIGH_BITS: u32 = 5;
+
+const AGE_SHIFT: u32 = 52;
+const AGE_MAX: u64 = 3;
 
 const KIND_DEMAND_ZERO: u64 = 1;
 const KIND_DECOMMITTED: u64 = 2;
@@ -63,12 +68,41 @@ bitflags! {
         const LOGICAL_WRITE = 1 << 10;
         /// Software: the frame is owned by a prototype (a clone block), not by this entry.
         const PROTOTYPE = 1 << 11;
+        /// Software: how often in a row the trimmer found the page not used, 0 to 3, low bit.
+        const AGE_LOW = 1 << 52;
+        /// Software: the age's high bit.
+        const AGE_HIGH = 1 << 53;
         /// Hardware forbids instruction fetches.
         const NO_EXECUTE = 1 << 63;
     }
 }
 
 impl EntryFlags {
+    /// What says how a page was used, and nothing of what it allows.
+    pub const USE: Self = Self::ACCESSED
+        .union(Self::DIRTY)
+        .union(Self::AGE_LOW)
+        .union(Self::AGE_HIGH);
+
+    /// How often in a row the page was found not used: 0 to 3.
+    #[must_use]
+    pub fn age(self) -> u8 {
+        ((self.bits() >> AGE_SHIFT) & AGE_MAX) as u8
+    }
+
+    /// These flags after a look at the page: a used one is young and not accessed yet, another is one
+    /// look older.
+    #[must_use]
+    pub fn aged(self) -> Self {
+        let age = if self.contains(Self::ACCESSED) {
+            0
+        } else {
+            (u64::from(self.age()) + 1).min(AGE_MAX)
+        };
+        let rest = self - (Self::ACCESSED | Self::AGE_LOW | Self::AGE_HIGH);
+        rest | Self::from_bits_retain(age << AGE_SHIFT)
+    }
+
     /// The rights of a page its space owns alone.
     #[must_use]
     pub fn private(prot: Prot) -> Self {
@@ -145,10 +179,10 @@ pub enum Entry {
     Decommitted,
     /// The page's authoritative entry is a clone block.
     Prototype(BlockId),
-    /// The frame still holds the page but is not mapped.
-    Transition(Pfn, Prot),
-    /// The page is in this slot of the page file (below 2^40).
-    PageFile(u64, Prot),
+    /// The frame still holds the page, or is being filled with it, but is not mapped.
+    Transition(Pfn),
+    /// The page is in this slot of the page file.
+    PageFile(Slot),
 }
 
 impl Entry {
@@ -168,8 +202,10 @@ impl Entry {
                     | (low << HEADER_LOW_SHIFT)
                     | (high << HEADER_HIGH_SHIFT)
             }
-            Self::Transition(frame, prot) => absent(KIND_TRANSITION, prot, u64::from(frame.get())),
-            Self::PageFile(slot, prot) => absent(KIND_PAGE_FILE, prot, slot),
+            Self::Transition(frame) => {
+                absent(KIND_TRANSITION, Prot::empty(), u64::from(frame.get()))
+            }
+            Self::PageFile(slot) => absent(KIND_PAGE_FILE, Prot::empty(), u64::from(slot.get())),
         }
     }
 
@@ -205,11 +241,8 @@ impl Entry {
                     index: u32::try_from(number).ok()?,
                 }))
             }
-            KIND_TRANSITION => Some(Self::Transition(
-                Pfn::new(u32::try_from(number).ok()?),
-                prot,
-            )),
-            KIND_PAGE_FILE => Some(Self::PageFile(number, prot)),
+            KIND_TRANSITION => Some(Self::Transition(Pfn::new(u32::try_from(number).ok()?))),
+            KIND_PAGE_FILE => Slot::new(number).map(Self::PageFile),
             _ => None,
         }
     }
@@ -302,8 +335,8 @@ mod tests {
             any_prot().prop_map(Entry::DemandZero),
             Just(Entry::Decommitted),
             block.prop_map(Entry::Prototype),
-            (any::<u32>(), any_prot()).prop_map(|(f, p)| Entry::Transition(Pfn::new(f), p)),
-            (0u64..1 << 40, any_prot()).prop_map(|(s, p)| Entry::PageFile(s, p)),
+            any::<u32>().prop_map(|f| Entry::Transition(Pfn::new(f))),
+            (0..Slot::COUNT).prop_map(|n| Entry::PageFile(Slot::new(n).expect("in range"))),
         ]
     }
 
@@ -332,9 +365,8 @@ mod tests {
         fn absent_entry_points_above_any_memory(entry in any_entry()) {
             let raw = entry.encode();
             let names_memory = matches!(entry, Entry::Valid(_) | Entry::Empty);
-            // Bits 40 to 51 of an address all set: beyond 2^51 for every 32-bit number.
-            let number_fits = !matches!(entry, Entry::PageFile(slot, _) if slot >= 1 << 32);
-            if !names_memory && number_fits {
+            // Bits 44 to 51 of an address all set: beyond 2^51 for every 32-bit number.
+            if !names_memory {
                 prop_assert_eq!(raw & PRESENT, 0);
                 prop_assert_eq!(raw >> 44 & 0xff, 0xff);
             }
@@ -349,6 +381,17 @@ mod tests {
                 prop_assert_eq!(flags.contains(EntryFlags::WRITABLE), logical && !cow);
             }
         }
+    }
+
+    #[test]
+    fn age_counts_looks_since_the_last_use() {
+        let mut flags = EntryFlags::private(Prot::READ) | EntryFlags::ACCESSED;
+        let ages: [u8; 6] = core::array::from_fn(|_| {
+            flags = flags.aged();
+            flags.age()
+        });
+        assert_eq!(ages, [0, 1, 2, 3, 3, 3]);
+        assert_eq!((flags | EntryFlags::ACCESSED).aged().age(), 0);
     }
 
     #[test]

@@ -67,6 +67,8 @@ impl PfnState {
         match self {
             Self::Zeroed => "zeroed",
             Self::Free => "free",
+            Self::Standby => "standby",
+            Self::Modified => "modified",
             Self::Active => "active",
             Self::InFlight => "in flight",
         }
@@ -83,10 +85,10 @@ impl FrameInfo {
             Owner::Supervisor => FrameOwner::Supervisor,
         };
         Self {
-            state: entry.state,
+            state: entry.state(),
             owner,
-            share: entry.share,
-            held: entry.refs > 0,
+            share: entry.share(),
+            held: entry.refs() > 0,
             modified: entry.flags.contains(PfnFlags::MODIFIED),
         }
     }

@@ -18,6 +18,12 @@ macro_rules! counters {
             $($(#[doc = $doc])+ pub $name: u64,)*
             /// Clone blocks that are referred to.
             pub clone_blocks: u64,
+            /// Slots of the page file.
+            pub page_file_slots: u64,
+            /// Those that are taken.
+            pub page_file_used: u64,
+            /// Most that ever were.
+            pub page_file_peak: u64,
             /// Clone headers alive.
             pub clone_headers: u64,
             /// Guest pages' frames.
@@ -74,6 +80,26 @@ counters! {
     reads_issued,
     /// Pages those tickets were for.
     pages_read,
+    /// Faults that took a page back whose frame still had it.
+    faults_soft,
+    /// Faults that read a page from the page file.
+    faults_paged_in,
+    /// Faults on a page that somebody else was reading.
+    faults_collided,
+    /// Reads of the page file handed out.
+    page_ins,
+    /// Pages those reads were for, neighbours included.
+    pages_paged_in,
+    /// Writes to the page file handed out.
+    writes_issued,
+    /// Pages that reached the page file.
+    pages_written,
+    /// Writes to the page file that failed.
+    writes_failed,
+    /// Pages the trimmer took from their spaces.
+    pages_trimmed,
+    /// Frames zeroed ahead of need.
+    pages_zeroed_ahead,
 }
 
 /// The frames of one zone, by state.
@@ -87,6 +113,10 @@ pub struct ZoneStats {
     pub untouched: u64,
     /// Free, with old content.
     pub free: u64,
+    /// On the standby list: they can be taken, and their content is elsewhere too.
+    pub standby: u64,
+    /// On the modified list: their content is to be written out first.
+    pub modified: u64,
     /// Mapped, or page tables in use.
     pub active: u64,
     /// Held by a flush, a read, a pin or an operation, and not mapped.
@@ -97,7 +127,7 @@ impl ZoneStats {
     /// Frames that can be taken.
     #[must_use]
     pub fn available(&self) -> u64 {
-        self.zeroed + self.free
+        self.zeroed + self.free + self.standby
     }
 }
 
@@ -114,10 +144,14 @@ pub struct SpaceUsage {
     pub resident: u64,
     /// Most pages that had a frame.
     pub peak_resident: u64,
-    /// Resident pages this space owns alone; the others belong to clone blocks.
+    /// Pages this space owns alone, resident or not; the others belong to clone blocks.
     pub private: u64,
     /// Page tables, the root included, the supervisor's not.
     pub tables: u64,
+    /// Resident pages the trimmer leaves unless nothing else is left.
+    pub working_set_min: u64,
+    /// Resident pages above which the trimmer comes without being called.
+    pub working_set_max: u64,
 }
 
 impl Counters {
@@ -127,6 +161,8 @@ impl Counters {
             FaultKind::FileRead => &self.faults_file_read,
             FaultKind::CopyOnWrite => &self.faults_copy_on_write,
             FaultKind::MadeWritable => &self.faults_made_writable,
+            FaultKind::Soft => &self.faults_soft,
+            FaultKind::PagedIn => &self.faults_paged_in,
             FaultKind::Spurious => &self.faults_spurious,
         };
         add(counter, 1);

@@ -164,7 +164,19 @@ fn failed_fault_leaves_no_trace() {
                         other => panic!("{other:?}"),
                     }
                 }
+                FaultOutcome::PageIn(ticket) => {
+                    let length = ticket.length();
+                    match scene.mm.complete_page_in(ticket, Ok(length)) {
+                        FaultOutcome::Resolved(done) => {
+                            scene.mm.flushed(done.flush);
+                            true
+                        }
+                        FaultOutcome::NoMemory => false,
+                        other => panic!("{other:?}"),
+                    }
+                }
                 FaultOutcome::NoMemory => false,
+                FaultOutcome::Collided => panic!("nobody reads"),
                 FaultOutcome::Denied(denied) => panic!("{denied}"),
             };
             (done, Vec::new())

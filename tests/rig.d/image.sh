@@ -64,11 +64,29 @@ build_base() {
   [ -s "$t/root/rig/modules/kvm-amd.ko" ] || die "no kvm-amd module in $image"
   install -m 755 "$here/rig.d/init" "$t/root/init"
   pack "$t/root" "$t/busybox" > "$t/base.cpio" || die "cannot pack the initramfs"
+  build_guest "$t"
   rm -rf "$t/kernel" "$t/unpacked" "$t/root"
   echo "$version" > "$t/version"
   rm -rf "$base"; mv "$t" "$base"
   # What other versions of these scripts have left, unless somebody may still use it.
   find "$cache" -mindepth 1 -maxdepth 1 -name 'base-*' -mtime +7 -exec rm -rf {} +
+}
+
+# What a guest inside the machine boots: the same kernel, and an initramfs with the virtio modules.
+build_guest() { # FOLDER, with the kernel unpacked
+  local root=$1/guest m found
+  mkdir -p "$root"/{bin,lib,dev,proc,sys}
+  cp "$1/busybox" "$root/bin/busybox"
+  for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng virtio_console pvpanic pvpanic-mmio; do
+    found=$(find "$1/kernel/lib/modules" \( -name "$m.ko" -o -name "$m.ko.xz" \) | head -1)
+    case $found in
+      *.xz) "$1/busybox" xz -dc < "$found" > "$root/lib/$m.ko";;
+      *.ko) cp "$found" "$root/lib/";;
+    esac
+  done
+  install -m 755 "$here/rig.d/guest-init" "$root/init"
+  pack "$root" "$1/busybox" > "$1/guest.cpio" || die "cannot pack the guest's initramfs"
+  rm -rf "$root"
 }
 
 # Packages of rig.d/userland that the host has, with what they depend on, as "name version" lines.
@@ -115,7 +133,7 @@ build_userland() { # PACKAGES-FILE
 prepare_images() {
   mkdir -p "$cache" || die "cannot make $cache"
   local stamp packages
-  stamp=$(cat "$here"/rig.d/{image.sh,init,userland} | sha256sum | head -c 12)
+  stamp=$(cat "$here"/rig.d/{image.sh,init,guest-init,userland} | sha256sum | head -c 12)
   base=$cache/base-$stamp
   exec 9> "$cache/lock"; flock 9
   need_qemu

@@ -132,6 +132,36 @@ impl Context {
         all
     }
 
+    /// The words that start `vmm boot` with these options, in which `{work}`, `{programs}` and
+    /// `{guest}` (the folder with a whole Linux) stand for folders.
+    #[must_use]
+    pub fn boot_words(&self, options: &[&str]) -> Vec<String> {
+        let guest = std::env::var("VMM_TEST_GUEST").unwrap_or_default();
+        let mut words = vec![
+            self.setup.vmm.to_string_lossy().into_owned(),
+            "boot".to_owned(),
+        ];
+        words.extend(
+            options
+                .iter()
+                .map(|o| self.expand(o).replace("{guest}", &guest)),
+        );
+        words
+    }
+
+    /// Boots a kernel and waits for its end; the VMM must not panic, nor leave anything behind.
+    ///
+    /// # Errors
+    /// It does, or the time is over.
+    pub fn boot(&self, options: &[&str], launch: &Launch) -> Result<Output, String> {
+        let output = self.finish(&self.boot_words(options), launch)?;
+        if output.err().contains("panicked at") {
+            return Err(format!("the VMM panicked:\n{}", shorten(&output.err(), 30)));
+        }
+        self.nothing_left_behind()?;
+        Ok(output)
+    }
+
     /// The command that runs words in the environment that all programs have.
     #[must_use]
     pub fn command(&self, words: &[String]) -> Command {

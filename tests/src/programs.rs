@@ -1,4 +1,5 @@
-//! The guest's test programs: `guest/programs/*.c`, built as static Linux programs.
+//! The guest's test programs: `guest/programs/*.c`, built as static Linux programs, and its kernels:
+//! `guest/kernels/*.c`, built as ELF files without anything else, under `kernels/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,9 +16,35 @@ pub fn folder() -> Result<PathBuf, String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest/programs");
     let target = target_folder()?.join("guest-programs");
     fs::create_dir_all(&target).map_err(|e| format!("{}: {e}", target.display()))?;
-    build(&source, &target)?;
+    build(&source, &target, PROGRAM)?;
+    let kernels = target.join("kernels");
+    fs::create_dir_all(&kernels).map_err(|e| format!("{}: {e}", kernels.display()))?;
+    build(&source.join("../kernels"), &kernels, KERNEL)?;
     Ok(target)
 }
+
+const PROGRAM: &[&str] = &[
+    "-static",
+    "-O1",
+    "-Wall",
+    "-Wextra",
+    "-Wno-stringop-overflow",
+    "-lm",
+];
+const KERNEL: &[&str] = &[
+    "-static",
+    "-O1",
+    "-Wall",
+    "-Wextra",
+    "-ffreestanding",
+    "-fno-stack-protector",
+    "-fno-pic",
+    "-no-pie",
+    "-mno-red-zone",
+    "-mgeneral-regs-only",
+    "-nostdlib",
+    "-Wl,-Ttext-segment=0x400000,--build-id=none,-z,noexecstack",
+];
 
 /// The folder that cargo builds into, found from where this program is.
 fn target_folder() -> Result<PathBuf, String> {
@@ -29,7 +56,7 @@ fn target_folder() -> Result<PathBuf, String> {
         .ok_or_else(|| format!("{} is not in a target folder", exe.display()))
 }
 
-fn build(source: &Path, target: &Path) -> Result<(), String> {
+fn build(source: &Path, target: &Path, options: &[&str]) -> Result<(), String> {
     let entries = fs::read_dir(source).map_err(|e| format!("{}: {e}", source.display()))?;
     let files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
     let header = newest(
@@ -45,18 +72,12 @@ fn build(source: &Path, target: &Path) -> Result<(), String> {
         if newest([file].into_iter()).max(header) < newest([&out].into_iter()) {
             continue;
         }
+        // Libraries come after what uses them.
         let done = Command::new("cc")
-            .args([
-                "-static",
-                "-O1",
-                "-Wall",
-                "-Wextra",
-                "-Wno-stringop-overflow",
-                "-o",
-            ])
+            .arg("-o")
             .arg(&out)
             .arg(file)
-            .arg("-lm")
+            .args(options)
             .output()
             .map_err(|e| format!("cc: {e} (install gcc and libc6-dev)"))?;
         if !done.status.success() {

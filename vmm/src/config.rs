@@ -20,11 +20,33 @@ pub enum Mount {
     },
 }
 
+/// A page file to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageFileConfig {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The host directory it is in.
+    pub dir: PathBuf,
+}
+
+/// How much memory programs may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commit {
+    /// What memory and page file hold: a program that asks for more is told so (ENOMEM).
+    Limited,
+    /// Anything: a program that uses more than there is gets killed.
+    Over,
+}
+
 /// What `vmm run` was asked to do.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
     /// Bytes of guest memory, page tables included.
     pub memory: u64,
+    /// Where pages go that find no room in the memory.
+    pub page_file: Option<PageFileConfig>,
+    /// How much memory programs may ask for.
+    pub commit: Commit,
     /// Host directory shown read-only as `/`; without it only the program and what it needs.
     pub root: Option<PathBuf>,
     /// Other parts of the file tree.

@@ -25,6 +25,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod devices;
 pub mod hv;
 pub mod inspect;
 pub mod kernel;

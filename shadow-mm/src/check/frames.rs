@@ -1,14 +1,15 @@
 //! The database against the walk: states, lists, share counts, clone blocks.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 
 use super::Violation;
 use super::walk::Seen;
 use crate::addr::Pfn;
-use crate::pfn::{PfnDatabase, PfnState, Zone, ZoneKind};
-use crate::proto::BlockId;
+use crate::pfn::{Original, Owner, PfnDatabase, PfnFlags, PfnState, Zone, ZoneKind};
+use crate::proto::{BlockContent, BlockId};
 
-pub(super) fn check_frames(db: &PfnDatabase, seen: &Seen) -> Result<(), Violation> {
+pub(super) fn check_frames(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
     check_zone(db.zone(ZoneKind::Data), &seen.mapped)?;
     check_zone(db.zone(ZoneKind::Tables), &seen.tables)?;
     for (&frame, &space) in &seen.writers {
@@ -16,16 +17,74 @@ pub(super) fn check_frames(db: &PfnDatabase, seen: &Seen) -> Result<(), Violatio
             return Err(Violation::SharedWritable { frame, space });
         }
     }
-    Ok(())
+    check_owners(db, seen)
+}
+
+/// Frames in transition and their owners know each other, and the slots that frames have.
+fn check_owners(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
+    for (frame, entry) in db.zone(ZoneKind::Data).iter() {
+        let state = entry.state();
+        let named = match entry.owner {
+            Owner::None => entry.share() == 0,
+            // Of a mapped frame the walk has looked at the owner.
+            Owner::Entry { table, index } => {
+                state == PfnState::Active || seen.transition.remove(&frame) == Some((table, index))
+            }
+            Owner::Clone(block) => db.clones.content(block) == BlockContent::Resident(frame),
+            Owner::Root | Owner::Supervisor => false,
+        };
+        let modified = entry.flags.contains(PfnFlags::MODIFIED);
+        let listed_right = match state {
+            PfnState::Standby => !modified && entry.owner != Owner::None,
+            PfnState::Modified => modified && entry.owner != Owner::None,
+            PfnState::Zeroed | PfnState::Free => entry.owner == Owner::None,
+            PfnState::Active | PfnState::InFlight => true,
+        };
+        if !named || !listed_right {
+            return Err(Violation::LostOwner { frame, state });
+        }
+        if let Original::Slot(slot) = entry.original() {
+            seen.add_slot(slot)?;
+        }
+    }
+    match seen.transition.first_key_value() {
+        Some((&frame, _)) => {
+            let state = db.entry(frame).state();
+            Err(Violation::LostOwner { frame, state })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Every slot that is taken has exactly one owner: an entry, a clone block, a frame, or a write.
+pub(super) fn check_slots(db: &PfnDatabase, seen: &Seen) -> Result<(), Violation> {
+    if let Some(&slot) = seen.slots.iter().find(|slot| !db.slots.is_taken(**slot)) {
+        return Err(Violation::SharedSlot { slot });
+    }
+    let counted = seen.slots.len() as u64 + u64::from(db.slots_in_write);
+    let taken = u64::from(db.slots.used());
+    if taken == counted {
+        Ok(())
+    } else {
+        Err(Violation::WrongSlots { taken, counted })
+    }
 }
 
 /// `counts` is what the walk counted for each frame of the zone.
 fn check_zone(zone: &Zone, counts: &BTreeMap<Pfn, u32>) -> Result<(), Violation> {
-    let zeroed = check_list(zone, PfnState::Zeroed)?;
-    let free = check_list(zone, PfnState::Free)?;
+    let listed = PfnState::ALL.map(|state| (state, check_list(zone, state)));
+    let mut lists = Vec::new();
+    for (state, list) in listed {
+        lists.push((state, list?));
+    }
+    let on_list = |frame: &Pfn, wanted: PfnState| {
+        lists
+            .iter()
+            .all(|(state, list)| list.contains(frame) == (*state == wanted))
+    };
     let mut states = [0; PfnState::COUNT];
     for (frame, entry) in zone.iter() {
-        let (share, refs, state) = (entry.share, entry.refs, entry.state);
+        let (share, refs, state) = (entry.share(), entry.refs(), entry.state());
         states[state as usize] += 1;
         let counted = counts.get(&frame).copied().unwrap_or(0);
         if share != counted {
@@ -35,10 +94,10 @@ fn check_zone(zone: &Zone, counts: &BTreeMap<Pfn, u32>) -> Result<(), Violation>
                 counted,
             });
         }
-        let idle = share == 0 && refs == 0;
         let fits = match state {
-            PfnState::Zeroed => idle && zeroed.contains(&frame),
-            PfnState::Free => idle && free.contains(&frame),
+            PfnState::Zeroed | PfnState::Free | PfnState::Standby | PfnState::Modified => {
+                on_list(&frame, state)
+            }
             PfnState::Active => share > 0,
             PfnState::InFlight => share == 0 && refs > 0,
         };
@@ -53,7 +112,7 @@ fn check_zone(zone: &Zone, counts: &BTreeMap<Pfn, u32>) -> Result<(), Violation>
     }
     check_states(zone, states)?;
     // Frames the database has never given out.
-    let unknown = |frame: &Pfn| zone.entry(*frame).state != PfnState::Active;
+    let unknown = |frame: &Pfn| zone.entry(*frame).state() != PfnState::Active;
     match counts.iter().find(|(frame, _)| unknown(frame)) {
         Some((&frame, &counted)) => Err(Violation::WrongShare {
             frame,
@@ -66,12 +125,7 @@ fn check_zone(zone: &Zone, counts: &BTreeMap<Pfn, u32>) -> Result<(), Violation>
 
 fn check_states(zone: &Zone, mut states: [u32; PfnState::COUNT]) -> Result<(), Violation> {
     states[PfnState::Zeroed as usize] += zone.untouched();
-    for state in [
-        PfnState::Zeroed,
-        PfnState::Free,
-        PfnState::Active,
-        PfnState::InFlight,
-    ] {
+    for state in PfnState::ALL {
         let (found, believed) = (states[state as usize], zone.in_state(state));
         if found != believed {
             return Err(Violation::WrongList {
@@ -90,12 +144,12 @@ fn check_list(zone: &Zone, state: PfnState) -> Result<BTreeSet<Pfn>, Violation> 
     let mut steps = 0;
     for frame in zone.listed(state) {
         steps += 1;
-        if zone.entry(frame).state == state {
+        if zone.entry(frame).state() == state {
             frames.insert(frame);
         }
     }
     let (found, believed) = (frames.len() as u32, zone.list_len(state));
-    if found == believed && steps == found {
+    if found == believed && steps == found && zone.is_linked_both_ways(state) {
         Ok(frames)
     } else {
         Err(Violation::WrongList {
@@ -106,7 +160,7 @@ fn check_list(zone: &Zone, state: PfnState) -> Result<BTreeSet<Pfn>, Violation> 
     }
 }
 
-pub(super) fn check_clones(db: &PfnDatabase, seen: &Seen) -> Result<(), Violation> {
+pub(super) fn check_clones(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
     let mut total = 0;
     for (id, header) in db.clones.iter() {
         let mut live = 0;
@@ -123,6 +177,16 @@ pub(super) fn check_clones(db: &PfnDatabase, seen: &Seen) -> Result<(), Violatio
                     count,
                     counted,
                 });
+            }
+            match block.content() {
+                Some(BlockContent::PageFile(slot)) => seen.add_slot(slot)?,
+                Some(BlockContent::Resident(frame))
+                    if db.entry(frame).owner != Owner::Clone(block_id) =>
+                {
+                    let state = db.entry(frame).state();
+                    return Err(Violation::LostOwner { frame, state });
+                }
+                Some(BlockContent::Resident(_) | BlockContent::Zero) | None => {}
             }
             live += u32::from(counted > 0);
         }

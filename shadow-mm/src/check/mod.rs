@@ -13,6 +13,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::addr::{EntryIndex, Pfn, SpaceId, Vpn};
 use crate::backend::Platform;
 use crate::manager::Manager;
+use crate::page_file::Slot;
 use crate::pfn::PfnState;
 use crate::proto::{BlockId, HeaderId};
 use crate::space::Space;
@@ -139,6 +140,28 @@ pub enum Violation {
         /// Its length.
         believed: u32,
     },
+    /// A slot of the page file belongs to two pages, or to a page and to nobody.
+    #[error("slot {slot} of the page file belongs to two pages, or is free and in use")]
+    SharedSlot {
+        /// The slot.
+        slot: Slot,
+    },
+    /// The page file has more or fewer slots taken than there are pages in it.
+    #[error("{taken} slots of the page file are taken, {counted} have an owner")]
+    WrongSlots {
+        /// What the page file says.
+        taken: u64,
+        /// What was counted.
+        counted: u64,
+    },
+    /// A frame has an owner that does not know it.
+    #[error("frame {frame} is {state:?} and its owner does not name it")]
+    LostOwner {
+        /// The frame.
+        frame: Pfn,
+        /// Its state.
+        state: PfnState,
+    },
     /// A clone block's count is not the number of entries that refer to it.
     #[error("clone block {block:?} has count {count}, the walk counted {counted}")]
     WrongBlock {
@@ -208,8 +231,9 @@ impl<P: Platform> Manager<P> {
         for (space, state) in locked.iter().filter(|(_, state)| state.alive) {
             self.walk_space(space, state, &db, &mut seen)?;
         }
-        frames::check_frames(&db, &seen)?;
-        frames::check_clones(&db, &seen)
+        frames::check_clones(&db, &mut seen)?;
+        frames::check_frames(&db, &mut seen)?;
+        frames::check_slots(&db, &seen)
     }
 }
 

@@ -1,13 +1,14 @@
 //! The walk: every table once, every entry against its mapping and its frame.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 
 use super::{Count, Violation};
 use crate::addr::{EntryIndex, Level, Pfn, SpaceId, Vpn};
 use crate::backend::{FrameStore, Platform};
 use crate::manager::Manager;
+use crate::page_file::Slot;
 use crate::pfn::{Owner, PfnDatabase};
-use crate::proto::{BlockId, HeaderId};
+use crate::proto::{BlockContent, BlockId, HeaderId};
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::SUPERVISOR_SLOT;
 use crate::space::{Space, SpaceState};
@@ -25,6 +26,10 @@ pub(super) struct Seen {
     pub(super) blocks: BTreeMap<BlockId, u32>,
     /// Spaces that describe each header.
     pub(super) headers: BTreeMap<HeaderId, u32>,
+    /// Private pages in transition: each frame's entry.
+    pub(super) transition: BTreeMap<Pfn, (Pfn, EntryIndex)>,
+    /// Slots of the page file that entries name.
+    pub(super) slots: BTreeSet<Slot>,
 }
 
 /// What the walk found in one space.
@@ -154,10 +159,14 @@ impl<P: Platform> Walk<'_, P> {
             let raw = self.manager.store.load(table, index);
             let bad = Violation::BadEntry { table, index, raw };
             let vpn = Vpn::new(base + index.get() as u64).ok_or(bad)?;
-            match Entry::decode(raw).ok_or(bad)? {
+            let entry = Entry::decode(raw).ok_or(bad)?;
+            match entry {
                 Entry::Empty => continue,
                 Entry::Valid(entry) => self.page(table, index, vpn, entry)?,
-                _ => return Err(bad),
+                Entry::Transition(_) | Entry::PageFile(_) | Entry::Prototype(_) => {
+                    self.absent((table, index), vpn, entry)?;
+                }
+                Entry::DemandZero(_) | Entry::Decommitted => return Err(bad),
             }
             used += 1;
         }
@@ -165,6 +174,42 @@ impl<P: Platform> Walk<'_, P> {
             return Err(Violation::BadTable { table });
         }
         self.seen.add_table(table, used)
+    }
+
+    /// A page that is not mapped here.
+    fn absent(
+        &mut self,
+        place: (Pfn, EntryIndex),
+        vpn: Vpn,
+        entry: Entry,
+    ) -> Result<(), Violation> {
+        let space = self.space.id();
+        if self.state.vads.find(vpn).is_none() {
+            return Err(Violation::NoMapping { space, vpn });
+        }
+        match entry {
+            Entry::Transition(frame) => {
+                let known = self.manager.layout.data.contains(frame)
+                    && self.seen.transition.insert(frame, place).is_none();
+                if !known {
+                    return Err(Violation::WrongOwner { space, vpn, frame });
+                }
+                self.totals.private += 1;
+            }
+            Entry::PageFile(slot) => {
+                self.seen.add_slot(slot)?;
+                self.totals.private += 1;
+            }
+            Entry::Prototype(block) => self.refer(block),
+            Entry::Empty | Entry::Valid(_) | Entry::DemandZero(_) | Entry::Decommitted => {}
+        }
+        Ok(())
+    }
+
+    /// An entry refers to a clone block.
+    fn refer(&mut self, block: BlockId) {
+        *self.seen.blocks.entry(block).or_insert(0) += 1;
+        *self.totals.descriptors.entry(block.header).or_insert(0) += 1;
     }
 
     fn page(
@@ -196,19 +241,17 @@ impl<P: Platform> Walk<'_, P> {
                 let named = header
                     .blocks()
                     .get(block.index as usize)
-                    .and_then(|b| b.frame());
-                if named != Some(frame) {
+                    .and_then(|b| b.content());
+                if named != Some(BlockContent::Resident(frame)) {
                     return Err(wrong_owner);
                 }
-                *self.seen.blocks.entry(block).or_insert(0) += 1;
-                *self.totals.descriptors.entry(block.header).or_insert(0) += 1;
+                self.refer(block);
             }
             owner if owner == (Owner::Entry { table, index }) => self.totals.private += 1,
             _ => return Err(wrong_owner),
         }
         let expected = expected.with_prot(vad.prot);
-        let used = EntryFlags::ACCESSED | EntryFlags::DIRTY;
-        if entry.flags - used != expected {
+        if entry.flags - EntryFlags::USE != expected {
             let (flags, expected) = (entry.flags.bits(), expected.bits());
             return Err(Violation::WrongRights {
                 space,
@@ -270,6 +313,14 @@ impl<P: Platform> Walk<'_, P> {
 }
 
 impl Seen {
+    pub(super) fn add_slot(&mut self, slot: Slot) -> Result<(), Violation> {
+        if self.slots.insert(slot) {
+            Ok(())
+        } else {
+            Err(Violation::SharedSlot { slot })
+        }
+    }
+
     fn add_table(&mut self, table: Pfn, used: u32) -> Result<(), Violation> {
         match self.tables.insert(table, used) {
             Some(_) => Err(Violation::BadTable { table }),

@@ -1,9 +1,11 @@
 //! The operations on frames: take, activate, share, hold, release.
 
-use super::entry::{Owner, PfnEntry, PfnFlags, PfnState};
+use super::entry::{Original, Owner, PfnEntry, PfnFlags, PfnState};
 use super::token::{FreeFrame, ReadyFrame, Taken, ZeroedFrame};
 use super::zone::Zone;
 use crate::addr::{Pfn, PfnRange};
+use crate::backend::FrameStore;
+use crate::page_file::SlotMap;
 use crate::proto::{BlockId, CloneTable};
 
 /// A zone is *short* when fewer than one frame in this many is left; then nothing is mapped ahead of
@@ -32,6 +34,10 @@ pub(crate) struct PfnDatabase {
     data: Zone,
     tables: Zone,
     pub(crate) clones: CloneTable,
+    /// Slots of the page file.
+    pub(crate) slots: SlotMap,
+    /// Slots that writes under way have taken and no page has yet.
+    pub(crate) slots_in_write: u32,
     /// Frames with at least one write pin: zero lets a fork skip looking for them.
     write_pinned: u32,
     #[cfg(feature = "fault-injection")]
@@ -45,6 +51,8 @@ impl PfnDatabase {
             data: Zone::new(data)?,
             tables: Zone::new(tables)?,
             clones: CloneTable::default(),
+            slots: SlotMap::default(),
+            slots_in_write: 0,
             write_pinned: 0,
             #[cfg(feature = "fault-injection")]
             faults: crate::limits::FailPlan::Never,
@@ -60,10 +68,16 @@ impl PfnDatabase {
 
     /// Takes a frame.
     ///
-    /// A data frame that was never used comes last: touching one costs the host a page fault, zeroing a
-    /// used one costs only 4 KiB of stores. A table frame that was never used comes first: a host that
-    /// shadows page tables knows nothing stale about it.
-    pub(crate) fn take(&mut self, kind: ZoneKind, want: Want) -> Option<Taken> {
+    /// A data frame that was never used comes late: touching one costs the host a page fault, zeroing a
+    /// used one costs only 4 KiB of stores. The oldest standby page comes last: it may be wanted again.
+    /// A table frame that was never used comes first: a host that shadows page tables knows nothing
+    /// stale about it.
+    pub(crate) fn take(
+        &mut self,
+        kind: ZoneKind,
+        want: Want,
+        store: &impl FrameStore,
+    ) -> Option<Taken> {
         if self.injected_failure() {
             return None;
         }
@@ -71,16 +85,35 @@ impl PfnDatabase {
         let free = |pfn| Taken::Free(FreeFrame::new(pfn));
         let zeroed = |pfn| Taken::Zeroed(ZeroedFrame::new(pfn));
         match (kind, want) {
-            (ZoneKind::Data, Want::Zeroes) => (zone.pop_zeroed().map(zeroed))
-                .or_else(|| zone.pop_free().map(free))
-                .or_else(|| zone.take_untouched().map(zeroed)),
-            (ZoneKind::Data, Want::Anything) => (zone.pop_free().map(free))
-                .or_else(|| zone.pop_zeroed().map(zeroed))
-                .or_else(|| zone.take_untouched().map(zeroed)),
+            (ZoneKind::Data, Want::Zeroes) => (zone.pop(PfnState::Zeroed).map(zeroed))
+                .or_else(|| zone.pop(PfnState::Free).map(free))
+                .or_else(|| zone.take_untouched().map(zeroed))
+                .or_else(|| self.take_standby(store).map(free)),
+            (ZoneKind::Data, Want::Anything) => (zone.pop(PfnState::Free).map(free))
+                .or_else(|| zone.pop(PfnState::Zeroed).map(zeroed))
+                .or_else(|| zone.take_untouched().map(zeroed))
+                .or_else(|| self.take_standby(store).map(free)),
             (ZoneKind::Tables, _) => (zone.take_untouched().map(zeroed))
-                .or_else(|| zone.pop_zeroed().map(zeroed))
-                .or_else(|| zone.pop_free().map(free)),
+                .or_else(|| zone.pop(PfnState::Zeroed).map(zeroed))
+                .or_else(|| zone.pop(PfnState::Free).map(free)),
         }
+    }
+
+    /// Takes the oldest standby page's frame; its owner is told where the content is.
+    fn take_standby(&mut self, store: &impl FrameStore) -> Option<Pfn> {
+        let pfn = self.data.pop(PfnState::Standby)?;
+        self.repurpose(pfn, store);
+        Some(pfn)
+    }
+
+    /// Takes a free data frame, to be zeroed ahead of need.
+    pub(crate) fn take_to_zero(&mut self) -> Option<FreeFrame> {
+        self.data.pop(PfnState::Free).map(FreeFrame::new)
+    }
+
+    /// Takes the oldest modified page off its list.
+    pub(super) fn pop_modified(&mut self) -> Option<Pfn> {
+        self.data.pop(PfnState::Modified)
     }
 
     /// Whether so few data frames are left that nothing should be mapped ahead of need.
@@ -99,8 +132,8 @@ impl PfnDatabase {
     /// Gives back a frame that was taken and not used.
     pub(crate) fn give_back(&mut self, frame: Taken) {
         let (pfn, state) = frame.into_parts();
-        self.entry_mut(pfn).refs -= 1;
-        self.zone_of(pfn).push(pfn, state);
+        *self.entry_mut(pfn).refs_mut() -= 1;
+        self.zone_of(pfn).push_unowned(pfn, state);
     }
 
     /// Gives back a frame that was filled for a mapping that is gone.
@@ -108,13 +141,27 @@ impl PfnDatabase {
         self.release(frame.into_pfn());
     }
 
-    /// Makes a frame active with share count 1: mapped by one entry, or a table with nothing in it.
+    /// Makes a frame active with share count 1: mapped by one entry, or a table with nothing in it. Its
+    /// content is nowhere else.
     pub(crate) fn activate(&mut self, frame: ReadyFrame, owner: Owner) -> Pfn {
+        let pfn = self.activate_clean(frame, owner, Original::Zero);
+        self.mark_modified(pfn);
+        pfn
+    }
+
+    /// As [`Self::activate`], of a page whose content is in `original` too.
+    pub(crate) fn activate_clean(
+        &mut self,
+        frame: ReadyFrame,
+        owner: Owner,
+        original: Original,
+    ) -> Pfn {
         let pfn = frame.into_pfn();
         let entry = self.entry_mut(pfn);
-        entry.refs -= 1;
-        entry.share = 1;
+        *entry.refs_mut() -= 1;
+        *entry.share_mut() = 1;
         entry.owner = owner;
+        entry.set_original(original);
         self.zone_of(pfn).set_state(pfn, PfnState::Active);
         pfn
     }
@@ -122,65 +169,83 @@ impl PfnDatabase {
     /// One more entry maps the frame; or, for a table, one more of its entries is in use.
     pub(crate) fn add_share(&mut self, pfn: Pfn) {
         let entry = self.entry_mut(pfn);
-        debug_assert_eq!(entry.state, PfnState::Active, "{pfn:?} is not active");
-        entry.share += 1;
+        debug_assert_eq!(entry.state(), PfnState::Active, "{pfn:?} is not active");
+        *entry.share_mut() += 1;
     }
 
     /// One entry of a table fewer is in use; gives back the table's share count, which never falls
     /// below one here.
     pub(crate) fn drop_table_entry(&mut self, table: Pfn) -> u32 {
         let entry = self.entry_mut(table);
-        debug_assert!(entry.share > 1, "{table:?} has no entry to lose");
-        entry.share -= 1;
-        entry.share
+        debug_assert!(entry.share() > 1, "{table:?} has no entry to lose");
+        *entry.share_mut() -= 1;
+        entry.share()
     }
 
     /// One entry fewer maps the frame, but a stale translation may: the frame is held for the flush,
-    /// and [`Self::release`] ends that. At share zero it is in flight and has no owner.
+    /// and [`Self::release`] ends that. At share zero it is in flight; an owner stays its owner.
     pub(crate) fn drop_share_held(&mut self, pfn: Pfn) {
         let entry = self.entry_mut(pfn);
-        debug_assert!(entry.share > 0, "{pfn:?} lost more shares than it had");
-        entry.refs += 1;
-        entry.share -= u32::from(cfg!(not(mutant = "lost_share")));
-        if entry.share == 0 {
-            entry.owner = Owner::None;
+        debug_assert!(entry.share() > 0, "{pfn:?} lost more shares than it had");
+        *entry.refs_mut() += 1;
+        *entry.share_mut() -= u32::from(cfg!(not(mutant = "lost_share")));
+        if entry.share() == 0 {
             self.zone_of(pfn).set_state(pfn, PfnState::InFlight);
         }
     }
 
-    /// A reference ends. A frame with neither reference nor share goes to the free list.
+    /// As [`Self::drop_share_held`], of a table that is in use no more.
+    pub(crate) fn drop_table_held(&mut self, table: Pfn) {
+        self.drop_share_held(table);
+        self.orphan(table);
+    }
+
+    /// A reference ends. What neither reference nor share keeps goes to a list: to the free list if
+    /// nobody owns it, else to the modified or the standby list.
     pub(crate) fn release(&mut self, pfn: Pfn) {
         let entry = self.entry_mut(pfn);
-        debug_assert!(entry.refs > 0, "{pfn:?} released once too often");
-        entry.refs -= 1;
-        if entry.refs == 0 && entry.share == 0 {
-            self.zone_of(pfn).push(pfn, PfnState::Free);
+        debug_assert!(entry.refs() > 0, "{pfn:?} released once too often");
+        *entry.refs_mut() -= 1;
+        if entry.refs() > 0 || entry.share() > 0 {
+            return;
+        }
+        let (owner, flags) = (entry.owner, entry.flags);
+        let zone = self.zone_of(pfn);
+        match owner {
+            Owner::None => zone.push_unowned(pfn, PfnState::Free),
+            Owner::Entry { .. } | Owner::Clone(_) if flags.contains(PfnFlags::MODIFIED) => {
+                zone.push_owned(pfn, PfnState::Modified);
+            }
+            Owner::Entry { .. } | Owner::Clone(_) => zone.push_owned(pfn, PfnState::Standby),
+            Owner::Root | Owner::Supervisor => debug_assert!(false, "{pfn:?} is a table in use"),
         }
     }
 
     /// Pins a mapped frame; `write` if the holder may store into it.
     pub(crate) fn pin(&mut self, pfn: Pfn, write: bool) {
         let entry = self.entry_mut(pfn);
-        debug_assert!(entry.share > 0, "{pfn:?} is pinned but not mapped");
-        entry.refs += 1;
+        debug_assert!(entry.share() > 0, "{pfn:?} is pinned but not mapped");
+        *entry.refs_mut() += 1;
         if write {
             entry.write_pins += 1;
-            entry.flags |= PfnFlags::MODIFIED;
             if entry.write_pins == 1 {
                 self.write_pinned += 1;
             }
+            self.mark_modified(pfn);
         }
     }
 
     /// Ends a pin.
     pub(crate) fn unpin(&mut self, pfn: Pfn, write: bool) {
-        let entry = self.entry_mut(pfn);
         if write {
+            let entry = self.entry_mut(pfn);
             debug_assert!(entry.write_pins > 0, "{pfn:?} has no write pin");
             entry.write_pins -= 1;
             if entry.write_pins == 0 {
                 self.write_pinned -= 1;
             }
+            // Its holder may have stored after the page was written out.
+            self.mark_modified(pfn);
         }
         self.release(pfn);
     }
@@ -190,9 +255,20 @@ impl PfnDatabase {
         self.write_pinned
     }
 
-    /// The dirty bit of an entry that maps the frame is about to be lost: keep it here.
+    /// The dirty bit of an entry that maps the frame is about to be lost: keep it here. What is in the
+    /// page file is out of date then, and its slot is given back.
     pub(crate) fn mark_modified(&mut self, pfn: Pfn) {
         self.entry_mut(pfn).flags |= PfnFlags::MODIFIED;
+        self.forget_original(pfn);
+    }
+
+    /// Gives back the slot a frame has, if it has one.
+    pub(super) fn forget_original(&mut self, pfn: Pfn) {
+        let entry = self.entry_mut(pfn);
+        if let Original::Slot(slot) = entry.original() {
+            self.slots.free(slot);
+        }
+        self.entry_mut(pfn).set_original(Original::Zero);
     }
 
     pub(crate) fn set_owner(&mut self, pfn: Pfn, owner: Owner) {
@@ -210,7 +286,7 @@ impl PfnDatabase {
     /// Whether the only entry left of a clone block may take the frame over: nobody else refers to the
     /// block, and no pin or unacknowledged flush lets anybody else still look at the frame.
     pub(crate) fn last_reference(&self, pfn: Pfn, block: BlockId) -> bool {
-        let held = self.entry(pfn).refs > 0 && cfg!(not(mutant = "held_taken"));
+        let held = self.entry(pfn).refs() > 0 && cfg!(not(mutant = "held_taken"));
         self.clones.references(block) == 1 && !held
     }
 
@@ -222,11 +298,11 @@ impl PfnDatabase {
         }
     }
 
-    fn entry_mut(&mut self, pfn: Pfn) -> &mut PfnEntry {
+    pub(super) fn entry_mut(&mut self, pfn: Pfn) -> &mut PfnEntry {
         self.zone_of(pfn).entry_mut(pfn)
     }
 
-    fn zone_of(&mut self, pfn: Pfn) -> &mut Zone {
+    pub(super) fn zone_of(&mut self, pfn: Pfn) -> &mut Zone {
         if self.tables.range().contains(pfn) {
             &mut self.tables
         } else {

@@ -3,6 +3,7 @@
 use bitflags::bitflags;
 
 use crate::addr::{EntryIndex, Pfn};
+use crate::page_file::Slot;
 use crate::proto::BlockId;
 
 /// Where a frame is.
@@ -13,22 +14,45 @@ pub enum PfnState {
     Zeroed,
     /// On the free list; its content is somebody's past.
     Free,
+    /// On the standby list: not mapped, owned, and its content is elsewhere too, so that the frame can
+    /// be taken at any moment.
+    Standby,
+    /// On the modified list: not mapped, owned, and its content is nowhere else yet.
+    Modified,
     /// Mapped by at least one valid entry, or a page table in use.
     Active,
     /// Not mapped, and not reusable yet: held by an unacknowledged flush, an I/O ticket, a pin, or an
-    /// operation under way.
+    /// operation under way. An owned frame is *in transition* here and on the two lists above.
     InFlight,
 }
 
 impl PfnState {
     /// How many states there are.
-    pub(crate) const COUNT: usize = 4;
+    pub(crate) const COUNT: usize = 6;
+
+    /// Every state.
+    pub(crate) const ALL: [Self; Self::COUNT] = [
+        Self::Zeroed,
+        Self::Free,
+        Self::Standby,
+        Self::Modified,
+        Self::Active,
+        Self::InFlight,
+    ];
+
+    /// Whether frames in this state are on a list, and so have neither shares nor references.
+    pub(crate) fn is_listed(self) -> bool {
+        match self {
+            Self::Zeroed | Self::Free | Self::Standby | Self::Modified => true,
+            Self::Active | Self::InFlight => false,
+        }
+    }
 }
 
 /// The back pointer of a frame: what has to change when the frame goes elsewhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Owner {
-    /// Nobody: the frame is on a list or in flight.
+    /// Nobody: when it is let go the frame is free.
     None,
     /// This entry, in this table. The table is also the *containing* frame, whose share count this
     /// frame's entry holds up.
@@ -41,13 +65,28 @@ pub(crate) enum Owner {
     Supervisor,
 }
 
+/// Where a frame's content is besides in the frame, as long as the frame is not modified.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Original {
+    /// Nowhere: it is zeroes (or, of a modified frame, not known anywhere else).
+    Zero,
+    /// In the file its mapping shows.
+    File,
+    /// In the page file. The slot belongs to the frame's entry here.
+    Slot(Slot),
+}
+
 bitflags! {
     /// Facts about a frame.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub(crate) struct PfnFlags: u8 {
-        /// The content was stored to through an entry that is gone or was copied: the dirty bit lives
-        /// here from then on.
+        /// The content differs from what [`Original`] says: it was stored to through an entry that is
+        /// gone or was copied. The dirty bit lives here from then on.
         const MODIFIED = 1;
+        /// A read into the frame is under way: nobody may map it.
+        const READING = 2;
+        /// The frame is being written out; it may be mapped, and stored to, meanwhile.
+        const WRITING = 4;
     }
 }
 
@@ -55,32 +94,113 @@ bitflags! {
 pub(crate) const NO_LINK: u32 = u32::MAX;
 
 /// What is known of one frame. Protected by the PFN lock.
+///
+/// A frame on a list has neither shares nor references, so its links live where those are counted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PfnEntry {
-    /// Valid entries that map the frame; for a table, entries in use plus one.
-    pub(crate) share: u32,
-    /// Pins, unacknowledged flushes and operations that hold the frame.
-    pub(crate) refs: u32,
+    /// In use: valid entries that map the frame; for a table, entries in use plus one. On a list: the
+    /// next frame, relative to the zone.
+    share_or_next: u32,
+    /// In use: pins, unacknowledged flushes, I/O and operations that hold the frame. On a list: the
+    /// frame before.
+    refs_or_prev: u32,
     pub(crate) owner: Owner,
-    /// Next frame of the list the frame is on, relative to its zone.
-    pub(crate) next: u32,
     /// How many of the references may store into the frame.
     pub(crate) write_pins: u32,
-    pub(crate) state: PfnState,
+    original: u32,
+    state: PfnState,
     pub(crate) flags: PfnFlags,
 }
 
 const _: () = assert!(size_of::<PfnEntry>() <= 32);
 
+/// [`Original`] in four bytes: a slot's number, or one of these.
+const ORIGINAL_ZERO: u32 = u32::MAX;
+const ORIGINAL_FILE: u32 = u32::MAX - 1;
+const _: () = assert!(Slot::COUNT <= ORIGINAL_FILE as u64);
+
 impl PfnEntry {
     /// The entry of a frame that was never used.
     pub(crate) const UNTOUCHED: Self = Self {
-        share: 0,
-        refs: 0,
+        share_or_next: NO_LINK,
+        refs_or_prev: NO_LINK,
         owner: Owner::None,
-        next: NO_LINK,
         write_pins: 0,
+        original: ORIGINAL_ZERO,
         state: PfnState::Zeroed,
         flags: PfnFlags::empty(),
     };
+
+    pub(crate) fn state(&self) -> PfnState {
+        self.state
+    }
+
+    /// Valid entries that map the frame; for a table, entries in use plus one.
+    pub(crate) fn share(&self) -> u32 {
+        if self.state.is_listed() {
+            0
+        } else {
+            self.share_or_next
+        }
+    }
+
+    /// References that hold the frame besides its shares.
+    pub(crate) fn refs(&self) -> u32 {
+        if self.state.is_listed() {
+            0
+        } else {
+            self.refs_or_prev
+        }
+    }
+
+    /// The share count of a frame in use, to change it.
+    pub(super) fn share_mut(&mut self) -> &mut u32 {
+        debug_assert!(!self.state.is_listed(), "a listed frame has no shares");
+        &mut self.share_or_next
+    }
+
+    /// The reference count of a frame in use, to change it.
+    pub(super) fn refs_mut(&mut self) -> &mut u32 {
+        debug_assert!(!self.state.is_listed(), "a listed frame has no references");
+        &mut self.refs_or_prev
+    }
+
+    /// Changes the state; counts and links are as they were, for [`super::Zone`] to set.
+    pub(super) fn set_state(&mut self, state: PfnState) {
+        self.state = state;
+    }
+
+    /// Makes the two words the counts of a frame in use.
+    pub(super) fn set_counts(&mut self, share: u32, refs: u32) {
+        (self.share_or_next, self.refs_or_prev) = (share, refs);
+    }
+
+    /// The links of a frame on a list: next and previous.
+    pub(super) fn links(&self) -> (u32, u32) {
+        (self.share_or_next, self.refs_or_prev)
+    }
+
+    pub(super) fn set_next(&mut self, next: u32) {
+        self.share_or_next = next;
+    }
+
+    pub(super) fn set_prev(&mut self, prev: u32) {
+        self.refs_or_prev = prev;
+    }
+
+    pub(crate) fn original(&self) -> Original {
+        match self.original {
+            ORIGINAL_ZERO => Original::Zero,
+            ORIGINAL_FILE => Original::File,
+            slot => Slot::new(slot.into()).map_or(Original::Zero, Original::Slot),
+        }
+    }
+
+    pub(super) fn set_original(&mut self, original: Original) {
+        self.original = match original {
+            Original::Zero => ORIGINAL_ZERO,
+            Original::File => ORIGINAL_FILE,
+            Original::Slot(slot) => slot.get(),
+        };
+    }
 }

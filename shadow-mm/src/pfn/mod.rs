@@ -2,6 +2,7 @@
 //!
 //! Invariants (checked by [`crate::check`]):
 //! * a frame is on exactly one list, or has a share count or a reference count;
+//! * an owner's entry or prototype names the frame: valid, or in transition;
 //! * a data frame's share count is the number of valid entries that map it;
 //! * a table frame's share count is the number of entries in it that are in use, plus one for being a
 //!   table: a table at one is empty and can be freed.
@@ -12,10 +13,11 @@
 mod database;
 mod entry;
 mod token;
+mod transition;
 mod zone;
 
 pub(crate) use database::{PfnDatabase, Want, ZoneKind};
 pub use entry::PfnState;
-pub(crate) use entry::{Owner, PfnEntry, PfnFlags};
+pub(crate) use entry::{Original, Owner, PfnEntry, PfnFlags};
 pub(crate) use token::{FreeFrame, ReadyFrame, Taken, ZeroedFrame};
 pub(crate) use zone::Zone;

@@ -5,19 +5,21 @@
 
 use alloc::vec::Vec;
 
-use super::entry::{NO_LINK, Owner, PfnEntry, PfnFlags, PfnState};
+use super::entry::{NO_LINK, Original, Owner, PfnEntry, PfnFlags, PfnState};
 use crate::addr::{Pfn, PfnRange};
 
-/// A singly linked list through [`PfnEntry::next`]; last in, first out, which keeps caches warm.
-#[derive(Debug)]
-pub(crate) struct List {
+/// A doubly linked list through the frames' entries.
+#[derive(Clone, Copy, Debug)]
+struct List {
     head: u32,
+    tail: u32,
     len: u32,
 }
 
 impl List {
     const EMPTY: Self = Self {
         head: NO_LINK,
+        tail: NO_LINK,
         len: 0,
     };
 }
@@ -28,8 +30,8 @@ pub(crate) struct Zone {
     range: PfnRange,
     /// Entries of the frames used so far; frames past the end are untouched.
     entries: Vec<PfnEntry>,
-    zeroed: List,
-    free: List,
+    /// By `PfnState as usize`; the last two stay empty.
+    lists: [List; PfnState::COUNT],
     /// Touched frames in each state, by `PfnState as usize`.
     states: [u32; PfnState::COUNT],
 }
@@ -39,13 +41,11 @@ impl Zone {
     pub(crate) fn new(range: PfnRange) -> Option<Self> {
         let mut entries = Vec::new();
         entries.try_reserve_exact(range.count as usize).ok()?;
-        let states = [0; PfnState::COUNT];
         Some(Self {
             range,
             entries,
-            zeroed: List::EMPTY,
-            free: List::EMPTY,
-            states,
+            lists: [List::EMPTY; PfnState::COUNT],
+            states: [0; PfnState::COUNT],
         })
     }
 
@@ -65,7 +65,9 @@ impl Zone {
 
     /// Frames that could be taken now.
     pub(crate) fn available(&self) -> u32 {
-        self.in_state(PfnState::Zeroed) + self.in_state(PfnState::Free)
+        self.in_state(PfnState::Zeroed)
+            + self.in_state(PfnState::Free)
+            + self.in_state(PfnState::Standby)
     }
 
     /// Frames that were never used.
@@ -80,8 +82,8 @@ impl Zone {
             .unwrap_or(&PfnEntry::UNTOUCHED)
     }
 
-    /// The entry of a frame in use. Fields may be changed, but the state only by [`Self::set_state`].
-    pub(crate) fn entry_mut(&mut self, pfn: Pfn) -> &mut PfnEntry {
+    /// The entry of a frame that was used. Fields may be changed, but the state only here.
+    pub(super) fn entry_mut(&mut self, pfn: Pfn) -> &mut PfnEntry {
         let slot = self.slot(pfn);
         &mut self.entries[slot]
     }
@@ -95,17 +97,13 @@ impl Zone {
             .map(move |(n, e)| (Pfn::new(first + n as u32), e))
     }
 
-    /// The frames of the zeroed or the free list, in order; stops after as many as there are frames.
+    /// The frames of a list, from its head; stops after as many as there are frames.
     pub(crate) fn listed(&self, state: PfnState) -> impl Iterator<Item = Pfn> {
-        let mut next = match state {
-            PfnState::Zeroed => self.zeroed.head,
-            PfnState::Free => self.free.head,
-            PfnState::Active | PfnState::InFlight => NO_LINK,
-        };
+        let mut next = self.lists[state as usize].head;
         let step = move || {
             let entry = self.entries.get(next as usize)?;
-            let pfn = Pfn::new(self.range.start.get() + next);
-            next = entry.next;
+            let pfn = self.pfn(next);
+            next = entry.links().0;
             Some(pfn)
         };
         core::iter::from_fn(step).take(self.entries.len() + 1)
@@ -113,33 +111,64 @@ impl Zone {
 
     /// The length a list believes it has.
     pub(crate) fn list_len(&self, state: PfnState) -> u32 {
-        match state {
-            PfnState::Zeroed => self.zeroed.len,
-            PfnState::Free => self.free.len,
-            PfnState::Active | PfnState::InFlight => 0,
-        }
+        self.lists[state as usize].len
     }
 
-    /// Changes a frame's state; lists are the caller's business.
-    pub(crate) fn set_state(&mut self, pfn: Pfn, state: PfnState) {
-        let slot = self.slot(pfn);
-        let old = core::mem::replace(&mut self.entries[slot].state, state);
+    /// Whether a list's links agree in both directions.
+    pub(crate) fn is_linked_both_ways(&self, state: PfnState) -> bool {
+        let mut before = NO_LINK;
+        let list = &self.lists[state as usize];
+        for pfn in self.listed(state) {
+            if self.entry(pfn).links().1 != before {
+                return false;
+            }
+            before = self.slot(pfn) as u32;
+        }
+        list.tail == before
+    }
+
+    /// Changes the state of a frame that is on no list and goes to none.
+    pub(super) fn set_state(&mut self, pfn: Pfn, state: PfnState) {
+        debug_assert!(!state.is_listed() && !self.entry(pfn).state().is_listed());
+        self.count_state(pfn, state);
+    }
+
+    fn count_state(&mut self, pfn: Pfn, state: PfnState) {
+        let entry = self.entry_mut(pfn);
+        let old = entry.state();
+        entry.set_state(state);
         self.states[old as usize] -= 1;
         self.states[state as usize] += 1;
     }
 
-    /// Takes the first frame of the zeroed list.
-    pub(super) fn pop_zeroed(&mut self) -> Option<Pfn> {
-        let pfn = pop(&mut self.zeroed, &mut self.entries, self.range)?;
-        self.hold(pfn);
+    /// Takes the first frame of a list: in flight, with one reference of the taker's.
+    pub(super) fn pop(&mut self, state: PfnState) -> Option<Pfn> {
+        let head = self.lists[state as usize].head;
+        if head == NO_LINK {
+            return None;
+        }
+        let pfn = self.pfn(head);
+        self.unlink(pfn);
+        *self.entry_mut(pfn).refs_mut() = 1;
         Some(pfn)
     }
 
-    /// Takes the first frame of the free list.
-    pub(super) fn pop_free(&mut self) -> Option<Pfn> {
-        let pfn = pop(&mut self.free, &mut self.entries, self.range)?;
-        self.hold(pfn);
-        Some(pfn)
+    /// Takes a frame off its list: in flight, with no count at all yet.
+    pub(super) fn unlink(&mut self, pfn: Pfn) {
+        let entry = *self.entry(pfn);
+        debug_assert!(entry.state().is_listed(), "{pfn:?} is on no list");
+        let (next, prev) = entry.links();
+        match self.entries.get_mut(prev as usize) {
+            Some(before) => before.set_next(next),
+            None => self.lists[entry.state() as usize].head = next,
+        }
+        match self.entries.get_mut(next as usize) {
+            Some(after) => after.set_prev(prev),
+            None => self.lists[entry.state() as usize].tail = prev,
+        }
+        self.lists[entry.state() as usize].len -= 1;
+        self.count_state(pfn, PfnState::InFlight);
+        self.entry_mut(pfn).set_counts(0, 0);
     }
 
     /// Takes the next frame that was never used.
@@ -147,42 +176,69 @@ impl Zone {
         if self.untouched() == 0 {
             return None;
         }
-        let pfn = Pfn::new(self.range.start.get() + self.entries.len() as u32);
-        self.entries.push(PfnEntry::UNTOUCHED);
-        self.states[PfnState::Zeroed as usize] += 1;
-        self.hold(pfn);
+        let pfn = self.pfn(self.entries.len() as u32);
+        let mut entry = PfnEntry::UNTOUCHED;
+        entry.set_state(PfnState::InFlight);
+        entry.set_counts(0, 1);
+        self.entries.push(entry);
+        self.states[PfnState::InFlight as usize] += 1;
         Some(pfn)
     }
 
-    /// Puts a frame nobody references on the zeroed or the free list.
-    pub(super) fn push(&mut self, pfn: Pfn, state: PfnState) {
-        let slot = self.slot(pfn);
-        let list = if state == PfnState::Zeroed {
-            &mut self.zeroed
-        } else {
-            &mut self.free
-        };
-        let entry = &mut self.entries[slot];
-        debug_assert_eq!(
-            (entry.share, entry.refs),
-            (0, 0),
-            "a frame in use was put on a list"
+    /// Puts a frame nobody owns or references on the zeroed or the free list: at its head, because what
+    /// was used last is still in the caches.
+    pub(super) fn push_unowned(&mut self, pfn: Pfn, state: PfnState) {
+        debug_assert!(matches!(state, PfnState::Zeroed | PfnState::Free));
+        let entry = self.entry_mut(pfn);
+        debug_assert!(
+            !matches!(entry.original(), Original::Slot(_)),
+            "a freed frame keeps a slot of the page file"
         );
         entry.owner = Owner::None;
         entry.flags = PfnFlags::empty();
         entry.write_pins = 0;
-        entry.next = list.head;
-        list.head = slot as u32;
-        list.len += 1;
-        self.set_state(pfn, state);
+        entry.set_original(Original::Zero);
+        self.link(pfn, state, NO_LINK);
     }
 
-    /// A frame just off a list belongs to the operation that took it.
-    fn hold(&mut self, pfn: Pfn) {
-        let entry = self.entry_mut(pfn);
-        entry.next = NO_LINK;
-        entry.refs = 1;
-        self.set_state(pfn, PfnState::InFlight);
+    /// Puts an owned frame nobody references at the end of the standby or the modified list: they are
+    /// taken from the front, the oldest first.
+    pub(super) fn push_owned(&mut self, pfn: Pfn, state: PfnState) {
+        debug_assert!(matches!(state, PfnState::Standby | PfnState::Modified));
+        let tail = self.lists[state as usize].tail;
+        self.link(pfn, state, tail);
+    }
+
+    /// Links a frame in behind `prev`: the tail of the list, or nothing for its head.
+    fn link(&mut self, pfn: Pfn, state: PfnState, prev: u32) {
+        let entry = self.entry(pfn);
+        debug_assert_eq!(
+            (entry.share(), entry.refs()),
+            (0, 0),
+            "a frame in use was put on a list"
+        );
+        let slot = self.slot(pfn) as u32;
+        let list = &mut self.lists[state as usize];
+        let next = if prev == NO_LINK { list.head } else { NO_LINK };
+        if prev == NO_LINK {
+            list.head = slot;
+        }
+        if next == NO_LINK {
+            list.tail = slot;
+        }
+        list.len += 1;
+        if let Some(before) = self.entries.get_mut(prev as usize) {
+            before.set_next(slot);
+        }
+        if let Some(after) = self.entries.get_mut(next as usize) {
+            after.set_prev(slot);
+        }
+        self.count_state(pfn, state);
+        self.entry_mut(pfn).set_counts(next, prev);
+    }
+
+    fn pfn(&self, slot: u32) -> Pfn {
+        Pfn::new(self.range.start.get() + slot)
     }
 
     fn slot(&self, pfn: Pfn) -> usize {
@@ -195,10 +251,53 @@ impl Zone {
     }
 }
 
-fn pop(list: &mut List, entries: &mut [PfnEntry], range: PfnRange) -> Option<Pfn> {
-    let entry = entries.get(list.head as usize)?;
-    let pfn = Pfn::new(range.start.get() + list.head);
-    list.head = entry.next;
-    list.len -= 1;
-    Some(pfn)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zone(frames: u32) -> Zone {
+        let start = Pfn::new(100);
+        let mut zone = Zone::new(PfnRange {
+            start,
+            count: frames,
+        })
+        .expect("entries");
+        for _ in 0..frames {
+            let pfn = zone.take_untouched().expect("untouched");
+            *zone.entry_mut(pfn).refs_mut() = 0;
+        }
+        zone
+    }
+
+    fn standby(zone: &Zone) -> Vec<u32> {
+        assert!(zone.is_linked_both_ways(PfnState::Standby));
+        zone.listed(PfnState::Standby).map(Pfn::get).collect()
+    }
+
+    #[test]
+    fn owned_frames_leave_oldest_first_and_from_the_middle() {
+        let mut zone = zone(5);
+        (100..105).for_each(|n| zone.push_owned(Pfn::new(n), PfnState::Standby));
+        zone.unlink(Pfn::new(102));
+        assert_eq!(standby(&zone), [100, 101, 103, 104]);
+        assert_eq!(zone.pop(PfnState::Standby), Some(Pfn::new(100)));
+        zone.unlink(Pfn::new(104));
+        assert_eq!(standby(&zone), [101, 103]);
+        zone.push_owned(Pfn::new(102), PfnState::Standby);
+        assert_eq!(standby(&zone), [101, 103, 102]);
+        assert_eq!(zone.in_state(PfnState::InFlight), 2);
+    }
+
+    #[test]
+    fn unowned_frames_leave_newest_first() {
+        let mut zone = zone(3);
+        (100..103).for_each(|n| zone.push_unowned(Pfn::new(n), PfnState::Free));
+        assert!(zone.is_linked_both_ways(PfnState::Free));
+        assert_eq!(zone.pop(PfnState::Free), Some(Pfn::new(102)));
+        assert_eq!(
+            (zone.list_len(PfnState::Free), zone.available()),
+            (2, 2),
+            "the taken frame is counted"
+        );
+    }
 }

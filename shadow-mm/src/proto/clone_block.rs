@@ -12,7 +12,7 @@
 use alloc::vec::Vec;
 
 use crate::addr::Pfn;
-use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::page_file::Slot;
 
 /// The number of a clone header; reused once the header is freed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -53,26 +53,36 @@ impl BlockId {
     pub const PER_HEADER: u32 = 1 << 28;
 }
 
+/// Where the page of a clone block is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BlockContent {
+    /// In this frame: mapped, or in transition.
+    Resident(Pfn),
+    /// In this slot of the page file.
+    PageFile(Slot),
+    /// It is zeroes, and has no frame.
+    Zero,
+}
+
 /// One fork prototype.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
-    /// The prototype entry, in a leaf entry's format; all-zero once the count is zero.
-    entry: u64,
-    /// Page-table entries that refer to the block.
+    /// Where the page is; means nothing once the count is zero.
+    content: BlockContent,
+    /// Page-table entries that refer to the block, valid or not.
     count: u32,
 }
+
+const _: () = assert!(size_of::<Block>() <= 16);
 
 impl Block {
     pub(crate) fn count(&self) -> u32 {
         self.count
     }
 
-    /// The frame the prototype entry names, while the block lives.
-    pub(crate) fn frame(&self) -> Option<Pfn> {
-        match Entry::decode(self.entry) {
-            Some(Entry::Valid(entry)) => Some(entry.frame),
-            _ => None,
-        }
+    /// Where the page is, while the block lives.
+    pub(crate) fn content(&self) -> Option<BlockContent> {
+        (self.count > 0).then_some(self.content)
     }
 }
 
@@ -144,8 +154,8 @@ impl CloneTable {
         Ok(id)
     }
 
-    /// Makes a block that owns `frame` and is referred to twice: by the parent and by the child.
-    pub(crate) fn make_block(&mut self, header: HeaderId, frame: Pfn) -> BlockId {
+    /// Makes a block that is referred to twice: by the parent and by the child.
+    pub(crate) fn make_block(&mut self, header: HeaderId, content: BlockContent) -> BlockId {
         self.live_blocks += 1;
         let owner = self.header_mut(header);
         let index = owner.blocks.len() as u32;
@@ -153,14 +163,7 @@ impl CloneTable {
             owner.blocks.len() < owner.blocks.capacity(),
             "a fork reserved too little"
         );
-        let entry = Entry::Valid(ValidEntry {
-            frame,
-            flags: EntryFlags::PROTOTYPE,
-        });
-        owner.blocks.push(Block {
-            entry: entry.encode(),
-            count: 2,
-        });
+        owner.blocks.push(Block { content, count: 2 });
         owner.live += 1;
         BlockId { header, index }
     }
@@ -170,18 +173,31 @@ impl CloneTable {
         self.block_mut(block).count += 1;
     }
 
-    /// One entry fewer refers to the block; true if it was the last.
-    pub(crate) fn drop_reference(&mut self, id: BlockId) -> bool {
+    /// One entry fewer refers to the block. If it was the last, gives back what the block held.
+    pub(crate) fn drop_reference(&mut self, id: BlockId) -> Option<BlockContent> {
         let block = self.block_mut(id);
         debug_assert!(block.count > 0, "clone block dropped below zero");
         block.count = block.count.saturating_sub(1);
         if block.count > 0 {
-            return false;
+            return None;
         }
-        block.entry = 0;
+        let content = block.content;
         self.header_mut(id.header).live -= 1;
         self.live_blocks -= 1;
-        true
+        Some(content)
+    }
+
+    /// Where a living block's page is.
+    pub(crate) fn content(&self, id: BlockId) -> BlockContent {
+        let header = self.header(id.header);
+        let block = header.and_then(|h| h.blocks.get(id.index as usize));
+        debug_assert!(block.is_some_and(|b| b.count > 0), "{id:?} is dead");
+        block.map_or(BlockContent::Zero, |b| b.content)
+    }
+
+    /// The page of a living block is elsewhere now.
+    pub(crate) fn set_content(&mut self, id: BlockId, content: BlockContent) {
+        self.block_mut(id).content = content;
     }
 
     /// How many entries refer to the block.
@@ -254,11 +270,11 @@ mod tests {
     fn header_dies_with_its_last_descriptor() {
         let mut table = CloneTable::default();
         let header = table.reserve(1).expect("room");
-        let block = table.make_block(header, Pfn::new(7));
+        let block = table.make_block(header, BlockContent::Resident(Pfn::new(7)));
         table.describe(header);
-        assert!(!table.drop_reference(block));
+        assert!(table.drop_reference(block).is_none());
         table.undescribe(header);
-        assert!(table.drop_reference(block));
+        assert!(table.drop_reference(block).is_some());
         assert!(table.header(header).is_some());
         table.undescribe(header);
         assert!(table.header(header).is_none());

@@ -5,6 +5,7 @@
 //! frame is kept in step here, under the PFN lock whose guard the changing functions ask for.
 
 use alloc::vec::Vec;
+use core::ops::ControlFlow;
 
 use crate::addr::{EntryIndex, Level, Pfn, TABLE_ENTRIES, Vpn, VpnRange};
 use crate::backend::FrameStore;
@@ -119,7 +120,19 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
     /// Calls `visit` for the part of every existing leaf table that translates pages of the range,
     /// rising. What is absent above is skipped in one step.
     pub(crate) fn for_each_leaf(&self, range: VpnRange, mut visit: impl FnMut(LeafRun)) {
-        self.leaves_below(self.root, Level::Root, range, &mut visit);
+        let _ = self.for_each_leaf_until(range, |run| {
+            visit(run);
+            ControlFlow::Continue(())
+        });
+    }
+
+    /// As [`Self::for_each_leaf`], until `visit` has seen enough.
+    pub(crate) fn for_each_leaf_until(
+        &self,
+        range: VpnRange,
+        mut visit: impl FnMut(LeafRun) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        self.leaves_below(self.root, Level::Root, range, &mut visit)
     }
 
     fn leaves_below(
@@ -127,16 +140,17 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         table: Pfn,
         level: Level,
         range: VpnRange,
-        visit: &mut impl FnMut(LeafRun),
-    ) {
+        visit: &mut impl FnMut(LeafRun) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let Some(below) = level.below() else {
             return visit(LeafRun { table, range });
         };
         for (index, part) in parts(level, range) {
             if let UpperEntry::Table(child) = self.upper(table, index) {
-                self.leaves_below(child, below, part, visit);
+                self.leaves_below(child, below, part, visit)?;
             }
         }
+        ControlFlow::Continue(())
     }
 
     /// The leaf table that translates a page; tables missing on the path come out of `supply`, which
@@ -229,9 +243,24 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         index: EntryIndex,
         entry: ValidEntry,
     ) {
-        let old = self.store.swap(table, index, Entry::Valid(entry).encode());
+        self.put(db, (table, index), Entry::Valid(entry));
+    }
+
+    /// Fills an empty leaf entry.
+    pub(crate) fn put(&self, db: &mut PfnDatabase, place: (Pfn, EntryIndex), entry: Entry) {
+        debug_assert_ne!(entry, Entry::Empty);
+        let old = self.store.swap(place.0, place.1, entry.encode());
         debug_assert_eq!(old, 0, "an entry was installed over something");
-        db.add_share(table);
+        db.add_share(place.0);
+    }
+
+    /// Replaces a leaf entry that is in use by another, and gives back what it was, with the bits
+    /// hardware set last.
+    pub(crate) fn replace(&self, place: (Pfn, EntryIndex), entry: Entry) -> Entry {
+        debug_assert_ne!(entry, Entry::Empty);
+        let old = decode_leaf(self.store.swap(place.0, place.1, entry.encode()));
+        debug_assert_ne!(old, Entry::Empty, "an empty entry was replaced");
+        old
     }
 
     /// Makes a leaf entry empty and gives back what it was, with the bits hardware set last. The table
@@ -294,6 +323,21 @@ pub(super) fn parts(level: Level, range: VpnRange) -> impl Iterator<Item = (Entr
             VpnRange::new(start, level.pages())?.intersect(range)?,
         ))
     })
+}
+
+/// Rewrites the entry of a page in transition, in whatever space it is. The PFN lock alone protects it
+/// there: whoever acts upon such an entry looks at it with that lock held.
+pub(crate) fn retarget(
+    store: &impl FrameStore,
+    (table, index): (Pfn, EntryIndex),
+    from: Entry,
+    to: Entry,
+) {
+    let done = store.compare_exchange(table, index, from.encode(), to.encode());
+    debug_assert!(
+        done.is_ok(),
+        "entry {index} of {table} is {done:x?}, not {from:?}"
+    );
 }
 
 fn decode_leaf(raw: u64) -> Entry {

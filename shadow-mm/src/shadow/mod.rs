@@ -3,7 +3,7 @@
 mod cursor;
 mod prune;
 
-pub(crate) use cursor::{Cursor, LeafRun, TableCount};
+pub(crate) use cursor::{Cursor, LeafRun, TableCount, retarget};
 
 use crate::addr::EntryIndex;
 

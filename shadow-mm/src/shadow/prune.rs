@@ -32,11 +32,11 @@ impl<S: FrameStore> Cursor<'_, S> {
                 continue;
             };
             freed += self.prune_below(db, (child, below), part, flush);
-            if db.entry(child).share > EMPTY_TABLE_SHARE || cfg!(mutant = "leaked_table") {
+            if db.entry(child).share() > EMPTY_TABLE_SHARE || cfg!(mutant = "leaked_table") {
                 continue;
             }
             self.unlink(db, table, index);
-            db.drop_share_held(child);
+            db.drop_table_held(child);
             flush.whole_table(child);
             flush.hold(child);
             edits.add(index, part.start());

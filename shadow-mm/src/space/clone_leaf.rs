@@ -1,4 +1,6 @@
-//! Cloning the entries of one leaf table. Nothing here can fail: all was reserved.
+//! Cloning the entries of one leaf table, in whatever state their pages are (systems 1 and 4).
+//!
+//! The PFN lock is held throughout, so no page can leave transition between a look and a change. Nothing here can fail: all was reserved.
 
 use alloc::vec::Vec;
 
@@ -6,10 +8,12 @@ use crate::addr::{EntryIndex, Vpn};
 use crate::backend::Platform;
 use crate::manager::Manager;
 use crate::pfn::{Owner, PfnDatabase};
+use crate::proto::{BlockContent, BlockId};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::shadow::{Cursor, LeafRun};
 use crate::space::Space;
 use crate::space::fork::Cloning;
+use crate::space::zap::may_be_stale;
 use crate::stats::add;
 
 /// A page that is stored to while the fork runs: the child gets a copy at once.
@@ -20,8 +24,8 @@ struct Pinned {
 }
 
 impl<P: Platform> Manager<P> {
-    /// Gives the child an entry for each valid entry of the run. Private frames move to clone blocks,
-    /// and both sides' entries become copy-on-write.
+    /// Gives the child an entry for each entry of the run that is in use. Private pages move to clone
+    /// blocks, and both sides' entries become copy-on-write.
     pub(super) fn clone_leaf(
         &self,
         parent: &Space<P>,
@@ -35,31 +39,44 @@ impl<P: Platform> Manager<P> {
         let before = clone.touched;
         let mut db = self.pfns.lock();
         for (index, vpn) in run.pages() {
-            let Entry::Valid(entry) = cursor.leaf(run.table, index) else {
-                continue;
+            let found = cursor.leaf(run.table, index);
+            let copy = match found {
+                Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted => continue,
+                Entry::Valid(entry) => {
+                    let shared = entry.flags.contains(EntryFlags::PROTOTYPE);
+                    let pins = db.entry(entry.frame).write_pins;
+                    if !shared && pins > 0 && cfg!(not(mutant = "pinned_shared")) {
+                        clone.touched += 1;
+                        pinned.push(Pinned { index, vpn, entry });
+                        continue;
+                    }
+                    if !shared {
+                        let share = |e: ValidEntry| e.with_flags(e.flags.shared());
+                        let Some((old, _)) = cursor.rewrite(run.table, index, share) else {
+                            continue;
+                        };
+                        downgraded |= old.flags.contains(EntryFlags::WRITABLE);
+                        if old.flags.contains(EntryFlags::DIRTY) {
+                            db.mark_modified(entry.frame);
+                        }
+                    }
+                    share_frame(&mut db, clone, entry);
+                    let flags = child_flags(entry.flags.shared());
+                    Entry::Valid(entry.with_flags(flags))
+                }
+                Entry::Transition(_) | Entry::PageFile(_) | Entry::Prototype(_) => {
+                    // A stale translation may still allow stores.
+                    downgraded |= may_be_stale(&db, found);
+                    let block = share_absent(&mut db, clone, found);
+                    if found != Entry::Prototype(block) {
+                        cursor.replace((run.table, index), Entry::Prototype(block));
+                    }
+                    Entry::Prototype(block)
+                }
             };
             clone.touched += 1;
-            let shared = entry.flags.contains(EntryFlags::PROTOTYPE);
-            let pins = db.entry(entry.frame).write_pins;
-            if !shared && pins > 0 && cfg!(not(mutant = "pinned_shared")) {
-                pinned.push(Pinned { index, vpn, entry });
-                continue;
-            }
-            if !shared {
-                let share = |e: ValidEntry| e.with_flags(e.flags.shared());
-                let Some((old, _)) = cursor.rewrite(run.table, index, share) else {
-                    continue;
-                };
-                downgraded |= old.flags.contains(EntryFlags::WRITABLE);
-                if old.flags.contains(EntryFlags::DIRTY) {
-                    db.mark_modified(entry.frame);
-                }
-            }
-            share_frame(&mut db, clone, entry);
-            let flags = child_flags(entry.flags.shared());
-            let entry = entry.with_flags(flags);
             let table = child.ensure_leaf(&mut db, vpn, &mut clone.plan.reserve.tables);
-            child.install(&mut db, table, index, entry);
+            child.put(&mut db, (table, index), copy);
         }
         drop(db);
         if downgraded {
@@ -103,26 +120,59 @@ impl<P: Platform> Manager<P> {
 
 /// One more entry, the child's, maps the frame; its clone block is made if it has none.
 fn share_frame<B: Clone + Eq>(db: &mut PfnDatabase, clone: &mut Cloning<'_, B>, entry: ValidEntry) {
-    let block = match db.block_of(entry.frame) {
-        Some(block) => {
-            db.clones.add_reference(block);
-            block
-        }
+    match db.block_of(entry.frame) {
+        Some(block) => refer_again(db, clone, block),
         None => {
-            let header = clone
-                .plan
-                .header
-                .expect("a header for private pages was reserved");
-            let block = db.clones.make_block(header, entry.frame);
-            db.set_owner(entry.frame, Owner::Clone(block));
-            clone.parent.private -= 1;
-            clone.blocks += 1;
+            new_block(db, clone, BlockContent::Resident(entry.frame));
+        }
+    }
+    db.add_share(entry.frame);
+    clone.resident += 1;
+}
+
+/// One more entry, the child's, refers to a page that is not mapped here. Gives back the page's clone
+/// block, which is made if it has none; the parent's entry is still to refer to it then.
+fn share_absent<B: Clone + Eq>(
+    db: &mut PfnDatabase,
+    clone: &mut Cloning<'_, B>,
+    found: Entry,
+) -> BlockId {
+    match found {
+        Entry::Prototype(block) => {
+            refer_again(db, clone, block);
             block
         }
-    };
-    db.add_share(entry.frame);
+        Entry::PageFile(slot) => new_block(db, clone, BlockContent::PageFile(slot)),
+        Entry::Transition(frame) => new_block(db, clone, BlockContent::Resident(frame)),
+        Entry::Empty | Entry::Valid(_) | Entry::DemandZero(_) | Entry::Decommitted => {
+            unreachable!("the caller has dealt with {found:?}")
+        }
+    }
+}
+
+fn refer_again<B: Clone + Eq>(db: &mut PfnDatabase, clone: &mut Cloning<'_, B>, block: BlockId) {
+    db.clones.add_reference(block);
     clone.plan.descriptors.add(block.header, 1);
-    clone.resident += 1;
+}
+
+/// Moves a private page of the parent to a clone block, which the child refers to as well.
+fn new_block<B: Clone + Eq>(
+    db: &mut PfnDatabase,
+    clone: &mut Cloning<'_, B>,
+    content: BlockContent,
+) -> BlockId {
+    let header = clone
+        .plan
+        .header
+        .expect("a header for private pages was reserved");
+    let block = db.clones.make_block(header, content);
+    if let BlockContent::Resident(frame) = content {
+        db.give_to_block(frame, block);
+    }
+    clone.parent.private -= 1;
+    clone.blocks += 1;
+    clone.plan.descriptors.add(header, 1);
+    block
 }
 
 /// The child has not used the page yet.

@@ -38,12 +38,13 @@ impl<P: Platform> Manager<P> {
         );
         let mut db = self.pfns.lock();
         Cursor::new(&self.store, space.root()).unlink(&mut db, space.root(), SUPERVISOR_SLOT);
-        db.drop_share_held(space.root());
+        db.drop_table_held(space.root());
         flush.whole_table(space.root());
         flush.hold(space.root());
         drop(db);
         drop(state);
         drop(vads);
+        self.spaces.lock().remove(&space.id());
         self.live_spaces.fetch_sub(1, Relaxed);
         flush.finish()
     }

@@ -8,8 +8,9 @@ use crate::addr::{EntryIndex, GuestVa, Level, Pfn, Vpn};
 use crate::backend::Platform;
 use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOutcome, Resolution};
-use crate::pfn::{Owner, Want};
+use crate::pfn::{Original, Owner, Want};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::space::transition::Absent;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
 use crate::vad::{FaultAround, MapKind};
@@ -53,10 +54,14 @@ impl<P: Platform> Manager<P> {
             }
             None | Some((_, _, Entry::Empty)) if file => self.start_read(space, state, vpn, access),
             None | Some((_, _, Entry::Empty)) => self.demand_zero(space, state, vpn, access),
-            Some((_, _, other)) => {
-                // No verb of this stage stores these.
-                debug_assert!(false, "{other:?} in a table");
-                FaultOutcome::Denied(Denied::Protection)
+            Some((table, index, _)) => {
+                let absent = Absent {
+                    vpn,
+                    access,
+                    prot: vad.prot,
+                    place: (table, index),
+                };
+                self.bring_back(space, state, absent)
             }
         }
     }
@@ -98,7 +103,8 @@ impl<P: Platform> Manager<P> {
         let mut db = self.pfns.lock();
         let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
         for (index, frame) in EntryIndex::onward(index).zip(frames) {
-            let frame = db.activate(frame.into(), Owner::Entry { table, index });
+            let owner = Owner::Entry { table, index };
+            let frame = db.activate_clean(frame.into(), owner, Original::Zero);
             cursor.install(&mut db, table, index, ValidEntry { frame, flags });
         }
         drop(db);
@@ -128,6 +134,11 @@ impl<P: Platform> Manager<P> {
             FaultOutcome::Resolved(resolution) => self.counters.resolved(resolution.kind),
             FaultOutcome::Denied(_) => add(&self.counters.faults_denied, 1),
             FaultOutcome::NoMemory => add(&self.counters.faults_no_memory, 1),
+            FaultOutcome::Collided => add(&self.counters.faults_collided, 1),
+            FaultOutcome::PageIn(ticket) => {
+                add(&self.counters.page_ins, 1);
+                add(&self.counters.pages_paged_in, ticket.frames.len() as u64);
+            }
             FaultOutcome::Read(ticket) => {
                 add(&self.counters.reads_issued, 1);
                 add(&self.counters.pages_read, ticket.frames.len() as u64);

@@ -12,7 +12,7 @@ use crate::addr::{Level, PAGE_SIZE, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket};
-use crate::pfn::{FreeFrame, Owner, ReadyFrame, Taken, Want};
+use crate::pfn::{FreeFrame, Original, Owner, ReadyFrame, Taken, Want};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::space::fault::{resolution, used};
 use crate::space::{Space, SpaceState};
@@ -188,7 +188,7 @@ impl<P: Platform> Manager<P> {
             }
             let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
             let index = vpn.index(Level::Leaf);
-            let frame = db.activate(frame, Owner::Entry { table, index });
+            let frame = db.activate_clean(frame, Owner::Entry { table, index }, Original::File);
             cursor.install(&mut db, table, index, ValidEntry { frame, flags });
             mapped += 1;
         }

@@ -146,6 +146,8 @@ impl<P: Platform> Manager<P> {
         self.settle_header(parent, &mut plan, blocks);
         let unused = core::mem::take(&mut plan.reserve);
         let mut child = SpaceState::new(plan.vads, plan.descriptors);
+        (child.working_set.min, child.working_set.max) =
+            (parent.working_set.min, parent.working_set.max);
         child.tables += (plan.tables - unused.tables.len()) as u64;
         child.gained_resident(resident);
         child.private = private;

@@ -9,11 +9,14 @@ mod fault;
 mod file_read;
 mod fork;
 mod map;
+mod page_in;
 mod pin;
 mod protect;
 mod query;
 mod remap;
 mod state;
+mod transition;
+mod trim;
 mod unmap;
 mod zap;
 
@@ -32,6 +35,7 @@ pub use protect::{ProtectError, Protected};
 pub use query::PageInfo;
 pub use remap::{RemapError, RemapRequest};
 pub(crate) use state::SpaceState;
+pub use trim::{TrimMode, Trimmed};
 pub use unmap::UnmapError;
 
 /// One guest process's memory: its mappings and its page tables.

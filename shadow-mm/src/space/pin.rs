@@ -26,6 +26,8 @@ impl<P: Platform> Manager<P> {
                 self.count(&other);
                 return match other {
                     FaultOutcome::Read(ticket) => PinOutcome::Read(ticket),
+                    FaultOutcome::PageIn(ticket) => PinOutcome::PageIn(ticket),
+                    FaultOutcome::Collided => PinOutcome::Collided,
                     FaultOutcome::Denied(denied) => PinOutcome::Denied(denied),
                     FaultOutcome::NoMemory | FaultOutcome::Resolved(_) => PinOutcome::NoMemory,
                 };

@@ -13,6 +13,7 @@ use crate::manager::Manager;
 use crate::pfn::{Owner, PfnDatabase};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::shadow::LeafRun;
+use crate::space::zap::may_be_stale;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
 use crate::vad::MAX_MAPPINGS;
@@ -86,7 +87,12 @@ impl<P: Platform> Manager<P> {
         let mut edits = TableEdits::new(run.table);
         let mut written = 0;
         for (index, vpn) in run.pages() {
-            let Entry::Valid(old) = cursor.leaf(run.table, index) else {
+            let found = cursor.leaf(run.table, index);
+            let Entry::Valid(old) = found else {
+                // Its next entry will have the new rights; a stale translation has the old ones.
+                if may_be_stale(&db, found) {
+                    edits.add(index, vpn);
+                }
                 continue;
             };
             let private = take_over(&mut db, state, old, (run.table, index));
@@ -127,7 +133,7 @@ pub(super) fn take_over<B: Clone + Eq>(
         .filter(|block| db.last_reference(entry.frame, *block));
     let Some(block) = block else { return false };
     let last = state.descriptors.drop_reference(db, block);
-    debug_assert!(last, "the last reference was not the last");
+    debug_assert!(last.is_some(), "the last reference was not the last");
     let (table, index) = place;
     db.set_owner(entry.frame, Owner::Entry { table, index });
     state.private += 1;

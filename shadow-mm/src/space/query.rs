@@ -17,6 +17,8 @@ pub struct PageInfo {
     pub accessed: bool,
     /// Hardware has stored through the entry.
     pub dirty: bool,
+    /// How often in a row the trimmer found it not used: 0 to 3.
+    pub age: u8,
     /// A clone block owns the frame: a store may have to copy it.
     pub shared: bool,
 }
@@ -27,6 +29,7 @@ impl PageInfo {
             frame: entry.frame,
             accessed: entry.flags.contains(EntryFlags::ACCESSED),
             dirty: entry.flags.contains(EntryFlags::DIRTY),
+            age: entry.flags.age(),
             shared: entry.flags.contains(EntryFlags::PROTOTYPE),
         }
     }
@@ -88,6 +91,8 @@ impl<P: Platform> Manager<P> {
             peak_resident: state.peak_resident,
             private: state.private,
             tables: state.tables,
+            working_set_min: state.working_set.min,
+            working_set_max: state.working_set.max,
         }
     }
 }

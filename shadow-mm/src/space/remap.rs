@@ -7,6 +7,7 @@ use crate::manager::{Demand, Manager, Reserve};
 use crate::pfn::Owner;
 use crate::pte::{Entry, EntryFlags};
 use crate::shadow::{LeafRun, TableCount};
+use crate::space::zap::may_be_stale;
 use crate::space::{MapError, Mapped, Placement, Space, SpaceState};
 use crate::stats::add;
 use crate::vad::{MAX_MAPPINGS, VadInfo};
@@ -253,15 +254,24 @@ impl<P: Platform> Manager<P> {
             let Some(to) = new.start().checked_add(vpn.get() - old.start().get()) else {
                 break;
             };
-            let Entry::Valid(entry) = cursor.remove(&mut db, run.table, index) else {
-                continue;
-            };
-            edits.add(index, vpn);
+            let entry = cursor.remove(&mut db, run.table, index);
+            if may_be_stale(&db, entry) {
+                edits.add(index, vpn);
+            }
             let table = cursor.ensure_leaf(&mut db, to, &mut reserve.tables);
             let index = to.index(Level::Leaf);
-            cursor.install(&mut db, table, index, entry);
-            if !entry.flags.contains(EntryFlags::PROTOTYPE) {
-                db.set_owner(entry.frame, Owner::Entry { table, index });
+            cursor.put(&mut db, (table, index), entry);
+            match entry {
+                Entry::Valid(page) if !page.flags.contains(EntryFlags::PROTOTYPE) => {
+                    db.set_owner(page.frame, Owner::Entry { table, index });
+                }
+                Entry::Transition(frame) => db.set_owner(frame, Owner::Entry { table, index }),
+                Entry::Valid(_)
+                | Entry::Prototype(_)
+                | Entry::PageFile(_)
+                | Entry::Empty
+                | Entry::DemandZero(_)
+                | Entry::Decommitted => {}
             }
             add(&self.counters.entries_written, 2);
         }

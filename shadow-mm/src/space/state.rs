@@ -2,8 +2,9 @@
 
 use alloc::collections::BTreeMap;
 
+use crate::addr::Vpn;
 use crate::pfn::PfnDatabase;
-use crate::proto::{BlockId, HeaderId};
+use crate::proto::{BlockContent, BlockId, HeaderId};
 use crate::vad::VadSet;
 
 /// The mutable part of a space. Protected by the space's lock.
@@ -15,12 +16,38 @@ pub(crate) struct SpaceState<B> {
     pub(crate) descriptors: Descriptors,
     /// Valid entries below the root, the supervisor's not.
     pub(crate) resident: u64,
-    /// Valid entries whose frame this space owns alone.
+    /// Pages this space owns alone: valid, in transition, or in the page file.
     pub(crate) private: u64,
     /// Page tables, the root included.
     pub(crate) tables: u64,
     pub(crate) peak_resident: u64,
     pub(crate) peak_pages: u64,
+    pub(crate) working_set: WorkingSet,
+}
+
+/// What is known of a space's working set besides its entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WorkingSet {
+    /// Pages the trimmer leaves unless nothing else is left.
+    pub(crate) min: u64,
+    /// Pages above which the trimmer comes without being called.
+    pub(crate) max: u64,
+    /// Where the next look begins.
+    pub(crate) hand: Vpn,
+}
+
+impl WorkingSet {
+    /// Pages that a process needs to get on: a few of text, data and stack.
+    const DEFAULT_MIN: u64 = 16;
+    const START: Vpn = match Vpn::new(0) {
+        Some(page) => page,
+        None => unreachable!(),
+    };
+    const DEFAULT: Self = Self {
+        min: Self::DEFAULT_MIN,
+        max: u64::MAX,
+        hand: Self::START,
+    };
 }
 
 impl<B: Clone + Eq> SpaceState<B> {
@@ -35,10 +62,11 @@ impl<B: Clone + Eq> SpaceState<B> {
             private: 0,
             tables: 1,
             peak_resident: 0,
+            working_set: WorkingSet::DEFAULT,
         }
     }
 
-    /// `pages` more entries became valid, all of them privately owned.
+    /// `pages` more entries became valid, pages that this space owns alone and did not have before.
     pub(crate) fn gained_private(&mut self, pages: u64) {
         self.private += pages;
         self.gained_resident(pages);
@@ -85,8 +113,13 @@ impl Descriptors {
         *self.counts.entry(header).or_insert(0) += entries;
     }
 
-    /// One of this space's entries refers to the block no more. True if no entry of any space does.
-    pub(crate) fn drop_reference(&mut self, db: &mut PfnDatabase, block: BlockId) -> bool {
+    /// One of this space's entries refers to the block no more. If no entry of any space does, gives
+    /// back what the block held.
+    pub(crate) fn drop_reference(
+        &mut self,
+        db: &mut PfnDatabase,
+        block: BlockId,
+    ) -> Option<BlockContent> {
         let last = db.clones.drop_reference(block);
         if let Some(count) = self.counts.get_mut(&block.header) {
             *count -= 1;

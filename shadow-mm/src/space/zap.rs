@@ -5,6 +5,7 @@ use crate::backend::Platform;
 use crate::flush::{Flush, TableEdits};
 use crate::manager::Manager;
 use crate::pfn::PfnDatabase;
+use crate::proto::BlockContent;
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::shadow::LeafRun;
 use crate::space::{Space, SpaceState};
@@ -55,19 +56,72 @@ impl<P: Platform> Manager<P> {
             if cursor.leaf(run.table, index) == Entry::Empty {
                 continue;
             }
-            if let Entry::Valid(old) = cursor.remove(&mut db, run.table, index) {
-                drop_page(&mut db, state, old);
-                if cfg!(mutant = "early_reuse") {
-                    db.release(old.frame);
-                } else {
-                    flush.hold(old.frame);
-                }
+            let old = cursor.remove(&mut db, run.table, index);
+            if drop_entry(&mut db, state, old, flush) {
                 edits.add(index, vpn);
-                removed += 1;
             }
+            removed += 1;
         }
         flush.absorb(edits);
         add(&self.counters.entries_written, removed);
+    }
+}
+
+/// A space's entry is gone: what it referred to follows. True if a translation may be stale.
+fn drop_entry<B: Clone + Eq>(
+    db: &mut PfnDatabase,
+    state: &mut SpaceState<B>,
+    old: Entry,
+    flush: &mut Flush,
+) -> bool {
+    let stale = may_be_stale(db, old);
+    match old {
+        Entry::Valid(page) => {
+            drop_page(db, state, page);
+            if cfg!(mutant = "early_reuse") {
+                db.release(page.frame);
+            } else {
+                flush.hold(page.frame);
+            }
+        }
+        Entry::Transition(frame) => {
+            state.private -= 1;
+            db.orphan(frame);
+        }
+        Entry::PageFile(slot) => {
+            state.private -= 1;
+            db.slots.free(slot);
+        }
+        Entry::Prototype(block) => {
+            if let Some(content) = state.descriptors.drop_reference(db, block) {
+                drop_content(db, content);
+            }
+        }
+        Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted => {}
+    }
+    stale
+}
+
+/// A clone block is gone, and no entry maps its page.
+fn drop_content(db: &mut PfnDatabase, content: BlockContent) {
+    match content {
+        BlockContent::Resident(frame) => db.orphan(frame),
+        BlockContent::PageFile(slot) => db.slots.free(slot),
+        BlockContent::Zero => {}
+    }
+}
+
+/// Whether a vCPU may still have a translation of an entry's page: always if the entry is valid, and
+/// else as long as the flush of the trim that made it invalid is not acknowledged.
+pub(super) fn may_be_stale(db: &PfnDatabase, entry: Entry) -> bool {
+    match entry {
+        Entry::Valid(_) => true,
+        Entry::Transition(frame) => db.is_held(frame),
+        Entry::Prototype(block) => match db.clones.content(block) {
+            BlockContent::Resident(frame) => db.is_held(frame),
+            BlockContent::PageFile(_) | BlockContent::Zero => false,
+        },
+        Entry::PageFile(_) | Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted => false,
     }
 }
 
@@ -81,12 +135,16 @@ pub(super) fn drop_page<B: Clone + Eq>(
     if old.flags.contains(EntryFlags::DIRTY) {
         db.mark_modified(old.frame);
     }
-    match db.block_of(old.frame) {
-        Some(block) => {
-            state.descriptors.drop_reference(db, block);
+    let ownerless = match db.block_of(old.frame) {
+        Some(block) => state.descriptors.drop_reference(db, block).is_some(),
+        None => {
+            state.private -= 1;
+            true
         }
-        None => state.private -= 1,
-    }
+    };
     db.drop_share_held(old.frame);
+    if ownerless {
+        db.orphan(old.frame);
+    }
     state.resident -= 1;
 }

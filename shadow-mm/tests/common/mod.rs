@@ -129,6 +129,9 @@ impl Cpu {
             match outcome {
                 FaultOutcome::Resolved(resolution) => self.flush(mm, resolution.flush),
                 FaultOutcome::Read(_) => return Err("a read after a read".into()),
+                FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
+                    return Err("no page was trimmed".into());
+                }
                 FaultOutcome::Denied(denied) => return Err(format!("{denied:?}")),
                 FaultOutcome::NoMemory => return Err("NoMemory".into()),
             }

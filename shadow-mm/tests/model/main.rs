@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod ops;
+mod paging;
 mod touch;
 mod verbs;
 mod world;
@@ -33,9 +34,10 @@ proptest! {
     fn any_history_matches_the_model(
         data in prop_oneof![3 => 100u32..400, 1 => 8u32..60],
         tables in prop_oneof![3 => 40u32..80, 1 => 8u32..20],
+        slots in prop_oneof![3 => 100u64..400, 1 => 1u64..40, 1 => Just(0u64)],
         ops in prop::collection::vec(ops::any_op(), 1..120),
     ) {
-        let mut world = World::new(data, tables);
+        let mut world = World::new(data, tables, slots);
         for (step, op) in ops.iter().enumerate() {
             world.apply(op).map_err(|e| TestCaseError::fail(format!("step {step}, {op:?}: {e}")))?;
         }
@@ -46,7 +48,7 @@ proptest! {
 /// Forks of forks, each writing one page: the shape of a shell pipeline, long.
 #[test]
 fn long_fork_chain_stays_exact() {
-    let mut world = World::new(4000, 4000);
+    let mut world = World::new(4000, 4000, 0);
     let anon = ops::MapOp {
         page: 0,
         count: 12,

@@ -1,7 +1,7 @@
 //! The operations, and how they are made up.
 
 use proptest::prelude::*;
-use shadow_mm::{Prot, VadAdvice};
+use shadow_mm::{Prot, TrimMode, VadAdvice};
 
 /// Which live space: taken modulo how many there are.
 pub(crate) type Which = u8;
@@ -48,9 +48,17 @@ pub(crate) enum Op {
     StartRead(Which, Page),
     FinishRead(u8, ReadEnd),
     Acknowledge,
+    /// How many pages at most, and which.
+    Trim(Which, u8, TrimMode),
+    /// Begins a write to the page file; what is written is what the pages contain now.
+    StartWrite,
+    FinishWrite(u8, bool),
+    /// Leaves the read of a page-file fault undone.
+    StartPageIn(Which, Page),
+    FinishPageIn(u8, ReadEnd),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ReadEnd {
     Whole,
     Short,
@@ -77,7 +85,22 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         3 => (any::<u8>(), any::<u8>()).prop_map(|(n, b)| Op::Unpin(n, b)),
         2 => (which(), page()).prop_map(|(w, p)| Op::StartRead(w, p)),
         2 => (any::<u8>(), any_end()).prop_map(|(n, e)| Op::FinishRead(n, e)),
-        3 => Just(Op::Acknowledge),
+        6 => Just(Op::Acknowledge),
+        6 => (which(), 1u8..20, any_trim()).prop_map(|(w, n, m)| Op::Trim(w, n, m)),
+        5 => Just(Op::StartWrite),
+        5 => (any::<u8>(), prop_oneof![4 => Just(true), 1 => Just(false)])
+            .prop_map(|(n, ok)| Op::FinishWrite(n, ok)),
+        3 => (which(), page()).prop_map(|(w, p)| Op::StartPageIn(w, p)),
+        3 => (any::<u8>(), any_end()).prop_map(|(n, e)| Op::FinishPageIn(n, e)),
+    ]
+}
+
+fn any_trim() -> impl Strategy<Value = TrimMode> {
+    prop_oneof![
+        1 => Just(TrimMode::AgeOnly),
+        1 => Just(TrimMode::Old),
+        1 => Just(TrimMode::Unused),
+        4 => Just(TrimMode::Any),
     ]
 }
 

@@ -64,12 +64,16 @@ impl World {
             let mut outcome = self.mm.fault(&process.cpu.space, at, access);
             if let FaultOutcome::Read(ticket) = outcome {
                 outcome = self.fill(ticket, ReadEnd::Whole);
+            } else if let FaultOutcome::PageIn(ticket) = outcome {
+                outcome = self.fill_page_in(ticket, ReadEnd::Whole);
             }
             match outcome {
                 FaultOutcome::Resolved(done) => self.flush(which, done.flush),
                 FaultOutcome::Denied(denied) => return Ok(Some(Err(denied))),
-                FaultOutcome::NoMemory => return Ok(None),
-                FaultOutcome::Read(_) => return Err("a read after a read".into()),
+                FaultOutcome::NoMemory | FaultOutcome::Collided => return Ok(None),
+                FaultOutcome::Read(_) | FaultOutcome::PageIn(_) => {
+                    return Err("a read after a read".into());
+                }
             }
         }
         Err("the fault never ends".into())
@@ -103,8 +107,9 @@ impl World {
             Access::Read,
         ) {
             FaultOutcome::Read(ticket) => self.reads.push(ticket),
+            FaultOutcome::PageIn(ticket) => self.page_ins.push(ticket),
             FaultOutcome::Resolved(done) => self.flush(which, done.flush),
-            FaultOutcome::Denied(_) | FaultOutcome::NoMemory => {}
+            FaultOutcome::Denied(_) | FaultOutcome::NoMemory | FaultOutcome::Collided => {}
         }
         Ok(())
     }
@@ -117,7 +122,9 @@ impl World {
         match self.fill(ticket, end) {
             FaultOutcome::Resolved(done) => self.unacknowledged.push(done.flush),
             FaultOutcome::Denied(_) | FaultOutcome::NoMemory => {}
-            FaultOutcome::Read(_) => return Err("a read after a read".into()),
+            FaultOutcome::Read(_) | FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
+                return Err("a read after a read".into());
+            }
         }
         Ok(())
     }
@@ -187,8 +194,12 @@ impl World {
                 self.reads.push(ticket);
                 agree("pin", Ok(()), verdict)
             }
+            PinOutcome::PageIn(ticket) => {
+                self.page_ins.push(ticket);
+                agree("pin", Ok(()), verdict)
+            }
             PinOutcome::Denied(denied) => agree("pin", Err(denied), verdict),
-            PinOutcome::NoMemory => Ok(()),
+            PinOutcome::NoMemory | PinOutcome::Collided => Ok(()),
         }
     }
 

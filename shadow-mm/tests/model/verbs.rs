@@ -31,6 +31,9 @@ impl World {
         match op {
             Op::Unpin(n, byte) => return self.unpin(usize::from(n), byte),
             Op::FinishRead(n, end) => return self.finish_read(usize::from(n), end),
+            Op::StartWrite => return self.start_write(),
+            Op::FinishWrite(n, written) => return self.finish_write(usize::from(n), written),
+            Op::FinishPageIn(n, end) => return self.finish_page_in(usize::from(n), end),
             Op::Acknowledge => {
                 self.unacknowledged
                     .drain(..)
@@ -78,7 +81,14 @@ impl World {
             Op::Exit(w) => self.exit(pick(w)),
             Op::Pin(w, p, write) => self.pin(pick(w), place(p).get(), write),
             Op::StartRead(w, p) => self.start_read(pick(w), place(p).get()),
-            Op::Unpin(..) | Op::FinishRead(..) | Op::Acknowledge => Ok(()),
+            Op::StartPageIn(w, p) => self.start_read(pick(w), place(p).get()),
+            Op::Trim(w, goal, mode) => self.trim(pick(w), goal.into(), mode),
+            Op::Unpin(..)
+            | Op::FinishRead(..)
+            | Op::Acknowledge
+            | Op::StartWrite
+            | Op::FinishWrite(..)
+            | Op::FinishPageIn(..) => Ok(()),
         }
     }
 

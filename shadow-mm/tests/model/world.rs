@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, Denied, Flush, FrameStore, IoTicket, Pfn, Pin, Prot, SupervisorRights, Vpn,
+    Access, Denied, Flush, FrameStore, IoTicket, PageIn, Pfn, Pin, Prot, SupervisorRights, Vpn,
+    WriteTicket,
 };
 
 use super::common::{Cpu, Mm, Sim, manager, va, vpn};
@@ -57,12 +58,22 @@ pub(crate) struct Pinned {
     pub(crate) tainted: bool,
 }
 
+/// A write under way, and what its pages contained when it began.
+pub(crate) struct Writing {
+    pub(crate) ticket: WriteTicket,
+    pub(crate) bytes: Vec<Bytes>,
+}
+
 pub(crate) struct World {
     pub(crate) mm: Mm,
     pub(crate) processes: Vec<Process>,
     pub(crate) pins: Vec<Pinned>,
     pub(crate) reads: Vec<IoTicket<Sim>>,
     pub(crate) unacknowledged: Vec<Flush>,
+    pub(crate) page_ins: Vec<PageIn<Sim>>,
+    pub(crate) writes: Vec<Writing>,
+    /// What the page file contains, by offset.
+    pub(crate) page_file: BTreeMap<u64, Bytes>,
     next_id: u64,
     frames: (u64, u64),
 }
@@ -70,8 +81,9 @@ pub(crate) struct World {
 pub(crate) type Outcome = Result<(), String>;
 
 impl World {
-    pub(crate) fn new(data: u32, tables: u32) -> Self {
+    pub(crate) fn new(data: u32, tables: u32, slots: u64) -> Self {
         let mm = manager(data, tables);
+        mm.add_page_file(slots).expect("a page file");
         mm.map_supervisor(va(SUPERVISOR_VA), 1, 1, SupervisorRights::USER)
             .expect("a monitor");
         let active = mm.stats().tables.active;
@@ -81,6 +93,9 @@ impl World {
             pins: Vec::new(),
             reads: Vec::new(),
             unacknowledged: Vec::new(),
+            page_ins: Vec::new(),
+            writes: Vec::new(),
+            page_file: BTreeMap::new(),
             next_id: 0,
             frames: (u64::from(data), active),
         };
@@ -130,6 +145,7 @@ impl World {
 
     /// Ends everything that is under way, and looks for lost frames.
     pub(crate) fn close(mut self) -> Outcome {
+        self.finish_transfers()?;
         // Everything the model knows must still be there.
         for which in 0..self.processes.len() {
             let pages: Vec<u64> = self.processes[which].pages.keys().copied().collect();
@@ -144,9 +160,7 @@ impl World {
         while !self.pins.is_empty() {
             self.perform(Op::Unpin(0, 1))?;
         }
-        while !self.reads.is_empty() {
-            self.perform(Op::FinishRead(0, ReadEnd::Whole))?;
-        }
+        self.finish_transfers()?;
         self.perform(Op::Acknowledge)?;
         self.check()?;
         let stats = self.mm.stats();
@@ -157,11 +171,36 @@ impl World {
         );
         let tables = (stats.tables.active, stats.tables.in_flight);
         let clones = (stats.clone_blocks, stats.clone_headers);
-        if data == (self.frames.0, 0, 0) && tables == (self.frames.1, 0) && clones == (0, 0) {
+        let owned = (
+            stats.data.standby,
+            stats.data.modified,
+            stats.page_file_used,
+        );
+        if data == (self.frames.0, 0, 0)
+            && tables == (self.frames.1, 0)
+            && clones == (0, 0)
+            && owned == (0, 0, 0)
+        {
             Ok(())
         } else {
             Err(format!("frames were lost: {stats:?}"))
         }
+    }
+
+    /// Ends everything that is read or written.
+    fn finish_transfers(&mut self) -> Outcome {
+        while !self.reads.is_empty() {
+            self.perform(Op::FinishRead(0, ReadEnd::Whole))?;
+        }
+        while !self.page_ins.is_empty() {
+            self.perform(Op::FinishPageIn(0, ReadEnd::Whole))?;
+            self.check()?;
+        }
+        while !self.writes.is_empty() {
+            self.perform(Op::FinishWrite(0, true))?;
+            self.check()?;
+        }
+        Ok(())
     }
 
     /// Drops a flush's translations at once, and lets its frames go only later.

@@ -165,6 +165,9 @@ impl Guest {
                 let completed = self.mm.complete_read(ticket, Ok(length));
                 self.settle(completed)
             }
+            FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
+                panic!("there is no page file")
+            }
             FaultOutcome::Denied(denied) => Err(denied),
             FaultOutcome::NoMemory => panic!("the pool is too small for the scenario"),
         }

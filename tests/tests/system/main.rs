@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 mod attacks;
 mod bad_input;
+mod boot;
+mod boot_input;
 mod confinement;
 mod guard;
 mod inspect;
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),
+        boot::cases(),
+        boot_input::cases(),
     ];
     tests::suite::main(groups.into_iter().flatten().collect())
 }

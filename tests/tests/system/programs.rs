@@ -7,6 +7,14 @@ fn tap(name: &str, args: &[&str]) -> Case {
     Case::new(&format!("programs/{name}"), launch, Expect::Tap)
 }
 
+/// Processes that have four times the memory of the machine, and more once they fork.
+fn thrash() -> Case {
+    let launch = Launch::new("{programs}/thrash", &["8", "6144", "4"])
+        .in_rig(&["6", "5120", "3"])
+        .options(&["--memory", "16M", "--page-file", "256M"]);
+    Case::new("programs/thrash", launch, Expect::Tap).seconds(240)
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let mut mmap = tap("mmap", &["{work}"]);
     let mut fds = tap("fds", &["{work}"]);
@@ -33,6 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
         fds,
         Case::new("programs/sockets", sockets, Expect::Tap),
         Case::new("programs/fds_on_tmpfs", on_tmpfs, Expect::Tap),
+        thrash(),
         tap("waits", &[]),
         tap("misbehave", &[]).seconds(120),
     ]

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod boot;
 mod doctor;
 mod inspect;
 mod run;
@@ -31,8 +32,28 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
+    Boot(Box<boot::BootArgs>),
     Doctor(doctor::DoctorArgs),
     Inspect(inspect::InspectArgs),
+}
+
+/// How `--stats` is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum StatsFormat {
+    /// A table.
+    Text,
+    /// One JSON object on the last line.
+    Json,
+}
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    let number: f64 = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    match std::time::Duration::try_from_secs_f64(number) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("a timeout is more than 0 seconds".to_owned()),
+    }
 }
 
 /// Runs the command line; everything has been said on standard error when it returns.
@@ -47,6 +68,7 @@ pub fn main() -> ExitCode {
     start_log();
     match cli.command {
         Command::Run(args) => run::main(&args),
+        Command::Boot(args) => boot::main(&args),
         Command::Doctor(args) => doctor::main(&args),
         Command::Inspect(args) => inspect::main(&args),
     }
@@ -63,18 +85,17 @@ fn refuse(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
     } else {
-        let help = match std::env::args().nth(1).as_deref() {
-            Some("inspect") => "vmm inspect --help",
-            Some("doctor") => "vmm doctor --help",
-            Some(_) | None => "vmm run --help",
-        };
-        say(&format!("vmm: {}\n", one_line(&error.to_string(), help)));
+        let given = std::env::args().nth(1).unwrap_or_default();
+        let known = ["boot", "doctor", "inspect"];
+        let command = known.into_iter().find(|name| *name == given);
+        let command = command.unwrap_or("run");
+        say(&format!("vmm: {}\n", one_line(&error.to_string(), command)));
     }
     ExitCode::from(STATUS_FAILURE)
 }
 
-/// A message of clap's as one line, without its usage.
-fn one_line(message: &str, help: &str) -> String {
+/// A message of clap's as one line, without its usage; `command` is whose help says more.
+fn one_line(message: &str, command: &str) -> String {
     let words: Vec<_> = message
         .lines()
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
@@ -82,7 +103,7 @@ fn one_line(message: &str, help: &str) -> String {
         .collect();
     let text = words.join(" ");
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    format!("{text} (see {help})")
+    format!("{text} (see vmm {command} --help)")
 }
 
 /// Messages go to standard error; `VMM_LOG` chooses how many (`error` to `trace`, by module).
@@ -126,10 +147,7 @@ mod tests {
 
     fn said(words: &[&str]) -> String {
         let words = std::iter::once(&"vmm").chain(words);
-        one_line(
-            &Cli::try_parse_from(words).unwrap_err().to_string(),
-            "vmm run --help",
-        )
+        one_line(&Cli::try_parse_from(words).unwrap_err().to_string(), "run")
     }
 
     #[test]

@@ -6,8 +6,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, complain, say};
-use crate::config::{Mount, RunConfig};
+use super::{
+    STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, StatsFormat, complain, say,
+    seconds,
+};
+use crate::config::{Commit, Mount, PageFileConfig, RunConfig};
 use crate::machine::{self, RunError, hardware};
 
 /// Run an unmodified Linux program in a virtual machine
@@ -27,6 +30,19 @@ pub(super) struct RunArgs {
     /// Memory of the machine, page tables included
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     memory: Size,
+
+    /// Let the guests' memory be larger than the machine's by this much: pages not used for long are
+    /// kept in an unnamed file
+    #[arg(long, value_name = "SIZE")]
+    page_file: Option<Size>,
+
+    /// Put the page file there [default: $TMPDIR, or /var/tmp]
+    #[arg(long, value_name = "DIR", requires = "page_file")]
+    page_file_dir: Option<PathBuf>,
+
+    /// Grant programs memory that there may not be, and kill one that then uses too much
+    #[arg(long)]
+    overcommit: bool,
 
     /// Show this host directory, read-only, as the guest's /
     #[arg(long, value_name = "DIR")]
@@ -92,26 +108,16 @@ pub(super) struct RunArgs {
     command: Vec<OsString>,
 }
 
-/// How `--stats` is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum StatsFormat {
-    /// A table.
-    Text,
-    /// One JSON object on the last line.
-    Json,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let number: f64 = text
-        .parse()
-        .map_err(|_| format!("`{text}` is not a number of seconds"))?;
-    match Duration::try_from_secs_f64(number) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("a timeout is more than 0 seconds".to_owned()),
-    }
-}
-
 impl RunArgs {
+    /// Where the page file is put: not in /tmp by itself, which often is memory.
+    fn page_file_dir(&self) -> PathBuf {
+        let temporary = || std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+        match &self.page_file_dir {
+            Some(dir) => dir.clone(),
+            None => temporary().map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from),
+        }
+    }
+
     fn config(&self) -> Result<RunConfig, String> {
         let (least, most) = (Size(hardware::MIN_MEMORY), Size(hardware::MAX_MEMORY));
         if !(least..=most).contains(&self.memory) {
@@ -120,6 +126,10 @@ impl RunArgs {
                 self.memory
             ));
         }
+        let page_file = self.page_file.map(|size| PageFileConfig {
+            bytes: size.0,
+            dir: self.page_file_dir(),
+        });
         let mut mounts = Vec::new();
         for spec in &self.rw {
             let bytes = spec.clone().into_vec();
@@ -158,6 +168,12 @@ impl RunArgs {
         let host_cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(RunConfig {
             memory: self.memory.0,
+            page_file,
+            commit: if self.overcommit {
+                Commit::Over
+            } else {
+                Commit::Limited
+            },
             root: self.root.clone(),
             mounts,
             workdir: self.workdir.clone().into_vec(),

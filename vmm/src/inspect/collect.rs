@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shadow_mm::{FrameOwner, FrameRun, FrameZone, PfnState, Prot, Vpn, VpnRange};
+use shadow_mm::{FrameOwner, FrameRun, FrameZone, PageInfo, PfnState, Prot, Vpn, VpnRange};
 
 use super::{About, FORMAT, Inspection, Legend, Mapping, Process, Run, Zone};
 use crate::linux::kernel::Kernel;
@@ -23,15 +23,20 @@ const RUNS_MAX: usize = 1 << 20;
 /// Data zones beyond this many frames do not say which process a frame is.
 const OWNERS_MAX: u32 = 1 << 22;
 
+/// Ages that are told apart.
+const AGES: usize = 4;
+
 /// The state of a frame that was not looked at.
 const UNKNOWN: &str = "not shown";
 
 /// The states in the legend, in its order.
-const STATES: [PfnState; 4] = [
+const STATES: [PfnState; 6] = [
     PfnState::Zeroed,
     PfnState::Free,
     PfnState::Active,
     PfnState::InFlight,
+    PfnState::Standby,
+    PfnState::Modified,
 ];
 /// The owners in the legend, in its order.
 const OWNERS: [(FrameOwner, &str); 5] = [
@@ -143,10 +148,11 @@ impl Walk<'_> {
         process.peak_resident = usage.peak_resident;
         process.private = usage.private;
         process.tables = usage.tables;
+        process.working_set = (usage.working_set_min, usage.working_set_max);
         if self.mappings_left == 0 {
             return process;
         }
-        process.ages = vec![0; 4];
+        process.ages = vec![0; AGES];
         let layout = mm.layout.lock().clone();
         let mut from = Vpn::new(0);
         let mut left = MAPPINGS_MAX.min(self.mappings_left);
@@ -199,7 +205,7 @@ impl Walk<'_> {
                     mapping.resident += 1;
                     mapping.shared += u64::from(page.shared);
                     mapping.dirty += u64::from(page.dirty);
-                    process.ages[usize::from(!page.accessed)] += 1;
+                    process.ages[age(page)] += 1;
                     let at = page.frame.get().wrapping_sub(self.first) as usize;
                     if let Some(user) = self.users.get_mut(at)
                         && *user == 0
@@ -298,6 +304,16 @@ fn describe(p: &crate::linux::process::Process) -> Process {
         name: String::from_utf8_lossy(&p.comm).into_owned(),
         threads: p.threads.len(),
         ..Process::default()
+    }
+}
+
+/// 0 if it was used since it was last looked at, else how often in a row it was not, as far as that is
+/// known.
+fn age(page: PageInfo) -> usize {
+    if page.accessed {
+        0
+    } else {
+        usize::from(page.age).clamp(1, AGES - 1)
     }
 }
 

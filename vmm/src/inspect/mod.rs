@@ -111,6 +111,8 @@ pub struct Process {
     pub private: u64,
     /// Page tables.
     pub tables: u64,
+    /// The least pages the trimmer leaves it while others have more, and the most it lets it have.
+    pub working_set: (u64, u64),
     /// Resident pages by age: used since they were last looked at, then how often in a row not.
     pub ages: Vec<u64>,
     /// Its mappings.

@@ -1,5 +1,35 @@
 //! Kernel guests: whole Linux kernels with page tables of their own (`vmm boot`).
 //!
-//! Not there yet. This is where they go: loading a kernel with the `linux-loader` crate, its memory
-//! map and boot parameters, and the processor state it starts with. What they share with process
-//! guests is elsewhere already: [`crate::hv`] for KVM, [`crate::memory`] for the pool.
+//! [`machine`] puts a machine together from a [`BootConfig`]: guest [`memory`], a kernel's [`image`],
+//! what it is told ([`params`], [`acpi`]), the processors it sees ([`cpuid`], [`start`]), and
+//! [`crate::devices`]. [`boot`] runs it until its [`End`].
+//!
+//! Interrupt controllers, the local APICs' timers and HLT are KVM's; the VMM sees only accesses to
+//! ports and addresses that are no memory. The guest is hostile: nothing it does can do more than end
+//! its own machine.
+//!
+//! Known holes: no saving and restoring of a machine yet, no network, no PCI. Guest memory is not
+//! managed by `shadow-mm` yet: it is one memfd, resident as it is touched.
+
+pub mod acpi;
+pub mod config;
+pub mod console;
+pub mod cpuid;
+pub mod end;
+mod error;
+pub mod firmware;
+pub mod image;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod output;
+pub mod params;
+pub mod run;
+pub mod start;
+pub mod stats;
+pub mod terminal;
+
+pub use config::BootConfig;
+pub use end::End;
+pub use error::BootError;
+pub use run::{Ended, boot};

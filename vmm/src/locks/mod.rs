@@ -147,6 +147,7 @@ impl shadow_mm::Locks for MemoryLocks {
     type Space = RankedRaw<rank::Space>;
     type Section = RankedRaw<rank::Section>;
     type Pfns = RankedRaw<rank::Pfns>;
+    type Registry = RankedRaw<rank::SpaceRegistry>;
 }
 
 #[cfg(test)]

@@ -107,6 +107,10 @@ ranks! {
     Section,
     /// The PFN database, and all clone blocks.
     Pfns,
+    /// The list of address spaces.
+    SpaceRegistry,
+    /// Who waits for a read, a write or free frames.
+    PagingEvents,
     /// Run queue, wait queues and deadlines.
     SchedQueues,
     /// Flushes that wait for a virtual CPU.

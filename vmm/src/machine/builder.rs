@@ -27,7 +27,7 @@ use crate::linux::table::Table;
 use crate::linux::time::{Clock, TscInfo};
 use crate::linux::vdso;
 use crate::locks::{Mutex, rank};
-use crate::memory::{FRAME, Memory};
+use crate::memory::{FRAME, Memory, PageFile};
 
 /// A machine with its first program loaded.
 pub struct Machine {
@@ -94,6 +94,11 @@ impl Machine {
     pub fn build(config: &RunConfig) -> Result<Self, RunError> {
         let found = program::find(config)?;
         let hardware = Hardware::new(config.memory, config.cpus)?;
+        if let Some(wanted) = &config.page_file {
+            let file = PageFile::create(&wanted.dir, wanted.bytes)?;
+            let added = hardware.memory.add_page_file(file);
+            added.map_err(HardwareError::Layout)?;
+        }
         if config.guard_alloc {
             hardware.memory.guard.get_or_init(Default::default);
         }

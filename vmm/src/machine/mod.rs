@@ -12,7 +12,7 @@ use crate::hv::kvm::vm::Vm;
 use crate::linux::kernel::Kernel;
 use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
-use crate::memory::GuardCounters;
+use crate::memory::{GuardCounters, Memory};
 
 pub mod builder;
 pub mod fpu;
@@ -72,6 +72,9 @@ pub enum RunError {
     /// The machine could not be made.
     #[error("cannot make a machine (vmm doctor tells more)")]
     Hardware(#[from] HardwareError),
+    /// The page file could not be made.
+    #[error(transparent)]
+    PageFile(#[from] crate::memory::PageFileError),
     /// The file tree could not be built.
     #[error(transparent)]
     Files(#[from] crate::linux::fs::VfsError),
@@ -149,6 +152,7 @@ impl Machine {
         let failure = Arc::new(Mutex::new(None));
         let timed_out = Arc::new(AtomicBool::new(false));
         let host = self.io.start(&kernel);
+        let paging = self.start_paging();
         let started = self.start_workers(&failure).and_then(|workers| {
             let clock = self.start_clock(timeout, &timed_out)?;
             Ok((workers, clock))
@@ -166,6 +170,11 @@ impl Machine {
         host.stop();
         // Whoever looks at the memory does not keep it.
         drop(self.control.take());
+        kernel.memory.end_paging();
+        for handle in paging {
+            // A panic has said itself what it was.
+            let _ = handle.join();
+        }
         let status = kernel.state().main_status;
         let report = self.take_down();
         if let Some(error) = failure.lock().take() {
@@ -202,6 +211,31 @@ impl Machine {
             })?);
         }
         Ok(handles)
+    }
+
+    /// The pager and the zeroer. Without them memory is only tighter: the host may have no thread for
+    /// them.
+    fn start_paging(&self) -> Vec<JoinHandle<()>> {
+        let start = |name: &str, body: fn(&Memory)| {
+            let memory = Arc::clone(&self.shared.kernel.memory);
+            thread::Builder::new()
+                .name(name.into())
+                .spawn(move || body(&memory))
+        };
+        let threads = [
+            start("pager", Memory::run_pager),
+            start("zeroer", Memory::run_zeroer),
+        ];
+        threads
+            .into_iter()
+            .filter_map(|thread| match thread {
+                Ok(handle) => Some(handle),
+                Err(error) => {
+                    tracing::warn!(%error, "no thread to keep memory available with");
+                    None
+                }
+            })
+            .collect()
     }
 
     /// The clock thread: deadlines, slices, timers, the vDSO's page, the machine's own time limit.

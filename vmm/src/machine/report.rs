@@ -17,6 +17,10 @@ pub struct Frames {
     pub zeroed: u64,
     /// Free, with old content.
     pub free: u64,
+    /// Unmapped, kept in case they are wanted, and free to take.
+    pub standby: u64,
+    /// Unmapped, to be written to the page file.
+    pub modified: u64,
     /// Mapped, or page tables in use.
     pub active: u64,
     /// Held by a flush or a read.
@@ -29,6 +33,8 @@ impl From<ZoneStats> for Frames {
             total: z.total,
             zeroed: z.zeroed,
             free: z.free,
+            standby: z.standby,
+            modified: z.modified,
             active: z.active,
             in_flight: z.in_flight,
         }
@@ -46,6 +52,34 @@ pub struct Faults {
     pub spurious: u64,
     pub denied: u64,
     pub no_memory: u64,
+    pub soft: u64,
+    pub paged_in: u64,
+    pub collided: u64,
+}
+
+/// What the pager and the zeroer did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Paging {
+    /// Pages of the page file, those in use, and the most that ever were.
+    pub slots: u64,
+    /// See `slots`.
+    pub slots_used: u64,
+    /// See `slots`.
+    pub slots_peak: u64,
+    /// Pages read back, and the reads it took.
+    pub pages_in: u64,
+    /// See `pages_in`.
+    pub reads: u64,
+    /// Pages written, the writes it took, and those that failed.
+    pub pages_out: u64,
+    /// See `pages_out`.
+    pub writes: u64,
+    /// See `pages_out`.
+    pub failed_writes: u64,
+    /// Pages taken from processes.
+    pub trimmed: u64,
+    /// Frames zeroed ahead of need.
+    pub zeroed_ahead: u64,
 }
 
 /// What the memory manager did.
@@ -53,6 +87,8 @@ pub struct Faults {
 pub struct MemoryReport {
     /// Faults it was asked to resolve, by kind.
     pub faults: Faults,
+    /// What became of pages there was no room for.
+    pub paging: Paging,
     /// Pages copied.
     pub pages_copied: u64,
     /// Frames zeroed inline.
@@ -85,7 +121,7 @@ impl MemoryReport {
     /// From the manager's counters; `supervisor_tables` are the table frames that belong to no guest.
     #[must_use]
     pub fn new(s: &StatsSnapshot, supervisor_tables: u64) -> Self {
-        let held = |z: &ZoneStats| z.active + z.in_flight;
+        let held = |z: &ZoneStats| z.active + z.in_flight + z.standby + z.modified;
         Self {
             faults: Faults {
                 demand_zero: s.faults_demand_zero,
@@ -95,6 +131,21 @@ impl MemoryReport {
                 spurious: s.faults_spurious,
                 denied: s.faults_denied,
                 no_memory: s.faults_no_memory,
+                soft: s.faults_soft,
+                paged_in: s.faults_paged_in,
+                collided: s.faults_collided,
+            },
+            paging: Paging {
+                slots: s.page_file_slots,
+                slots_used: s.page_file_used,
+                slots_peak: s.page_file_peak,
+                pages_in: s.pages_paged_in,
+                reads: s.page_ins,
+                pages_out: s.pages_written,
+                writes: s.writes_issued,
+                failed_writes: s.writes_failed,
+                trimmed: s.pages_trimmed,
+                zeroed_ahead: s.pages_zeroed_ahead,
             },
             pages_copied: s.pages_copied,
             pages_zeroed: s.pages_zeroed,
@@ -158,11 +209,14 @@ impl fmt::Display for Report {
         let q = &m.faults;
         writeln!(
             f,
-            "faults    {} demand zero, {} file, {} copy-on-write, {} made writable, {} spurious, {} denied, {} without memory",
+            "faults    {} demand zero, {} file, {} copy-on-write, {} made writable, {} soft, {} paged in, {} collided, {} spurious, {} denied, {} without memory",
             q.demand_zero,
             q.file_read,
             q.copy_on_write,
             q.made_writable,
+            q.soft,
+            q.paged_in,
+            q.collided,
             q.spurious,
             q.denied,
             q.no_memory
@@ -172,6 +226,21 @@ impl fmt::Display for Report {
             "pages     {} copied, {} zeroed, {} read in {} reads; {} entries written, {} tables made",
             m.pages_copied, m.pages_zeroed, m.pages_read, m.reads, m.entries_written, m.tables_made
         )?;
+        let p = &m.paging;
+        writeln!(
+            f,
+            "paging    {} trimmed, {} out in {} writes ({} failed), {} in in {} reads, {} zeroed ahead; page file: {} of {} pages used, {} at most",
+            p.trimmed,
+            p.pages_out,
+            p.writes,
+            p.failed_writes,
+            p.pages_in,
+            p.reads,
+            p.zeroed_ahead,
+            p.slots_used,
+            p.slots,
+            p.slots_peak
+        )?;
         writeln!(
             f,
             "forks     {}, {} entries visited ({} by the last); {} clone blocks left",
@@ -180,8 +249,8 @@ impl fmt::Display for Report {
         for (name, z) in [("data", &m.data_frames), ("tables", &m.table_frames)] {
             writeln!(
                 f,
-                "{name:<9} {} frames: {} zeroed, {} free, {} active, {} in flight",
-                z.total, z.zeroed, z.free, z.active, z.in_flight
+                "{name:<9} {} frames: {} zeroed, {} free, {} standby, {} modified, {} active, {} in flight",
+                z.total, z.zeroed, z.free, z.standby, z.modified, z.active, z.in_flight
             )?;
         }
         if let Some(g) = &self.guard {

@@ -1,11 +1,11 @@
 //! From an exception in ring 3 to what the guest gets: a page, or a signal.
 
-use shadow_mm::{Access, Denied, FaultKind, FaultOutcome, GuestVa};
+use shadow_mm::{Access, Denied, FaultKind, GuestVa};
 
 use crate::hv::Trap;
 use crate::linux::process::{SigFields, SigInfo};
 use crate::linux::thread::Thread;
-use crate::memory::Memory;
+use crate::memory::{Fault, Memory};
 
 /// What a page fault came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,18 +105,11 @@ pub fn page_fault(memory: &Memory, t: &Thread, trap: Trap) -> Faulted {
     let Some(va) = GuestVa::new(trap.address) else {
         return Faulted::Signal(signal(SIGSEGV, 1, trap.address));
     };
-    match memory.manager.fault(&t.mm.space, va, access) {
-        FaultOutcome::Resolved(resolution) => {
-            let kind = resolution.kind;
-            memory.submit(resolution.flush);
-            Faulted::Resolved(kind)
-        }
-        FaultOutcome::Read(ticket) => {
-            memory.fill(ticket);
-            Faulted::ReadFile
-        }
-        FaultOutcome::Denied(denied) => Faulted::Signal(denied_signal(denied, trap.address)),
-        FaultOutcome::NoMemory => Faulted::NoMemory,
+    match memory.fault(&t.mm.space, va, access) {
+        Fault::Resolved(kind) => Faulted::Resolved(kind),
+        Fault::Read => Faulted::ReadFile,
+        Fault::Denied(denied) => Faulted::Signal(denied_signal(denied, trap.address)),
+        Fault::NoMemory => Faulted::NoMemory,
     }
 }
 

@@ -25,7 +25,7 @@ use crate::linux::signal::{self, Outcome, Settled};
 use crate::linux::table::Table;
 use crate::linux::thread::{Cpu, Thread};
 use crate::linux::user_mem::UserMem;
-use crate::memory::Eject;
+use crate::memory::{Eject, Room};
 
 /// What all workers of a machine share.
 pub struct Shared {
@@ -122,6 +122,20 @@ impl Worker {
             memory.flushes.settle();
         }
         Ok(any)
+    }
+
+    /// Waits for frames, and does meanwhile what others that want some wait for. False if there will be
+    /// none.
+    fn make_room(&mut self) -> Result<bool, CpuError> {
+        let memory = Arc::clone(&self.shared.kernel.memory);
+        while !self.shared.kernel.sched.has_ended() {
+            match memory.wait_for_room() {
+                Room::There => return Ok(true),
+                Room::Never => return Ok(false),
+                Room::Wait => self.errands()?,
+            }
+        }
+        Ok(true)
     }
 
     /// Runs one thread until it is parked, ended, or its slice is over.
@@ -308,7 +322,7 @@ impl Worker {
             Faulted::Resolved(_) | Faulted::ReadFile => {}
             Faulted::Signal(info) => self.fault(shared, thread, trap, info),
             // The frames that flushes held are back: fault again.
-            Faulted::NoMemory if self.finish_flushes()? => {}
+            Faulted::NoMemory if self.finish_flushes()? || self.make_room()? => {}
             Faulted::NoMemory => {
                 tracing::warn!(
                     pid = thread.pid,

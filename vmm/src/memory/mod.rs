@@ -3,17 +3,23 @@
 use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
-use shadow_mm::{Access, Denied, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
+use shadow_mm::{Access, Denied, FaultOutcome, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
 
 pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
 pub use guard::{GuardCounters, GuardReport};
+pub use page_file::{PageFile, PageFileError};
+pub use paging::Fault;
 pub use pool::{FRAME, Pool, PoolError};
+pub use reclaim::Room;
 pub use shadow_mm::Space;
 
 mod flushes;
 mod guard;
+mod page_file;
 mod pager;
+mod paging;
 mod pool;
+mod reclaim;
 
 /// What the memory manager is instantiated with.
 #[derive(Debug)]
@@ -68,6 +74,10 @@ pub struct Memory {
     pub manager: Manager<VmmPlatform>,
     /// Flushes that wait for a virtual CPU.
     pub flushes: Flushes,
+    page_file: OnceLock<PageFile>,
+    /// Ends of reads of the page file, for those who want the same pages.
+    reads: paging::Event,
+    reclaim: reclaim::Reclaim,
     /// Set if guests' anonymous mappings are guarded.
     pub guard: OnceLock<GuardCounters>,
 }
@@ -88,7 +98,21 @@ impl Memory {
             manager,
             flushes,
             guard: OnceLock::new(),
+            page_file: OnceLock::new(),
+            reads: paging::Event::default(),
+            reclaim: reclaim::Reclaim::default(),
         }
+    }
+
+    /// Gives it a file for pages that find no room; once, before anything runs.
+    ///
+    /// # Errors
+    /// The manager has no memory to keep account of so many pages.
+    pub fn add_page_file(&self, file: PageFile) -> Result<(), shadow_mm::LayoutError> {
+        self.manager.add_page_file(file.pages())?;
+        let first = self.page_file.set(file).is_ok();
+        debug_assert!(first, "there is a page file already");
+        Ok(())
     }
 
     /// Runs `f` on the frame behind one page, pinned for the time. Breaks copy-on-write for
@@ -116,13 +140,21 @@ impl Memory {
         access: Access,
     ) -> Result<Pin, AccessError> {
         loop {
+            let seen = self.reads.seen();
             match self.manager.pin(space, va.vpn(), access) {
                 PinOutcome::Pinned(pin, flush) => {
                     self.submit(flush);
                     return Ok(pin);
                 }
                 PinOutcome::Read(ticket) => self.fill(ticket),
+                PinOutcome::PageIn(ticket) => match self.page_in(ticket) {
+                    FaultOutcome::Resolved(resolution) => self.submit(resolution.flush),
+                    FaultOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
+                    _ => {}
+                },
+                PinOutcome::Collided => self.reads.wait(seen),
                 PinOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
+                PinOutcome::NoMemory if self.make_room() => {}
                 PinOutcome::NoMemory => return Err(AccessError::NoMemory),
             }
         }

@@ -323,32 +323,30 @@ impl Vcpu {
     /// Takes back an exception KVM has queued but not delivered, because a kick came between: it
     /// belongs to the thread that ran, and would hit whoever runs here next, or the monitor. A fault
     /// is raised again when that thread goes on.
+    ///
+    /// Events are set even if none is reported: KVM keeps quiet about the exceptions of `INT3` and
+    /// `INTO`, whose instruction will be executed again, and setting events drops them all the same.
     fn take_exception(&self) -> Result<Option<u8>, CpuError> {
-        let count = |n| self.vm.ioctls.fetch_add(n, Ordering::Relaxed);
-        count(1);
+        self.vm.ioctls.fetch_add(2, Ordering::Relaxed);
         let mut events = self
             .fd
             .get_vcpu_events()
             .map_err(cpu_error("pending events", "read"))?;
-        if events.exception.injected == 0 && events.exception.pending == 0 {
-            return Ok(None);
-        }
-        let vector = events.exception.nr;
-        events.exception = kvm_bindings::kvm_vcpu_events__bindgen_ty_1::default();
-        count(1);
+        let exception = std::mem::take(&mut events.exception);
+        let queued = exception.injected != 0 || exception.pending != 0;
         self.fd
             .set_vcpu_events(&events)
             .map_err(cpu_error("pending events", "set"))?;
-        Ok(Some(vector))
+        Ok(queued.then_some(exception.nr))
     }
 
-    /// Has the next run find a page fault queued, and a kick before it is delivered.
+    /// Has the next run find an exception queued, and a kick before it is delivered.
     #[cfg(test)]
-    pub(in crate::hv) fn queue_fault_and_kick(&mut self) {
+    pub(in crate::hv) fn queue_fault_and_kick(&mut self, vector: u8) {
         let mut events = self.fd.get_vcpu_events().unwrap();
         events.exception.injected = 1;
-        events.exception.nr = 14;
-        events.exception.has_error_code = 1;
+        events.exception.nr = vector;
+        events.exception.has_error_code = monitor::has_error_code(vector).into();
         events.exception.error_code = 6;
         self.fd.set_vcpu_events(&events).unwrap();
         self.fd.set_kvm_immediate_exit(1);

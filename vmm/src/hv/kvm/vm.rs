@@ -32,6 +32,17 @@ pub enum VmError {
     /// This KVM is not the one everybody has.
     #[error("KVM speaks API version {0}, not 12")]
     Version(i32),
+    /// This KVM lacks something that kernel guests need.
+    #[error("this KVM cannot run kernel guests: it has not {0}")]
+    Lacks(&'static str),
+    /// A model-specific register was not taken.
+    #[error("KVM refused {data:#x} for MSR {index:#x}")]
+    Msr {
+        /// Its number.
+        index: u32,
+        /// The value.
+        data: u64,
+    },
 }
 
 pub(super) fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {

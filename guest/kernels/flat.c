@@ -1,0 +1,161 @@
+// A kernel of our own for tests of `vmm boot`: it uses nothing but the 64-bit boot entry. The first word
+// of its command line says what it does; most of it is hostile, and none of it may do more than end
+// its own machine. Ends by turning the machine off, after printing "done".
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long u64;
+
+__asm__(".globl _start\n"
+        "_start: cli\n"
+        "  lea stack_top(%rip), %rsp\n"
+        "  mov %rsi, %rdi\n"
+        "  call start\n"
+        "1: hlt\n"
+        "  jmp 1b\n"
+        ".bss\n"
+        "  .balign 16\n"
+        "  .skip 16384\n"
+        "stack_top: .text\n"
+        // A fault: skips two bytes, the length of RDMSR, WRMSR and UD2, and counts.
+        "fault_with_code: add $8, %rsp\n"
+        "fault: addq $2, (%rsp)\n"
+        "  incl faults(%rip)\n"
+        "  iretq\n");
+
+extern char fault[], fault_with_code[];
+u32 faults;
+
+static void out8(u16 port, u8 value) { __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
+static void out16(u16 port, u16 value) { __asm__ volatile("outw %0, %1" ::"a"(value), "Nd"(port)); }
+static void out32(u16 port, u32 value) { __asm__ volatile("outl %0, %1" ::"a"(value), "Nd"(port)); }
+static u8 in8(u16 port) { u8 v; __asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port)); return v; }
+static u16 in16(u16 port) { u16 v; __asm__ volatile("inw %1, %0" : "=a"(v) : "Nd"(port)); return v; }
+static u32 in32(u16 port) { u32 v; __asm__ volatile("inl %1, %0" : "=a"(v) : "Nd"(port)); return v; }
+
+static void say(const char *text) { for (; *text; text++) out8(0x3f8, *text); }
+static void off(void) { say("done\n"); out8(0x600, 0x34); for (;;) __asm__ volatile("hlt"); }
+
+static u64 state = 88172645463325252ull;
+static u64 random(void) {
+  state ^= state << 13; state ^= state >> 7; state ^= state << 17;
+  return state;
+}
+
+struct gate { u16 low, selector; u8 ist, type; u16 middle; u32 high, zero; } __attribute__((packed));
+static struct gate idt[32];
+static void catch_faults(void) {
+  struct { u16 limit; u64 base; } __attribute__((packed)) table = {sizeof idt - 1, (u64)idt};
+  for (int i = 0; i < 32; i++) {
+    int code = i == 8 || (i >= 10 && i <= 14) || i == 17 || i == 21;
+    u64 at = (u64)(code ? fault_with_code : fault);
+    idt[i] = (struct gate){at, 0x10, 0, 0x8e, at >> 16, at >> 32, 0};
+  }
+  __asm__ volatile("lidt %0" ::"m"(table));
+}
+
+// Ports whose writes end the machine are left out, so that the rest is tried.
+static int ends(u16 port) {
+  return (port >= 0x5fd && port <= 0x601) || (port >= 0xcf6 && port <= 0xcf9) || (port >= 0x61 && port <= 0x64) ||
+         (port >= 0x502 && port <= 0x505);
+}
+
+// Ports: everywhere, and more often where the devices are.
+static void ports(u32 rounds) {
+  static const u16 likely[] = {0x3f8, 0x60, 0x64, 0xcf9, 0x600, 0x505, 0x20, 0xa0, 0x40};
+  for (u32 i = 0; i < rounds; i++) {
+    u64 r = random();
+    u16 port = r & 1 ? r >> 8 : likely[(r >> 8) % 9] + (r >> 16 & 7) - 2;
+    u32 value = r >> 32;
+    int write = !ends(port) && !(port >= 0x3f8 && port <= 0x3ff);
+    switch (r >> 1 & 7) {
+      case 0: in8(port); break;
+      case 1: in16(port); break;
+      case 2: in32(port); break;
+      case 3: if (write) out8(port, value); break;
+      case 4: if (write) out16(port, value); break;
+      case 5: if (write) out32(port, value); break;
+      case 6: {
+        static u8 buffer[64];
+        void *to = buffer; u64 count = value % 16;
+        __asm__ volatile("rep insl" : "+D"(to), "+c"(count) : "d"(port) : "memory");
+        break;
+      }
+      case 7: // The serial port's registers, but not its data: what is printed is looked at.
+        if ((value & 7) != 0) out8(0x3f8 + (value & 7), (value >> 8) & ((value & 7) == 3 ? 0x7f : 0xef));
+        break;
+    }
+  }
+  out8(0x3fb, 3); out8(0x3fc, 8);
+}
+
+// Addresses that are no memory: where virtio devices are or could be, and elsewhere below 4 GiB.
+static void addresses(u32 rounds, u64 start, u64 bytes) {
+  for (u32 i = 0; i < rounds; i++) {
+    u64 r = random();
+    u64 at = start + (r >> 8) % bytes;
+    u64 value = random();
+    switch (r & 7) {
+      case 0: (void)*(volatile u8 *)at; break;
+      case 1: (void)*(volatile u16 *)at; break;
+      case 2: (void)*(volatile u32 *)at; break;
+      case 3: (void)*(volatile u64 *)at; break;
+      case 4: *(volatile u8 *)at = value; break;
+      case 5: *(volatile u16 *)at = value; break;
+      case 6: *(volatile u32 *)(at & ~3ull) = value >> (value & 31); break;
+      case 7: *(volatile u64 *)at = value; break;
+    }
+  }
+}
+
+static void msrs(u32 rounds) {
+  static const u32 bases[] = {0, 0x10, 0x1a0, 0x200, 0x277, 0x400, 0x800, 0x6e0, 0x4b564d00, 0xc0000080, 0xc0010000, 0x40000000};
+  for (u32 i = 0; i < rounds; i++) {
+    u64 r = random();
+    u32 index = bases[(r >> 8) % 12] + (r >> 16 & 0x1f);
+    u32 low = random(), high = random();
+    // What would end the machine by itself: the mode, the local APIC's address, the segment bases.
+    int dangerous = index == 0xc0000080 || index == 0x1b;
+    if (r & 1 || dangerous) __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(index));
+    else __asm__ volatile("wrmsr" ::"a"(low), "d"(high), "c"(index));
+  }
+}
+
+static int is(const char *line, const char *word) {
+  while (*word) if (*line++ != *word++) return 0;
+  return *line == 0 || *line == ' ';
+}
+
+void start(u8 *zero_page) {
+  const char *line = (const char *)(u64) * (u32 *)(zero_page + 0x228);
+  if (is(line, "hello")) say("hello\n");
+  else if (is(line, "line")) { say(line); say("\n"); }
+  else if (is(line, "reset")) out8(0xcf9, 6);
+  else if (is(line, "keyboard")) out8(0x64, 0xfe);
+  else if (is(line, "panic")) out8(0x505, 1);
+  else if (is(line, "triple")) __asm__ volatile("ud2");
+  else if (is(line, "spin")) { say("spinning\n"); for (;;) ; }
+  else if (is(line, "halt")) { say("halting\n"); for (;;) __asm__ volatile("hlt"); }
+  else if (is(line, "flood")) { for (;;) say("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde\n"); }
+  else if (is(line, "echo")) {
+    for (;;) {
+      u8 c;
+      while (!(in8(0x3fd) & 1)) ;
+      c = in8(0x3f8);
+      if (c == 'q') break;
+      out8(0x3f8, c);
+    }
+  }
+  else if (is(line, "ports")) { catch_faults(); ports(20000); }
+  else if (is(line, "addresses")) {
+    catch_faults();
+    addresses(4000, 0xd0000000, 0x8000);
+    addresses(4000, 0xc0000000, 0x3ec00000);
+  }
+  else if (is(line, "msrs")) {
+    catch_faults(); msrs(5000);
+    say(faults ? "some were refused\n" : "all were taken\n");
+  }
+  else say("what?\n");
+  off();
+}

@@ -1,0 +1,117 @@
+//! `vmm boot`: a Linux kernel in a virtual machine.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::{STATUS_FAILURE, Size, StatsFormat, complain, say, seconds};
+use crate::kernel::console::ConsoleChoice;
+use crate::kernel::{self, BootConfig, End, config, memory};
+
+/// What a kernel is told when nobody says anything else.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
+
+/// Boot a Linux kernel in a virtual machine
+///
+/// The kernel is a bzImage or an ELF vmlinux for x86-64, entered in 64-bit mode or, where it offers
+/// that, by PVH. On a terminal every key goes to the guest; Ctrl-A x ends the machine.
+#[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "vmm boot [OPTIONS] --kernel FILE",
+    after_help = "\
+Exit status: 0 if the guest turned the machine off; 120 if it reset it; 121 if its kernel panicked and \
+told so (pvpanic); 122 after a triple fault; 123 if KVM could not go on; 124 if --timeout ran out; 125 if \
+vmm itself failed; 130 if it was ended with Ctrl-A x; 128+N if signal N ended it."
+)]
+pub(super) struct BootArgs {
+    /// The kernel
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+
+    /// Its initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// Its command line
+    #[arg(long, value_name = "STRING", default_value = COMMAND_LINE, allow_hyphen_values = true)]
+    cmdline: OsString,
+
+    /// Processors of the machine
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(config::MAX_CPUS)))]
+    cpus: u8,
+
+    /// Memory of the machine
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    memory: Size,
+
+    /// The first serial port: this terminal or pipe, a new pseudo-terminal, or a file for its output
+    #[arg(long, value_name = "stdio|pty|FILE", default_value = "stdio")]
+    console: OsString,
+
+    /// End the machine after this many seconds, with status 124
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+
+    /// Print what was counted on standard error at the end
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    stats: Option<StatsFormat>,
+}
+
+impl BootArgs {
+    fn config(&self) -> Result<BootConfig, String> {
+        const PAGE: u64 = 4096;
+        let (least, most) = (Size(memory::MIN), Size(memory::MAX));
+        if !(least..=most).contains(&self.memory) {
+            return Err(format!(
+                "--memory {}: a machine has {least} to {most}",
+                self.memory
+            ));
+        }
+        let console = match self.console.as_bytes() {
+            b"stdio" => ConsoleChoice::Stdio,
+            b"pty" => ConsoleChoice::Pty,
+            _ => ConsoleChoice::File(PathBuf::from(&self.console)),
+        };
+        Ok(BootConfig {
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            command_line: self.cmdline.as_bytes().to_vec(),
+            cpus: self.cpus,
+            memory: self.memory.0 & !(PAGE - 1),
+            console,
+            timeout: self.timeout,
+        })
+    }
+}
+
+pub(super) fn main(args: &BootArgs) -> ExitCode {
+    let config = match args.config() {
+        Ok(config) => config,
+        Err(message) => {
+            say(&format!("vmm: {message}\n"));
+            return ExitCode::from(STATUS_FAILURE);
+        }
+    };
+    match kernel::boot(&config, |notice| say(&format!("vmm: {notice}\n"))) {
+        Ok(ended) => {
+            if ended.end != End::PowerOff {
+                say(&format!("vmm: {}\n", ended.end));
+            }
+            match args.stats {
+                None => {}
+                Some(StatsFormat::Text) => say(&ended.report.to_string()),
+                Some(StatsFormat::Json) => match serde_json::to_string(&ended.report) {
+                    Ok(text) => say(&format!("{text}\n")),
+                    Err(error) => complain(&error),
+                },
+            }
+            ExitCode::from(ended.end.status())
+        }
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(STATUS_FAILURE)
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! What `vmm boot` was asked for, checked.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::console::ConsoleChoice;
+
+/// Most processors: an APIC id has eight bits here.
+pub const MAX_CPUS: u8 = 254;
+
+/// What `vmm boot` was asked to do.
+#[derive(Clone, Debug)]
+pub struct BootConfig {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its initrd.
+    pub initrd: Option<PathBuf>,
+    /// Its command line, without zeros.
+    pub command_line: Vec<u8>,
+    /// Processors, at least one.
+    pub cpus: u8,
+    /// Bytes of memory, a multiple of the page.
+    pub memory: u64,
+    /// Where the console goes.
+    pub console: ConsoleChoice,
+    /// End after this long.
+    pub timeout: Option<Duration>,
+}

@@ -1,0 +1,119 @@
+//! What a fault needs of the host: reads of files and of the page file, and waiting for those of
+//! others.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Condvar;
+use shadow_mm::{
+    Access, Denied, FaultKind, FaultOutcome, FrameStore, GuestVa, IoFailed, PageIn, Space,
+};
+
+use super::{FRAME, Memory, VmmPlatform};
+use crate::locks::{WaitMutex, rank};
+
+/// What a fault came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The page is there: go on.
+    Resolved(FaultKind),
+    /// Something was read: go on, and perhaps fault again.
+    Read,
+    /// The guest's own fault.
+    Denied(Denied),
+    /// No frame is left.
+    NoMemory,
+}
+
+/// Longest wait for an event; whoever waits looks again then.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Something that happens again and again, and that others wait for.
+#[derive(Debug, Default)]
+pub(super) struct Event {
+    count: AtomicU64,
+    lock: WaitMutex<rank::PagingEvents, ()>,
+    happened: Condvar,
+}
+
+impl Event {
+    /// How often it has happened; to be asked before looking for a reason to wait.
+    pub(super) fn seen(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// It happened.
+    pub(super) fn notify(&self) {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        drop(self.lock.lock());
+        self.happened.notify_all();
+    }
+
+    /// Waits until it happens once more than `seen`, or for a while.
+    pub(super) fn wait(&self, seen: u64) {
+        self.wait_for(seen, PATIENCE);
+    }
+
+    /// The same, for at most `time`.
+    pub(super) fn wait_for(&self, seen: u64, time: Duration) {
+        let mut guard = self.lock.lock();
+        if self.count.load(Ordering::SeqCst) == seen {
+            guard.wait_for(&self.happened, time);
+        }
+    }
+}
+
+impl Memory {
+    /// Resolves a page fault of the guest's. No lock may be held.
+    pub fn fault(&self, space: &Arc<Space<VmmPlatform>>, va: GuestVa, access: Access) -> Fault {
+        self.watch_level();
+        loop {
+            let seen = self.reads.seen();
+            let outcome = match self.manager.fault(space, va, access) {
+                FaultOutcome::Read(ticket) => {
+                    self.fill(ticket);
+                    return Fault::Read;
+                }
+                FaultOutcome::PageIn(ticket) => self.page_in(ticket),
+                other => other,
+            };
+            match outcome {
+                FaultOutcome::Resolved(resolution) => {
+                    let kind = resolution.kind;
+                    self.submit(resolution.flush);
+                    return Fault::Resolved(kind);
+                }
+                FaultOutcome::Collided => self.reads.wait(seen),
+                FaultOutcome::Denied(denied) => return Fault::Denied(denied),
+                FaultOutcome::NoMemory => return Fault::NoMemory,
+                FaultOutcome::Read(_) | FaultOutcome::PageIn(_) => {
+                    debug_assert!(false, "a read led to a read");
+                    return Fault::Read;
+                }
+            }
+        }
+    }
+
+    /// Performs one read of the page file: slots into frames, through a bounce buffer and with no lock
+    /// held.
+    pub(super) fn page_in(&self, ticket: PageIn<VmmPlatform>) -> FaultOutcome<VmmPlatform> {
+        let result = self.read_pages(&ticket);
+        let outcome = self.manager.complete_page_in(ticket, result);
+        self.reads.notify();
+        outcome
+    }
+
+    fn read_pages(&self, ticket: &PageIn<VmmPlatform>) -> Result<usize, IoFailed> {
+        let file = self.page_file.get().ok_or(IoFailed)?;
+        let mut buffer = vec![0_u8; ticket.length()];
+        let read = file.read(ticket.offset(), &mut buffer).map_err(|error| {
+            file.report("read", &error);
+            IoFailed
+        })?;
+        for (frame, bytes) in ticket.frames().iter().zip(buffer[..read].chunks(FRAME)) {
+            self.manager.store().write(*frame, 0, bytes);
+        }
+        Ok(read)
+    }
+}
