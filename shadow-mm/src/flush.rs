@@ -1,6 +1,8 @@
 //! What must be flushed before it is true.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{EntryIndex, Pfn, SpaceId, Vpn};
 
@@ -18,6 +20,35 @@ pub struct FlushEntry {
     pub vpn: Vpn,
 }
 
+/// How many flushes of one space the embedder has not announced yet.
+///
+/// An operation ends, and another one may build on it, before its flush has reached the embedder's virtual
+/// CPUs: so whoever enters the space must first see this at zero.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Unannounced(Arc<AtomicU64>);
+
+impl Unannounced {
+    /// One more, until the value is dropped.
+    fn one(&self) -> Announcement {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Announcement(Arc::clone(&self.0))
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Counts as unannounced.
+#[derive(Debug)]
+struct Announcement(Arc<AtomicU64>);
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Translations that are stale, and the frames that must not be reused until every vCPU dropped them.
 ///
 /// Only what takes something away is in it: an entry that became present, or the same frame allowing
@@ -32,18 +63,26 @@ pub struct Flush {
     entries: Vec<FlushEntry>,
     tables: Vec<Pfn>,
     held: Vec<Pfn>,
+    announcement: Option<Announcement>,
 }
 
 impl Flush {
-    /// Nothing to flush.
-    pub(crate) fn none(space: SpaceId, root: Pfn) -> Self {
+    /// Nothing to flush. To be made before the first edit is visible: with the space locked, or earlier.
+    pub(crate) fn none(space: SpaceId, root: Pfn, unannounced: &Unannounced) -> Self {
         Self {
             space,
             root,
             entries: Vec::new(),
             tables: Vec::new(),
             held: Vec::new(),
+            announcement: Some(unannounced.one()),
         }
+    }
+
+    /// Every virtual CPU that may have the stale translations has been told, and will drop them before it
+    /// runs the space again: others may now enter it. See [`crate::Space::unannounced`].
+    pub fn announced(&mut self) {
+        self.announcement = None;
     }
 
     /// Whether no translation is stale.
@@ -188,7 +227,7 @@ mod tests {
     }
 
     fn flush(edits: TableEdits) -> Flush {
-        let mut flush = Flush::none(SpaceId::new(1), Pfn::new(1));
+        let mut flush = Flush::none(SpaceId::new(1), Pfn::new(1), &Unannounced::default());
         flush.absorb(edits);
         flush.finish()
     }
@@ -201,6 +240,19 @@ mod tests {
             (many.entries().len(), many.tables()),
             (0, &[Pfn::new(5)][..])
         );
+    }
+
+    #[test]
+    fn flush_is_unannounced_until_told_or_done() {
+        let count = Unannounced::default();
+        let new = || Flush::none(SpaceId::new(1), Pfn::new(1), &count);
+        let (mut first, second) = (new(), new());
+        assert_eq!(count.count(), 2);
+        first.announced();
+        assert_eq!(count.count(), 1);
+        let merged = first.merge(second);
+        drop(merged.into_held());
+        assert_eq!(count.count(), 0);
     }
 
     #[test]

@@ -44,6 +44,7 @@ mod access;
 mod addr;
 mod backend;
 mod check;
+mod commit;
 mod flush;
 mod limits;
 mod manager;
@@ -68,6 +69,7 @@ pub use addr::{
 };
 pub use backend::{FrameStore, Locks, Platform};
 pub use check::{Count, Violation};
+pub use commit::CommitLimit;
 pub use flush::{Flush, FlushEntry, MAX_EDITS_PER_TABLE};
 #[cfg(feature = "fault-injection")]
 pub use limits::FailPlan;

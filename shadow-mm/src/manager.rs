@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::addr::{Pfn, SpaceId, Vpn, VpnRange};
 use crate::backend::{FrameStore, PfnMutex, Platform, RegistryMutex, SupervisorMutex};
+use crate::commit::CommitLimit;
 use crate::flush::Flush;
 use crate::limits::{LayoutError, Limits, PoolLayout};
 use crate::pfn::{Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind};
@@ -251,6 +252,17 @@ impl<P: Platform> Manager<P> {
         VpnRange::between(Vpn::new(0)?, end)?.intersect(range)
     }
 
+    /// Sets how much private memory may be promised to guests. What is promised stays so.
+    pub fn set_commit_limit(&self, limit: CommitLimit) {
+        self.pfns.lock().commit.set_limit(limit);
+    }
+
+    /// How much private memory may be promised to guests.
+    #[must_use]
+    pub fn commit_limit(&self) -> CommitLimit {
+        self.pfns.lock().commit.limit()
+    }
+
     /// Data frames that can be taken now.
     #[must_use]
     pub fn available(&self) -> u64 {
@@ -283,6 +295,8 @@ impl<P: Platform> Manager<P> {
         let db = self.pfns.lock();
         StatsSnapshot {
             clone_blocks: db.clones.live_blocks(),
+            commit_charged: db.commit.charged(),
+            commit_peak: db.commit.peak(),
             page_file_slots: db.slots.count().into(),
             page_file_used: db.slots.used().into(),
             page_file_peak: db.slots.peak().into(),

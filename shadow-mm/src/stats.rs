@@ -18,6 +18,10 @@ macro_rules! counters {
             $($(#[doc = $doc])+ pub $name: u64,)*
             /// Clone blocks that are referred to.
             pub clone_blocks: u64,
+            /// Pages promised to guests.
+            pub commit_charged: u64,
+            /// Most that ever were.
+            pub commit_peak: u64,
             /// Slots of the page file.
             pub page_file_slots: u64,
             /// Those that are taken.

@@ -7,7 +7,7 @@ use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, request, va, vp
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, FailPlan, FaultOutcome, MapKind, PageInfo, Pin, PinOutcome, RemapRequest,
-    SupervisorRights, VadAdvice, Vpn,
+    SupervisorRights, VadAdvice, VadFlags, Vpn,
 };
 
 /// Pages on both sides of a leaf table's edge.
@@ -80,7 +80,7 @@ impl Scene {
             tables.available(),
             tables.in_flight,
         ];
-        let blocks = stats.clone_blocks + stats.clone_headers;
+        let blocks = stats.clone_blocks + stats.clone_headers + (stats.commit_charged << 32);
         (pages.into_iter().map(byte).collect(), frames, blocks)
     }
 
@@ -185,7 +185,11 @@ fn failed_fault_leaves_no_trace() {
     assert!(exhaust(touch(EDGE - 7, Access::Write)) >= 1, "a copy");
     assert!(exhaust(touch(FILE + 17, Access::Read)) >= 1, "a file read");
     let far = |scene: &Scene| {
-        map_anon(&scene.mm, &scene.parent, 1 << 30, 1 << 20, RW);
+        // Not charged: the failed fault is to leave everything as it was before the mapping.
+        let mut wanted = request(1 << 30, 1 << 20, RW, MapKind::Anonymous);
+        wanted.flags = VadFlags::NO_RESERVE;
+        let mapped = scene.mm.map(&scene.parent, wanted).expect("a mapping");
+        scene.mm.flushed(mapped.flush);
         touch((1 << 30) + 9, Access::Write)(scene)
     };
     assert!(exhaust(far) >= 4, "a page and three tables");

@@ -79,7 +79,7 @@ impl Guest {
     fn run(&mut self, space: &Arc<Space<VmmPlatform>>, mut regs: Regs) -> Result<u64, u64> {
         let memory = Arc::clone(&self.hardware.memory);
         loop {
-            let work = memory.flushes.enter(0, space.id(), space.root());
+            let work = memory.flushes.enter(0, space);
             let flush = if work.needed {
                 Flush::All {
                     touches: &work.touches,

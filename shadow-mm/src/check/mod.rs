@@ -31,6 +31,8 @@ pub enum Count {
     Tables,
     /// Pages mapped by a space.
     VirtualPages,
+    /// Pages charged for a space.
+    Charged,
 }
 
 /// Something that must never be. Each variant names what disagreed.
@@ -154,6 +156,14 @@ pub enum Violation {
         /// What was counted.
         counted: u64,
     },
+    /// What was promised is not what spaces and clone headers were charged.
+    #[error("{charged} pages are charged, {counted} were counted")]
+    WrongCommit {
+        /// What the account says.
+        charged: u64,
+        /// What was counted.
+        counted: u64,
+    },
     /// A frame has an owner that does not know it.
     #[error("frame {frame} is {state:?} and its owner does not name it")]
     LostOwner {
@@ -233,7 +243,16 @@ impl<P: Platform> Manager<P> {
         }
         frames::check_clones(&db, &mut seen)?;
         frames::check_frames(&db, &mut seen)?;
-        frames::check_slots(&db, &seen)
+        frames::check_slots(&db, &seen)?;
+        let spaces = locked.iter().filter(|(_, state)| state.alive);
+        let spaces: u64 = spaces.map(|(_, state)| state.vads.charged()).sum();
+        let counted = spaces + db.clones.iter().map(|(_, h)| h.pages()).sum::<u64>();
+        let charged = db.commit.charged();
+        if charged == counted {
+            Ok(())
+        } else {
+            Err(Violation::WrongCommit { charged, counted })
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::proto::{BlockContent, BlockId, HeaderId};
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::SUPERVISOR_SLOT;
 use crate::space::{Space, SpaceState};
+use crate::vad::Vad;
 
 /// What the walk found in all spaces.
 #[derive(Debug, Default)]
@@ -271,11 +272,13 @@ impl<P: Platform> Walk<'_, P> {
     fn finish(self) -> Result<(), Violation> {
         let (space, state, totals) = (self.space.id(), self.state, self.totals);
         let pages = state.vads.iter().map(|vad| vad.range.count()).sum();
+        let charged = state.vads.iter().map(Vad::charge).sum();
         let counts = [
             (Count::Resident, state.resident, totals.resident),
             (Count::Private, state.private, totals.private),
             (Count::Tables, state.tables, totals.tables),
             (Count::VirtualPages, state.vads.pages(), pages),
+            (Count::Charged, state.vads.charged(), charged),
         ];
         for (count, has, counted) in counts {
             if has != counted {

@@ -5,8 +5,9 @@ use super::token::{FreeFrame, ReadyFrame, Taken, ZeroedFrame};
 use super::zone::Zone;
 use crate::addr::{Pfn, PfnRange};
 use crate::backend::FrameStore;
+use crate::commit::Commit;
 use crate::page_file::SlotMap;
-use crate::proto::{BlockId, CloneTable};
+use crate::proto::{BlockId, CloneTable, HeaderId};
 
 /// A zone is *short* when fewer than one frame in this many is left; then nothing is mapped ahead of
 /// need.
@@ -34,6 +35,8 @@ pub(crate) struct PfnDatabase {
     data: Zone,
     tables: Zone,
     pub(crate) clones: CloneTable,
+    /// What was promised to guests.
+    pub(crate) commit: Commit,
     /// Slots of the page file.
     pub(crate) slots: SlotMap,
     /// Slots that writes under way have taken and no page has yet.
@@ -51,6 +54,7 @@ impl PfnDatabase {
             data: Zone::new(data)?,
             tables: Zone::new(tables)?,
             clones: CloneTable::default(),
+            commit: Commit::default(),
             slots: SlotMap::default(),
             slots_in_write: 0,
             write_pinned: 0,
@@ -114,6 +118,18 @@ impl PfnDatabase {
     /// Takes the oldest modified page off its list.
     pub(super) fn pop_modified(&mut self) -> Option<Pfn> {
         self.data.pop(PfnState::Modified)
+    }
+
+    /// A space's descriptor of a clone header reached zero. The last one frees the header.
+    pub(crate) fn undescribe(&mut self, header: HeaderId) {
+        let freed = self.clones.undescribe(header);
+        self.commit.release(freed);
+    }
+
+    /// Gives back what a clone header reserved beyond the blocks it made.
+    pub(crate) fn trim_header(&mut self, header: HeaderId) {
+        let freed = self.clones.trim(header);
+        self.commit.release(freed);
     }
 
     /// Whether so few data frames are left that nothing should be mapped ahead of need.

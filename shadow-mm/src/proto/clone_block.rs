@@ -11,7 +11,7 @@
 
 use alloc::vec::Vec;
 
-use crate::addr::Pfn;
+use crate::addr::{PAGE_SIZE, Pfn};
 use crate::page_file::Slot;
 
 /// The number of a clone header; reused once the header is freed.
@@ -99,6 +99,11 @@ pub(crate) struct Header {
 impl Header {
     pub(crate) fn blocks(&self) -> &[Block] {
         &self.blocks
+    }
+
+    /// Pages of the host's memory its blocks take, rounded up.
+    pub(crate) fn pages(&self) -> u64 {
+        (self.blocks.capacity() * size_of::<Block>()).div_ceil(PAGE_SIZE) as u64
     }
 
     pub(crate) fn spaces(&self) -> u32 {
@@ -212,13 +217,15 @@ impl CloneTable {
         self.header_mut(header).spaces += 1;
     }
 
-    /// A space's descriptor of the header reached zero. The last one frees the header.
-    pub(crate) fn undescribe(&mut self, id: HeaderId) {
+    /// A space's descriptor of the header reached zero. The last one frees the header; gives back how
+    /// many pages that frees.
+    pub(crate) fn undescribe(&mut self, id: HeaderId) -> u64 {
         let header = self.header_mut(id);
         header.spaces -= 1;
         if header.spaces > 0 {
-            return;
+            return 0;
         }
+        let freed = header.pages();
         debug_assert_eq!(header.live, 0, "a clone header died with live blocks");
         debug_assert!(
             header.blocks.iter().all(|b| b.count == 0),
@@ -226,14 +233,17 @@ impl CloneTable {
         );
         self.headers[id.0 as usize] = None;
         self.vacant.push(id);
+        freed
     }
 
-    /// Gives back what a header reserved beyond the blocks it made.
-    pub(crate) fn trim(&mut self, id: HeaderId) {
-        let blocks = &mut self.header_mut(id).blocks;
-        if blocks.len() < blocks.capacity() / 2 {
-            blocks.shrink_to_fit();
+    /// Gives back what a header reserved beyond the blocks it made: so many pages.
+    pub(crate) fn trim(&mut self, id: HeaderId) -> u64 {
+        let header = self.header_mut(id);
+        let before = header.pages();
+        if header.blocks.len() < header.blocks.capacity() / 2 {
+            header.blocks.shrink_to_fit();
         }
+        before.saturating_sub(header.pages())
     }
 
     /// Blocks that are referred to.

@@ -4,5 +4,5 @@
 
 mod clone_block;
 
-pub(crate) use clone_block::{BlockContent, CloneTable, CloneTableFull};
+pub(crate) use clone_block::{BlockContent, CloneTable, CloneTableFull, Header};
 pub use clone_block::{BlockId, HeaderId};

@@ -37,6 +37,7 @@ impl<P: Platform> Manager<P> {
             "a clone descriptor survived"
         );
         let mut db = self.pfns.lock();
+        db.commit.release(vads.charged());
         Cursor::new(&self.store, space.root()).unlink(&mut db, space.root(), SUPERVISOR_SLOT);
         db.drop_table_held(space.root());
         flush.whole_table(space.root());

@@ -10,10 +10,11 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::addr::{Pfn, VpnRange};
 use crate::backend::Platform;
+use crate::commit::NoCommit;
 use crate::flush::Flush;
 use crate::manager::{Demand, Manager, Reserve};
 use crate::pfn::Want;
-use crate::proto::{CloneTableFull, HeaderId};
+use crate::proto::{CloneTableFull, Header, HeaderId};
 use crate::shadow::TableCount;
 use crate::space::state::Descriptors;
 use crate::space::{Space, SpaceState};
@@ -50,6 +51,12 @@ pub enum ForkError {
     NoCloneBlocks {
         /// Blocks the fork may need.
         blocks: u64,
+    },
+    /// The child's private memory cannot be promised.
+    #[error("{pages} pages of private memory cannot be promised")]
+    NoCommit {
+        /// Pages the child could write to.
+        pages: u64,
     },
     /// Memory for the copies of the mappings ran out.
     #[error("no memory for {mappings} mappings")]
@@ -162,6 +169,14 @@ impl<P: Platform> Manager<P> {
         state: &SpaceState<P::Backing>,
     ) -> Result<ForkPlan<P::Backing>, ForkError> {
         let (vads, ranges) = self.inherited(state)?;
+        let pages = vads.charged();
+        if self.pfns.lock().commit.charge(pages) == Err(NoCommit) {
+            return Err(ForkError::NoCommit { pages });
+        }
+        let uncharge = |error| {
+            self.pfns.lock().commit.release(pages);
+            error
+        };
         let cursor = parent.cursor(&self.store);
         let mut count = TableCount::default();
         for range in &ranges {
@@ -179,14 +194,14 @@ impl<P: Platform> Manager<P> {
             tables,
             pages: pinned,
         };
-        let reserve = self.reserve(demand).ok_or(no_memory)?;
+        let reserve = self.reserve(demand).ok_or_else(|| uncharge(no_memory))?;
         let header = match self.reserve_header(state.private) {
             Ok(header) => header,
             Err(CloneTableFull) => {
                 self.give_back(reserve);
-                return Err(ForkError::NoCloneBlocks {
+                return Err(uncharge(ForkError::NoCloneBlocks {
                     blocks: state.private,
-                });
+                }));
             }
         };
         let mut descriptors = state.descriptors.emptied();
@@ -234,7 +249,13 @@ impl<P: Platform> Manager<P> {
         if db.injected_failure() {
             return Err(CloneTableFull);
         }
-        db.clones.reserve(blocks).map(Some)
+        let header = db.clones.reserve(blocks)?;
+        let pages = db.clones.header(header).map_or(0, Header::pages);
+        if db.commit.charge(pages) == Err(NoCommit) {
+            db.clones.undescribe(header);
+            return Err(CloneTableFull);
+        }
+        Ok(Some(header))
     }
 
     /// Gives the new header's descriptors their true counts, and frees what no entry refers to.
@@ -246,7 +267,7 @@ impl<P: Platform> Manager<P> {
     ) {
         let mut db = self.pfns.lock();
         if let Some(header) = plan.header.filter(|_| blocks > 0) {
-            db.clones.trim(header);
+            db.trim_header(header);
             if cfg!(not(mutant = "lost_descriptor")) {
                 db.clones.describe(header);
             }

@@ -3,6 +3,7 @@
 use crate::access::Prot;
 use crate::addr::{PAGE_SIZE, Vpn, VpnRange};
 use crate::backend::Platform;
+use crate::commit::NoCommit;
 use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::space::{Space, SpaceState};
@@ -78,6 +79,12 @@ pub enum MapError {
         /// How many pages.
         count: u64,
     },
+    /// So much private memory cannot be promised (`ENOMEM`).
+    #[error("{pages} pages of private memory cannot be promised")]
+    NoCommit {
+        /// Pages that would be charged.
+        pages: u64,
+    },
     /// The space has as many mappings as it may have (`ENOMEM`).
     #[error("the address space has its {MAX_MAPPINGS} mappings")]
     TooManyMappings,
@@ -109,10 +116,6 @@ impl<P: Platform> Manager<P> {
         if state.vads.len_without(range) >= MAX_MAPPINGS {
             return Err(MapError::TooManyMappings);
         }
-        let replaced = state.vads.carve(range);
-        if !replaced.is_empty() {
-            self.zap(space, &mut state, range, &mut flush);
-        }
         let MapRequest {
             prot,
             kind,
@@ -120,14 +123,23 @@ impl<P: Platform> Manager<P> {
             tag,
             ..
         } = request;
-        state.vads.insert(Vad {
+        let mut vad = Vad {
             range,
             prot,
             kind,
-            flags,
+            flags: flags - VadFlags::CHARGED,
             tag,
             around: FaultAround::default(),
-        });
+        };
+        vad.flags.set(VadFlags::CHARGED, vad.needs_charge(prot));
+        let (released, charged) = (state.vads.charged_in(range), vad.charge());
+        let commit = self.pfns.lock().commit.exchange(released, charged);
+        commit.map_err(|NoCommit| MapError::NoCommit { pages: charged })?;
+        let replaced = state.vads.carve(range);
+        if !replaced.is_empty() {
+            self.zap(space, &mut state, range, &mut flush);
+        }
+        state.vads.insert(vad);
         state.update_peak_pages();
         drop(state);
         drop(replaced);

@@ -24,7 +24,7 @@ use core::fmt;
 
 use crate::addr::{Pfn, SpaceId};
 use crate::backend::{FrameStore, Platform, SpaceMutex};
-use crate::flush::Flush;
+use crate::flush::{Flush, Unannounced};
 use crate::shadow::Cursor;
 
 pub use advise::{AdviseError, VadAdvice};
@@ -45,6 +45,7 @@ pub use unmap::UnmapError;
 pub struct Space<P: Platform> {
     id: SpaceId,
     root: Pfn,
+    unannounced: Unannounced,
     /// The space lock: taken before the PFN lock, and never two of them at once.
     pub(crate) state: SpaceMutex<P, SpaceState<P::Backing>>,
 }
@@ -54,6 +55,7 @@ impl<P: Platform> Space<P> {
         Self {
             id,
             root,
+            unannounced: Unannounced::default(),
             state: SpaceMutex::<P, _>::new(state),
         }
     }
@@ -62,6 +64,14 @@ impl<P: Platform> Space<P> {
     #[must_use]
     pub fn id(&self) -> SpaceId {
         self.id
+    }
+
+    /// Flushes that were made and neither announced ([`Flush::announced`]) nor done. A vCPU must not enter the
+    /// space before it has seen this at zero: what a thread does after an operation of another one may
+    /// rely on what that one took away.
+    #[must_use]
+    pub fn unannounced(&self) -> u64 {
+        self.unannounced.count()
     }
 
     /// The top-level table: what CR3 must hold.
@@ -76,7 +86,7 @@ impl<P: Platform> Space<P> {
 
     /// A flush of this space with nothing in it yet.
     pub(crate) fn no_flush(&self) -> Flush {
-        Flush::none(self.id, self.root)
+        Flush::none(self.id, self.root, &self.unannounced)
     }
 }
 

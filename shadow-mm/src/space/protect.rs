@@ -8,6 +8,7 @@
 use crate::access::Prot;
 use crate::addr::{EntryIndex, Pfn, Vpn, VpnRange};
 use crate::backend::Platform;
+use crate::commit::NoCommit;
 use crate::flush::{Flush, TableEdits};
 use crate::manager::Manager;
 use crate::pfn::{Owner, PfnDatabase};
@@ -16,7 +17,7 @@ use crate::shadow::LeafRun;
 use crate::space::zap::may_be_stale;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
-use crate::vad::MAX_MAPPINGS;
+use crate::vad::{MAX_MAPPINGS, VadFlags};
 
 /// What became of a protection change.
 #[derive(Debug)]
@@ -40,6 +41,12 @@ pub enum ProtectError {
     /// Cutting mappings would make one too many (`ENOMEM`); nothing has changed.
     #[error("the address space has its {MAX_MAPPINGS} mappings")]
     TooManyMappings,
+    /// Pages that become writable cannot be promised (`ENOMEM`); nothing has changed.
+    #[error("{pages} pages of private memory cannot be promised")]
+    NoCommit {
+        /// Pages that would be charged.
+        pages: u64,
+    },
 }
 
 impl<P: Platform> Manager<P> {
@@ -58,8 +65,18 @@ impl<P: Platform> Manager<P> {
                 result: Err(ProtectError::TooManyMappings),
             };
         }
+        let pages = state.vads.uncharged_in(covered, prot);
+        if self.pfns.lock().commit.charge(pages) == Err(NoCommit) {
+            return Protected {
+                flush,
+                result: Err(ProtectError::NoCommit { pages }),
+            };
+        }
         for mut vad in state.vads.carve(covered) {
             vad.prot = prot;
+            if vad.needs_charge(prot) {
+                vad.flags |= VadFlags::CHARGED;
+            }
             state.vads.insert(vad);
         }
         space.cursor(&self.store).for_each_leaf(covered, |run| {

@@ -2,6 +2,7 @@
 
 use crate::addr::{Level, Vpn, VpnRange};
 use crate::backend::{Platform, SpaceGuard};
+use crate::commit::NoCommit;
 use crate::flush::{Flush, TableEdits};
 use crate::manager::{Demand, Manager, Reserve};
 use crate::pfn::Owner;
@@ -92,17 +93,30 @@ impl<P: Platform> Manager<P> {
             if new_count <= old.count() {
                 return self.shrink(space, &mut state, old, new_count);
             }
+            let more = match state.vads.charged_in(old) {
+                0 => 0,
+                charged => new_count - charged,
+            };
+            self.promise(0, more)?;
             if let Some(range) = self.grow(&mut state, &vad, old, new_count) {
                 return Ok(Mapped {
                     range,
                     flush: space.no_flush(),
                 });
             }
+            self.pfns.lock().commit.release(more);
             if !may_move {
                 return Err(RemapError::CannotGrow { old, new_count });
             }
         }
         self.relocate(space, state, request)
+    }
+
+    /// Charges pages in the place of others.
+    fn promise(&self, released: u64, charged: u64) -> Result<(), RemapError> {
+        let commit = self.pfns.lock().commit.exchange(released, charged);
+        let no_commit = MapError::NoCommit { pages: charged };
+        commit.map_err(|NoCommit| RemapError::Place(no_commit))
     }
 
     fn shrink(
@@ -119,6 +133,7 @@ impl<P: Platform> Manager<P> {
             if state.vads.len_without(tail) > MAX_MAPPINGS {
                 return Err(RemapError::Place(MapError::TooManyMappings));
             }
+            self.pfns.lock().commit.release(state.vads.charged_in(tail));
             state.vads.carve(tail);
             self.zap(space, state, tail, &mut flush);
         }
@@ -161,6 +176,15 @@ impl<P: Platform> Manager<P> {
         let tables = self.tables_for_move(space, kept, new);
         let reserve = self.reserve(Demand::tables(tables));
         let mut reserve = reserve.ok_or(RemapError::NoMemory { tables })?;
+        let charged = match state.vads.charged_in(old) {
+            0 => 0,
+            _ => new.count(),
+        };
+        let released = state.vads.charged_in(old) + state.vads.charged_in(new);
+        if let Err(error) = self.promise(released, charged) {
+            self.give_back(reserve);
+            return Err(error);
+        }
         let mut flush = space.no_flush();
         let replaced = state.vads.carve(new);
         self.zap(space, state, new, &mut flush);

@@ -125,7 +125,7 @@ impl Descriptors {
             *count -= 1;
             if *count == 0 {
                 self.counts.remove(&block.header);
-                db.clones.undescribe(block.header);
+                db.undescribe(block.header);
             }
         } else {
             debug_assert!(false, "no descriptor for {block:?}");
@@ -137,7 +137,7 @@ impl Descriptors {
     pub(crate) fn drop_unused(&mut self, db: &mut PfnDatabase) {
         self.counts.retain(|header, count| {
             if *count == 0 {
-                db.clones.undescribe(*header);
+                db.undescribe(*header);
             }
             *count > 0
         });

@@ -6,7 +6,7 @@ use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::space::Space;
 use crate::stats::add;
-use crate::vad::MAX_MAPPINGS;
+use crate::vad::{MAX_MAPPINGS, Vad};
 
 /// Why a range cannot be unmapped. Nothing has changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -31,6 +31,8 @@ impl<P: Platform> Manager<P> {
         if !carved.is_empty() {
             self.zap(space, &mut state, range, &mut flush);
         }
+        let released = carved.iter().map(Vad::charge).sum();
+        self.pfns.lock().commit.release(released);
         drop(state);
         drop(carved);
         add(&self.counters.unmaps, 1);

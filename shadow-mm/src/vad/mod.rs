@@ -25,6 +25,8 @@ bitflags! {
         const DONT_FORK = 4;
         /// `MADV_WIPEONFORK`: a fork's child gets the mapping empty.
         const WIPE_ON_FORK = 8;
+        /// Its pages are charged. The manager's own: ignored in requests.
+        const CHARGED = 16;
     }
 }
 
@@ -135,6 +137,20 @@ impl<B: Clone + Eq> Vad<B> {
         upper
     }
 
+    /// Whether a mapping like this with protection `prot` must be charged.
+    pub(crate) fn needs_charge(&self, prot: Prot) -> bool {
+        prot.contains(Prot::WRITE) && !self.flags.contains(VadFlags::NO_RESERVE)
+    }
+
+    /// Pages charged for it.
+    pub(crate) fn charge(&self) -> u64 {
+        if self.flags.contains(VadFlags::CHARGED) {
+            self.range.count()
+        } else {
+            0
+        }
+    }
+
     /// Whether `next` continues this mapping without a seam.
     fn continues_into(&self, next: &Self) -> bool {
         self.range.end() == next.range.start().get()
@@ -156,7 +172,7 @@ impl<B: Clone + Eq> Vad<B> {
             range: self.range,
             prot: self.prot,
             kind: self.kind.clone(),
-            flags: self.flags,
+            flags: self.flags - VadFlags::CHARGED,
             tag: self.tag,
         }
     }

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use super::place::Placer;
 use super::{Vad, sub_range};
+use crate::access::Prot;
 use crate::addr::{Vpn, VpnRange};
 
 /// The mappings of a space. Protected by the space's lock.
@@ -13,6 +14,7 @@ use crate::addr::{Vpn, VpnRange};
 pub(crate) struct VadSet<B> {
     map: BTreeMap<Vpn, Vad<B>>,
     pages: u64,
+    charged: u64,
     pub(super) placer: Placer,
 }
 
@@ -21,6 +23,7 @@ impl<B> Default for VadSet<B> {
         Self {
             map: BTreeMap::new(),
             pages: 0,
+            charged: 0,
             placer: Placer::default(),
         }
     }
@@ -35,6 +38,29 @@ impl<B: Clone + Eq> VadSet<B> {
     /// How many pages are mapped.
     pub(crate) fn pages(&self) -> u64 {
         self.pages
+    }
+
+    /// How many pages are charged.
+    pub(crate) fn charged(&self) -> u64 {
+        self.charged
+    }
+
+    /// How many pages of a range are charged.
+    pub(crate) fn charged_in(&self, range: VpnRange) -> u64 {
+        self.overlapping(range)
+            .filter(|vad| vad.charge() > 0)
+            .filter_map(|vad| vad.range.intersect(range))
+            .map(VpnRange::count)
+            .sum()
+    }
+
+    /// How many pages of a range must be charged, and are not, once its protection is `prot`.
+    pub(crate) fn uncharged_in(&self, range: VpnRange, prot: Prot) -> u64 {
+        self.overlapping(range)
+            .filter(|vad| vad.charge() == 0 && vad.needs_charge(prot))
+            .filter_map(|vad| vad.range.intersect(range))
+            .map(VpnRange::count)
+            .sum()
     }
 
     /// All mappings, rising.
@@ -120,6 +146,7 @@ impl<B: Clone + Eq> VadSet<B> {
             .collect();
         let carved: Vec<_> = keys.iter().filter_map(|key| self.map.remove(key)).collect();
         self.pages -= carved.iter().map(|vad| vad.range.count()).sum::<u64>();
+        self.charged -= carved.iter().map(Vad::charge).sum::<u64>();
         if !carved.is_empty() {
             let above = self
                 .map
@@ -135,6 +162,7 @@ impl<B: Clone + Eq> VadSet<B> {
     pub(crate) fn insert(&mut self, mut vad: Vad<B>) {
         debug_assert!(self.is_free(vad.range), "mappings overlap");
         self.pages += vad.range.count();
+        self.charged += vad.charge();
         let below = self.last_below(vad.range.start().get());
         if let Some(below) = below.filter(|below| below.continues_into(&vad)) {
             let (start, around) = (below.range.start(), below.around);
@@ -171,7 +199,6 @@ impl<B: Clone + Eq> VadSet<B> {
 mod tests {
     use super::super::{FaultAround, MapKind, VadFlags, VadTag};
     use super::*;
-    use crate::access::Prot;
 
     fn range(start: u64, count: u64) -> VpnRange {
         VpnRange::new(Vpn::new(start).expect("page"), count).expect("range")

@@ -135,7 +135,11 @@ impl World {
         }
         let forked = match self.mm.fork(&self.processes[which].cpu.space) {
             Ok(forked) => forked,
-            Err(ForkError::NoMemory { .. }) => return Ok(()),
+            Err(
+                ForkError::NoMemory { .. }
+                | ForkError::NoCommit { .. }
+                | ForkError::NoCloneBlocks { .. },
+            ) => return Ok(()),
             Err(other) => return Err(other.to_string()),
         };
         self.flush(which, forked.flush);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, DiscardError, MapKind, MapRequest, PAGE_SIZE, Placement, Prot, RemapError,
-    RemapRequest, VadAdvice, VpnRange,
+    Access, DiscardError, MapError, MapKind, MapRequest, PAGE_SIZE, Placement, Prot, ProtectError,
+    RemapError, RemapRequest, VadAdvice, VpnRange,
 };
 
 use super::common::{range, request, vpn};
@@ -116,7 +116,11 @@ impl World {
             wanted.placement = Placement::Anywhere { hint: None, below };
         }
         let mapped = self.mm.map(&self.processes[which].cpu.space, wanted);
-        let mapped = mapped.map_err(|e| e.to_string())?;
+        let mapped = match mapped {
+            // Whether it is promised is the manager's to say; that nothing changed shows later.
+            Err(MapError::NoCommit { .. }) => return Ok(()),
+            mapped => mapped.map_err(|e| e.to_string())?,
+        };
         let id = self.processes[which].id;
         let start = mapped.range.start().get();
         let taken = self.processes[which]
@@ -184,6 +188,9 @@ impl World {
             .mm
             .protect(&self.processes[which].cpu.space, range, prot);
         self.flush(which, done.flush);
+        if matches!(done.result, Err(ProtectError::NoCommit { .. })) {
+            return Ok(());
+        }
         let prefix = self.prefix(which, range);
         for page in &prefix {
             if let Some(model) = self.processes[which].pages.get_mut(page) {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, Denied, Flush, FrameStore, IoTicket, PageIn, Pfn, Pin, Prot, SupervisorRights, Vpn,
-    WriteTicket,
+    Access, CommitLimit, Denied, Flush, FrameStore, IoTicket, PageIn, Pfn, Pin, Prot,
+    SupervisorRights, Vpn, WriteTicket,
 };
 
 use super::common::{Cpu, Mm, Sim, manager, va, vpn};
@@ -81,8 +81,9 @@ pub(crate) struct World {
 pub(crate) type Outcome = Result<(), String>;
 
 impl World {
-    pub(crate) fn new(data: u32, tables: u32, slots: u64) -> Self {
+    pub(crate) fn new(data: u32, tables: u32, slots: u64, limit: CommitLimit) -> Self {
         let mm = manager(data, tables);
+        mm.set_commit_limit(limit);
         mm.add_page_file(slots).expect("a page file");
         mm.map_supervisor(va(SUPERVISOR_VA), 1, 1, SupervisorRights::USER)
             .expect("a monitor");
@@ -174,7 +175,7 @@ impl World {
         let owned = (
             stats.data.standby,
             stats.data.modified,
-            stats.page_file_used,
+            stats.page_file_used + stats.commit_charged,
         );
         if data == (self.frames.0, 0, 0)
             && tables == (self.frames.1, 0)

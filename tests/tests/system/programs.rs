@@ -26,6 +26,12 @@ pub(crate) fn cases() -> Vec<Case> {
                 .extend(["--rw", "{work}", "--workdir", "{work}"].map(str::to_owned));
         }
     }
+    // More virtual processors than some of the hosts have: threads are then taken off them anywhere.
+    let threads = |name: &str, args: [&str; 2], in_rig: &str, cpus: &str| {
+        let launch = Launch::new(&format!("{{programs}}/{}", args[0]), &args[1..]);
+        let launch = launch.in_rig(&[in_rig]).options(&["--cpus", cpus]);
+        Case::new(&format!("programs/{name}"), launch, Expect::Tap).seconds(180)
+    };
     let on_tmpfs = Launch::new("{programs}/fds", &["/var/tmp"]).options(&["--tmpfs", "/var/tmp"]);
     let sockets =
         Launch::new("{programs}/sockets", &["/var/tmp"]).options(&["--tmpfs", "/var/tmp"]);
@@ -41,6 +47,10 @@ pub(crate) fn cases() -> Vec<Case> {
         fds,
         Case::new("programs/sockets", sockets, Expect::Tap),
         Case::new("programs/fds_on_tmpfs", on_tmpfs, Expect::Tap),
+        threads("threads", ["threads", "1000"], "100", "2"),
+        threads("threads_on_one_cpu", ["threads", "100"], "50", "1"),
+        threads("thread_storm", ["thread_storm", "200"], "40", "4"),
+        threads("shootdown", ["shootdown", "200"], "40", "2"),
         thrash(),
         tap("waits", &[]),
         tap("misbehave", &[]).seconds(120),

@@ -283,7 +283,7 @@ mod tests {
         let text = render(&example(), PLAIN);
         for part in [
             "guest      warm (pid 7), running for 1 min 5 s",
-            "# active            4    16 KiB",
+            "# active             4    16 KiB",
             "2 frames are mapped more than once, which saves 3 frames, 12 KiB",
             "1 by 2, 1 by 3",
             "[heap]",

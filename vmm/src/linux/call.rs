@@ -88,6 +88,8 @@ pub enum WaitKey {
     Continued(i32),
     /// The child with this pid has called `execve` or ended: its `vfork` parent may go on.
     VforkDone(i32),
+    /// The other threads of this process have ended: its `execve` may go on.
+    Alone(i32),
     /// A signal was queued for this process or one of its threads, blocked or not.
     Signal(i32),
 }

@@ -17,6 +17,8 @@ use crate::memory::Memory;
 pub struct KernelLimits {
     /// Processes (zombies included) the machine may have; more gives EAGAIN.
     pub max_procs: usize,
+    /// Threads of all processes together; more gives EAGAIN.
+    pub max_threads: usize,
     /// Processors the guest is told about, and workers that run it.
     pub cpus: usize,
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::Errno;
 use super::file::{Description, Location};
 use super::mm::guard::{self, GuardHeap};
+use super::proc::futex::FutexTable;
 use super::thread::{ThreadShared, Tid};
 use crate::locks::{Mutex, rank};
 use crate::memory::{Memory, Space, VmmPlatform};
@@ -300,21 +301,6 @@ impl Default for Prctl {
     }
 }
 
-/// A thread that waits in futex(2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FutexWaiter {
-    /// Who.
-    pub tid: Tid,
-    /// The space its word is in.
-    pub space: u64,
-    /// The word's address.
-    pub va: u64,
-    /// Which wakes it takes (`FUTEX_WAIT_BITSET`).
-    pub bitset: u32,
-    /// It has been woken and only has to notice.
-    pub woken: bool,
-}
-
 /// A process.
 #[derive(Debug)]
 pub struct Process {
@@ -334,16 +320,20 @@ pub struct Process {
     pub unreported: Unreported,
     /// It is ending with this status: its threads leave as soon as they notice.
     pub exiting: Option<i32>,
+    /// This thread is in `execve`: the others leave as soon as they notice.
+    pub exec: Option<Tid>,
     /// Signal sent to the parent at its end (`SIGCHLD` for fork).
     pub exit_signal: i32,
     /// Children, zombies included.
     pub children: BTreeSet<Pid>,
-    /// Its threads.
+    /// Its threads. The leader's is gone when it ended before the others.
     pub threads: BTreeMap<Tid, Arc<ThreadShared>>,
     /// Signals pending for each thread itself.
     pub thread_pending: BTreeMap<Tid, Pending>,
     /// Masks of the threads, kept equal to `Thread::mask` so that others can pick a target.
     pub thread_masks: BTreeMap<Tid, u64>,
+    /// Names of threads that have one of their own (`PR_SET_NAME`).
+    pub thread_names: BTreeMap<Tid, Vec<u8>>,
     /// Signals pending for the process.
     pub pending: Pending,
     /// Dispositions; index N-1 for signal N.
@@ -407,8 +397,8 @@ pub struct State {
     pub main: Pid,
     /// Wait status of the first program, once it has ended.
     pub main_status: Option<i32>,
-    /// Waiters in futex(2), in the order they came.
-    pub futexes: Vec<FutexWaiter>,
+    /// Waiters in futex(2).
+    pub futexes: FutexTable,
 }
 
 /// Largest pid plus one (`/proc/sys/kernel/pid_max`).
@@ -431,11 +421,13 @@ impl Process {
             life: Life::Running,
             unreported: Unreported::None,
             exiting: None,
+            exec: None,
             exit_signal: libc::SIGCHLD,
             children: BTreeSet::new(),
             threads: BTreeMap::new(),
             thread_pending: BTreeMap::new(),
             thread_masks: BTreeMap::new(),
+            thread_names: BTreeMap::new(),
             pending: Pending::default(),
             actions: [SigAction::default(); SIGNALS],
             files: FdTable::default(),
@@ -461,6 +453,27 @@ impl Process {
     #[must_use]
     pub fn is_zombie(&self) -> bool {
         matches!(self.life, Life::Zombie(_))
+    }
+
+    /// Whether thread `tid` is on its way out.
+    #[must_use]
+    pub fn is_leaving(&self, tid: Tid) -> bool {
+        self.exiting.is_some() || self.exec.is_some_and(|survivor| survivor != tid)
+    }
+
+    /// The name of one of its threads.
+    #[must_use]
+    pub fn name_of(&self, tid: Tid) -> &[u8] {
+        self.thread_names.get(&tid).unwrap_or(&self.comm)
+    }
+
+    /// Names a thread; the leader's name is the process's.
+    pub fn set_name(&mut self, tid: Tid, name: Vec<u8>) {
+        if tid == self.pid {
+            self.comm = name;
+        } else {
+            self.thread_names.insert(tid, name);
+        }
     }
 
     /// CPU time of all its threads, ended ones included, in nanoseconds.
@@ -495,11 +508,11 @@ impl State {
             tty: TtyState::default(),
             main: INIT + 1,
             main_status: None,
-            futexes: Vec::new(),
+            futexes: FutexTable::default(),
         }
     }
 
-    /// An id for a new process: the next one that names no process, group or session.
+    /// An id for a new process or thread: the next one that names no thread, process, group or session.
     ///
     /// # Errors
     /// `EAGAIN` when there is none.
@@ -512,7 +525,10 @@ impl State {
                 pid + 1
             };
             let named = self.procs.contains_key(&pid)
-                || self.procs.values().any(|p| p.pgid == pid || p.sid == pid);
+                || self
+                    .procs
+                    .values()
+                    .any(|p| p.pgid == pid || p.sid == pid || p.threads.contains_key(&pid));
             if !named {
                 return Ok(pid);
             }
@@ -520,14 +536,10 @@ impl State {
         Err(Errno::AGAIN)
     }
 
-    /// The process a live thread belongs to.
+    /// The process a thread belongs to: a live one, or a leader whose process still has its id.
     #[must_use]
     pub fn owner_of(&self, tid: Tid) -> Option<Pid> {
-        if self
-            .procs
-            .get(&tid)
-            .is_some_and(|p| p.threads.contains_key(&tid))
-        {
+        if self.procs.contains_key(&tid) {
             return Some(tid);
         }
         self.procs

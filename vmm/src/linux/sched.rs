@@ -105,6 +105,23 @@ impl Sched {
         }
     }
 
+    /// Ends a thread's wait; one that is running notices by itself.
+    pub fn resume(&self, tid: Tid) {
+        let mut q = self.queues.lock();
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        if q.unpark(tid) {
+            self.after_unpark(&q);
+        }
+    }
+
+    /// The running thread `old` is now called `new`.
+    pub fn renamed(&self, old: Tid, new: Tid) {
+        let mut q = self.queues.lock();
+        if let Some(kick) = q.running.remove(&old) {
+            q.running.insert(new, kick);
+        }
+    }
+
     /// Takes a thread out of the guest for a moment if it is running, so that its CPU time is known.
     pub fn kick_running(&self, tid: Tid) {
         if let Some(kick) = self.queues.lock().running.get(&tid) {
@@ -169,6 +186,11 @@ impl Sched {
         let q = self.queues.lock();
         self.runnable.notify_one();
         q.idle_workers > 0
+    }
+
+    /// Whether a thread waits for a worker.
+    pub fn others_wait(&self) -> bool {
+        !self.queues.lock().run.is_empty()
     }
 
     /// The slice of a running thread is over: another gets its place if one waits.

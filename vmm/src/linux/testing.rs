@@ -105,6 +105,7 @@ impl Machine {
         let memory = Arc::new(Memory::new(manager, Flushes::new(Paging::Hardware, 1)));
         let limits = KernelLimits {
             max_procs: 4,
+            max_threads: 8,
             cpus: 2,
         };
         let k = Kernel::new(KernelParts {

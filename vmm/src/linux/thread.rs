@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::call::CallRecord;
+use super::proc::Image;
 use super::process::{AddressSpace, Pid};
 
 /// Thread id; the leader's equals its process's id.
@@ -134,6 +135,10 @@ pub struct Thread {
     pub mm: Arc<AddressSpace>,
     /// The last fault: vector, error code and CR2, for a signal frame's context.
     pub last_trap: (u64, u64, u64),
+    /// A program that `execve` has loaded, while it waits for the other threads to end.
+    pub image: Option<Box<Image>>,
+    /// It gives its processor to others that wait for one, once (sched_yield(2)).
+    pub yields: bool,
     /// What others may see while it runs.
     pub shared: Arc<ThreadShared>,
 }

@@ -3,6 +3,7 @@
 //! dirty are set exactly as if the guest had done it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 use shadow_mm::{Access, GuestVa};
@@ -106,6 +107,25 @@ impl<'a> UserMem<'a> {
     /// `EFAULT`, `ENOMEM`.
     pub fn write_obj<T: IntoBytes + Immutable>(&self, va: u64, value: &T) -> Result<(), Errno> {
         self.write(va, value.as_bytes())
+    }
+
+    /// Changes the aligned word at `va` at once, for everybody who shares it, unless `change` leaves it.
+    /// Returns what it was.
+    ///
+    /// # Errors
+    /// `EFAULT` if it cannot be written, `EINVAL` if it is not aligned, `ENOMEM`.
+    pub fn update_u32(&self, va: u64, change: impl Fn(u32) -> Option<u32>) -> Result<u32, Errno> {
+        let (at, offset, _) = piece(va, 0, 4)?;
+        if !va.is_multiple_of(4) {
+            return Err(Errno::INVAL);
+        }
+        self.memory
+            .with_page(&self.mm.space, at, Access::Write, |store, frame| {
+                let word = store.word(frame, offset);
+                word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change)
+                    .unwrap_or_else(|unchanged| unchanged)
+            })
+            .map_err(errno)
     }
 
     /// Reads a NUL-terminated string of less than `max` bytes, without its NUL.

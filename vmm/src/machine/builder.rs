@@ -12,7 +12,7 @@ use super::stats::Counters;
 use super::strace::Strace;
 use super::worker::Shared;
 use super::{RunError, host_io::HostIo};
-use crate::config::RunConfig;
+use crate::config::{Commit, RunConfig};
 use crate::control::server::Server;
 use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::exec::MachineInfo;
@@ -28,6 +28,11 @@ use crate::linux::time::{Clock, TscInfo};
 use crate::linux::vdso;
 use crate::locks::{Mutex, rank};
 use crate::memory::{FRAME, Memory, PageFile};
+
+/// Threads a machine may have, for each process it may have.
+const THREADS_PER_PROCESS: usize = 16;
+/// Threads a machine has at most: ids must be left for groups and sessions.
+const MAX_THREADS: usize = 30_000;
 
 /// A machine with its first program loaded.
 pub struct Machine {
@@ -99,6 +104,9 @@ impl Machine {
             let added = hardware.memory.add_page_file(file);
             added.map_err(HardwareError::Layout)?;
         }
+        if config.commit == Commit::Limited {
+            hardware.memory.limit_commit();
+        }
         if config.guard_alloc {
             hardware.memory.guard.get_or_init(Default::default);
         }
@@ -127,6 +135,7 @@ impl Machine {
             tty: stdio.tty,
             limits: KernelLimits {
                 max_procs: config.max_procs,
+                max_threads: (config.max_procs * THREADS_PER_PROCESS).min(MAX_THREADS),
                 cpus: config.cpus,
             },
             info: info(&hardware),

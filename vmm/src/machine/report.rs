@@ -76,6 +76,10 @@ pub struct Paging {
     pub writes: u64,
     /// See `pages_out`.
     pub failed_writes: u64,
+    /// Pages promised to programs now, and the most that ever were.
+    pub committed: u64,
+    /// See `committed`.
+    pub committed_peak: u64,
     /// Pages taken from processes.
     pub trimmed: u64,
     /// Frames zeroed ahead of need.
@@ -144,6 +148,8 @@ impl MemoryReport {
                 pages_out: s.pages_written,
                 writes: s.writes_issued,
                 failed_writes: s.writes_failed,
+                committed: s.commit_charged,
+                committed_peak: s.commit_peak,
                 trimmed: s.pages_trimmed,
                 zeroed_ahead: s.pages_zeroed_ahead,
             },
@@ -229,7 +235,7 @@ impl fmt::Display for Report {
         let p = &m.paging;
         writeln!(
             f,
-            "paging    {} trimmed, {} out in {} writes ({} failed), {} in in {} reads, {} zeroed ahead; page file: {} of {} pages used, {} at most",
+            "paging    {} trimmed, {} out in {} writes ({} failed), {} in in {} reads, {} zeroed ahead; page file: {} of {} pages used, {} at most; {} pages promised, {} at most",
             p.trimmed,
             p.pages_out,
             p.writes,
@@ -239,7 +245,9 @@ impl fmt::Display for Report {
             p.zeroed_ahead,
             p.slots_used,
             p.slots,
-            p.slots_peak
+            p.slots_peak,
+            p.committed,
+            p.committed_peak
         )?;
         writeln!(
             f,

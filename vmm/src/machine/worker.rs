@@ -222,6 +222,11 @@ impl Worker {
             strace.result(&c, shared.table.get(nr), &result);
         }
         match signal::settle(&mut c, result) {
+            Settled::Again
+                if std::mem::take(&mut thread.yields) && shared.kernel.sched.others_wait() =>
+            {
+                Turn::SliceOver
+            }
             Settled::Again => Turn::Again,
             Settled::Park(wait) => Turn::Park(wait),
             Settled::Exited => Turn::Exited,
@@ -231,9 +236,9 @@ impl Worker {
     /// A stay in the guest.
     fn enter(&mut self, shared: &Shared, thread: &mut Thread) -> Result<Turn, CpuError> {
         let memory = &shared.kernel.memory;
-        let (space, root) = (thread.mm.space.id(), thread.mm.space.root());
+        let root = thread.mm.space.root();
         self.fpu.enter(&self.cpu, thread, &shared.counters)?;
-        let entry = memory.flushes.enter(self.index, space, root);
+        let entry = memory.flushes.enter(self.index, &thread.mm.space);
         let flush = if entry.needed {
             count(&shared.counters.flushes);
             let touches = entry.touches.len() as u64;

@@ -178,7 +178,7 @@ impl Memory {
     /// Waits until no virtual CPU runs `space` with translations that were taken away before this call.
     /// No lock may be held.
     pub fn quiesce(&self, space: &Space<VmmPlatform>) {
-        self.flushes.quiesce(space.id(), space.root());
+        self.flushes.quiesce(space);
     }
 
     /// Has the flushes that wait finished soon, so that their frames come back, and waits for it. False if

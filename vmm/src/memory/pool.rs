@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use shadow_mm::{EntryIndex, FrameStore, Pfn};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
@@ -111,6 +111,17 @@ impl Pool {
         self.region
             .get_slice(at, len)
             .expect("an address inside the pool")
+    }
+
+    /// The aligned word at `offset` of a frame.
+    ///
+    /// # Panics
+    /// If it is not aligned or not in the pool: our bug.
+    #[must_use]
+    pub fn word(&self, frame: Pfn, offset: usize) -> &AtomicU32 {
+        self.region
+            .get_atomic_ref(u64::from(frame.get()) as usize * FRAME + offset)
+            .expect("an aligned word inside the pool")
     }
 
     fn entry(&self, table: Pfn, index: EntryIndex) -> &AtomicU64 {

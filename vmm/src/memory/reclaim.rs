@@ -13,7 +13,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use shadow_mm::{FrameStore, IoFailed, StatsSnapshot, TrimMode};
+use shadow_mm::{CommitLimit, FrameStore, IoFailed, StatsSnapshot, TrimMode};
 
 use super::paging::Event;
 use super::{FRAME, Memory};
@@ -74,6 +74,13 @@ struct Gain {
 }
 
 impl Memory {
+    /// Lets programs have what memory and page file hold, less what the VMM needs to keep going.
+    pub fn limit_commit(&self) {
+        let stats = self.manager.stats();
+        let pages = stats.data.total - stats.data.total / LOW_DIVISOR + stats.page_file_slots;
+        self.manager.set_commit_limit(CommitLimit::Pages(pages));
+    }
+
     /// Calls the pager if frames are running low.
     pub(super) fn watch_level(&self) {
         let available = self.manager.available();

@@ -7,14 +7,14 @@ use super::stack::{Budget, STRING_MAX, Strings};
 use crate::linux::Errno;
 use crate::linux::call::{Arg, Args, Ctx, Entry, Stop, SysResult};
 use crate::linux::fs::{Caller, Follow};
-use crate::linux::proc::image::commit_exec;
+use crate::linux::proc::image::{Image, commit_exec};
+use crate::linux::proc::threads::be_alone;
 
 const AT_FDCWD: i32 = -100;
 const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
 const AT_EMPTY_PATH: u32 = 0x1000;
 const ADDR_NO_RANDOMIZE: u32 = 0x4_0000;
 const RLIMIT_STACK: usize = 3;
-const SIGCHLD: i32 = 17;
 
 /// The calls that start a program.
 pub const TABLE: &[Entry] = &[
@@ -34,6 +34,9 @@ pub const TABLE: &[Entry] = &[
 
 /// `execve(2)`.
 fn sys_execve(c: &mut Ctx<'_>, a: &Args) -> SysResult {
+    if let Some(image) = c.t.image.take() {
+        return replace(c, *image);
+    }
     let path = c.path(a.u64(0))?;
     let cwd = c.with_process(|p| p.cwd.clone());
     let program = Program::Path {
@@ -47,6 +50,9 @@ fn sys_execve(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 /// `execveat(2)`.
 fn sys_execveat(c: &mut Ctx<'_>, a: &Args) -> SysResult {
+    if let Some(image) = c.t.image.take() {
+        return replace(c, *image);
+    }
     let (fd, flags) = (a.i32(0), a.u32(4));
     if flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0 {
         return Err(Errno::INVAL.into());
@@ -118,12 +124,7 @@ fn open_program(c: &Ctx<'_>, fd: i32) -> Result<Program, Errno> {
 }
 
 fn execute(c: &mut Ctx<'_>, program: Program, argv: u64, envp: u64) -> SysResult {
-    let (cwd, stack_limit, threads) =
-        c.with_process(|p| (p.cwd.clone(), p.rlimits[RLIMIT_STACK].0, p.threads.len()));
-    if threads > 1 {
-        // Ending the other threads first is not done: say so rather than leave them behind.
-        return Err(Errno::AGAIN.into());
-    }
+    let (cwd, stack_limit) = c.with_process(|p| (p.cwd.clone(), p.rlimits[RLIMIT_STACK].0));
     let mut budget = Budget::new(stack_limit);
     let strings = Strings {
         argv: read_list(c, argv, &mut budget)?,
@@ -141,12 +142,19 @@ fn execute(c: &mut Ctx<'_>, program: Program, argv: u64, envp: u64) -> SysResult
         tracing::debug!(pid = c.t.pid, "execve: {error}");
         Stop::Errno(error.errno())
     })?;
-    c.with_process(|p| {
-        p.exit_signal = SIGCHLD;
-        p.cred.uid[2] = p.cred.uid[1];
-        p.cred.gid[2] = p.cred.gid[1];
-    });
-    commit_exec(c, loaded.into_image());
+    replace(c, loaded.into_image())
+}
+
+/// Puts a loaded program in the place of the old one, once the other threads have ended. Made again, the
+/// call comes straight here.
+fn replace(c: &mut Ctx<'_>, image: Image) -> SysResult {
+    if let Err(stop) = be_alone(c) {
+        if matches!(stop, Stop::Block(_)) {
+            c.t.image = Some(Box::new(image));
+        }
+        return Err(stop);
+    }
+    commit_exec(c, image);
     Err(Stop::Replaced)
 }
 

@@ -69,6 +69,7 @@ pub fn map_errno(error: MapError) -> Errno {
         MapError::SpaceDeleted
         | MapError::BadRange { .. }
         | MapError::NoSpace { .. }
+        | MapError::NoCommit { .. }
         | MapError::TooManyMappings => Errno::NOMEM,
     }
 }

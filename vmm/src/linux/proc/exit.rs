@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::futex::robust;
 use super::groups;
 use crate::linux::call::{Arg, Args, Ctx, Entry, Stop, SysResult, WaitKey};
 use crate::linux::kernel::Kernel;
@@ -40,15 +41,9 @@ struct Remains {
     mm: Option<Arc<AddressSpace>>,
 }
 
-/// `exit` of the only thread is the process's.
+/// Ends the calling thread; the last one's status is the process's.
 fn sys_exit(c: &mut Ctx<'_>, a: &Args) -> SysResult {
-    let status = (a.i32(0) & 0xff) << 8;
-    let only = c.with_process(|p| p.threads.len() <= 1);
-    if only {
-        let mut state = c.k.state();
-        end_process(&c.k.sched, &mut state, c.t.pid, status);
-    }
-    thread_exit(c);
+    thread_exit(c, (a.i32(0) & 0xff) << 8);
     Err(Stop::Exited)
 }
 
@@ -58,7 +53,7 @@ fn sys_exit_group(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         let mut state = c.k.state();
         end_process(&c.k.sched, &mut state, c.t.pid, status);
     }
-    thread_exit(c);
+    thread_exit(c, status);
     Err(Stop::Exited)
 }
 
@@ -75,16 +70,20 @@ pub fn end_process(sched: &Sched, state: &mut State, pid: Pid, status: i32) {
     }
 }
 
-/// The end of the calling thread; with the last one, of its process. The caller drops the record.
-pub fn thread_exit(c: &mut Ctx<'_>) {
+/// The end of the calling thread; with the last one, of its process, with this wait status unless it has one. The
+/// caller drops the record.
+pub fn thread_exit(c: &mut Ctx<'_>, status: i32) {
     c.t.call = None;
     if let Some(look) = c.k.main_ends.get()
         && is_end_of_main(&c.k.state(), c.t.pid)
     {
         look();
     }
+    robust::thread_ends(c);
     clear_child_tid(c);
-    let Some(remains) = leave(c) else { return };
+    let Some(remains) = leave(c, status) else {
+        return;
+    };
     drop(remains.files);
     c.k.io.locks.process_ended(c.k, c.t.pid);
     AddressSpace::retire(&c.t.mm, remains.mm);
@@ -108,7 +107,7 @@ pub(crate) fn clear_child_tid(c: &mut Ctx<'_>) {
 }
 
 /// Takes the thread out of its process. The last one gets what the process leaves behind.
-fn leave(c: &mut Ctx<'_>) -> Option<Remains> {
+fn leave(c: &mut Ctx<'_>, status: i32) -> Option<Remains> {
     let mut state = c.k.state();
     super::futex::forget(&mut state, c.t.tid);
     let p = state.procs.get_mut(&c.t.pid)?;
@@ -117,11 +116,16 @@ fn leave(c: &mut Ctx<'_>) -> Option<Remains> {
     p.usage.cpu_ns = p.usage.cpu_ns.saturating_add(used);
     p.thread_pending.remove(&c.t.tid);
     p.thread_masks.remove(&c.t.tid);
+    p.thread_names.remove(&c.t.tid);
     if !p.threads.is_empty() {
+        // A signal for the process may have been this thread's to take.
+        send::retarget(&c.k.sched, p, u64::MAX);
+        if p.exec.is_some() && p.threads.len() == 1 {
+            c.k.sched.wake(WaitKey::Alone(c.t.pid));
+        }
         return None;
     }
-    p.itimer_real = None;
-    p.itimer_cpu = [None; 2];
+    p.exiting.get_or_insert(status);
     p.usage.note_peak(&c.t.mm);
     Some(Remains {
         files: std::mem::take(&mut p.files),

@@ -1,21 +1,23 @@
-//! fork(2), vfork(2), clone(2), clone3(2): new processes.
+//! fork(2), vfork(2), clone(2), clone3(2): new processes and threads.
 //!
-//! A new process has its parent's memory copied (lazily) by the memory manager, or shares it until
-//! `execve` (`CLONE_VM | CLONE_VFORK`, as `vfork` and `posix_spawn` use it). Threads are not offered:
-//! `CLONE_THREAD` and sharing of anything else is `ENOSYS`.
+//! A new process has its parent's memory copied (lazily) by the memory manager, or shares it
+//! (`CLONE_VM`; with `CLONE_VFORK` as `vfork` and `posix_spawn` use it). A thread shares everything a thread can share, as
+//! pthread_create(3) asks for it; a thread with files or a working directory of its own, and processes
+//! that share those, are `ENOSYS`.
 
 use std::sync::Arc;
 use std::sync::Once;
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::{adopt_leader, limits, population};
+use super::adopt_leader;
+use super::threads::{New, insert_thread, may_start};
 use crate::linux::Errno;
 use crate::linux::call::{Arg, Args, Ctx, Entry, Restart, Stop, SysResult, Wait, WaitKey};
-use crate::linux::process::{AddressSpace, Pid, Prctl, Process, SigAction, State};
+use crate::linux::process::{AddressSpace, Pid, Prctl, Process, SigAction};
 use crate::linux::signal::SIG_IGN;
 use crate::linux::signal::frame::USER_END;
-use crate::linux::thread::{Fpu, Thread, ThreadShared};
+use crate::linux::thread::{AltStack, Fpu, Thread, ThreadShared};
 use crate::linux::user_mem::UserMem;
 
 use Arg::{Hex, Int};
@@ -82,12 +84,18 @@ bitflags::bitflags! {
     }
 }
 
-/// What makes a thread or shares more than memory.
-const SHARED: Flags = Flags::THREAD
-    .union(Flags::SIGHAND)
+/// What processes do not share.
+const SHARED: Flags = Flags::SIGHAND
     .union(Flags::FILES)
     .union(Flags::FS)
     .union(Flags::PARENT);
+
+/// What threads always share.
+const OF_THREADS: Flags = Flags::THREAD
+    .union(Flags::VM)
+    .union(Flags::SIGHAND)
+    .union(Flags::FILES)
+    .union(Flags::FS);
 
 /// New namespaces, process descriptors, control groups: not there.
 const REFUSED: Flags = Flags::NEWNS
@@ -196,7 +204,13 @@ impl Request {
                 .ok_or(Errno::INVAL)?,
         };
         let detached = flags.contains(Flags::DETACHED);
-        if detached || args.exit_signal > 64 || args.set_tid != 0 || args.set_tid_size != 0 {
+        let thread_signals = flags.contains(Flags::THREAD) && args.exit_signal != 0;
+        if detached
+            || thread_signals
+            || args.exit_signal > 64
+            || args.set_tid != 0
+            || args.set_tid_size != 0
+        {
             return Err(Errno::INVAL);
         }
         Ok(Self {
@@ -221,12 +235,18 @@ impl Request {
         if flags.intersects(REFUSED) {
             return Err(Errno::INVAL);
         }
-        if flags.intersects(SHARED) || flags & (Flags::VM | Flags::VFORK) == Flags::VM {
+        let thread = flags.contains(Flags::THREAD);
+        let offered = if thread {
+            flags.contains(OF_THREADS) && !flags.intersects(Flags::VFORK | Flags::PARENT)
+        } else {
+            !flags.intersects(SHARED)
+        };
+        if !offered {
             static ONCE: Once = Once::new();
             ONCE.call_once(|| {
                 tracing::warn!(
                     flags = format_args!("{:#x}", flags.bits()),
-                    "threads are not offered: clone gives ENOSYS"
+                    "this mixture of shared and own things is not offered: clone gives ENOSYS"
                 );
             });
             return Err(Errno::NOSYS);
@@ -247,11 +267,19 @@ fn clone(c: &mut Ctx<'_>, request: Request) -> SysResult {
         return wait_for_vfork(c, c.call.progress as Pid);
     }
     request.check()?;
-    may_fork(c, &c.k.state())?;
+    let new = if request.flags.contains(Flags::THREAD) {
+        New::Thread
+    } else {
+        New::Process
+    };
+    may_start(c, &c.k.state(), new)?;
     let mm = child_memory(c, request.flags)?;
     let fpu = child_fpu(c)?;
     let mut thread = child_thread(c, &request, mm, fpu);
-    let pid = insert_child(c, &request, &mut thread)?;
+    let pid = match new {
+        New::Process => insert_child(c, &request, &mut thread)?,
+        New::Thread => insert_thread(c, &mut thread)?,
+    };
     if !Arc::ptr_eq(&c.t.mm, &thread.mm) {
         thread.mm.inherit_guards(&c.t.mm, pid);
     }
@@ -283,27 +311,6 @@ fn wait_for_vfork(c: &mut Ctx<'_>, child: Pid) -> SysResult {
     }))
 }
 
-/// The machine's limit and the user's.
-fn may_fork(c: &Ctx<'_>, state: &State) -> Result<(), Errno> {
-    let me = state.process(c.t.pid)?;
-    if population(state) >= c.k.limits.max_procs {
-        return Err(Errno::AGAIN);
-    }
-    let uid = me.cred.uid[0];
-    let limit = me.rlimits[limits::NPROC].0;
-    if uid != 0 {
-        let mine = state
-            .procs
-            .values()
-            .filter(|p| p.cred.uid[0] == uid && p.ppid != 0)
-            .count();
-        if mine as u64 >= limit {
-            return Err(Errno::AGAIN);
-        }
-    }
-    Ok(())
-}
-
 fn child_memory(c: &Ctx<'_>, flags: Flags) -> Result<Arc<AddressSpace>, Errno> {
     if flags.contains(Flags::VM) {
         return Ok(Arc::clone(&c.t.mm));
@@ -315,6 +322,8 @@ fn child_memory(c: &Ctx<'_>, flags: Flags) -> Result<Arc<AddressSpace>, Errno> {
         .fork(&c.t.mm.space)
         .map_err(|_| Errno::NOMEM)?;
     memory.submit(forked.flush);
+    // Before the child can run: no other thread writes to what is now its page too.
+    memory.quiesce(&c.t.mm.space);
     Ok(AddressSpace::new(memory, forked.child, layout))
 }
 
@@ -339,6 +348,11 @@ fn child_thread(c: &Ctx<'_>, request: &Request, mm: Arc<AddressSpace>, fpu: Fpu)
         regs.fs_base = request.tls;
     }
     let clear = request.flags.contains(Flags::CHILD_CLEARTID);
+    // One stack for signals is for one thread.
+    let altstack = match request.flags & (Flags::VM | Flags::VFORK) {
+        Flags::VM => AltStack::default(),
+        _ => parent.altstack,
+    };
     Box::new(Thread {
         tid: 0,
         pid: 0,
@@ -348,12 +362,14 @@ fn child_thread(c: &Ctx<'_>, request: &Request, mm: Arc<AddressSpace>, fpu: Fpu)
         call: None,
         mask: parent.mask,
         saved_mask: None,
-        altstack: parent.altstack,
+        altstack,
         clear_child_tid: if clear { request.child_tid } else { 0 },
         robust_list: (0, 0),
         personality: parent.personality,
         mm,
         last_trap: (0, 0, 0),
+        image: None,
+        yields: false,
         shared: Arc::new(ThreadShared::default()),
     })
 }
@@ -362,7 +378,7 @@ fn child_thread(c: &Ctx<'_>, request: &Request, mm: Arc<AddressSpace>, fpu: Fpu)
 fn insert_child(c: &Ctx<'_>, request: &Request, thread: &mut Thread) -> Result<Pid, Errno> {
     let started = c.k.clock.monotonic();
     let mut state = c.k.state();
-    may_fork(c, &state)?;
+    may_start(c, &state, New::Process)?;
     let pid = state.allocate_pid()?;
     thread.tid = pid;
     thread.pid = pid;
@@ -419,10 +435,23 @@ mod tests {
     }
 
     #[test]
-    fn thread_is_refused_as_absent() {
-        let flags = Flags::VM | Flags::FS | Flags::FILES | Flags::SIGHAND | Flags::THREAD;
-        assert_eq!(Request::plain(flags).check(), Err(Errno::NOSYS));
-        assert_eq!(Request::plain(Flags::VM).check(), Err(Errno::NOSYS));
+    fn thread_shares_all_or_is_refused() {
+        let settings = Flags::SETTLS | Flags::PARENT_SETTID | Flags::CHILD_CLEARTID;
+        let pthread = OF_THREADS | Flags::SYSVSEM | settings;
+        assert_eq!(Request::plain(pthread).check(), Ok(()));
+        assert_eq!(
+            Request::plain(pthread - Flags::FILES).check(),
+            Err(Errno::NOSYS)
+        );
+        assert_eq!(
+            Request::plain(pthread | Flags::VFORK).check(),
+            Err(Errno::NOSYS)
+        );
+        assert_eq!(Request::plain(Flags::VM).check(), Ok(()));
+        assert_eq!(
+            Request::plain(Flags::VM | Flags::FILES).check(),
+            Err(Errno::NOSYS)
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::futex::robust;
 use super::{comm, exit};
 use crate::linux::call::{Ctx, WaitKey};
 use crate::linux::file::Location;
@@ -23,9 +24,10 @@ pub struct Image {
     pub regs: Regs,
 }
 
-/// Makes the calling process run `image`: from here on nothing can fail. The handler then returns
+/// Makes the calling process, of which the caller is the only thread, run `image`: from here on nothing can fail. The handler then returns
 /// [`crate::linux::call::Stop::Replaced`].
 pub fn commit_exec(c: &mut Ctx<'_>, image: Image) {
+    robust::thread_ends(c);
     exit::clear_child_tid(c);
     let Image {
         mm,

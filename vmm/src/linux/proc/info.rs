@@ -159,7 +159,19 @@ fn sys_sysinfo(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 
 fn sys_getrusage(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let usage = match a.i32(0) {
-        libc::RUSAGE_SELF | libc::RUSAGE_THREAD => {
+        libc::RUSAGE_THREAD => {
+            let mut usage = Usage {
+                cpu_ns: c
+                    .t
+                    .shared
+                    .cpu_time
+                    .load(std::sync::atomic::Ordering::Relaxed),
+                ..Usage::default()
+            };
+            usage.note_peak(&c.t.mm);
+            usage
+        }
+        libc::RUSAGE_SELF => {
             let mut usage = c.with_process(|p| Usage {
                 cpu_ns: p.cpu_ns(),
                 ..p.usage

@@ -21,11 +21,14 @@ pub mod itimer;
 pub mod limits;
 pub mod prctl;
 pub mod sched;
+pub mod threads;
 pub mod timeval;
 pub mod wait;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod thread_tests;
 
 pub use groups::tty_check;
 pub use image::{Image, commit_exec};
@@ -88,7 +91,7 @@ pub fn first_process(k: &Kernel, first: FirstProcess) -> Box<Thread> {
     p.umask = first.umask;
     p.mm = Some(Arc::clone(&first.mm));
     p.started = now;
-    p.rlimits[limits::NPROC] = (k.limits.max_procs as u64, k.limits.max_procs as u64);
+    p.rlimits[limits::NPROC] = (k.limits.max_threads as u64, k.limits.max_threads as u64);
     let thread = Thread {
         tid: pid,
         pid,
@@ -104,6 +107,8 @@ pub fn first_process(k: &Kernel, first: FirstProcess) -> Box<Thread> {
         personality: 0,
         mm: first.mm,
         last_trap: (0, 0, 0),
+        image: None,
+        yields: false,
         shared: Arc::new(ThreadShared::default()),
     };
     adopt_leader(&mut state, p, &thread);

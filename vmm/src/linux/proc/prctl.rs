@@ -77,11 +77,11 @@ fn sys_prctl(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         libc::PR_SET_NAME => {
             let mut name = [0; 16];
             read_name(c, va, &mut name)?;
-            c.with_process(|p| p.comm = super::comm(&name));
+            c.with_process(|p| p.set_name(c.t.tid, super::comm(&name)));
         }
         libc::PR_GET_NAME => {
             let mut name = [0; 16];
-            let comm = c.with_process(|p| p.comm.clone());
+            let comm = c.with_process(|p| p.name_of(c.t.tid).to_vec());
             for (to, from) in name.iter_mut().zip(comm) {
                 *to = from;
             }

@@ -145,7 +145,7 @@ fn sys_rt_sigprocmask(c: &mut Ctx<'_>, a: &Args) -> SysResult {
             _ => return Err(Errno::INVAL.into()),
         };
         let mut state = c.k.state();
-        set_mask(&mut state, c.t, new);
+        set_mask(&c.k.sched, &mut state, c.t, new);
     }
     if a.u64(2) != 0 {
         c.mem().write_obj(a.u64(2), &old)?;

@@ -9,6 +9,7 @@ use crate::linux::Errno;
 use crate::linux::call::{Ctx, Restart, Wait, WaitKey};
 use crate::linux::proc::{exit, groups};
 use crate::linux::process::{Life, SigAction, SigInfo, State};
+use crate::linux::sched::Sched;
 use crate::linux::thread::Thread;
 
 /// What the state says the thread has to do next.
@@ -41,7 +42,7 @@ pub fn before_return(c: &mut Ctx<'_>) -> Outcome {
             Step::Nothing => return Outcome::Resume,
             Step::Park(wait) => return Outcome::Park(wait),
             Step::Exit => {
-                exit::thread_exit(c);
+                exit::thread_exit(c, 0);
                 return Outcome::Exited;
             }
             Step::Run(action, info) => run_handler(c, &action, &info),
@@ -65,11 +66,11 @@ pub fn wants_handler(c: &Ctx<'_>) -> bool {
 /// A signal the calling thread has brought upon itself: it cannot be blocked or ignored.
 pub fn fault(c: &mut Ctx<'_>, info: SigInfo) {
     let mut state = c.k.state();
-    force(&mut state, c.t, info);
+    force(&c.k.sched, &mut state, c.t, info);
 }
 
 /// As [`fault`], under the state lock.
-pub(crate) fn force(state: &mut State, t: &mut Thread, info: SigInfo) {
+pub(crate) fn force(sched: &Sched, state: &mut State, t: &mut Thread, info: SigInfo) {
     let Some(p) = state.procs.get_mut(&t.pid) else {
         return;
     };
@@ -82,12 +83,12 @@ pub(crate) fn force(state: &mut State, t: &mut Thread, info: SigInfo) {
     p.thread_pending.entry(t.tid).or_default().push(info);
     t.shared.call_attention();
     if blocked {
-        set_mask(state, t, t.mask & !bit(info.signo));
+        set_mask(sched, state, t, t.mask & !bit(info.signo));
     }
 }
 
 /// Takes the next signal the thread has to do something about.
-fn next(sched: &crate::linux::sched::Sched, state: &mut State, t: &mut Thread) -> Step {
+fn next(sched: &Sched, state: &mut State, t: &mut Thread) -> Step {
     let mid_call = t
         .call
         .as_ref()
@@ -96,7 +97,7 @@ fn next(sched: &crate::linux::sched::Sched, state: &mut State, t: &mut Thread) -
         let Some(p) = state.procs.get_mut(&t.pid) else {
             return Step::Exit;
         };
-        if p.exiting.is_some() {
+        if p.is_leaving(t.tid) {
             return Step::Exit;
         }
         let set = deliverable(p, t.tid, t.mask);
@@ -159,7 +160,7 @@ fn run_handler(c: &mut Ctx<'_>, action: &SigAction, info: &SigInfo) {
                 0
             };
             let mut state = c.k.state();
-            set_mask(&mut state, c.t, c.t.mask | action.mask | own);
+            set_mask(&c.k.sched, &mut state, c.t, c.t.mask | action.mask | own);
         }
         Err(FrameError::Unwritable) => no_frame(c, info.signo),
         Err(FrameError::Host(error)) => {
@@ -178,7 +179,7 @@ fn no_frame(c: &mut Ctx<'_>, signo: i32) {
     {
         p.actions[libc::SIGSEGV as usize - 1].handler = super::SIG_DFL;
     }
-    force(&mut state, c.t, SigInfo::kernel(libc::SIGSEGV));
+    force(&c.k.sched, &mut state, c.t, SigInfo::kernel(libc::SIGSEGV));
 }
 
 /// Ends or restarts the interrupted call, visibly for the handler: the frame has RAX with the

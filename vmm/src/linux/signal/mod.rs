@@ -26,12 +26,13 @@
 //! * [`Restart::Uninterruptible`] parks although `attention` may be set.
 //!
 //! # Known holes
-//! Single-stepping (`TF`) cannot be switched on by `rt_sigreturn`. No core is dumped. There is one
-//! thread a process, so far: choosing among several is written but not tried.
+//! Single-stepping (`TF`) cannot be switched on by `rt_sigreturn`. No core is dumped. A stopped process is
+//! reported as such when its first thread stops; the others follow as soon as they leave the guest.
 
 use super::Errno;
 use super::call::{Ctx, Restart, Stop, SysResult, Wait};
 use super::process::{Process, SIGNALS, State};
+use super::sched::Sched;
 use super::thread::{Thread, Tid};
 
 pub mod calls;
@@ -179,13 +180,18 @@ pub fn errno_value(errno: Errno) -> u64 {
     i64::from(-errno.raw_os_error()) as u64
 }
 
-/// Sets a thread's mask, in its record and where senders look.
-pub fn set_mask(state: &mut State, t: &mut Thread, mask: u64) {
+/// Sets a thread's mask, in its record and where senders look. Signals for the process that it was to take and
+/// now blocks go to another thread.
+pub fn set_mask(sched: &Sched, state: &mut State, t: &mut Thread, mask: u64) {
+    let newly_blocked = mask & !t.mask;
     t.mask = mask & !UNBLOCKABLE;
     if let Some(p) = state.procs.get_mut(&t.pid) {
         p.thread_masks.insert(t.tid, t.mask);
         if deliverable(p, t.tid, t.mask) != 0 {
             t.shared.call_attention();
+        }
+        if p.threads.len() > 1 {
+            send::retarget(sched, p, newly_blocked);
         }
     }
 }
@@ -199,14 +205,14 @@ pub fn set_temporary_mask(c: &mut Ctx<'_>, mask: u64) {
     }
     let mut state = c.k.state();
     c.t.saved_mask = Some(c.t.mask);
-    set_mask(&mut state, c.t, mask);
+    set_mask(&c.k.sched, &mut state, c.t, mask);
 }
 
 /// The mask before [`set_temporary_mask`], when no handler takes it into its frame.
 fn restore_saved_mask(c: &mut Ctx<'_>) {
     if let Some(mask) = c.t.saved_mask.take() {
         let mut state = c.k.state();
-        set_mask(&mut state, c.t, mask);
+        set_mask(&c.k.sched, &mut state, c.t, mask);
     }
 }
 

@@ -105,6 +105,10 @@ pub(crate) fn send(
         let counted = info.code == SI_USER && pending.has(info.signo);
         return if counted { Ok(()) } else { Err(Errno::AGAIN) };
     }
+    if tid.is_some_and(|tid| !p.threads.contains_key(&tid)) {
+        // A leader that has ended before the others.
+        return Ok(());
+    }
     match tid {
         Some(tid) => p.thread_pending.entry(tid).or_default().push(info),
         None => p.pending.push(info),
@@ -124,6 +128,19 @@ pub(crate) fn discard(p: &mut Process, set: u64) {
     p.pending.discard(set);
     for pending in p.thread_pending.values_mut() {
         pending.discard(set);
+    }
+}
+
+/// Finds takers for the signals of `set` that are pending for the process: who was to take them has ended or blocks
+/// them now.
+pub(crate) fn retarget(sched: &Sched, p: &Process, set: u64) {
+    let mut left = p.pending.set & set;
+    while left != 0 {
+        let bit = left & left.wrapping_neg();
+        left &= !bit;
+        if let Some(tid) = target(p, None, bit) {
+            notify(sched, p, tid);
+        }
     }
 }
 

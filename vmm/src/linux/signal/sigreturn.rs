@@ -24,7 +24,7 @@ pub fn sys_rt_sigreturn(c: &mut Ctx<'_>, _a: &Args) -> SysResult {
         Some(restored) => apply(c, restored),
         None => {
             let mut state = c.k.state();
-            force(&mut state, c.t, SigInfo::kernel(libc::SIGSEGV));
+            force(&c.k.sched, &mut state, c.t, SigInfo::kernel(libc::SIGSEGV));
         }
     }
     Err(Stop::Replaced)
@@ -84,5 +84,5 @@ fn apply(c: &mut Ctx<'_>, restored: Restored) {
     // As Linux: a bad stack in the frame is not worth a signal.
     let _ = set_altstack(c.t, &uc.stack);
     let mut state = c.k.state();
-    set_mask(&mut state, c.t, uc.sigmask);
+    set_mask(&c.k.sched, &mut state, c.t, uc.sigmask);
 }

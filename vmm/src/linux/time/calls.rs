@@ -120,24 +120,16 @@ impl ClockKind {
     }
 }
 
-fn cpu_time(p: &Process) -> u64 {
-    let live = p
-        .threads
-        .values()
-        .map(|t| t.cpu_time.load(Ordering::Relaxed));
-    live.fold(p.usage.cpu_ns, u64::saturating_add)
-}
-
 /// What a clock shows the calling thread.
 fn read(c: &Ctx<'_>, kind: ClockKind) -> Result<u64, Errno> {
     match kind {
         ClockKind::ThreadCpu(0) => Ok(c.t.shared.cpu_time.load(Ordering::Relaxed)),
-        ClockKind::ProcessCpu(0) => Ok(c.with_process(|p| cpu_time(p))),
+        ClockKind::ProcessCpu(0) => Ok(c.with_process(|p| p.cpu_ns())),
         ClockKind::ProcessCpu(pid) => {
             c.k.state()
                 .procs
                 .get(&pid)
-                .map(cpu_time)
+                .map(Process::cpu_ns)
                 .ok_or(Errno::INVAL)
         }
         ClockKind::ThreadCpu(tid) => c

@@ -7,6 +7,8 @@
 //!
 //! * **Submitting** marks every virtual CPU that has the flush's root loaded *stale* (its next entry
 //!   flushes) and ejects those that are inside. Nobody waits here, so locks may be held.
+//! * An operation's flush is submitted a moment after the operation has let go of the space; until then it is
+//!   *unannounced*, and nobody enters the space: a thread may already have been given what another one lost.
 //! * **Entering** a space waits until no other virtual CPU is inside it with a ticket of that space
 //!   uncovered: so a system call that took something away has taken it from everybody when it
 //!   returns to ring 3. Those waited for are on their way out of the guest and need no lock for it; whoever
@@ -38,6 +40,7 @@ use shadow_mm::{Flush, Pfn, SpaceId};
 
 use crate::hv::probe::Paging;
 use crate::locks::{WaitGuard, WaitMutex, rank};
+use crate::memory::{Space, VmmPlatform};
 
 #[cfg(test)]
 mod tests;
@@ -186,7 +189,7 @@ impl Flushes {
 
     /// Takes a flush. Gives it back if it needs nothing more: to be acknowledged.
     #[must_use]
-    pub fn submit(&self, flush: Flush) -> Option<Flush> {
+    pub fn submit(&self, mut flush: Flush) -> Option<Flush> {
         let root = flush.root().gpa();
         let mut queues = self.queues.lock();
         queues.ticket += 1;
@@ -202,6 +205,7 @@ impl Flushes {
                 }
             }
         }
+        flush.announced();
         let touched = self.paging == Paging::Hardware;
         if touched && inside.is_empty() {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -248,11 +252,12 @@ impl Flushes {
         self.wake_idle.get().is_some_and(|wake| wake())
     }
 
-    /// Virtual CPU `cpu` is about to enter `space` on `root`: waits for others, then says what to do
-    /// on the way in. No lock may be held.
-    pub fn enter(&self, cpu: usize, space: SpaceId, root: Pfn) -> Entry {
+    /// Virtual CPU `cpu` is about to enter `space`: waits for others, then says what to do on the way
+    /// in. No lock may be held.
+    pub fn enter(&self, cpu: usize, space: &Space<VmmPlatform>) -> Entry {
+        wait_for_announcements(space);
         let me = &self.cpus[cpu];
-        let root = root.gpa();
+        let (root, space) = (space.root().gpa(), space.id());
         let switched = me.root.swap(root, Ordering::SeqCst) != root;
         me.inside.store(true, Ordering::SeqCst);
         let stale = me.stale.load(Ordering::SeqCst);
@@ -317,9 +322,10 @@ impl Flushes {
 
     /// Waits until what was taken from `space` until now is gone from every virtual CPU that runs it.
     /// No lock may be held.
-    pub fn quiesce(&self, space: SpaceId, root: Pfn) {
+    pub fn quiesce(&self, space: &Space<VmmPlatform>) {
+        wait_for_announcements(space);
         if self.waiting.load(Ordering::SeqCst) != 0 {
-            self.gate(&mut self.queues.lock(), space, root.gpa());
+            self.gate(&mut self.queues.lock(), space.id(), space.root().gpa());
         }
     }
 
@@ -539,6 +545,14 @@ impl Entry {
             Some((last, ticket)) if *last == space => *ticket = item.ticket,
             _ => self.covers.push((space, item.ticket)),
         }
+    }
+}
+
+/// Waits until nobody is between an operation on the space and its [`Flushes::submit`]: the caller may be about to run
+/// on what that operation made room for. Nothing blocks in between, so the wait is as short.
+fn wait_for_announcements(space: &Space<VmmPlatform>) {
+    while space.unannounced() != 0 {
+        std::thread::yield_now();
     }
 }
 

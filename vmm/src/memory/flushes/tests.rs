@@ -52,7 +52,7 @@ fn flush(memory: &Memory, space: &Arc<Space<VmmPlatform>>, page: u64) -> Flush {
 }
 
 fn enter(memory: &Memory, cpu: usize, space: &Space<VmmPlatform>) -> Entry {
-    memory.flushes.enter(cpu, space.id(), space.root())
+    memory.flushes.enter(cpu, space)
 }
 
 /// Leaves, and acknowledges; how many flushes that were.

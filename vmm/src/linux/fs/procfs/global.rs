@@ -36,7 +36,7 @@ pub(super) const ROWS: &[Row] = &[
     row("vmstat", vmstat),
     row("sys/kernel/pid_max", |_| "4194304\n".to_owned()),
     row("sys/kernel/threads-max", |c| {
-        format!("{}\n", c.k.limits.max_procs)
+        format!("{}\n", c.k.limits.max_threads)
     }),
     row("sys/kernel/osrelease", |_| format!("{RELEASE}\n")),
     row("sys/kernel/ostype", |_| "Linux\n".to_owned()),
@@ -122,8 +122,7 @@ pub(super) fn boot(state: &State) -> u64 {
 
 /// Nanoseconds that all processes of the machine have used.
 fn cpu_time(state: &State) -> u64 {
-    let running =
-        |p: &crate::linux::process::Process| super::status::cpu_ns(p) + p.children_usage.cpu_ns;
+    let running = |p: &crate::linux::process::Process| p.cpu_ns() + p.children_usage.cpu_ns;
     state.procs.values().map(running).sum()
 }
 

@@ -1,5 +1,6 @@
 //! `/proc/PID` and `/proc/PID/task/TID`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -9,6 +10,7 @@ use super::super::{Caller, Link, S_IFDIR, S_IFLNK, S_IFREG};
 use super::{maps, status};
 use crate::linux::file::Description;
 use crate::linux::process::{AddressSpace, Pid, Process};
+use crate::linux::thread::Tid;
 use crate::linux::user_mem::UserMem;
 
 /// Longest argument or environment list that is shown.
@@ -138,10 +140,8 @@ pub(super) fn children(c: &Caller<'_>, pid: Pid, path: &str) -> Result<Vec<(Stri
                 .collect())
         }
         Place::Directory("task", _) => {
-            let mut tids: Vec<i32> = p.threads.keys().copied().collect();
-            if tids.is_empty() {
-                tids.push(p.pid);
-            }
+            // A leader that has ended is listed as long as its process is there.
+            let tids: BTreeSet<Tid> = p.threads.keys().copied().chain([p.pid]).collect();
             Ok(tids.into_iter().map(|tid| (tid.to_string(), 4)).collect())
         }
         Place::Directory("fd", _) => {
@@ -194,7 +194,7 @@ pub(super) fn content(c: &Caller<'_>, pid: Pid, path: &str) -> Result<Vec<u8>, E
         Place::Top(_) | Place::Link(_) | Place::Directory(..) | Place::Fd(_) => Err(Errno::INVAL),
     })?;
     match what {
-        What::Name(name) => named(c, pid, &name),
+        What::Name(name) => named(c, (pid, thread_of(pid, path)), &name),
         What::FdInfo(description) => {
             let offset = *description.offset.lock();
             Ok(format!(
@@ -206,13 +206,21 @@ pub(super) fn content(c: &Caller<'_>, pid: Pid, path: &str) -> Result<Vec<u8>, E
     }
 }
 
-fn named(c: &Caller<'_>, pid: Pid, name: &str) -> Result<Vec<u8>, Errno> {
+/// The thread a path below a process's directory is about.
+fn thread_of(pid: Pid, path: &str) -> Tid {
+    let of_thread = path.strip_prefix("task/");
+    of_thread
+        .and_then(|rest| rest.split('/').next()?.parse().ok())
+        .unwrap_or(pid)
+}
+
+fn named(c: &Caller<'_>, (pid, tid): (Pid, Tid), name: &str) -> Result<Vec<u8>, Errno> {
     match name {
-        "stat" => status::stat(c, pid),
-        "status" => status::status(c, pid),
+        "stat" => status::stat(c, (pid, tid)),
+        "status" => status::status(c, (pid, tid)),
         "statm" => status::statm(c, pid),
         "limits" => with(c, pid, |p| Ok(status::limits(p).into_bytes())),
-        "comm" => with(c, pid, |p| Ok([&p.comm[..], b"\n"].concat())),
+        "comm" => with(c, pid, |p| Ok([p.name_of(tid), b"\n"].concat())),
         "maps" => maps::maps(c, pid),
         // Not with the process tree locked: brk(2) asks for a limit with the layout locked.
         "auxv" => {
@@ -263,7 +271,7 @@ pub(super) fn store(c: &Caller<'_>, pid: Pid, path: &str, bytes: &[u8]) -> Resul
                 .split(|&b| b == b'\n' || b == 0)
                 .next()
                 .unwrap_or_default();
-            p.comm = name[..name.len().min(15)].to_vec();
+            p.set_name(thread_of(pid, path), name[..name.len().min(15)].to_vec());
             Ok(())
         }
         // Taken and without effect: no process of the machine is ever chosen to be killed.

@@ -8,18 +8,18 @@ use shadow_mm::SpaceUsage;
 
 use super::super::Caller;
 use crate::linux::process::{Life, Pid, Process, SIGNALS};
+use crate::linux::thread::Tid;
 
 /// Clock ticks are hundredths of a second.
 const TICK_NS: u64 = 10_000_000;
 const PAGE: u64 = 4096;
 
-/// What a process used, its running threads included.
-pub(super) fn cpu_ns(p: &Process) -> u64 {
-    p.usage.cpu_ns
-        + p.threads
-            .values()
-            .map(|t| t.cpu_time.load(Ordering::Relaxed))
-            .sum::<u64>()
+/// What thread `tid` used, or for the leader's id the whole process.
+fn cpu_ns(p: &Process, tid: Tid) -> u64 {
+    match p.threads.get(&tid) {
+        Some(thread) if tid != p.pid => thread.cpu_time.load(Ordering::Relaxed),
+        _ => p.cpu_ns(),
+    }
 }
 
 /// What the files need, copied from under the state lock.
@@ -69,8 +69,8 @@ fn letter(c: &Caller<'_>, p: &Process) -> char {
 }
 
 /// Pending, blocked, ignored and caught signals.
-fn signals(p: &Process) -> [u64; 4] {
-    let mask = p.thread_masks.get(&p.pid).copied().unwrap_or(0);
+fn signals(p: &Process, tid: Tid) -> [u64; 4] {
+    let mask = p.thread_masks.get(&tid).copied().unwrap_or(0);
     let (mut ignored, mut caught) = (0, 0);
     for (n, action) in p.actions.iter().enumerate().take(SIGNALS) {
         match action.handler {
@@ -83,15 +83,15 @@ fn signals(p: &Process) -> [u64; 4] {
 }
 
 /// `/proc/PID/stat`.
-pub(super) fn stat(c: &Caller<'_>, pid: Pid) -> Result<Vec<u8>, Errno> {
+pub(super) fn stat(c: &Caller<'_>, (pid, tid): (Pid, Tid)) -> Result<Vec<u8>, Errno> {
     with(c, pid, |p, facts| {
         let ticks = |ns: u64| ns / TICK_NS;
-        let [pending, blocked, ignored, caught] = signals(p);
+        let [pending, blocked, ignored, caught] = signals(p, tid);
         let l = &facts.layout;
         let (tty, foreground) = facts.tty.map_or((0, -1), |group| (0x8800, group));
         let head = format!(
-            "{pid} ({}) {}",
-            String::from_utf8_lossy(&p.comm),
+            "{tid} ({}) {}",
+            String::from_utf8_lossy(p.name_of(tid)),
             letter(c, p)
         );
         let fields: [i128; 49] = [
@@ -105,7 +105,7 @@ pub(super) fn stat(c: &Caller<'_>, pid: Pid) -> Result<Vec<u8>, Errno> {
             p.children_usage.minor_faults.into(),
             p.usage.major_faults.into(),
             p.children_usage.major_faults.into(),
-            ticks(cpu_ns(p)).into(),
+            ticks(cpu_ns(p, tid)).into(),
             0,
             ticks(p.children_usage.cpu_ns).into(),
             0,
@@ -171,7 +171,7 @@ pub(super) fn statm(c: &Caller<'_>, pid: Pid) -> Result<Vec<u8>, Errno> {
 }
 
 /// `/proc/PID/status`.
-pub(super) fn status(c: &Caller<'_>, pid: Pid) -> Result<Vec<u8>, Errno> {
+pub(super) fn status(c: &Caller<'_>, (pid, tid): (Pid, Tid)) -> Result<Vec<u8>, Errno> {
     with(c, pid, |p, facts| {
         let u = &facts.usage;
         let kib = |pages: u64| pages * 4;
@@ -181,7 +181,7 @@ pub(super) fn status(c: &Caller<'_>, pid: Pid) -> Result<Vec<u8>, Errno> {
             'Z' => "Z (zombie)",
             _ => "S (sleeping)",
         };
-        let [pending, blocked, ignored, caught] = signals(p);
+        let [pending, blocked, ignored, caught] = signals(p, tid);
         let groups: String = p.cred.groups.iter().map(|g| format!("{g} ")).collect();
         let ids = |[real, effective, saved]: [u32; 3]| {
             format!("{real}\t{effective}\t{saved}\t{effective}")
@@ -193,7 +193,7 @@ pub(super) fn status(c: &Caller<'_>, pid: Pid) -> Result<Vec<u8>, Errno> {
         };
         let mut out = format!(
             "Name:\t{}\nUmask:\t{:04o}\nState:\t{long}\n",
-            String::from_utf8_lossy(&p.comm),
+            String::from_utf8_lossy(p.name_of(tid)),
             p.umask
         );
         let _ = write!(

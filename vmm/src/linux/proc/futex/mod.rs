@@ -1,14 +1,20 @@
-//! futex(2): waiting and waking by the address of a word. Keyed by address space and address, which
-//! is all there is while no memory is shared between spaces. The priority-inheriting operations and
-//! `FUTEX_WAKE_OP` are absent.
-
-use std::sync::Arc;
+//! futex(2): waiting and waking by the address of a word.
+//!
+//! A waiter queues itself and then looks at the word; a waker changes the word and then looks at the queue.
+//! So one of the two sees the other, with no lock held while the word is read.
+//!
+//! The priority-inheriting operations are absent (`ENOSYS`): there are no priorities to inherit.
 
 use super::timeval::read_timespec;
 use crate::linux::Errno;
 use crate::linux::call::{Arg, Args, Ctx, Entry, Restart, Stop, SysResult, Wait};
-use crate::linux::process::{AddressSpace, FutexWaiter, State};
+use crate::linux::process::State;
 use crate::linux::thread::Tid;
+
+pub mod robust;
+pub mod table;
+
+pub use table::{FutexKey, FutexTable, futex_key};
 
 use Arg::{Hex, Int};
 
@@ -22,6 +28,13 @@ pub const TABLE: &[Entry] = &[Entry {
 
 const PRIVATE: i32 = 128;
 const CLOCK_REALTIME: i32 = 256;
+
+/// The owner's thread id in a lock word (`FUTEX_TID_MASK`).
+const TID: u32 = 0x3fff_ffff;
+/// The owner ended without giving it up (`FUTEX_OWNER_DIED`).
+const OWNER_DIED: u32 = 0x4000_0000;
+/// Somebody waits (`FUTEX_WAITERS`).
+const WAITERS: u32 = 0x8000_0000;
 
 fn sys_futex(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let op = a.i32(1) & !(PRIVATE | CLOCK_REALTIME);
@@ -38,6 +51,7 @@ fn sys_futex(c: &mut Ctx<'_>, a: &Args) -> SysResult {
             aligned(va)?;
             Ok(wake(c, va, a.i32(2), a.u32(5)))
         }
+        libc::FUTEX_WAKE_OP => wake_op(c, a),
         libc::FUTEX_REQUEUE => requeue(c, a, None),
         libc::FUTEX_CMP_REQUEUE => requeue(c, a, Some(a.u32(5))),
         _ => Err(Errno::NOSYS.into()),
@@ -52,11 +66,6 @@ fn aligned(va: u64) -> Result<(), Errno> {
     }
 }
 
-/// A space's key: its record's address, unique while any of its threads lives.
-fn space(mm: &Arc<AddressSpace>) -> u64 {
-    Arc::as_ptr(mm) as usize as u64
-}
-
 /// The first time, queues the thread and then looks at the word: a waker changes the word before it
 /// wakes, so one of the two is seen. Made again, looks whether it was woken.
 fn wait(c: &mut Ctx<'_>, a: &Args, bitset: u32) -> SysResult {
@@ -67,14 +76,8 @@ fn wait(c: &mut Ctx<'_>, a: &Args, bitset: u32) -> SysResult {
     }
     let deadline = deadline(c, a)?;
     if c.call.progress == 0 {
-        let waiter = FutexWaiter {
-            tid: c.t.tid,
-            space: space(&c.t.mm),
-            va,
-            bitset,
-            woken: false,
-        };
-        c.k.state().futexes.push(waiter);
+        let key = futex_key(&c.t.mm, va);
+        c.k.state().futexes.enqueue(c.t.tid, key, bitset);
         let word = c.mem().read_obj::<u32>(va);
         if word != Ok(a.u32(2)) {
             let woken = forget(&mut c.k.state(), c.t.tid);
@@ -89,7 +92,7 @@ fn wait(c: &mut Ctx<'_>, a: &Args, bitset: u32) -> SysResult {
     }
     let late = deadline.is_some_and(|at| at <= c.k.clock.monotonic());
     let mut state = c.k.state();
-    let woken = !state.futexes.iter().any(|w| w.tid == c.t.tid && !w.woken);
+    let woken = state.futexes.woken(c.t.tid);
     if !woken && !late && !c.interrupted {
         let restart = if deadline.is_some() {
             Restart::Never
@@ -131,29 +134,86 @@ fn deadline(c: &mut Ctx<'_>, a: &Args) -> Result<Option<u64>, Errno> {
     Ok(Some(at))
 }
 
-/// Wakes at most `count` waiters of the word at `va`, in the order they came.
+/// Wakes at most `count` waiters of the word at `va`, in the order they came; as on Linux at least one.
 pub(crate) fn wake(c: &Ctx<'_>, va: u64, count: i32, bitset: u32) -> u64 {
+    let key = futex_key(&c.t.mm, va);
+    wake_key(c, key, usize::try_from(count).unwrap_or(0).max(1), bitset)
+}
+
+fn wake_key(c: &Ctx<'_>, key: FutexKey, count: usize, bitset: u32) -> u64 {
     let mut state = c.k.state();
-    let tids = mark(&mut state, (space(&c.t.mm), va), count, bitset);
+    let tids = state.futexes.wake(key, count, bitset);
     for &tid in &tids {
-        c.k.sched.interrupt(tid);
+        c.k.sched.resume(tid);
     }
     tids.len() as u64
 }
 
-fn mark(state: &mut State, (space, va): (u64, u64), count: i32, bitset: u32) -> Vec<Tid> {
-    let wanted =
-        |w: &&mut FutexWaiter| w.space == space && w.va == va && w.bitset & bitset != 0 && !w.woken;
-    let some = state
-        .futexes
-        .iter_mut()
-        .filter(wanted)
-        .take(usize::try_from(count).unwrap_or(0));
-    some.map(|w| {
-        w.woken = true;
-        w.tid
-    })
-    .collect()
+/// What `FUTEX_WAKE_OP` does with the second word: an operation and a comparison with the old value, in
+/// one argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct WakeOp {
+    op: u32,
+    operand: u32,
+    compare: u32,
+    with: i32,
+}
+
+impl WakeOp {
+    fn new(encoded: u32) -> Result<Self, Errno> {
+        let signed = |twelve: u32| ((twelve << 20) as i32) >> 20;
+        let (op, compare) = (encoded >> 28, encoded >> 24 & 15);
+        let mut operand = signed(encoded >> 12 & 0xfff) as u32;
+        if op & 8 != 0 {
+            operand = 1 << (operand & 31);
+        }
+        let this = Self {
+            op: op & 7,
+            operand,
+            compare,
+            with: signed(encoded & 0xfff),
+        };
+        if this.op > 4 || compare > 5 {
+            return Err(Errno::NOSYS);
+        }
+        Ok(this)
+    }
+
+    fn apply(self, old: u32) -> u32 {
+        match self.op {
+            0 => self.operand,
+            1 => old.wrapping_add(self.operand),
+            2 => old | self.operand,
+            3 => old & !self.operand,
+            _ => old ^ self.operand,
+        }
+    }
+
+    fn holds(self, old: u32) -> bool {
+        let (old, with) = (old as i32, self.with);
+        match self.compare {
+            0 => old == with,
+            1 => old != with,
+            2 => old < with,
+            3 => old <= with,
+            4 => old > with,
+            _ => old >= with,
+        }
+    }
+}
+
+/// Changes the second word, wakes waiters of the first, and of the second if its old value says so.
+fn wake_op(c: &mut Ctx<'_>, a: &Args) -> SysResult {
+    let (first, second) = (a.u64(0), a.u64(4));
+    aligned(first)?;
+    aligned(second)?;
+    let op = WakeOp::new(a.u32(5))?;
+    let old = c.mem().update_u32(second, |word| Some(op.apply(word)))?;
+    let mut woken = wake(c, first, a.i32(2), u32::MAX);
+    if op.holds(old) {
+        woken += wake(c, second, a.u64(3) as i32, u32::MAX);
+    }
+    Ok(woken)
 }
 
 /// Wakes some and moves others to a second word.
@@ -170,54 +230,38 @@ fn requeue(c: &mut Ctx<'_>, a: &Args, expected: Option<u32>) -> SysResult {
     {
         return Err(Errno::AGAIN.into());
     }
-    let woken = wake(c, from, count, u32::MAX);
-    let space = space(&c.t.mm);
-    let mut state = c.k.state();
-    let waiting = |w: &&mut FutexWaiter| w.space == space && w.va == from && !w.woken;
-    let mut requeued = 0;
-    for waiter in state
-        .futexes
-        .iter_mut()
-        .filter(waiting)
-        .take(moved as usize)
-    {
-        waiter.va = to;
-        requeued += 1;
-    }
-    Ok(woken + requeued)
+    let (from, to) = (futex_key(&c.t.mm, from), futex_key(&c.t.mm, to));
+    let woken = if count == 0 {
+        0
+    } else {
+        wake_key(c, from, count as usize, u32::MAX)
+    };
+    let requeued = c.k.state().futexes.requeue(from, to, moved as usize);
+    Ok(woken + requeued as u64)
 }
 
 /// Takes a thread out of the queue. Returns whether it had been woken.
 pub(crate) fn forget(state: &mut State, tid: Tid) -> bool {
-    let at = state.futexes.iter().position(|w| w.tid == tid);
-    at.is_some_and(|at| state.futexes.remove(at).woken)
+    state.futexes.forget(tid)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linux::file::Location;
+
+    /// `FUTEX_OP(op, operand, compare, with)`.
+    fn encoded(op: u32, operand: u32, compare: u32, with: u32) -> u32 {
+        op << 28 | compare << 24 | (operand & 0xfff) << 12 | with & 0xfff
+    }
 
     #[test]
-    fn wakes_in_order_only_what_matches() {
-        let mut state = State::new(Location {
-            mount: 0,
-            path: Vec::new(),
-        });
-        for (tid, va, bitset) in [(2, 8, 1), (3, 8, 2), (4, 12, 1), (5, 8, 1), (6, 8, 1)] {
-            state.futexes.push(FutexWaiter {
-                tid,
-                space: 1,
-                va,
-                bitset,
-                woken: false,
-            });
-        }
-        assert_eq!(mark(&mut state, (1, 8), 2, 1), [2, 5]);
-        assert_eq!(mark(&mut state, (1, 8), 9, 1), [6]);
-        assert!(mark(&mut state, (2, 8), 9, 1).is_empty());
-        assert!(forget(&mut state, 2));
-        assert!(!forget(&mut state, 3));
-        assert!(!forget(&mut state, 3));
+    fn wake_op_decodes_signed_operands_and_shifts() {
+        let add = WakeOp::new(encoded(1, -1_i32 as u32, 4, -2_i32 as u32)).unwrap();
+        assert_eq!(add.apply(5), 4);
+        assert!(add.holds(-1_i32 as u32) && !add.holds(-2_i32 as u32));
+        let or = WakeOp::new(encoded(2 | 8, 4, 0, 0)).unwrap();
+        assert_eq!((or.apply(1), or.holds(0)), (17, true));
+        assert_eq!(WakeOp::new(encoded(5, 0, 0, 0)), Err(Errno::NOSYS));
+        assert_eq!(WakeOp::new(encoded(0, 0, 6, 0)), Err(Errno::NOSYS));
     }
 }

@@ -1,0 +1,94 @@
+//! Commit: what was promised to guests, against what there is to keep the promises with.
+//!
+//! A private mapping that a guest may write to is charged a page for each of its pages when it is made,
+//! made writable, enlarged or inherited, and keeps the charge until it is unmapped. Not charged are
+//! mappings without access, read-only ones, and those made with `MAP_NORESERVE`. So a guest is told
+//! that there is no memory when it asks, not killed when it uses it. Clone headers count as well; page
+//! tables have a zone of their own, whose frames are taken before anything changes.
+
+/// How much may be promised.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CommitLimit {
+    /// Anything.
+    #[default]
+    Unlimited,
+    /// So many pages.
+    Pages(u64),
+}
+
+/// The limit does not allow the charge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NoCommit;
+
+/// The account. Protected by the PFN lock.
+#[derive(Debug, Default)]
+pub(crate) struct Commit {
+    limit: CommitLimit,
+    charged: u64,
+    peak: u64,
+}
+
+impl Commit {
+    pub(crate) fn set_limit(&mut self, limit: CommitLimit) {
+        self.limit = limit;
+    }
+
+    pub(crate) fn limit(&self) -> CommitLimit {
+        self.limit
+    }
+
+    pub(crate) fn charged(&self) -> u64 {
+        self.charged
+    }
+
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak
+    }
+
+    /// Charges pages.
+    pub(crate) fn charge(&mut self, pages: u64) -> Result<(), NoCommit> {
+        self.exchange(0, pages)
+    }
+
+    /// Charges pages in the place of others. What only gives back never fails.
+    pub(crate) fn exchange(&mut self, released: u64, charged: u64) -> Result<(), NoCommit> {
+        debug_assert!(released <= self.charged, "more released than was charged");
+        let new = (self.charged - released)
+            .checked_add(charged)
+            .ok_or(NoCommit)?;
+        if let CommitLimit::Pages(limit) = self.limit
+            && charged > released
+            && new > limit
+        {
+            return Err(NoCommit);
+        }
+        self.charged = new;
+        self.peak = self.peak.max(new);
+        Ok(())
+    }
+
+    /// Gives back what was charged.
+    pub(crate) fn release(&mut self, pages: u64) {
+        debug_assert!(pages <= self.charged, "more released than was charged");
+        self.charged -= pages;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_account_still_takes_less_for_more() {
+        let mut commit = Commit::default();
+        commit.set_limit(CommitLimit::Pages(10));
+        assert_eq!(commit.charge(11), Err(NoCommit));
+        assert_eq!(commit.charge(10), Ok(()));
+        commit.set_limit(CommitLimit::Pages(5));
+        assert_eq!(commit.exchange(3, 2), Ok(()));
+        assert_eq!(commit.exchange(3, 4), Err(NoCommit));
+        assert_eq!(commit.charge(u64::MAX), Err(NoCommit));
+        commit.release(9);
+        assert_eq!((commit.charged(), commit.peak()), (0, 10));
+    }
+}
