@@ -60,6 +60,7 @@ pub mod pte;
 mod section;
 mod shadow;
 pub mod sim;
+mod snapshot;
 mod space;
 mod stats;
 mod supervisor;
@@ -84,6 +85,7 @@ pub use pfn::PfnState;
 pub use pool::{Quarantine, QuarantineLimits, SLACK_BYTE, slack_damage};
 pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, SectionPage};
 pub use section::{SectionAt, SectionError, WriteBack, WriteFailed};
+pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, Forked, MapError, MapRequest, Mapped,
     PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space, TrimMode,

@@ -8,6 +8,7 @@ mod boot;
 mod boot_input;
 mod confinement;
 mod guard;
+mod inspect;
 mod no_kvm;
 mod options;
 mod programs;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         options::cases(),
         confinement::cases(),
         guard::cases(),
+        inspect::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),

@@ -43,6 +43,8 @@ ranks! {
     MachineCpus,
     /// What a machine failed with.
     MachineFailure,
+    /// A machine as its first program's end found it.
+    LastLook,
     /// The thread that waits for the host's descriptors.
     EventThread,
     /// The host's descriptors it waits for.
