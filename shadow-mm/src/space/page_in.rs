@@ -236,9 +236,9 @@ impl<P: Platform> Manager<P> {
             return again;
         }
         let found = space.cursor(&self.store).lookup(vpn);
-        let same = match found {
-            Some((_, _, Entry::Transition(found))) => found == frame,
-            Some((_, _, Entry::Prototype(block))) => {
+        let same = match found.map(|found| found.entry) {
+            Some(Entry::Transition(found)) => found == frame,
+            Some(Entry::Prototype(block)) => {
                 self.pfns.lock().clones.content(block) == BlockContent::Resident(frame)
             }
             Some(_) | None => false,
