@@ -1,0 +1,20 @@
+//! Guests kept on disk: what a snapshot file looks like ([`format`]), how one comes to be ([`mod@write`])
+//! and how it is read ([`read`]).
+//!
+//! A snapshot is written once and never changed. What makes it trustworthy:
+//!
+//! * it is written under no name and gets its own only once all of it is on the disk, so whoever kills
+//!   the VMM finds the old file;
+//! * every byte of it is covered by a checksum. The header's and the parts' are verified when it is
+//!   opened, before anything runs; a page's when it is read, together with its cluster's: opening takes
+//!   no longer for a large one. [`read::Snapshot::verify`] looks at all of it.
+//!
+//! The checksums are against accidents. Who can write to a snapshot can make the guest in it do
+//! anything the guest could do, and should not be trusted more than the guest.
+
+pub mod format;
+pub mod read;
+pub mod write;
+
+#[cfg(test)]
+mod tests;
