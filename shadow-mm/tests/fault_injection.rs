@@ -7,17 +7,28 @@ use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, request, va, vp
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, CommitLimit, FailPlan, FaultOutcome, MapKind, PageInfo, Pin, PinOutcome, RemapRequest,
-    SupervisorRights, TrimMode, VadAdvice, VadFlags, Vpn,
+    Sharing, SupervisorRights, TrimMode, VadAdvice, VadFlags, Vpn,
 };
 
 /// Pages on both sides of a leaf table's edge.
 const EDGE: u64 = 512 * 300;
 const FILE: u64 = EDGE + 4096;
+/// Anonymous shared memory.
+const ZEROES: u64 = EDGE + 8192;
+
+/// A shared view of a section over zeroes.
+fn zeroes(mm: &Mm) -> MapKind<SimFile> {
+    MapKind::View {
+        section: mm.create_section(None, 32 * 4096).expect("a section"),
+        offset: 0,
+        sharing: Sharing::Shared,
+    }
+}
 
 /// Where the paged-out space has private pages, shared ones, and shared ones of zeroes.
 const PRIVATE: u64 = BASE + 16;
 const SHARED: u64 = BASE + 32;
-const ZEROES: u64 = BASE + 48;
+const BLANK: u64 = BASE + 48;
 
 /// A parent with private pages, clone pages, a pinned page, a file page, and a sibling.
 struct Scene {
@@ -36,7 +47,7 @@ fn paged_out(mm: &Mm) -> [Guest; 2] {
     map_anon(mm, &paged, BASE, 64, RW);
     for page in 0..8 {
         cpu.store(mm, SHARED + page, 1).expect("a store");
-        cpu.load(mm, ZEROES + page).expect("a load");
+        cpu.load(mm, BLANK + page).expect("a load");
     }
     let forked = mm.fork(&paged).expect("a fork");
     cpu.flush(mm, forked.flush);
@@ -69,11 +80,16 @@ impl Scene {
         let mut cpu = Cpu::new(&parent);
         map_anon(&mm, &parent, EDGE - 8, 16, RW);
         map_anon(&mm, &parent, BASE, 4, RW);
-        let file = MapKind::PrivateFile {
-            backing: SimFile(1),
+        let file = mm.create_section(Some(SimFile(1)), 20 * 4096);
+        let file = MapKind::View {
+            section: file.expect("a section"),
             offset: 0,
-            length: 20 * 4096,
+            sharing: Sharing::Private,
         };
+        let mapped = mm
+            .map(&parent, request(ZEROES, 32, RW, zeroes(&mm)))
+            .expect("a mapping");
+        mm.flushed(mapped.flush);
         let mapped = mm
             .map(&parent, request(FILE, 32, RW, file))
             .expect("a mapping");
@@ -115,9 +131,10 @@ impl Scene {
         };
         let stats = self.mm.stats();
         let (data, tables) = (stats.data, stats.tables);
+        // What a read brought, or a page of zeroes of a section, stays the section's: that is no trace.
         let frames = [
-            data.available(),
-            data.in_flight,
+            data.available() + stats.section_pages,
+            data.total,
             tables.available(),
             tables.in_flight,
         ];
@@ -223,12 +240,25 @@ fn failed_fault_leaves_no_trace() {
                 FaultOutcome::NoMemory => false,
                 FaultOutcome::Collided => panic!("nobody reads"),
                 FaultOutcome::Denied(denied) => panic!("{denied}"),
+                FaultOutcome::Wait(pending) => panic!("{pending:?}"),
             };
             (done, Vec::new())
         }
     };
     assert!(exhaust(touch(EDGE - 7, Access::Write)) >= 1, "a copy");
     assert!(exhaust(touch(FILE + 17, Access::Read)) >= 1, "a file read");
+    assert!(
+        exhaust(touch(FILE + 17, Access::Write)) >= 2,
+        "a file read and a copy"
+    );
+    assert!(
+        exhaust(touch(FILE + 1, Access::Write)) >= 1,
+        "a copy of a section's page"
+    );
+    assert!(
+        exhaust(touch(ZEROES + 5, Access::Write)) >= 2,
+        "a shared page and a table"
+    );
     let far = |scene: &Scene| {
         // Not charged: the failed fault is to leave everything as it was before the mapping.
         let mut wanted = request(1 << 30, 1 << 20, RW, MapKind::Anonymous);
@@ -259,7 +289,7 @@ fn failed_fault_on_a_page_that_is_not_in_memory_leaves_no_trace() {
                 }
                 // The page has been read, and the copy found no frame: it is in memory now.
                 FaultOutcome::NoMemory if mm.stats().page_ins > 0 => (true, Vec::new()),
-                FaultOutcome::NoMemory if page >= ZEROES && access == Access::Write => {
+                FaultOutcome::NoMemory if page >= BLANK && access == Access::Write => {
                     (mm.usage(&scene.paged[0]).resident > 0, Vec::new())
                 }
                 FaultOutcome::NoMemory => (false, Vec::new()),
@@ -272,8 +302,8 @@ fn failed_fault_on_a_page_that_is_not_in_memory_leaves_no_trace() {
         (PRIVATE + 3, Access::Write, 1),
         (SHARED + 3, Access::Read, 1),
         (SHARED + 3, Access::Write, 2),
-        (ZEROES + 3, Access::Read, 1),
-        (ZEROES + 3, Access::Write, 2),
+        (BLANK + 3, Access::Read, 1),
+        (BLANK + 3, Access::Write, 2),
     ] {
         let failures = exhaust(touch(page, access));
         assert!(failures >= least, "{page:#x}: only {failures} allocations");
@@ -329,6 +359,15 @@ fn failed_remap_leaves_no_trace() {
         }
     });
     assert!(failures >= 3, "only {failures} allocations could fail");
+}
+
+#[test]
+fn failed_section_leaves_no_trace() {
+    let failures = exhaust(|scene| {
+        let made = scene.mm.create_section(Some(SimFile(7)), 4096);
+        (made.is_ok(), Vec::new())
+    });
+    assert_eq!(failures, 1);
 }
 
 #[test]
