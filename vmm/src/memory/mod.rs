@@ -25,6 +25,8 @@ mod guard;
 mod page_file;
 mod pager;
 mod paging;
+#[cfg(test)]
+mod paging_tests;
 mod pool;
 mod reclaim;
 mod sections;

@@ -1,7 +1,11 @@
-//! Guests kept on disk: what a snapshot file looks like ([`format`]), how one comes to be ([`mod@write`])
-//! and how it is read ([`read`]).
+//! Guests as saved data.
 //!
-//! A snapshot is written once and never changed. What makes it trustworthy:
+//! A snapshot has two halves. [`records`] are the Linux layer's: processes, threads, open files, pipes,
+//! signals, timers. The memory image is the memory manager's: spaces, sections, pages. The seam between
+//! them is [`records::memory`].
+//!
+//! On disk both are one file: [`format`] says what it looks like, [`mod@write`] how one comes to be,
+//! [`read`] how it is read. It is written once and never changed. What makes it trustworthy:
 //!
 //! * it is written under no name and gets its own only once all of it is on the disk, so whoever kills
 //!   the VMM finds the old file;
@@ -10,10 +14,11 @@
 //!   no longer for a large one. [`read::Snapshot::verify`] looks at all of it.
 //!
 //! The checksums are against accidents. Who can write to a snapshot can make the guest in it do
-//! anything the guest could do, and should not be trusted more than the guest.
+//! anything the guest could do: trust it as little as the guest.
 
 pub mod format;
 pub mod read;
+pub mod records;
 pub mod write;
 
 #[cfg(test)]
