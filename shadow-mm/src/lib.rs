@@ -17,10 +17,13 @@
 //!
 //! * The **space lock** protects a space's mappings, counts, clone descriptors, and everything in its
 //!   page tables except the bits hardware sets.
-//! * The **PFN lock** protects the PFN database, the lists, and all clone headers and blocks. It is held
+//! * The **PFN lock** protects the PFN database, the lists, all clone headers and blocks, the slots of the
+//!   page file, the commit account, and the entries of pages in transition, in whatever space. It is held
 //!   for one leaf table's entries, or one walk of the tables above, and never while a frame's content is copied or zeroed.
 //! * A fork holds its parent's space lock; the child has no lock to take until it is published.
 //! * [`Manager::check`] alone locks several spaces, in the order of their numbers.
+//!
+//! The list of spaces has a lock of its own, a leaf.
 //!
 //! [`Locks`] gives each place a type of its own, so that an embedder can check the order whenever a lock is
 //! taken; `tests/shuttle` runs the verbs against each other under made-up schedules.
@@ -31,9 +34,8 @@
 //!
 //! # Known holes
 //!
-//! Pages are never taken from a space that has them: working sets, the page file and the modified writer
-//! are still to come. Two faults on one page of a file read it twice, and the second read is
-//! dropped. Fork is eager: its cost is proportional to the resident pages.
+//! Page tables are never taken from a space that has them. Two faults on one page of a file read it
+//! twice, and the second read is dropped. Fork is eager: its cost is proportional to the resident pages.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

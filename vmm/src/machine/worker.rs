@@ -188,6 +188,9 @@ impl Worker {
             }
         }
         if let Some(call) = thread.call.take() {
+            if shared.kernel.memory.give_way() {
+                self.errands()?;
+            }
             return Ok(self.make_call(&shared, thread, call));
         }
         if shared.kernel.memory.flushes.take_hurry() {
@@ -277,6 +280,9 @@ impl Worker {
                     args,
                     ..CallRecord::default()
                 };
+                if shared.kernel.memory.give_way() {
+                    self.errands()?;
+                }
                 return Ok(self.make_call(shared, thread, call));
             }
             Exit::Trap(trap) if trap.vector == 14 => {

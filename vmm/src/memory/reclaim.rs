@@ -97,11 +97,24 @@ impl Memory {
         (u64::from(self.manager.layout().data.count) / HIGH_DIVISOR).max(32)
     }
 
-    /// Whether so few frames are left that a system call should not begin.
-    #[must_use]
-    pub fn is_short(&self) -> bool {
+    /// Lets the pager have a round before a system call begins, if few frames are left and that may
+    /// help: the call may hold locks when it wants frames itself. True if it was waited for. No lock may be held.
+    pub fn give_way(&self) -> bool {
         let frames = u64::from(self.manager.layout().data.count);
-        self.manager.available() < frames / CALL_DIVISOR
+        let reclaim = &self.reclaim;
+        let hopeless = self.page_file.get().is_none() || reclaim.barren.load(Ordering::SeqCst) > 0;
+        if hopeless || self.manager.available() >= frames / CALL_DIVISOR {
+            return false;
+        }
+        self.call_pager_and_wait();
+        true
+    }
+
+    fn call_pager_and_wait(&self) {
+        let seen = self.reclaim.round.seen();
+        self.reclaim.called.store(true, Ordering::SeqCst);
+        self.reclaim.wanted.notify();
+        self.reclaim.round.wait_for(seen, Duration::from_millis(10));
     }
 
     /// Waits for frames, for a moment only. No lock should be held.
@@ -110,10 +123,7 @@ impl Memory {
         if !reclaim.running.load(Ordering::SeqCst) {
             return Room::Never;
         }
-        let seen = reclaim.round.seen();
-        reclaim.called.store(true, Ordering::SeqCst);
-        reclaim.wanted.notify();
-        reclaim.round.wait_for(seen, Duration::from_millis(10));
+        self.call_pager_and_wait();
         if self.manager.available() > 0 {
             Room::There
         } else if reclaim.barren.load(Ordering::SeqCst) >= BARREN_ROUNDS
