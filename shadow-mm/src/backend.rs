@@ -24,7 +24,7 @@ pub trait Locks: 'static {
     type Supervisor: lock_api::RawMutex + Send + Sync;
     /// Of a space.
     type Space: lock_api::RawMutex + Send + Sync;
-    /// Of a section.
+    /// Of a section. None has a lock of its own today.
     type Section: lock_api::RawMutex + Send + Sync;
     /// Of the PFN database.
     type Pfns: lock_api::RawMutex + Send + Sync;

@@ -11,14 +11,15 @@
 //! Entry points take `&self`. The locks are a tree, taken from left to right:
 //!
 //! ```text
-//! Space::state (one for each space, never two at once) ──> a section ──┐
-//! Manager::supervisor_lock ────────────────────────────────────────────┴──> Manager::pfns (the PFN lock)
+//! Space::state (one for each space, never two at once) ──┐
+//! Manager::supervisor_lock ──────────────────────────────┴──> Manager::pfns (the PFN lock) ──> Manager::spaces
 //! ```
 //!
 //! * The **space lock** protects a space's mappings, counts, clone descriptors, and everything in its
 //!   page tables except the bits hardware sets.
-//! * The **PFN lock** protects the PFN database, the lists, all clone headers and blocks, the slots of the
-//!   page file, the commit account, and the entries of pages in transition, in whatever space. It is held
+//! * The **PFN lock** protects the PFN database, the lists, all clone headers and blocks, the prototypes
+//!   of all sections, the slots of the page file, the commit account, and the entries of pages in
+//!   transition, in whatever space. It is held
 //!   for one leaf table's entries, or one walk of the tables above, and never while a frame's content is copied or zeroed.
 //! * A fork holds its parent's space lock; the child has no lock to take until it is published.
 //! * [`Manager::check`] alone locks several spaces, in the order of their numbers.
@@ -34,8 +35,8 @@
 //!
 //! # Known holes
 //!
-//! Page tables are never taken from a space that has them. Two faults on one page of a file read it
-//! twice, and the second read is dropped. Fork is eager: its cost is proportional to the resident pages.
+//! Page tables are never taken from a space that has them, and pages of anonymous shared memory neither.
+//! Fork is eager: its cost is proportional to the resident pages.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -56,8 +57,10 @@ mod pfn;
 mod pool;
 mod proto;
 pub mod pte;
+mod section;
 mod shadow;
 pub mod sim;
+mod snapshot;
 mod space;
 mod stats;
 mod supervisor;
@@ -80,7 +83,9 @@ pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, 
 pub use page_file::{PageIn, Slot, WriteTicket, Written};
 pub use pfn::PfnState;
 pub use pool::{Quarantine, QuarantineLimits, SLACK_BYTE, slack_damage};
-pub use proto::{BlockId, HeaderId};
+pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, SectionPage};
+pub use section::{SectionAt, SectionError, WriteBack, WriteFailed};
+pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, Forked, MapError, MapRequest, Mapped,
     PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space, TrimMode,
@@ -88,4 +93,4 @@ pub use space::{
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};
-pub use vad::{MAX_MAPPINGS, MapKind, VadFlags, VadInfo, VadTag};
+pub use vad::{MAX_MAPPINGS, MapKind, Sharing, VadFlags, VadInfo, VadTag};

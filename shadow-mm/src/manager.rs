@@ -87,6 +87,9 @@ impl Demand {
     }
 }
 
+/// Pages of sections freed together once frames run out: looking for them is what costs.
+const EVICT_AT_ONCE: usize = 256;
+
 impl<P: Platform> Manager<P> {
     /// A manager of a pool whose frames all read as zero.
     ///
@@ -165,6 +168,11 @@ impl<P: Platform> Manager<P> {
         space
     }
 
+    /// A space that was not deleted.
+    pub(crate) fn find_space(&self, id: SpaceId) -> Option<Arc<Space<P>>> {
+        self.spaces.lock().get(&id).and_then(Weak::upgrade)
+    }
+
     /// The spaces that are alive, oldest first; some may be gone by the time the caller looks.
     #[must_use]
     pub fn spaces(&self) -> Vec<Arc<Space<P>>> {
@@ -194,6 +202,14 @@ impl<P: Platform> Manager<P> {
         let mut tables = Vec::new();
         {
             let mut db = self.pfns.lock();
+            db.reap();
+            let lacking = (demand.data as u64)
+                .saturating_sub(u64::from(db.zone(ZoneKind::Data).available()))
+                as usize;
+            if lacking > 0 {
+                let evicted = db.evict_section_pages(lacking.max(EVICT_AT_ONCE));
+                add(&self.counters.section_pages_evicted, evicted as u64);
+            }
             let take = |db: &mut PfnDatabase, kind, count, into: &mut Vec<Taken>, want| {
                 take_frames(db, &self.store, (kind, want), count, into)
             };
@@ -292,7 +308,8 @@ impl<P: Platform> Manager<P> {
     /// The counters, and the frames by state.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
-        let db = self.pfns.lock();
+        let mut db = self.pfns.lock();
+        db.reap();
         StatsSnapshot {
             clone_blocks: db.clones.live_blocks(),
             commit_charged: db.commit.charged(),
@@ -301,6 +318,8 @@ impl<P: Platform> Manager<P> {
             page_file_used: db.slots.used().into(),
             page_file_peak: db.slots.peak().into(),
             clone_headers: CloneTable::iter(&db.clones).count() as u64,
+            sections: db.sections.iter().count() as u64,
+            section_pages: db.sections.resident,
             data: zone_stats(db.zone(ZoneKind::Data)),
             tables: zone_stats(db.zone(ZoneKind::Tables)),
             ..self.counters.snapshot()

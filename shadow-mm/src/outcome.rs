@@ -5,11 +5,12 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::access::{Access, Denied};
-use crate::addr::{Pfn, Vpn};
+use crate::addr::{GuestVa, Pfn};
 use crate::backend::Platform;
 use crate::flush::Flush;
 use crate::page_file::PageIn;
 use crate::pfn::FreeFrame;
+use crate::proto::{Claim, Pending, Section, SectionPage};
 use crate::space::Space;
 
 /// How a fault was resolved.
@@ -19,6 +20,8 @@ pub enum FaultKind {
     DemandZero,
     /// A page was read from its file.
     FileRead,
+    /// A page that a section had already was mapped.
+    Mapped,
     /// A shared page was copied.
     CopyOnWrite,
     /// A page only this space still referred to became writable in place.
@@ -50,6 +53,8 @@ pub enum FaultOutcome<P: Platform> {
     Resolved(Resolution),
     /// Read this with no lock held, then call [`crate::Manager::complete_read`].
     Read(IoTicket<P>),
+    /// Somebody else is reading the page: wait, and try the access again.
+    Wait(Pending),
     /// Read this from the page file with no lock held, then call
     /// [`crate::Manager::complete_page_in`].
     PageIn(PageIn<P>),
@@ -61,37 +66,43 @@ pub enum FaultOutcome<P: Platform> {
     NoMemory,
 }
 
-/// A read the embedder must do: the bytes of a file into consecutive pages' frames.
-///
-/// The frames belong to the ticket. A dropped ticket keeps them in flight for ever.
-#[must_use = "the frames it holds return to the pool only through Manager::complete_read"]
-pub struct IoTicket<P: Platform> {
+/// The access a read was started for.
+pub(crate) struct FaultOf<P: Platform> {
     pub(crate) space: Arc<Space<P>>,
-    pub(crate) backing: P::Backing,
-    pub(crate) offset: u64,
-    pub(crate) length: usize,
-    /// Where the mapping's part of the file ended when the read began.
-    pub(crate) file_end: u64,
-    /// The page the first frame is for.
-    pub(crate) first: Vpn,
-    /// The page the fault was about.
-    pub(crate) wanted: Vpn,
+    pub(crate) va: GuestVa,
     pub(crate) access: Access,
+}
+
+/// A read the embedder must do: a run of a section's pages, from its file into frames.
+///
+/// The frames belong to the ticket. Dropping it is as if the read had never begun: whoever waits for it
+/// tries again, and the next operation takes the frames back.
+#[must_use = "others wait for it until Manager::complete_read"]
+pub struct IoTicket<P: Platform> {
+    pub(crate) section: Section<P::Backing>,
+    pub(crate) first: SectionPage,
+    pub(crate) length: usize,
     pub(crate) frames: Vec<Pfn>,
-    pub(crate) tokens: Vec<FreeFrame>,
+    /// For each page, its frame as long as it is nobody's; none for pages that have one already.
+    pub(crate) tokens: Vec<Option<FreeFrame>>,
+    pub(crate) dummy: Option<FreeFrame>,
+    /// The page the fault was about.
+    pub(crate) wanted: SectionPage,
+    pub(crate) fault: FaultOf<P>,
+    pub(crate) claim: Claim,
 }
 
 impl<P: Platform> IoTicket<P> {
-    /// The file to read.
+    /// The section whose file to read.
     #[must_use]
-    pub fn backing(&self) -> &P::Backing {
-        &self.backing
+    pub fn section(&self) -> &Section<P::Backing> {
+        &self.section
     }
 
     /// Where to begin in the file: bytes, a multiple of the page size.
     #[must_use]
     pub fn offset(&self) -> u64 {
-        self.offset
+        self.first.offset()
     }
 
     /// How many bytes to read: more than `frames().len() - 1` pages, at most `frames().len()` pages.
@@ -100,16 +111,11 @@ impl<P: Platform> IoTicket<P> {
         self.length
     }
 
-    /// Where the bytes go: consecutive pages, one frame each. What is not read is zeroed later.
+    /// Where the bytes go: consecutive pages, one frame each. Pages that are resident already have the
+    /// same *dummy* frame, whose content is for nobody. What is not read is zeroed later.
     #[must_use]
     pub fn frames(&self) -> &[Pfn] {
         &self.frames
-    }
-
-    /// The space that faulted.
-    #[must_use]
-    pub fn space(&self) -> &Arc<Space<P>> {
-        &self.space
     }
 }
 
@@ -152,6 +158,8 @@ pub enum PinOutcome<P: Platform> {
     Pinned(Pin, Flush),
     /// Read this, call [`crate::Manager::complete_read`], and pin again.
     Read(IoTicket<P>),
+    /// Somebody else is reading the page: wait, and pin again.
+    Wait(Pending),
     /// Read this, call [`crate::Manager::complete_page_in`], and pin again.
     PageIn(PageIn<P>),
     /// The page is being read for somebody else: wait for the end of any read, and pin again.
@@ -165,11 +173,9 @@ pub enum PinOutcome<P: Platform> {
 impl<P: Platform> fmt::Debug for IoTicket<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IoTicket")
-            .field("space", &self.space.id())
-            .field("backing", &self.backing)
-            .field("offset", &self.offset)
+            .field("section", &self.section)
+            .field("offset", &self.offset())
             .field("length", &self.length)
-            .field("first", &self.first)
             .finish_non_exhaustive()
     }
 }
@@ -179,6 +185,7 @@ impl<P: Platform> fmt::Debug for FaultOutcome<P> {
         match self {
             Self::Resolved(resolution) => f.debug_tuple("Resolved").field(resolution).finish(),
             Self::Read(ticket) => f.debug_tuple("Read").field(ticket).finish(),
+            Self::Wait(pending) => f.debug_tuple("Wait").field(pending).finish(),
             Self::PageIn(ticket) => f.debug_tuple("PageIn").field(ticket).finish(),
             Self::Collided => f.write_str("Collided"),
             Self::Denied(denied) => f.debug_tuple("Denied").field(denied).finish(),
@@ -192,6 +199,7 @@ impl<P: Platform> fmt::Debug for PinOutcome<P> {
         match self {
             Self::Pinned(pin, flush) => f.debug_tuple("Pinned").field(pin).field(flush).finish(),
             Self::Read(ticket) => f.debug_tuple("Read").field(ticket).finish(),
+            Self::Wait(pending) => f.debug_tuple("Wait").field(pending).finish(),
             Self::PageIn(ticket) => f.debug_tuple("PageIn").field(ticket).finish(),
             Self::Collided => f.write_str("Collided"),
             Self::Denied(denied) => f.debug_tuple("Denied").field(denied).finish(),

@@ -30,6 +30,10 @@ macro_rules! counters {
             pub page_file_peak: u64,
             /// Clone headers alive.
             pub clone_headers: u64,
+            /// Sections alive.
+            pub sections: u64,
+            /// Frames that sections have.
+            pub section_pages: u64,
             /// Guest pages' frames.
             pub data: ZoneStats,
             /// Page tables' frames.
@@ -50,6 +54,10 @@ counters! {
     faults_demand_zero,
     /// Faults that read a file.
     faults_file_read,
+    /// Faults that mapped a page a section had already.
+    faults_mapped,
+    /// Pages of sections that were mapped because a neighbour faulted.
+    pages_mapped_around,
     /// Faults that copied a page.
     faults_copy_on_write,
     /// Faults that made a page writable in place.
@@ -84,6 +92,12 @@ counters! {
     reads_issued,
     /// Pages those tickets were for.
     pages_read,
+    /// Pages of sections whose frame was taken because frames were short.
+    section_pages_evicted,
+    /// Write-backs of sections to their files handed out.
+    file_writes_issued,
+    /// Pages those write-backs were for.
+    file_pages_written,
     /// Faults that took a page back whose frame still had it.
     faults_soft,
     /// Faults that read a page from the page file.
@@ -163,6 +177,7 @@ impl Counters {
         let counter = match kind {
             FaultKind::DemandZero => &self.faults_demand_zero,
             FaultKind::FileRead => &self.faults_file_read,
+            FaultKind::Mapped => &self.faults_mapped,
             FaultKind::CopyOnWrite => &self.faults_copy_on_write,
             FaultKind::MadeWritable => &self.faults_made_writable,
             FaultKind::Soft => &self.faults_soft,

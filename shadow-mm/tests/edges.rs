@@ -5,20 +5,9 @@ mod common;
 use common::{BASE, Cpu, RW, manager, map_anon, range, request, va, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, Denied, FaultKind, FaultOutcome, FrameStore, IoFailed, MAX_MAPPINGS, MapError, MapKind,
-    Placement, Prot, RemapError, RemapRequest, SupervisorError, SupervisorRights, UnmapError,
-    VadFlags, VadTag,
+    Access, Denied, FaultOutcome, MAX_MAPPINGS, MapError, MapKind, Placement, Prot, RemapError,
+    RemapRequest, Sharing, SupervisorError, SupervisorRights, UnmapError, VadFlags, VadTag,
 };
-
-const FILE: SimFile = SimFile(3);
-
-fn file(length: u64) -> MapKind<SimFile> {
-    MapKind::PrivateFile {
-        backing: FILE,
-        offset: 4096,
-        length,
-    }
-}
 
 #[test]
 fn huge_reservation_costs_no_tables() {
@@ -77,24 +66,18 @@ fn absurd_ranges_are_refused() {
         mm.map(&space, anywhere),
         Err(MapError::NoSpace { .. })
     ));
-    let odd = MapKind::PrivateFile {
-        backing: FILE,
-        offset: 5,
-        length: 1,
-    };
-    assert!(matches!(
-        mm.map(&space, request(BASE, 1, RW, odd)),
-        Err(MapError::BadOffset { .. })
-    ));
-    let far = MapKind::PrivateFile {
-        backing: FILE,
-        offset: u64::MAX - 4095,
-        length: 1,
-    };
-    assert!(matches!(
-        mm.map(&space, request(BASE, 1, RW, far)),
-        Err(MapError::BadOffset { .. })
-    ));
+    let section = mm.create_section(Some(SimFile(3)), 1).expect("a section");
+    for offset in [5, u64::MAX - 4095, 1 << 44] {
+        let view = MapKind::View {
+            section: section.clone(),
+            offset,
+            sharing: Sharing::Private,
+        };
+        assert!(matches!(
+            mm.map(&space, request(BASE, 1, RW, view)),
+            Err(MapError::BadOffset { .. })
+        ));
+    }
     let taken = request(BASE, 4, RW, MapKind::Anonymous);
     map_anon(&mm, &space, BASE, 4, RW);
     let mut again = taken;
@@ -189,108 +172,6 @@ fn supervisor_mappings_use_large_leaves_and_never_replace() {
     let guests = mm.map_supervisor(va(0x7f81_0000_0000), 16, 1, SupervisorRights::empty());
     assert!(matches!(guests, Err(SupervisorError::DataZone { .. })));
     assert_eq!(mm.check(&[]), Ok(()));
-}
-
-#[test]
-fn file_fault_reads_its_aligned_window_at_once() {
-    let mm = manager(64, 16);
-    let space = mm.create_space().expect("a space");
-    // From page 5 of a window on, 30 pages of which 20.5 are in the file.
-    let start = BASE + 5;
-    let mapped = mm
-        .map(&space, request(start, 30, RW, file(20 * 4096 + 2048)))
-        .expect("a mapping");
-    mm.flushed(mapped.flush);
-    let read = |page: u64| match mm.fault(&space, vpn(page).va(), Access::Read) {
-        FaultOutcome::Read(ticket) => ticket,
-        other => panic!("{other:?}"),
-    };
-    let first = read(start + 3);
-    assert_eq!(
-        (first.offset(), first.length(), first.frames().len()),
-        (4096, 11 * 4096, 11)
-    );
-    let second = read(start + 20);
-    let expected = (4096 + 11 * 4096, 9 * 4096 + 2048, 10);
-    assert_eq!(
-        (second.offset(), second.length(), second.frames().len()),
-        expected
-    );
-    let last = second.frames()[9];
-    mm.store().write(last, 0, &[1; 4096]);
-    match mm.complete_read(second, Ok(9 * 4096 + 2048)) {
-        FaultOutcome::Resolved(done) => {
-            assert_eq!((done.kind, done.mapped), (FaultKind::FileRead, 10));
-            assert!(done.flush.is_empty());
-        }
-        other => panic!("{other:?}"),
-    }
-    let mut edge = [9, 9];
-    mm.store().read(last, 2047, &mut edge);
-    assert_eq!(edge, [1, 0], "the tail of the last page is zero");
-    // Pages just read are the space's own: a store needs no fault.
-    let mut cpu = Cpu::new(&space);
-    assert!(
-        cpu.mmu
-            .translate(mm.store(), vpn(start + 15).va(), Access::Write)
-            .is_ok()
-    );
-    let beyond = mm.fault(&space, vpn(start + 21).va(), Access::Read);
-    assert!(matches!(beyond, FaultOutcome::Denied(Denied::BeyondEnd)));
-    let failed = mm.complete_read(first, Err(IoFailed));
-    assert!(matches!(failed, FaultOutcome::Denied(Denied::IoError)));
-    assert_eq!(mm.check(&[space]), Ok(()));
-}
-
-#[test]
-fn read_that_comes_too_late_only_frees_its_frames() {
-    let mm = manager(64, 16);
-    let space = mm.create_space().expect("a space");
-    let mapped = mm
-        .map(&space, request(BASE, 4, RW, file(4 * 4096)))
-        .expect("a mapping");
-    mm.flushed(mapped.flush);
-    let FaultOutcome::Read(ticket) = mm.fault(&space, vpn(BASE).va(), Access::Read) else {
-        panic!("the page is in a file");
-    };
-    map_anon(&mm, &space, BASE, 4, RW);
-    match mm.complete_read(ticket, Ok(4 * 4096)) {
-        FaultOutcome::Resolved(done) => {
-            assert_eq!((done.kind, done.mapped), (FaultKind::Spurious, 0));
-            mm.flushed(done.flush);
-        }
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(
-        (mm.stats().data.available(), mm.usage(&space).resident),
-        (64, 0)
-    );
-    assert_eq!(mm.check(&[space]), Ok(()));
-}
-
-#[test]
-fn read_for_a_shorter_mapping_of_the_same_bytes_is_stale() {
-    let mm = manager(64, 16);
-    let space = mm.create_space().expect("a space");
-    let mapped = mm
-        .map(&space, request(BASE, 1, RW, file(1)))
-        .expect("a mapping");
-    mm.flushed(mapped.flush);
-    let FaultOutcome::Read(ticket) = mm.fault(&space, vpn(BASE).va(), Access::Read) else {
-        panic!("the page is in a file");
-    };
-    assert_eq!(ticket.length(), 1);
-    let longer = mm
-        .map(&space, request(BASE, 1, RW, file(2000)))
-        .expect("a mapping");
-    mm.flushed(longer.flush);
-    match mm.complete_read(ticket, Ok(1)) {
-        FaultOutcome::Resolved(done) => {
-            assert_eq!((done.kind, done.mapped), (FaultKind::Spurious, 0));
-            mm.flushed(done.flush);
-        }
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]

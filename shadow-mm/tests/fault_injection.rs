@@ -6,13 +6,24 @@ mod common;
 use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, request, va, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, FailPlan, FaultOutcome, MapKind, PageInfo, Pin, PinOutcome, RemapRequest,
+    Access, FailPlan, FaultOutcome, MapKind, PageInfo, Pin, PinOutcome, RemapRequest, Sharing,
     SupervisorRights, VadAdvice, VadFlags, Vpn,
 };
 
 /// Pages on both sides of a leaf table's edge.
 const EDGE: u64 = 512 * 300;
 const FILE: u64 = EDGE + 4096;
+/// Anonymous shared memory.
+const ZEROES: u64 = EDGE + 8192;
+
+/// A shared view of a section over zeroes.
+fn zeroes(mm: &Mm) -> MapKind<SimFile> {
+    MapKind::View {
+        section: mm.create_section(None, 32 * 4096).expect("a section"),
+        offset: 0,
+        sharing: Sharing::Shared,
+    }
+}
 
 /// A parent with private pages, clone pages, a pinned page, a file page, and a sibling.
 struct Scene {
@@ -29,11 +40,16 @@ impl Scene {
         let mut cpu = Cpu::new(&parent);
         map_anon(&mm, &parent, EDGE - 8, 16, RW);
         map_anon(&mm, &parent, BASE, 4, RW);
-        let file = MapKind::PrivateFile {
-            backing: SimFile(1),
+        let file = mm.create_section(Some(SimFile(1)), 20 * 4096);
+        let file = MapKind::View {
+            section: file.expect("a section"),
             offset: 0,
-            length: 20 * 4096,
+            sharing: Sharing::Private,
         };
+        let mapped = mm
+            .map(&parent, request(ZEROES, 32, RW, zeroes(&mm)))
+            .expect("a mapping");
+        mm.flushed(mapped.flush);
         let mapped = mm
             .map(&parent, request(FILE, 32, RW, file))
             .expect("a mapping");
@@ -74,9 +90,10 @@ impl Scene {
         };
         let stats = self.mm.stats();
         let (data, tables) = (stats.data, stats.tables);
+        // What a read brought, or a page of zeroes of a section, stays the section's: that is no trace.
         let frames = [
-            data.available(),
-            data.in_flight,
+            data.available() + stats.section_pages,
+            data.total,
             tables.available(),
             tables.in_flight,
         ];
@@ -178,12 +195,25 @@ fn failed_fault_leaves_no_trace() {
                 FaultOutcome::NoMemory => false,
                 FaultOutcome::Collided => panic!("nobody reads"),
                 FaultOutcome::Denied(denied) => panic!("{denied}"),
+                FaultOutcome::Wait(pending) => panic!("{pending:?}"),
             };
             (done, Vec::new())
         }
     };
     assert!(exhaust(touch(EDGE - 7, Access::Write)) >= 1, "a copy");
     assert!(exhaust(touch(FILE + 17, Access::Read)) >= 1, "a file read");
+    assert!(
+        exhaust(touch(FILE + 17, Access::Write)) >= 2,
+        "a file read and a copy"
+    );
+    assert!(
+        exhaust(touch(FILE + 1, Access::Write)) >= 1,
+        "a copy of a section's page"
+    );
+    assert!(
+        exhaust(touch(ZEROES + 5, Access::Write)) >= 2,
+        "a shared page and a table"
+    );
     let far = |scene: &Scene| {
         // Not charged: the failed fault is to leave everything as it was before the mapping.
         let mut wanted = request(1 << 30, 1 << 20, RW, MapKind::Anonymous);
@@ -215,6 +245,15 @@ fn failed_remap_leaves_no_trace() {
         }
     });
     assert!(failures >= 3, "only {failures} allocations could fail");
+}
+
+#[test]
+fn failed_section_leaves_no_trace() {
+    let failures = exhaust(|scene| {
+        let made = scene.mm.create_section(Some(SimFile(7)), 4096);
+        (made.is_ok(), Vec::new())
+    });
+    assert_eq!(failures, 1);
 }
 
 #[test]

@@ -63,6 +63,10 @@ pub struct RunConfig {
     pub max_procs: usize,
     /// Put guard pages around anonymous mappings.
     pub guard_alloc: bool,
+    /// What `vmm inspect` calls the machine; its number if there is none.
+    pub name: Option<String>,
+    /// Where what `vmm inspect` shows is written at the end.
+    pub report: Option<PathBuf>,
     /// Processors.
     pub cpus: usize,
     /// The program, as given.

@@ -24,8 +24,10 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod devices;
 pub mod hv;
+pub mod inspect;
 pub mod kernel;
 pub mod linux;
 pub mod locks;

@@ -31,6 +31,8 @@ fn check_owners(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
                 state == PfnState::Active || seen.transition.remove(&frame) == Some((table, index))
             }
             Owner::Clone(block) => db.clones.content(block) == BlockContent::Resident(frame),
+            // The sections are looked at by themselves.
+            Owner::Section { .. } => true,
             Owner::Root | Owner::Supervisor => false,
         };
         let modified = entry.flags.contains(PfnFlags::MODIFIED);

@@ -4,6 +4,7 @@
 //! For tests and debugging: it takes every lock, and its cost is that of the whole pool.
 
 mod frames;
+mod sections;
 mod walk;
 
 use alloc::sync::Arc;
@@ -15,7 +16,7 @@ use crate::backend::Platform;
 use crate::manager::Manager;
 use crate::page_file::Slot;
 use crate::pfn::PfnState;
-use crate::proto::{BlockId, HeaderId};
+use crate::proto::{BlockId, HeaderId, SectionId, SectionPage};
 use crate::space::Space;
 
 use walk::Seen;
@@ -188,6 +189,30 @@ pub enum Violation {
         /// The header.
         header: HeaderId,
     },
+    /// A space has a view of a section that does not know it.
+    #[error("section {section:?} does not know its viewer {space}")]
+    UnknownViewer {
+        /// The space.
+        space: SpaceId,
+        /// The section.
+        section: SectionId,
+    },
+    /// A section's page and its frame disagree, or its transfers are not what its pages say.
+    #[error("page {page:?} of section {section:?} does not add up")]
+    WrongPrototype {
+        /// The section.
+        section: SectionId,
+        /// The page.
+        page: SectionPage,
+    },
+    /// The sections have another number of frames than they believe.
+    #[error("sections have {counted} frames and believe they have {believed}")]
+    WrongSections {
+        /// Frames found.
+        counted: u64,
+        /// What the table believes.
+        believed: u64,
+    },
     /// A space's descriptor of a header disagrees with its entries.
     #[error(
         "space {space} describes {header:?} with {described} entries, the walk counted {counted}"
@@ -235,7 +260,8 @@ impl<P: Platform> Manager<P> {
             return Err(Violation::SpacesMissing { given, live });
         }
         let _serialised = wait_for(|| self.supervisor_lock.try_lock());
-        let db = self.pfns.lock();
+        let mut db = self.pfns.lock();
+        db.reap();
         let mut seen = Seen::default();
         self.walk_supervisor(&mut seen)?;
         for (space, state) in locked.iter().filter(|(_, state)| state.alive) {
@@ -244,6 +270,7 @@ impl<P: Platform> Manager<P> {
         frames::check_clones(&db, &mut seen)?;
         frames::check_frames(&db, &mut seen)?;
         frames::check_slots(&db, &seen)?;
+        sections::check_sections(&db)?;
         let spaces = locked.iter().filter(|(_, state)| state.alive);
         let spaces: u64 = spaces.map(|(_, state)| state.vads.charged()).sum();
         let counted = spaces + db.clones.iter().map(|(_, h)| h.pages()).sum::<u64>();

@@ -11,8 +11,8 @@ use crate::pfn::{Owner, PfnDatabase};
 use crate::proto::{BlockContent, BlockId, HeaderId};
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::SUPERVISOR_SLOT;
-use crate::space::{Space, SpaceState};
-use crate::vad::Vad;
+use crate::space::{Space, SpaceState, view_flags};
+use crate::vad::{Sharing, Vad};
 
 /// What the walk found in all spaces.
 #[derive(Debug, Default)]
@@ -248,6 +248,16 @@ impl<P: Platform> Walk<'_, P> {
                 }
                 self.refer(block);
             }
+            Owner::Section { section, page } => {
+                let (viewed, _, sharing) = vad.view().ok_or(wrong_owner)?;
+                let named = self.db.sections.find(section);
+                let named = named.and_then(|state| state.resident(page));
+                let here = viewed.id() == section && vad.section_page(vpn) == Some(page);
+                if !here || named != Some(frame) {
+                    return Err(wrong_owner);
+                }
+                expected = view_flags(vad, sharing);
+            }
             owner if owner == (Owner::Entry { table, index }) => self.totals.private += 1,
             _ => return Err(wrong_owner),
         }
@@ -261,7 +271,10 @@ impl<P: Platform> Walk<'_, P> {
                 expected,
             });
         }
-        if entry.flags.contains(EntryFlags::WRITABLE) {
+        let shared = vad
+            .view()
+            .is_some_and(|(_, _, sharing)| sharing == Sharing::Shared);
+        if entry.flags.contains(EntryFlags::WRITABLE) && !shared {
             self.seen.writers.insert(frame, space);
         }
         *self.seen.mapped.entry(frame).or_insert(0) += 1;
@@ -280,6 +293,14 @@ impl<P: Platform> Walk<'_, P> {
             (Count::VirtualPages, state.vads.pages(), pages),
             (Count::Charged, state.vads.charged(), charged),
         ];
+        for (section, _, _) in state.vads.iter().filter_map(Vad::view) {
+            if !self.db.sections.get(section.id()).viewers.contains(&space) {
+                return Err(Violation::UnknownViewer {
+                    space,
+                    section: section.id(),
+                });
+            }
+        }
         for (count, has, counted) in counts {
             if has != counted {
                 return Err(Violation::WrongCount {

@@ -7,7 +7,7 @@ use crate::addr::{Pfn, PfnRange};
 use crate::backend::FrameStore;
 use crate::commit::Commit;
 use crate::page_file::SlotMap;
-use crate::proto::{BlockId, CloneTable, HeaderId};
+use crate::proto::{BlockId, CloneTable, HeaderId, SectionTable};
 
 /// A zone is *short* when fewer than one frame in this many is left; then nothing is mapped ahead of
 /// need.
@@ -35,6 +35,7 @@ pub(crate) struct PfnDatabase {
     data: Zone,
     tables: Zone,
     pub(crate) clones: CloneTable,
+    pub(crate) sections: SectionTable,
     /// What was promised to guests.
     pub(crate) commit: Commit,
     /// Slots of the page file.
@@ -54,6 +55,7 @@ impl PfnDatabase {
             data: Zone::new(data)?,
             tables: Zone::new(tables)?,
             clones: CloneTable::default(),
+            sections: SectionTable::default(),
             commit: Commit::default(),
             slots: SlotMap::default(),
             slots_in_write: 0,
@@ -233,14 +235,20 @@ impl PfnDatabase {
                 zone.push_owned(pfn, PfnState::Modified);
             }
             Owner::Entry { .. } | Owner::Clone(_) => zone.push_owned(pfn, PfnState::Standby),
+            Owner::Section { .. } => {
+                debug_assert!(false, "{pfn:?} has lost its section's reference");
+            }
             Owner::Root | Owner::Supervisor => debug_assert!(false, "{pfn:?} is a table in use"),
         }
     }
 
-    /// Pins a mapped frame; `write` if the holder may store into it.
+    /// Pins a mapped frame, or one of a section; `write` if the holder may store into it.
     pub(crate) fn pin(&mut self, pfn: Pfn, write: bool) {
         let entry = self.entry_mut(pfn);
-        debug_assert!(entry.share() > 0, "{pfn:?} is pinned but not mapped");
+        debug_assert!(
+            entry.share() > 0 || entry.refs() > 0,
+            "{pfn:?} is pinned but free"
+        );
         *entry.refs_mut() += 1;
         if write {
             entry.write_pins += 1;
@@ -295,7 +303,11 @@ impl PfnDatabase {
     pub(crate) fn block_of(&self, pfn: Pfn) -> Option<BlockId> {
         match self.entry(pfn).owner {
             Owner::Clone(block) => Some(block),
-            Owner::None | Owner::Entry { .. } | Owner::Root | Owner::Supervisor => None,
+            Owner::None
+            | Owner::Entry { .. }
+            | Owner::Section { .. }
+            | Owner::Root
+            | Owner::Supervisor => None,
         }
     }
 

@@ -4,7 +4,7 @@ use bitflags::bitflags;
 
 use crate::addr::{EntryIndex, Pfn};
 use crate::page_file::Slot;
-use crate::proto::BlockId;
+use crate::proto::{BlockId, SectionId, SectionPage};
 
 /// Where a frame is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -59,6 +59,11 @@ pub(crate) enum Owner {
     Entry { table: Pfn, index: EntryIndex },
     /// A clone block; any number of entries map the frame.
     Clone(BlockId),
+    /// A page of a section; any number of entries map the frame.
+    Section {
+        section: SectionId,
+        page: SectionPage,
+    },
     /// An address space: the frame is its top-level table.
     Root,
     /// The manager: the frame is the table of the supervisor slot that every root names.

@@ -12,12 +12,13 @@
 
 mod database;
 mod entry;
+mod sections;
 mod token;
 mod transition;
 mod zone;
 
 pub(crate) use database::{PfnDatabase, Want, ZoneKind};
 pub use entry::PfnState;
-pub(crate) use entry::{Original, Owner, PfnFlags};
+pub(crate) use entry::{Original, Owner, PfnEntry, PfnFlags};
 pub(crate) use token::{FreeFrame, ReadyFrame, Taken, ZeroedFrame};
 pub(crate) use zone::Zone;

@@ -141,7 +141,7 @@ impl PfnDatabase {
                 self.clones.set_content(block, BlockContent::Zero);
             }
             (Owner::Entry { .. } | Owner::Clone(_), Original::File | Original::Zero)
-            | (Owner::None | Owner::Root | Owner::Supervisor, _) => {
+            | (Owner::None | Owner::Section { .. } | Owner::Root | Owner::Supervisor, _) => {
                 debug_assert!(
                     false,
                     "{pfn:?} of {owner:?} with {original:?} is on standby"

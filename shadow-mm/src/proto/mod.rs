@@ -1,8 +1,14 @@
 //! Prototype entries: the one authoritative entry of a page that several page-table entries share.
 //!
-//! Today there is one kind, the fork prototype of [`clone_block`]. Sections come later.
+//! There are two kinds: the fork prototype of [`clone_block`], and the page of a [`section`].
 
 mod clone_block;
+mod pending;
+mod section;
 
 pub(crate) use clone_block::{BlockContent, CloneTable, CloneTableFull, Header};
 pub use clone_block::{BlockId, HeaderId};
+pub(crate) use pending::{Claim, Record};
+pub use pending::{Pending, Progress};
+pub(crate) use section::{Direction, Dropped, Proto, Run, SectionTable};
+pub use section::{Section, SectionId, SectionPage};

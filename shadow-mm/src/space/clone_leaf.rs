@@ -60,9 +60,16 @@ impl<P: Platform> Manager<P> {
                             db.mark_modified(entry.frame);
                         }
                     }
-                    share_frame(&mut db, clone, entry);
-                    let flags = child_flags(entry.flags.shared());
-                    Entry::Valid(entry.with_flags(flags))
+                    let flags = if db.is_sections(entry) {
+                        // Its views need no clone block.
+                        db.add_share(entry.frame);
+                        clone.resident += 1;
+                        entry.flags
+                    } else {
+                        share_frame(&mut db, clone, entry);
+                        entry.flags.shared()
+                    };
+                    Entry::Valid(entry.with_flags(child_flags(flags)))
                 }
                 Entry::Transition(_) | Entry::PageFile(_) | Entry::Prototype(_) => {
                     // A stale translation may still allow stores.

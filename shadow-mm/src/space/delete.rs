@@ -21,11 +21,13 @@ impl<P: Platform> Manager<P> {
             return flush;
         }
         let vads = core::mem::take(&mut state.vads);
+        self.forget_viewer(space.id(), &vads);
         let end = self.limits.user_end.vpn().get();
         if let Some(all) = Vpn::new(0).and_then(|zero| VpnRange::between(zero, end)) {
             self.zap(space, &mut state, all, &mut flush);
         }
         state.alive = false;
+        self.spaces.lock().remove(&space.id());
         state.tables = 0;
         debug_assert_eq!(
             (state.resident, state.private),

@@ -43,16 +43,19 @@ impl<P: Platform> Manager<P> {
         if !vad.prot.allows(access) {
             return FaultOutcome::Denied(Denied::Protection);
         }
-        let file = vad.kind != MapKind::Anonymous;
+        let view = vad.kind != MapKind::Anonymous;
         match space.cursor(&self.store).lookup(vpn) {
             Some((table, index, Entry::Valid(entry))) => {
                 let allowed = access != Access::Write || entry.flags.contains(EntryFlags::WRITABLE);
                 if allowed {
                     return FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0));
                 }
+                if self.pfns.lock().is_sections(entry) {
+                    return self.break_view(space, state, vpn, entry);
+                }
                 self.break_copy(space, state, vpn, (table, index, entry))
             }
-            None | Some((_, _, Entry::Empty)) if file => self.start_read(space, state, vpn, access),
+            None | Some((_, _, Entry::Empty)) if view => self.view_fault(space, state, vpn, access),
             None | Some((_, _, Entry::Empty)) => self.demand_zero(space, state, vpn, access),
             Some((table, index, _)) => {
                 let absent = Absent {
@@ -134,6 +137,7 @@ impl<P: Platform> Manager<P> {
             FaultOutcome::Resolved(resolution) => self.counters.resolved(resolution.kind),
             FaultOutcome::Denied(_) => add(&self.counters.faults_denied, 1),
             FaultOutcome::NoMemory => add(&self.counters.faults_no_memory, 1),
+            FaultOutcome::Wait(_) => add(&self.counters.faults_collided, 1),
             FaultOutcome::Collided => add(&self.counters.faults_collided, 1),
             FaultOutcome::PageIn(ticket) => {
                 add(&self.counters.page_ins, 1);
@@ -149,7 +153,7 @@ impl<P: Platform> Manager<P> {
 
 /// How many pages a fault at `vpn` should map: twice the last time if the guest touches pages in order,
 /// never beyond the mapping.
-fn window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> usize {
+pub(super) fn window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> usize {
     let Some(vad) = state.vads.find(vpn) else {
         return 1;
     };

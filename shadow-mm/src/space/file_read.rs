@@ -1,115 +1,135 @@
-//! Faults on mapped files: hand out a read, take what it brought.
+//! Reading a section's pages from its file: hand out one read for a run, take what it brought
+//! (system 6, prefetch into transition).
 //!
-//! Pages of a private file view that were just read for this space are seen by nobody else, so they are
-//! its own frames from the start: entries of a writable mapping are writable at once, with the dirty bit
-//! clear. The dirty bit, not a fault, then tells whether the page still equals the file.
+//! A run is an aligned window of the file. Its absent pages each get a frame and become *being read*,
+//! so that whoever wants one meanwhile waits for this read instead of starting another. Pages in the
+//! middle that are resident, or being read by somebody else, are covered by one dummy frame, so that a
+//! single contiguous read serves the run; pages that are not absent at its ends are left out.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::access::{Access, Denied};
-use crate::addr::{Level, PAGE_SIZE, Vpn, VpnRange};
+use crate::access::Denied;
+use crate::addr::PAGE_SIZE;
 use crate::backend::Platform;
 use crate::manager::{Demand, Manager};
-use crate::outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket};
-use crate::pfn::{FreeFrame, Original, Owner, ReadyFrame, Taken, Want};
-use crate::pte::{Entry, EntryFlags, ValidEntry};
-use crate::space::fault::{resolution, used};
-use crate::space::{Space, SpaceState};
-use crate::stats::add;
-use crate::vad::{MapKind, Vad};
+use crate::outcome::{FaultKind, FaultOf, FaultOutcome, IoFailed, IoTicket};
+use crate::pfn::{FreeFrame, PfnDatabase, Taken, Want};
+use crate::proto::{Claim, Direction, Proto, Record, Run, Section, SectionId, SectionPage};
 
-/// Pages of the aligned window one read may fill: 64 KiB. It never crosses a leaf table.
+/// Pages of the aligned window one read may fill: 64 KiB.
 const CLUSTER_PAGES: u64 = 16;
+/// How often a run is planned anew because others changed the section meanwhile.
+const PLANS: usize = 4;
 
-impl<P: Platform> Manager<P> {
-    /// Reserves frames for the page and its neighbours, and says what to read into them.
-    pub(super) fn start_read(
-        &self,
-        space: &Arc<Space<P>>,
-        state: &SpaceState<P::Backing>,
-        wanted: Vpn,
-        access: Access,
-    ) -> FaultOutcome<P> {
-        let Some(vad) = state.vads.find(wanted) else {
-            return FaultOutcome::Denied(Denied::NotMapped);
+/// What became of the wish to read.
+pub(super) enum Started<P: Platform> {
+    Read(IoTicket<P>),
+    /// The page is not absent any more.
+    Again,
+    NoMemory,
+}
+
+/// Pages of a read, from `first` on: whether each gets a frame of its own.
+#[derive(PartialEq, Eq)]
+struct Plan {
+    first: SectionPage,
+    own: Vec<bool>,
+}
+
+impl Plan {
+    /// The run around an absent page; `None` if the page is not absent.
+    fn new(db: &PfnDatabase, id: SectionId, wanted: SectionPage, short: bool) -> Option<Self> {
+        let section = db.sections.get(id);
+        let absent = |page: u64| {
+            let page = SectionPage::new(page).filter(|page| section.contains(*page));
+            page.is_some_and(|page| !section.pages.contains_key(&page))
         };
-        let Some(backed) = backed_pages(vad).filter(|pages| pages.contains(wanted)) else {
-            return FaultOutcome::Denied(Denied::BeyondEnd);
-        };
-        let cluster = self.absent_cluster(space, backed, wanted);
-        let ahead = cluster.end() - wanted.get() - 1;
-        let behind = wanted.get() - cluster.start().get();
-        let (data, extra) = (behind as usize + 1, ahead as usize);
-        let full = Demand {
-            tables: 0,
-            data,
-            extra,
-            want: Want::Anything,
-        };
-        let alone = Demand::one_page();
-        let short = self.pfns.lock().short();
-        let (reserve, first) = match if short { None } else { self.reserve(full) } {
-            Some(reserve) => (reserve, cluster.start()),
-            None => match self.reserve(alone) {
-                Some(reserve) => (reserve, wanted),
-                None => return FaultOutcome::NoMemory,
-            },
-        };
-        let tokens: Vec<_> = reserve
-            .data
-            .into_iter()
-            .map(Taken::forget_content)
-            .collect();
-        match ticket(space, vad, first, wanted, access, tokens) {
-            Some(ticket) => FaultOutcome::Read(ticket),
-            None => FaultOutcome::Denied(Denied::BeyondEnd),
+        if !absent(wanted.get()) {
+            return None;
         }
+        let base = wanted.get() - wanted.get() % CLUSTER_PAGES;
+        let window = if short {
+            wanted.get()..wanted.get() + 1
+        } else {
+            base..base + CLUSTER_PAGES
+        };
+        let first = window.clone().find(|page| absent(*page))?;
+        let last = window.rev().find(|page| absent(*page))?;
+        Some(Self {
+            first: SectionPage::new(first)?,
+            own: (first..=last).map(absent).collect(),
+        })
     }
 
-    /// The pages around `wanted` in its aligned window that are backed by the file and not resident.
-    fn absent_cluster(&self, space: &Space<P>, backed: VpnRange, wanted: Vpn) -> VpnRange {
-        let cursor = space.cursor(&self.store);
-        let base = wanted.get() - wanted.get() % CLUSTER_PAGES;
-        let alone = VpnRange::new(wanted, 1);
-        let window = Vpn::new(base).and_then(|base| VpnRange::new(base, CLUSTER_PAGES));
-        let window = window.and_then(|window| window.intersect(backed)).or(alone);
-        let window = window.expect("a page is a range");
-        let absent = |vpn: Vpn| cursor.lookup(vpn).is_none_or(|(_, _, e)| e == Entry::Empty);
-        let mut start = wanted.get();
-        while start > window.start().get() && Vpn::new(start - 1).is_some_and(absent) {
-            start -= 1;
+    fn frames(&self) -> usize {
+        let own = self.own.iter().filter(|own| **own).count();
+        own + usize::from(self.needs_dummy())
+    }
+
+    fn needs_dummy(&self) -> bool {
+        self.own.contains(&false)
+    }
+}
+
+impl<P: Platform> Manager<P> {
+    /// Reserves frames for an absent page of a file and for its absent neighbours, and says what to
+    /// read into them. A run that would leave frames short is refused for the page alone.
+    pub(super) fn start_read(
+        &self,
+        section: &Section<P::Backing>,
+        wanted: SectionPage,
+        fault: FaultOf<P>,
+    ) -> Started<P> {
+        let id = section.id();
+        let mut short = false;
+        for _ in 0..PLANS {
+            let mut db = self.pfns.lock();
+            short |= db.short();
+            let Some(plan) = Plan::new(&db, id, wanted, short) else {
+                return Started::Again;
+            };
+            drop(db);
+            let demand = Demand {
+                tables: 0,
+                data: plan.frames(),
+                extra: 0,
+                want: Want::Anything,
+            };
+            let Some(reserve) = self.reserve(demand) else {
+                if short {
+                    return Started::NoMemory;
+                }
+                short = true;
+                continue;
+            };
+            db = self.pfns.lock();
+            if Plan::new(&db, id, wanted, short).as_ref() == Some(&plan) {
+                return Started::Read(issue(
+                    &mut db,
+                    section,
+                    &plan,
+                    (wanted, fault, reserve.data),
+                ));
+            }
+            drop(db);
+            self.give_back(reserve);
         }
-        let mut end = wanted.get() + 1;
-        while end < window.end() && Vpn::new(end).is_some_and(absent) {
-            end += 1;
-        }
-        Vpn::new(start)
-            .and_then(|start| VpnRange::between(start, end))
-            .unwrap_or(window)
+        Started::Again
     }
 
     /// Takes what a read brought: `result` says how many bytes, counted from the ticket's start.
     ///
-    /// If the mapping has changed meanwhile, the frames are freed and the answer is
-    /// [`FaultKind::Spurious`]: the access must be tried again. A page the read did not reach is
-    /// [`Denied::BeyondEnd`] (the file became shorter), a failed read [`Denied::IoError`].
+    /// The answer is that of the fault, made again: [`FaultOutcome::Resolved`] if all is well. A page
+    /// the read did not reach is [`Denied::BeyondEnd`] (the file became shorter), a failed read
+    /// [`Denied::IoError`], for the fault and for all who wait for the ticket.
     pub fn complete_read(
         &self,
         ticket: IoTicket<P>,
         result: Result<usize, IoFailed>,
     ) -> FaultOutcome<P> {
-        let outcome = self.finish_read(ticket, result);
-        self.count(&outcome);
-        outcome
-    }
-
-    fn finish_read(
-        &self,
-        mut ticket: IoTicket<P>,
-        result: Result<usize, IoFailed>,
-    ) -> FaultOutcome<P> {
-        let tokens = core::mem::take(&mut ticket.tokens);
+        let FaultOf { space, va, access } = &ticket.fault;
+        let (space, va, access) = (Arc::clone(space), *va, *access);
         let denied = match result {
             Err(IoFailed) => Some(Denied::IoError),
             Ok(bytes) => {
@@ -118,150 +138,129 @@ impl<P: Platform> Manager<P> {
                 (!reached).then_some(Denied::BeyondEnd)
             }
         };
-        if let Some(denied) = denied {
-            self.free_unread(tokens);
-            return FaultOutcome::Denied(denied);
-        }
-        let bytes = result.map_or(0, |bytes| bytes.min(ticket.length));
-        let mut ready = Vec::with_capacity(tokens.len());
-        let mut beyond = Vec::new();
-        for (page, frame) in tokens.into_iter().enumerate() {
-            match bytes.saturating_sub(page * PAGE_SIZE).min(PAGE_SIZE) {
-                0 => beyond.push(frame),
-                valid => ready.push(frame.read_in(valid, &self.store)),
+        self.finish_read(ticket, result);
+        let outcome = match denied {
+            Some(denied) => FaultOutcome::Denied(denied),
+            None => self.resolve(&space, &mut space.state.lock(), va.vpn(), access),
+        };
+        let outcome = match outcome {
+            FaultOutcome::Resolved(mut resolution) => {
+                if resolution.kind == FaultKind::Mapped {
+                    resolution.kind = FaultKind::FileRead;
+                }
+                FaultOutcome::Resolved(resolution)
             }
-        }
-        self.free_unread(beyond);
-        let space = Arc::clone(&ticket.space);
-        self.map_read(&space, &ticket, ready)
+            other => other,
+        };
+        self.count(&outcome);
+        outcome
     }
 
-    /// Frees frames a read did not fill.
-    fn free_unread(&self, tokens: Vec<FreeFrame>) {
-        if !tokens.is_empty() {
-            let mut db = self.pfns.lock();
-            tokens
-                .into_iter()
-                .for_each(|frame| db.give_back(Taken::Free(frame)));
-        }
-    }
-
-    /// Maps the pages that still belong where they were read for; the rest is freed.
-    fn map_read(
-        &self,
-        space: &Arc<Space<P>>,
-        ticket: &IoTicket<P>,
-        ready: Vec<ReadyFrame>,
-    ) -> FaultOutcome<P> {
-        let mut state = space.state.lock();
-        let cursor = space.cursor(&self.store);
-        let vad = state
-            .vads
-            .find(ticket.wanted)
-            .filter(|vad| still_wanted(vad, ticket));
-        let Some((prot, backed)) = vad.and_then(|vad| Some((vad.prot, backed_pages(vad)?))) else {
-            self.discard_read(ready);
-            return FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0));
+    /// Makes the pages that were read the section's, and ends the wait of others.
+    fn finish_read(&self, ticket: IoTicket<P>, result: Result<usize, IoFailed>) {
+        let IoTicket {
+            section,
+            first,
+            length,
+            tokens,
+            dummy,
+            claim,
+            ..
+        } = ticket;
+        let id = section.id();
+        let bytes = result.map_or(0, |bytes| bytes.min(length));
+        let page_of = |n: usize| SectionPage::new(first.get() + n as u64);
+        let valid: Vec<usize> = {
+            let db = self.pfns.lock();
+            let section = db.sections.get(id);
+            let left = |n: usize| bytes.saturating_sub(n * PAGE_SIZE).min(PAGE_SIZE);
+            let valid = |n| page_of(n).map_or(0, |page| section.valid(page).min(left(n)));
+            (0..tokens.len()).map(valid).collect()
         };
-        let missing = cursor.missing_tables(ticket.wanted);
-        let Some(mut reserve) = self.reserve(Demand::tables(missing)) else {
-            self.discard_read(ready);
-            return FaultOutcome::NoMemory;
-        };
-        let mut kind = FaultKind::Spurious;
-        let mut mapped = 0;
+        // Outside the PFN lock: what the read did not bring is zeroed.
+        let filled = tokens.into_iter().zip(valid).map(|(token, valid)| {
+            let token = token?;
+            Some(match valid {
+                0 => Err(token),
+                valid => Ok(token.read_in(valid, &self.store)),
+            })
+        });
+        let filled: Vec<_> = filled.collect();
         let mut db = self.pfns.lock();
-        for (page, frame) in ready.into_iter().enumerate() {
-            let vpn = ticket.first.checked_add(page as u64);
-            let absent = |vpn: &Vpn| {
-                let entry = cursor.lookup(*vpn).map(|(_, _, entry)| entry);
-                cfg!(mutant = "skipped_recheck") || entry.is_none_or(|e| e == Entry::Empty)
-            };
-            let Some(vpn) = vpn.filter(|vpn| backed.contains(*vpn)).filter(absent) else {
-                db.discard(frame);
+        for (n, frame) in filled.into_iter().enumerate() {
+            let (Some(frame), Some(page)) = (frame, page_of(n)) else {
                 continue;
             };
-            let mut flags = EntryFlags::private(prot);
-            if vpn == ticket.wanted {
-                flags |= used(ticket.access);
-                kind = FaultKind::FileRead;
+            let pages = &mut db.sections.get_mut(id).pages;
+            // A truncation meanwhile took the page away.
+            let ours = matches!(pages.get(&page), Some(Proto::Reading(record))
+                if Arc::ptr_eq(record, claim.record()));
+            let ours = ours || cfg!(mutant = "skipped_recheck");
+            if ours {
+                pages.remove(&page);
             }
-            let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
-            let index = vpn.index(Level::Leaf);
-            let frame = db.activate_clean(frame, Owner::Entry { table, index }, Original::File);
-            cursor.install(&mut db, table, index, ValidEntry { frame, flags });
-            mapped += 1;
+            match frame {
+                Ok(frame) if ours => db.make_resident(id, page, frame),
+                Ok(frame) => db.discard(frame),
+                Err(token) => db.give_back(Taken::Free(token)),
+            }
         }
-        drop(db);
-        state.tables += (missing - reserve.tables.len()) as u64;
-        self.give_back(reserve);
-        state.gained_private(mapped);
-        add(&self.counters.entries_written, mapped);
-        FaultOutcome::Resolved(resolution(space, kind, mapped as u32))
-    }
-
-    fn discard_read(&self, ready: Vec<ReadyFrame>) {
-        let mut db = self.pfns.lock();
-        ready.into_iter().for_each(|frame| db.discard(frame));
-    }
-}
-
-/// The pages of a file mapping that begin before the file's end.
-fn backed_pages<B>(vad: &Vad<B>) -> Option<VpnRange> {
-    match vad.kind {
-        MapKind::Anonymous => None,
-        MapKind::PrivateFile { length, .. } => {
-            let pages = length.div_ceil(PAGE_SIZE as u64).min(vad.range.count());
-            VpnRange::new(vad.range.start(), pages)
+        if let Some(dummy) = dummy {
+            db.give_back(Taken::Free(dummy));
+        }
+        db.sections.get_mut(id).end_run(claim.record());
+        match result {
+            Ok(_) => claim.done(),
+            Err(IoFailed) => claim.failed(),
         }
     }
 }
 
-/// Where in the file a mapping's part of it ends.
-fn file_end<B>(vad: &Vad<B>) -> Option<u64> {
-    match vad.kind {
-        MapKind::Anonymous => None,
-        MapKind::PrivateFile { offset, length, .. } => Some(offset + length),
-    }
-}
-
-/// Whether the mapping still shows the bytes the ticket read where it read them for.
-fn still_wanted<P: Platform>(vad: &Vad<P::Backing>, ticket: &IoTicket<P>) -> bool {
-    let ahead = (ticket.wanted.get() - ticket.first.get()) * PAGE_SIZE as u64;
-    let backed = backed_pages(vad).is_some_and(|pages| pages.contains(ticket.wanted));
-    let same = vad.file_page(ticket.wanted) == Some((&ticket.backing, ticket.offset + ahead));
-    // A longer mapping of the same bytes shows more of the last page than was read.
-    backed && same && file_end(vad) == Some(ticket.file_end) && vad.prot.allows(ticket.access)
-}
-
-fn ticket<P: Platform>(
-    space: &Arc<Space<P>>,
-    vad: &Vad<P::Backing>,
-    first: Vpn,
-    wanted: Vpn,
-    access: Access,
-    tokens: Vec<FreeFrame>,
-) -> Option<IoTicket<P>> {
-    let MapKind::PrivateFile {
-        backing,
-        offset,
-        length,
-    } = &vad.kind
-    else {
-        return None;
+/// Marks the plan's absent pages as being read into the frames.
+fn issue<P: Platform>(
+    db: &mut PfnDatabase,
+    section: &Section<P::Backing>,
+    plan: &Plan,
+    (wanted, fault, frames): (SectionPage, FaultOf<P>, Vec<Taken>),
+) -> IoTicket<P> {
+    let mut frames = frames.into_iter().map(Taken::forget_content);
+    let dummy = if plan.needs_dummy() {
+        frames.next()
+    } else {
+        None
     };
-    let ahead = (first.get() - vad.range.start().get()) * PAGE_SIZE as u64;
-    let room = (tokens.len() * PAGE_SIZE) as u64;
-    Some(IoTicket {
-        space: Arc::clone(space),
-        backing: backing.clone(),
-        offset: offset + ahead,
-        file_end: offset + length,
-        length: room.min(length - ahead) as usize,
-        first,
+    let bell = Arc::clone(&db.sections.bell);
+    let state = db.sections.get_mut(section.id());
+    let record = Arc::new(Record::default());
+    let mut tokens: Vec<Option<FreeFrame>> = Vec::with_capacity(plan.own.len());
+    for (n, own) in plan.own.iter().enumerate() {
+        let page = SectionPage::new(plan.first.get() + n as u64).filter(|_| *own);
+        if let Some(page) = page {
+            state
+                .pages
+                .insert(page, Proto::Reading(Arc::clone(&record)));
+        }
+        tokens.push(page.and_then(|_| frames.next()));
+    }
+    let named = tokens.iter().map(|t| t.as_ref().or(dummy.as_ref()));
+    let named: Vec<_> = named.flatten().map(FreeFrame::pfn).collect();
+    let held = tokens.iter().flatten().chain(&dummy).map(FreeFrame::pfn);
+    state.runs.push(Run {
+        direction: Direction::Read,
+        frames: held.collect(),
+        record: Arc::clone(&record),
+    });
+    let room = (plan.own.len() * PAGE_SIZE) as u64;
+    let left = state.bytes.saturating_sub(plan.first.offset());
+    IoTicket {
+        section: section.clone(),
+        first: plan.first,
         wanted,
-        access,
-        frames: tokens.iter().map(FreeFrame::pfn).collect(),
+        fault,
+        length: room.min(left) as usize,
+        frames: named,
         tokens,
-    })
+        dummy,
+        claim: Claim::new(&record, &bell),
+    }
 }

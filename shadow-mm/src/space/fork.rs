@@ -131,6 +131,8 @@ impl<P: Platform> Manager<P> {
         add(&self.counters.fork_entries, touched);
         self.counters.fork_entries_last.store(touched, Relaxed);
         let child = self.publish(child_root, child);
+        // The parent is still locked: who truncates a section sees the child as soon as the parent.
+        self.add_viewers(child.id(), &state.vads);
         Ok(Forked {
             child,
             flush: flush.finish(),

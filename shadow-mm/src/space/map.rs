@@ -6,6 +6,7 @@ use crate::backend::Platform;
 use crate::commit::NoCommit;
 use crate::flush::Flush;
 use crate::manager::Manager;
+use crate::proto::SectionPage;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
 use crate::vad::{FaultAround, MAX_MAPPINGS, MapKind, Vad, VadFlags, VadTag};
@@ -88,7 +89,8 @@ pub enum MapError {
     /// The space has as many mappings as it may have (`ENOMEM`).
     #[error("the address space has its {MAX_MAPPINGS} mappings")]
     TooManyMappings,
-    /// The file offset is not page aligned, or the mapping's end is beyond 2^64 (`EINVAL`, `EOVERFLOW`).
+    /// The offset in the section is not page aligned, or the mapping's end is beyond 16 TiB (`EINVAL`,
+    /// `EOVERFLOW`).
     #[error("file offset {offset:#x} cannot be mapped")]
     BadOffset {
         /// The offset in bytes.
@@ -123,6 +125,9 @@ impl<P: Platform> Manager<P> {
             tag,
             ..
         } = request;
+        if let MapKind::View { section, .. } = &kind {
+            self.add_viewer(section, space.id());
+        }
         let mut vad = Vad {
             range,
             prot,
@@ -199,13 +204,12 @@ impl<P: Platform> Manager<P> {
 }
 
 fn check_kind<B>(request: &MapRequest<B>) -> Result<(), MapError> {
-    let MapKind::PrivateFile { offset, length, .. } = request.kind else {
+    let MapKind::View { offset, .. } = request.kind else {
         return Ok(());
     };
-    let bytes = request.count.checked_mul(PAGE_SIZE as u64);
-    let fits = |bytes| offset.checked_add(bytes).is_some();
-    let aligned = offset % PAGE_SIZE as u64 == 0;
-    if aligned && bytes.is_some_and(fits) && fits(length) {
+    let first = offset / PAGE_SIZE as u64;
+    let end = first.checked_add(request.count);
+    if offset % PAGE_SIZE as u64 == 0 && end.is_some_and(|end| end <= SectionPage::COUNT) {
         Ok(())
     } else {
         Err(MapError::BadOffset { offset })

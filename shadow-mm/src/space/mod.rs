@@ -18,6 +18,7 @@ mod state;
 mod transition;
 mod trim;
 mod unmap;
+mod view;
 mod zap;
 
 use core::fmt;
@@ -37,6 +38,7 @@ pub use remap::{RemapError, RemapRequest};
 pub(crate) use state::SpaceState;
 pub use trim::{TrimMode, Trimmed};
 pub use unmap::UnmapError;
+pub(crate) use view::view_flags;
 
 /// One guest process's memory: its mappings and its page tables.
 ///

@@ -26,6 +26,7 @@ impl<P: Platform> Manager<P> {
                 self.count(&other);
                 return match other {
                     FaultOutcome::Read(ticket) => PinOutcome::Read(ticket),
+                    FaultOutcome::Wait(pending) => PinOutcome::Wait(pending),
                     FaultOutcome::PageIn(ticket) => PinOutcome::PageIn(ticket),
                     FaultOutcome::Collided => PinOutcome::Collided,
                     FaultOutcome::Denied(denied) => PinOutcome::Denied(denied),

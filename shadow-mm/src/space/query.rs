@@ -3,7 +3,7 @@
 use crate::addr::{Pfn, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::manager::Manager;
-use crate::pte::{Entry, EntryFlags};
+use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::space::Space;
 use crate::stats::SpaceUsage;
 use crate::vad::VadInfo;
@@ -21,6 +21,18 @@ pub struct PageInfo {
     pub age: u8,
     /// A clone block owns the frame: a store may have to copy it.
     pub shared: bool,
+}
+
+impl PageInfo {
+    pub(crate) fn of(entry: ValidEntry) -> Self {
+        Self {
+            frame: entry.frame,
+            accessed: entry.flags.contains(EntryFlags::ACCESSED),
+            dirty: entry.flags.contains(EntryFlags::DIRTY),
+            age: entry.flags.age(),
+            shared: entry.flags.contains(EntryFlags::PROTOTYPE),
+        }
+    }
 }
 
 impl<P: Platform> Manager<P> {
@@ -62,16 +74,7 @@ impl<P: Platform> Manager<P> {
                 let Entry::Valid(entry) = cursor.leaf(run.table, index) else {
                     continue;
                 };
-                visit(
-                    vpn,
-                    PageInfo {
-                        frame: entry.frame,
-                        accessed: entry.flags.contains(EntryFlags::ACCESSED),
-                        dirty: entry.flags.contains(EntryFlags::DIRTY),
-                        age: entry.flags.age(),
-                        shared: entry.flags.contains(EntryFlags::PROTOTYPE),
-                    },
-                );
+                visit(vpn, PageInfo::of(entry));
             }
         });
     }

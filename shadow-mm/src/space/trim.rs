@@ -63,6 +63,8 @@ enum Fate {
     Stays,
     /// The entry becomes empty: the page can be made again.
     Dropped,
+    /// The entry becomes empty: a section has the page, and takes over the dirty bit.
+    Unmapped,
     /// The entry becomes this.
     Leaves(Entry),
 }
@@ -222,6 +224,12 @@ fn take_page<B: Clone + Eq, S: crate::backend::FrameStore>(
             }
             other => debug_assert!(false, "a valid entry became {other:?}"),
         },
+        Fate::Unmapped => {
+            if let Entry::Valid(old) = cursor.remove(db, table, index) {
+                drop_page(db, state, old);
+                trimming.dropped = true;
+            }
+        }
         Fate::Leaves(left) => {
             let old = cursor.replace((table, index), left);
             let dirty = matches!(old, Entry::Valid(old) if old.flags.contains(EntryFlags::DIRTY));
@@ -257,8 +265,10 @@ fn fate(
         }
         (Owner::Clone(block), _) if page_file || !dirty => Fate::Leaves(Entry::Prototype(block)),
         (Owner::Entry { .. } | Owner::Clone(_), _) => Fate::Stays,
-        (Owner::None | Owner::Root | Owner::Supervisor, _) => {
-            debug_assert!(false, "{:?} is mapped and owned by nobody", entry.frame);
+        // The section has it, or a truncation that is under way will take the entry.
+        (Owner::Section { .. } | Owner::None, _) => Fate::Unmapped,
+        (Owner::Root | Owner::Supervisor, _) => {
+            debug_assert!(false, "{:?} is a table and mapped", entry.frame);
             Fate::Stays
         }
     }

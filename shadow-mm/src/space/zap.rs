@@ -137,6 +137,8 @@ pub(super) fn drop_page<B: Clone + Eq>(
     }
     let ownerless = match db.block_of(old.frame) {
         Some(block) => state.descriptors.drop_reference(db, block).is_some(),
+        // A section's page, or one its section has lost.
+        None if old.flags.contains(EntryFlags::PROTOTYPE) => false,
         None => {
             state.private -= 1;
             true

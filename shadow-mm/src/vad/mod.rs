@@ -7,6 +7,7 @@ use bitflags::bitflags;
 
 use crate::access::Prot;
 use crate::addr::{PAGE_SIZE, Vpn, VpnRange};
+use crate::proto::{Section, SectionPage};
 
 pub(crate) use set::VadSet;
 
@@ -35,21 +36,28 @@ bitflags! {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct VadTag(pub u32);
 
+/// Who sees what a space stores to a view.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Sharing {
+    /// Only the space: a store copies the page first (`MAP_PRIVATE`).
+    Private,
+    /// Everybody with a view, and the file (`MAP_SHARED`).
+    Shared,
+}
+
 /// What a mapping's pages are made of.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum MapKind<B> {
     /// Zeroes, made on first touch.
     Anonymous,
-    /// A private view of a file: pages are read on first touch and belong to the space from then on.
-    PrivateFile {
-        /// The file.
-        backing: B,
-        /// Where in the file the mapping starts: bytes, a multiple of [`PAGE_SIZE`].
+    /// A view of a section. Pages wholly beyond the section's end are [`crate::Denied::BeyondEnd`].
+    View {
+        /// The section.
+        section: Section<B>,
+        /// Where in the section the mapping starts: bytes, a multiple of [`PAGE_SIZE`].
         offset: u64,
-        /// How many bytes of the file, from `offset`, back the mapping. The tail of the last page reads
-        /// as zero; pages wholly beyond are [`crate::Denied::BeyondEnd`]. It may exceed the mapping,
-        /// which then has something to grow into.
-        length: u64,
+        /// Who sees the stores.
+        sharing: Sharing,
     },
 }
 
@@ -95,30 +103,36 @@ impl<B> VadInfo<B> {
     pub fn file(&self) -> Option<(&B, u64)> {
         match &self.kind {
             MapKind::Anonymous => None,
-            MapKind::PrivateFile {
-                backing, offset, ..
-            } => Some((backing, *offset)),
+            MapKind::View {
+                section, offset, ..
+            } => Some((section.backing()?, *offset)),
+        }
+    }
+
+    /// Whether stores are seen by others.
+    #[must_use]
+    pub fn sharing(&self) -> Sharing {
+        match self.kind {
+            MapKind::Anonymous => Sharing::Private,
+            MapKind::View { sharing, .. } => sharing,
         }
     }
 }
 
-impl<B: Clone> MapKind<B> {
+impl<B> MapKind<B> {
     /// What is left of the kind `pages` further on.
     fn advanced(&self, pages: u64) -> Self {
         match self {
             Self::Anonymous => Self::Anonymous,
-            Self::PrivateFile {
-                backing,
+            Self::View {
+                section,
                 offset,
-                length,
-            } => {
-                let bytes = pages * PAGE_SIZE as u64;
-                Self::PrivateFile {
-                    backing: backing.clone(),
-                    offset: offset + bytes,
-                    length: length.saturating_sub(bytes),
-                }
-            }
+                sharing,
+            } => Self::View {
+                section: section.clone(),
+                offset: offset + pages * PAGE_SIZE as u64,
+                sharing: *sharing,
+            },
         }
     }
 }
@@ -177,17 +191,22 @@ impl<B: Clone + Eq> Vad<B> {
         }
     }
 
-    /// The file a page comes from and its offset there in bytes; `None` if it comes from none.
-    pub(crate) fn file_page(&self, vpn: Vpn) -> Option<(&B, u64)> {
+    /// The section a mapping is a view of, the section's page at the view's start, and who sees stores.
+    pub(crate) fn view(&self) -> Option<(&Section<B>, u64, Sharing)> {
         match &self.kind {
             MapKind::Anonymous => None,
-            MapKind::PrivateFile {
-                backing, offset, ..
-            } => {
-                let pages = vpn.get() - self.range.start().get();
-                Some((backing, offset + pages * PAGE_SIZE as u64))
-            }
+            MapKind::View {
+                section,
+                offset,
+                sharing,
+            } => Some((section, offset / PAGE_SIZE as u64, *sharing)),
         }
+    }
+
+    /// The section's page that one of the mapping's pages shows.
+    pub(crate) fn section_page(&self, vpn: Vpn) -> Option<SectionPage> {
+        let (_, first, _) = self.view()?;
+        SectionPage::new(first + (vpn.get() - self.range.start().get()))
     }
 }
 

@@ -197,8 +197,9 @@ impl<B: Clone + Eq> VadSet<B> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{FaultAround, MapKind, VadFlags, VadTag};
+    use super::super::{FaultAround, MapKind, Sharing, VadFlags, VadTag};
     use super::*;
+    use crate::proto::{Section, SectionTable};
 
     fn range(start: u64, count: u64) -> VpnRange {
         VpnRange::new(Vpn::new(start).expect("page"), count).expect("range")
@@ -217,24 +218,25 @@ mod tests {
         }
     }
 
-    fn file(start: u64, count: u64, offset: u64, length: u64) -> Vad<u8> {
+    fn view(section: &Section<u8>, start: u64, count: u64, offset: u64) -> Vad<u8> {
         Vad {
-            kind: MapKind::PrivateFile {
-                backing: 1,
+            kind: MapKind::View {
+                section: section.clone(),
                 offset,
-                length,
+                sharing: Sharing::Private,
             },
             ..anon(start, count)
         }
     }
 
+    fn section() -> Section<u8> {
+        let made = SectionTable::default().create(Some(1), 0);
+        made.expect("a section")
+    }
+
     #[test]
     fn hole_filled_again_is_one_mapping() {
-        for whole in [
-            anon(10, 20),
-            file(10, 20, 0, 20 * 4096),
-            file(10, 20, 4096, 9 * 4096 + 5),
-        ] {
+        for whole in [anon(10, 20), view(&section(), 10, 20, 4096)] {
             let mut set = VadSet::default();
             set.insert(whole);
             let carved = set.carve(range(15, 3));
@@ -247,8 +249,9 @@ mod tests {
     #[test]
     fn unlike_neighbours_stay_apart() {
         let mut set = VadSet::default();
-        set.insert(file(10, 2, 0, 8192));
-        set.insert(file(12, 2, 4096, 8192));
+        let file = section();
+        set.insert(view(&file, 10, 2, 0));
+        set.insert(view(&file, 12, 2, 4096));
         set.insert(anon(14, 2));
         set.insert(Vad {
             prot: Prot::WRITE,
@@ -261,7 +264,7 @@ mod tests {
     fn predicted_length_is_the_length_after_carving() {
         let mut set = VadSet::default();
         set.insert(anon(10, 10));
-        set.insert(file(20, 10, 0, 0));
+        set.insert(view(&section(), 20, 10, 0));
         for (hole, expected) in [(range(12, 2), 3), (range(10, 10), 1), (range(15, 10), 2)] {
             assert_eq!(set.len_without(hole), expected);
             let mut carved = set.clone();
@@ -274,7 +277,7 @@ mod tests {
     fn prefix_stops_at_the_first_hole() {
         let mut set = VadSet::default();
         set.insert(anon(10, 2));
-        set.insert(file(12, 2, 0, 0));
+        set.insert(view(&section(), 12, 2, 0));
         set.insert(anon(16, 2));
         assert_eq!(set.covered_prefix(range(11, 9)), Some(range(11, 3)));
         assert_eq!(set.covered_prefix(range(14, 9)), None);

@@ -129,6 +129,7 @@ impl Cpu {
             match outcome {
                 FaultOutcome::Resolved(resolution) => self.flush(mm, resolution.flush),
                 FaultOutcome::Read(_) => return Err("a read after a read".into()),
+                FaultOutcome::Wait(_) => return Err("a read under way".into()),
                 FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
                     return Err("no page was trimmed".into());
                 }

@@ -5,6 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod files;
 mod ops;
 mod paging;
 mod touch;
@@ -55,7 +56,7 @@ fn long_fork_chain_stays_exact() {
         page: 0,
         count: 12,
         prot: common::RW,
-        file: None,
+        view: None,
     };
     world.apply(&Op::Map(0, anon)).expect("a mapping");
     (0..12).for_each(|page| world.apply(&Op::Write(0, page, 0, 1)).expect("a store"));

@@ -1,7 +1,7 @@
 //! The operations, and how they are made up.
 
 use proptest::prelude::*;
-use shadow_mm::{Prot, TrimMode, VadAdvice};
+use shadow_mm::{Prot, Sharing, TrimMode, VadAdvice};
 
 /// Which live space: taken modulo how many there are.
 pub(crate) type Which = u8;
@@ -11,13 +11,16 @@ pub(crate) type Page = u8;
 /// Pages of the playground; half lie across a leaf table's edge, half across a root entry's.
 pub(crate) const PAGES: u8 = 48;
 
+/// Sections there are; the last is over no file.
+pub(crate) const SECTIONS: usize = 3;
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MapOp {
     pub(crate) page: Page,
     pub(crate) count: u64,
     pub(crate) prot: Prot,
-    /// A file: its number, first page, and length in bytes.
-    pub(crate) file: Option<(u32, u64, u64)>,
+    /// A view: the section's number, its first page, and who sees the stores.
+    pub(crate) view: Option<(usize, u64, Sharing)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +50,13 @@ pub(crate) enum Op {
     /// Leaves the read of a fault undone.
     StartRead(Which, Page),
     FinishRead(u8, ReadEnd),
+    /// A section ends here, in bytes.
+    Resize(usize, u64),
+    WriteBack(usize, WriteEnd),
+    /// Forgets what the file has too.
+    Forget(usize),
+    /// Drops the handle of a section, and makes another.
+    NewSection(usize),
     Acknowledge,
     /// How many pages at most, and which.
     Trim(Which, u8, TrimMode),
@@ -58,11 +68,19 @@ pub(crate) enum Op {
     FinishPageIn(u8, ReadEnd),
 }
 
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum WriteEnd {
+    Whole,
+    Failed,
+    Dropped,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ReadEnd {
     Whole,
     Short,
     Failed,
+    Dropped,
 }
 
 pub(crate) fn any_op() -> impl Strategy<Value = Op> {
@@ -85,6 +103,10 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         3 => (any::<u8>(), any::<u8>()).prop_map(|(n, b)| Op::Unpin(n, b)),
         2 => (which(), page()).prop_map(|(w, p)| Op::StartRead(w, p)),
         2 => (any::<u8>(), any_end()).prop_map(|(n, e)| Op::FinishRead(n, e)),
+        3 => (section(), 0u64..14 * 4096).prop_map(|(s, n)| Op::Resize(s, n)),
+        3 => (section(), any_write_end()).prop_map(|(s, e)| Op::WriteBack(s, e)),
+        2 => section().prop_map(Op::Forget),
+        1 => section().prop_map(Op::NewSection),
         6 => Just(Op::Acknowledge),
         6 => (which(), 1u8..20, any_trim()).prop_map(|(w, n, m)| Op::Trim(w, n, m)),
         5 => Just(Op::StartWrite),
@@ -117,16 +139,29 @@ fn any_prot() -> impl Strategy<Value = Prot> {
 }
 
 fn any_map() -> impl Strategy<Value = MapOp> {
-    let file = prop_oneof![
+    let sharing = prop_oneof![Just(Sharing::Private), Just(Sharing::Shared)];
+    let view = prop_oneof![
         2 => Just(None),
-        1 => (0u32..2, 0u64..4, 0u64..14 * 4096).prop_map(Some),
+        2 => (section(), 0u64..4, sharing).prop_map(Some),
     ];
-    (page(), 1u64..14, any_prot(), file).prop_map(|(page, count, prot, file)| MapOp {
+    (page(), 1u64..14, any_prot(), view).prop_map(|(page, count, prot, view)| MapOp {
         page,
         count,
         prot,
-        file,
+        view,
     })
+}
+
+fn section() -> impl Strategy<Value = usize> {
+    0..SECTIONS
+}
+
+fn any_write_end() -> impl Strategy<Value = WriteEnd> {
+    prop_oneof![
+        3 => Just(WriteEnd::Whole),
+        1 => Just(WriteEnd::Failed),
+        1 => Just(WriteEnd::Dropped),
+    ]
 }
 
 fn any_advice() -> impl Strategy<Value = VadAdvice> {
@@ -139,7 +174,12 @@ fn any_advice() -> impl Strategy<Value = VadAdvice> {
 }
 
 fn any_end() -> impl Strategy<Value = ReadEnd> {
-    prop_oneof![3 => Just(ReadEnd::Whole), 1 => Just(ReadEnd::Short), 1 => Just(ReadEnd::Failed)]
+    prop_oneof![
+        3 => Just(ReadEnd::Whole),
+        1 => Just(ReadEnd::Short),
+        1 => Just(ReadEnd::Failed),
+        1 => Just(ReadEnd::Dropped),
+    ]
 }
 
 fn any_remap() -> impl Strategy<Value = Op> {

@@ -53,7 +53,7 @@ impl World {
         let ticket = self.page_ins.swap_remove(n % self.page_ins.len());
         match self.fill_page_in(ticket, end) {
             FaultOutcome::Resolved(done) => self.unacknowledged.push(done.flush),
-            FaultOutcome::Denied(_) | FaultOutcome::NoMemory => {}
+            FaultOutcome::Denied(_) | FaultOutcome::NoMemory | FaultOutcome::Wait(_) => {}
             FaultOutcome::Read(_) | FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
                 return Err("a read after a read".into());
             }
@@ -65,7 +65,7 @@ impl World {
         let length = match end {
             ReadEnd::Whole => ticket.length(),
             ReadEnd::Short => ticket.length() / PAGE_SIZE / 2 * PAGE_SIZE + 100,
-            ReadEnd::Failed => 0,
+            ReadEnd::Failed | ReadEnd::Dropped => 0,
         };
         for (page, frame) in ticket.frames().iter().enumerate() {
             let store = self.mm.store();
@@ -77,7 +77,7 @@ impl World {
                 slots.for_each(|(slot, byte)| store.write(*frame, *slot, &[byte]));
             }
         }
-        let result = if end == ReadEnd::Failed {
+        let result = if matches!(end, ReadEnd::Failed | ReadEnd::Dropped) {
             Err(IoFailed)
         } else {
             Ok(length)

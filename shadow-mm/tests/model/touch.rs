@@ -2,13 +2,13 @@
 
 use shadow_mm::{
     Access, Denied, FaultOutcome, ForkError, FrameStore, IoFailed, IoTicket, PAGE_SIZE, Pfn,
-    PinOutcome,
+    PinOutcome, Progress,
 };
 
 use super::common::{Cpu, Sim, vpn};
 use super::ops::ReadEnd;
 use super::verbs::{agree, fresh};
-use super::world::{Bytes, Outcome, PageModel, Pinned, SLOTS, World, file_byte};
+use super::world::{At, Bytes, Outcome, PageModel, Pinned, SLOTS, Undone, World};
 
 impl World {
     pub(crate) fn access(
@@ -25,20 +25,33 @@ impl World {
             (None, _) => return Ok(()),
             (got, expected) => return Err(format!("access gave {got:?}, expected {expected:?}")),
         };
-        let process = &mut self.processes[which];
-        let Some(model) = process.pages.get_mut(&page) else {
+        if access == Access::Write {
+            self.owned(which, page);
+        }
+        let (Some(model), Some(at)) = (
+            self.processes[which].pages.get(&page).copied(),
+            self.holder(which, page),
+        ) else {
             return Err("no model".into());
         };
-        let (id, expected) = (process.id, model.bytes);
-        change(&mut model.bytes);
-        let now = model.bytes;
+        let expected = self.content(&model);
         agree("content", self.bytes(frame), expected)?;
         if access == Access::Write {
+            let mut now = expected;
+            change(&mut now);
+            // What lies beyond the end of a file is nobody's.
+            if let At::File(file, page) = at {
+                let valid = self.files[file].valid(page);
+                let all = SLOTS.iter().zip(&mut now).zip(expected);
+                all.filter(|((slot, _), _)| **slot >= valid)
+                    .for_each(|((_, now), old)| *now = old);
+            }
+            self.put(at, now);
             SLOTS
                 .iter()
                 .zip(now)
                 .for_each(|(slot, byte)| self.mm.store().write(frame, *slot, &[byte]));
-            for pinned in self.pins.iter_mut().filter(|p| p.at == Some((id, page))) {
+            for pinned in self.pins.iter_mut().filter(|p| p.at == Some(at)) {
                 pinned.tainted = true;
             }
         }
@@ -68,6 +81,13 @@ impl World {
                 outcome = self.fill_page_in(ticket, ReadEnd::Whole);
             }
             match outcome {
+                FaultOutcome::Wait(pending) => {
+                    agree("pending", pending.progress(), Progress::UnderWay)?;
+                    while !self.reads.is_empty() {
+                        self.finish_read(0, ReadEnd::Whole)?;
+                    }
+                    agree("pending", pending.progress(), Progress::Ended)?;
+                }
                 FaultOutcome::Resolved(done) => self.flush(which, done.flush),
                 FaultOutcome::Denied(denied) => return Ok(Some(Err(denied))),
                 FaultOutcome::NoMemory | FaultOutcome::Collided => return Ok(None),
@@ -80,14 +100,15 @@ impl World {
     }
 
     fn fill(&mut self, ticket: IoTicket<Sim>, end: ReadEnd) -> FaultOutcome<Sim> {
+        let file = self.files.iter().find(|f| f.section == *ticket.section());
+        let file = file.expect("a section of the model");
         for (n, frame) in ticket.frames().iter().enumerate() {
             // What the read does not reach must not show.
             self.mm.store().write(*frame, 0, &[0xee; PAGE_SIZE]);
-            for slot in SLOTS {
-                let ahead = n * PAGE_SIZE + slot;
-                if ahead < ticket.length() {
-                    let byte = file_byte(*ticket.backing(), ticket.offset() + ahead as u64);
-                    self.mm.store().write(*frame, slot, &[byte]);
+            let page = ticket.offset() / PAGE_SIZE as u64 + n as u64;
+            for (slot, byte) in SLOTS.iter().zip(file.on_disk(page)) {
+                if n * PAGE_SIZE + slot < ticket.length() {
+                    self.mm.store().write(*frame, *slot, &[byte]);
                 }
             }
         }
@@ -95,7 +116,7 @@ impl World {
         let result = match end {
             ReadEnd::Whole => Ok(length),
             ReadEnd::Short => Ok(length / PAGE_SIZE / 2 * PAGE_SIZE),
-            ReadEnd::Failed => Err(IoFailed),
+            ReadEnd::Failed | ReadEnd::Dropped => Err(IoFailed),
         };
         self.mm.complete_read(ticket, result)
     }
@@ -106,25 +127,47 @@ impl World {
             vpn(page).va(),
             Access::Read,
         ) {
-            FaultOutcome::Read(ticket) => self.reads.push(ticket),
+            FaultOutcome::Read(ticket) => self.leave_read(which, page, Access::Read, ticket),
             FaultOutcome::PageIn(ticket) => self.page_ins.push(ticket),
             FaultOutcome::Resolved(done) => self.flush(which, done.flush),
-            FaultOutcome::Denied(_) | FaultOutcome::NoMemory | FaultOutcome::Collided => {}
+            FaultOutcome::Denied(_)
+            | FaultOutcome::NoMemory
+            | FaultOutcome::Wait(_)
+            | FaultOutcome::Collided => {}
         }
         Ok(())
+    }
+
+    fn leave_read(&mut self, which: usize, page: u64, access: Access, ticket: IoTicket<Sim>) {
+        let at = (self.processes[which].id, page);
+        self.reads.push(Undone { ticket, at, access });
     }
 
     pub(crate) fn finish_read(&mut self, n: usize, end: ReadEnd) -> Outcome {
         if self.reads.is_empty() {
             return Ok(());
         }
-        let ticket = self.reads.swap_remove(n % self.reads.len());
+        let Undone { ticket, at, access } = self.reads.swap_remove(n % self.reads.len());
+        if matches!(end, ReadEnd::Dropped) {
+            drop(ticket);
+            return Ok(());
+        }
         match self.fill(ticket, end) {
-            FaultOutcome::Resolved(done) => self.unacknowledged.push(done.flush),
-            FaultOutcome::Denied(_) | FaultOutcome::NoMemory => {}
-            FaultOutcome::Read(_) | FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
-                return Err("a read after a read".into());
+            FaultOutcome::Resolved(done) => {
+                let which = self.processes.iter().position(|p| p.id == at.0);
+                if let (Some(which), Access::Write) = (which, access) {
+                    self.owned(which, at.1);
+                }
+                self.flush_space(done.flush);
             }
+            // Frames were so short that the page went before it could be mapped.
+            FaultOutcome::Read(ticket) => drop(ticket),
+            // The place is something else by now.
+            FaultOutcome::PageIn(ticket) => self.page_ins.push(ticket),
+            FaultOutcome::Denied(_)
+            | FaultOutcome::NoMemory
+            | FaultOutcome::Wait(_)
+            | FaultOutcome::Collided => {}
         }
         Ok(())
     }
@@ -145,12 +188,12 @@ impl World {
         self.flush(which, forked.flush);
         let pages = self.processes[which].pages.iter();
         let inherited = pages.filter(|(_, page)| !page.dont_fork).map(|(at, page)| {
-            let bytes = if page.wipe {
-                fresh(page.file)
+            let own = if page.wipe {
+                fresh(page.view)
             } else {
-                page.bytes
+                page.own
             };
-            (*at, PageModel { bytes, ..*page })
+            (*at, PageModel { own, ..*page })
         });
         let inherited = inherited.collect();
         self.add(Cpu::new(&forked.child), inherited);
@@ -178,14 +221,13 @@ impl World {
         {
             PinOutcome::Pinned(pin, flush) => {
                 self.flush(which, flush);
-                let process = &self.processes[which];
-                let bytes = process
-                    .pages
-                    .get(&page)
-                    .map(|page| page.bytes)
-                    .unwrap_or_default();
+                if write {
+                    self.owned(which, page);
+                }
+                let model = self.processes[which].pages.get(&page).copied();
+                let bytes = model.map(|m| self.content(&m)).unwrap_or_default();
                 agree("pinned content", self.bytes(pin.pfn()), bytes)?;
-                let at = Some((process.id, page));
+                let at = self.holder(which, page);
                 self.pins.push(Pinned {
                     pin,
                     at,
@@ -195,9 +237,10 @@ impl World {
                 agree("pin", Ok(()), verdict)
             }
             PinOutcome::Read(ticket) => {
-                self.reads.push(ticket);
+                self.leave_read(which, page, access, ticket);
                 agree("pin", Ok(()), verdict)
             }
+            PinOutcome::Wait(_) => agree("pin", Ok(()), verdict),
             PinOutcome::PageIn(ticket) => {
                 self.page_ins.push(ticket);
                 agree("pin", Ok(()), verdict)
@@ -218,15 +261,11 @@ impl World {
             tainted,
         } = self.pins.swap_remove(n % self.pins.len());
         if pin.is_write() {
-            // The embedder's store: the page's own space sees it, nobody else.
+            // The embedder's store: the page's own space sees it, or who has a view; nobody else.
             self.mm.store().write(pin.pfn(), SLOTS[0], &[byte]);
-            let process = self
-                .processes
-                .iter_mut()
-                .find(|p| Some(p.id) == at.map(|at| at.0));
-            let page = process.and_then(|p| p.pages.get_mut(&at?.1));
-            if let Some(page) = page {
-                page.bytes[0] = byte;
+            let now = self.bytes(pin.pfn());
+            if let Some(at) = at {
+                self.put(at, now);
             }
             self.pins
                 .iter_mut()

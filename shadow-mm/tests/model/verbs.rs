@@ -9,8 +9,9 @@ use shadow_mm::{
 };
 
 use super::common::{range, request, vpn};
+use super::files::ViewPage;
 use super::ops::{MapOp, Op};
-use super::world::{Bytes, FilePage, Outcome, PageModel, SLOTS, World, file_byte, place};
+use super::world::{Bytes, Outcome, PageModel, World, place};
 
 impl World {
     pub(crate) fn perform(&mut self, op: Op) -> Outcome {
@@ -81,6 +82,10 @@ impl World {
             Op::Exit(w) => self.exit(pick(w)),
             Op::Pin(w, p, write) => self.pin(pick(w), place(p).get(), write),
             Op::StartRead(w, p) => self.start_read(pick(w), place(p).get()),
+            Op::Resize(number, size) => self.resize(number, size),
+            Op::WriteBack(number, end) => self.write_back(number, end),
+            Op::Forget(number) => self.forget_clean(number),
+            Op::NewSection(number) => self.new_section(number),
             Op::StartPageIn(w, p) => self.start_read(pick(w), place(p).get()),
             Op::Trim(w, goal, mode) => self.trim(pick(w), goal.into(), mode),
             Op::Unpin(..)
@@ -97,17 +102,14 @@ impl World {
             page,
             count,
             prot,
-            file,
+            view,
         } = map;
-        let kind = match file {
-            Some((file, first, length)) => {
-                let offset = first * PAGE_SIZE as u64;
-                MapKind::PrivateFile {
-                    backing: SimFile(file),
-                    offset,
-                    length,
-                }
-            }
+        let kind = match view {
+            Some((file, first, sharing)) => MapKind::View {
+                section: self.files[file].section.clone(),
+                offset: first * PAGE_SIZE as u64,
+                sharing,
+            },
             None => MapKind::Anonymous,
         };
         let mut wanted: MapRequest<SimFile> = request(place(page).get(), count, prot, kind);
@@ -135,22 +137,15 @@ impl World {
             (!mapped.range.contains(vpn(page))).then_some(page)
         });
         for n in 0..count {
-            let file = file.map(|(file, first, length)| {
-                let ahead = n * PAGE_SIZE as u64;
-                let valid = length.saturating_sub(ahead).min(PAGE_SIZE as u64) as usize;
-                let offset = first * PAGE_SIZE as u64 + ahead;
-                FilePage {
-                    file: SimFile(file),
-                    offset,
-                    valid,
-                    backed: ahead < length,
-                }
+            let view = view.map(|(file, first, sharing)| ViewPage {
+                file,
+                page: first + n,
+                sharing,
             });
-            let bytes = fresh(file);
             let page = PageModel {
                 prot,
-                file,
-                bytes,
+                view,
+                own: fresh(view),
                 dont_fork: false,
                 wipe: false,
             };
@@ -215,7 +210,7 @@ impl World {
         };
         let process = &mut self.processes[which];
         for (_, model) in process.pages.range_mut(range.start().get()..range.end()) {
-            model.bytes = fresh(model.file);
+            model.own = fresh(model.view);
         }
         let id = process.id;
         self.move_pins(id, |page| (!range.contains(vpn(page))).then_some(page));
@@ -228,7 +223,7 @@ impl World {
             .advise(&self.processes[which].cpu.space, range, advice);
         let prefix = self.prefix(which, range);
         let pages = &mut self.processes[which].pages;
-        let file = prefix.iter().any(|page| pages[page].file.is_some());
+        let file = prefix.iter().any(|page| pages[page].view.is_some());
         if advice == VadAdvice::WipeOnFork && file {
             return agree("advise", result.is_ok(), false);
         }
@@ -260,9 +255,9 @@ impl World {
             // Whether there is room is the manager's to say; that nothing changed shows later.
             Err(_) => return Ok(()),
         };
-        let Some(whole) = whole else {
+        if whole.is_none() {
             return Err("remapped a hole".into());
-        };
+        }
         let (old, new) = (request.old, mapped.range);
         self.flush(which, mapped.flush);
         let id = self.processes[which].id;
@@ -286,7 +281,7 @@ impl World {
         let pattern = moved[&old.start().get()];
         for ahead in 0..new.count() {
             let page = moved.get(&(old.start().get() + ahead)).copied();
-            let page = page.unwrap_or_else(|| grown(pattern, &whole.kind, whole.range, old, ahead));
+            let page = page.unwrap_or_else(|| grown(pattern, ahead));
             self.processes[which]
                 .pages
                 .insert(new.start().get() + ahead, page);
@@ -295,54 +290,20 @@ impl World {
     }
 }
 
-/// What a page contains before anybody stores to it.
-pub(crate) fn fresh(file: Option<FilePage>) -> Bytes {
-    let Some(FilePage {
-        file,
-        offset,
-        valid,
-        ..
-    }) = file
-    else {
-        return Bytes::default();
-    };
-    SLOTS.map(|slot| {
-        if slot < valid {
-            file_byte(file, offset + slot as u64)
-        } else {
-            0
-        }
-    })
+/// What a space has of a page before it stores to it: anonymous memory is its own from the start.
+pub(crate) fn fresh(view: Option<ViewPage>) -> Option<Bytes> {
+    view.is_none().then(Bytes::default)
 }
 
-/// A page a remapped mapping gained.
-fn grown(
-    pattern: PageModel,
-    kind: &MapKind<SimFile>,
-    whole: VpnRange,
-    old: VpnRange,
-    ahead: u64,
-) -> PageModel {
-    let file = match kind {
-        MapKind::Anonymous => None,
-        MapKind::PrivateFile {
-            backing,
-            offset,
-            length,
-        } => {
-            let ahead = (old.start().get() - whole.start().get() + ahead) * PAGE_SIZE as u64;
-            let valid = length.saturating_sub(ahead).min(PAGE_SIZE as u64) as usize;
-            Some(FilePage {
-                file: *backing,
-                offset: offset + ahead,
-                valid,
-                backed: ahead < *length,
-            })
-        }
-    };
+/// A page a remapped mapping gained, `ahead` pages above its start.
+fn grown(pattern: PageModel, ahead: u64) -> PageModel {
+    let view = pattern.view.map(|view| ViewPage {
+        page: view.page + ahead,
+        ..view
+    });
     PageModel {
-        file,
-        bytes: fresh(file),
+        view,
+        own: fresh(view),
         ..pattern
     }
 }

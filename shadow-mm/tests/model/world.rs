@@ -8,8 +8,9 @@ use shadow_mm::{
     SupervisorRights, Vpn, WriteTicket,
 };
 
-use super::common::{Cpu, Mm, Sim, manager, va, vpn};
-use super::ops::{Op, PAGES, Page, ReadEnd};
+use super::common::{Cpu, Mm, Sim, manager, range, va, vpn};
+use super::files::{FileModel, ViewPage};
+use super::ops::{Op, PAGES, Page, ReadEnd, SECTIONS};
 
 /// The bytes of a page that the model looks at.
 pub(crate) const SLOTS: [usize; 3] = [0, 2048, 4095];
@@ -19,23 +20,12 @@ const MAX_SPACES: usize = 4;
 /// A supervisor page that must survive everything.
 const SUPERVISOR_VA: u64 = 0x7f80_0000_0000;
 
-/// What the page of a file contains before anybody stores to it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct FilePage {
-    pub(crate) file: SimFile,
-    /// Offset of the page in the file, in bytes.
-    pub(crate) offset: u64,
-    /// Bytes of the page that are in the file; zero: beyond the end.
-    pub(crate) valid: usize,
-    /// Whether the page begins before the end.
-    pub(crate) backed: bool,
-}
-
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PageModel {
     pub(crate) prot: Prot,
-    pub(crate) file: Option<FilePage>,
-    pub(crate) bytes: Bytes,
+    pub(crate) view: Option<ViewPage>,
+    /// What the space has for itself: anonymous memory, or its copy of a view's page.
+    pub(crate) own: Option<Bytes>,
     pub(crate) dont_fork: bool,
     pub(crate) wipe: bool,
 }
@@ -51,11 +41,27 @@ pub(crate) struct Process {
 
 pub(crate) struct Pinned {
     pub(crate) pin: Pin,
-    /// The page, while it is still the one that was pinned: process and page number.
-    pub(crate) at: Option<(u64, u64)>,
+    /// The page, while it is still the one that was pinned.
+    pub(crate) at: Option<At>,
     /// What a read pin must go on showing.
     pub(crate) bytes: Bytes,
     pub(crate) tainted: bool,
+}
+
+/// Whose page a pin is on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum At {
+    /// A process's own: its number and the page number.
+    Own(u64, u64),
+    /// A section's: its number and the page.
+    File(usize, u64),
+}
+
+/// A read that was left undone, and the access it is for.
+pub(crate) struct Undone {
+    pub(crate) ticket: IoTicket<Sim>,
+    pub(crate) at: (u64, u64),
+    pub(crate) access: Access,
 }
 
 /// A write under way, and what its pages contained when it began.
@@ -66,9 +72,10 @@ pub(crate) struct Writing {
 
 pub(crate) struct World {
     pub(crate) mm: Mm,
+    pub(crate) files: Vec<FileModel>,
     pub(crate) processes: Vec<Process>,
     pub(crate) pins: Vec<Pinned>,
-    pub(crate) reads: Vec<IoTicket<Sim>>,
+    pub(crate) reads: Vec<Undone>,
     pub(crate) unacknowledged: Vec<Flush>,
     pub(crate) page_ins: Vec<PageIn<Sim>>,
     pub(crate) writes: Vec<Writing>,
@@ -88,8 +95,10 @@ impl World {
         mm.map_supervisor(va(SUPERVISOR_VA), 1, 1, SupervisorRights::USER)
             .expect("a monitor");
         let active = mm.stats().tables.active;
+        let files = (0..SECTIONS).map(|n| FileModel::new(&mm, n)).collect();
         let mut world = Self {
             mm,
+            files,
             processes: Vec::new(),
             pins: Vec::new(),
             reads: Vec::new(),
@@ -130,6 +139,8 @@ impl World {
         self.mm
             .check(&spaces)
             .map_err(|violation| format!("{violation}"))?;
+        self.note_copies();
+        self.check_files()?;
         let mm = &self.mm;
         match self.processes.first_mut() {
             Some(p) => match p
@@ -164,6 +175,7 @@ impl World {
         self.finish_transfers()?;
         self.perform(Op::Acknowledge)?;
         self.check()?;
+        self.files.clear();
         let stats = self.mm.stats();
         let data = (
             stats.data.available(),
@@ -172,6 +184,7 @@ impl World {
         );
         let tables = (stats.tables.active, stats.tables.in_flight);
         let clones = (stats.clone_blocks, stats.clone_headers);
+        let sections = (stats.sections, stats.section_pages);
         let owned = (
             stats.data.standby,
             stats.data.modified,
@@ -179,7 +192,7 @@ impl World {
         );
         if data == (self.frames.0, 0, 0)
             && tables == (self.frames.1, 0)
-            && clones == (0, 0)
+            && (clones, sections) == ((0, 0), (0, 0))
             && owned == (0, 0, 0)
         {
             Ok(())
@@ -214,8 +227,10 @@ impl World {
     /// Pages of a process changed hands or content: pins on them are detached, or moved.
     pub(crate) fn move_pins(&mut self, id: u64, place: impl Fn(u64) -> Option<u64>) {
         for pinned in &mut self.pins {
-            if let Some((owner, page)) = pinned.at.filter(|(owner, _)| *owner == id) {
-                pinned.at = place(page).map(|page| (owner, page));
+            if let Some(At::Own(owner, page)) = pinned.at
+                && owner == id
+            {
+                pinned.at = place(page).map(|page| At::Own(owner, page));
             }
         }
     }
@@ -228,9 +243,85 @@ impl World {
         if !model.prot.allows(access) {
             return Err(Denied::Protection);
         }
-        match model.file {
-            Some(file) if !file.backed => Err(Denied::BeyondEnd),
-            _ => Ok(()),
+        match model.view {
+            Some(view) if self.files[view.file].valid(view.page) == 0 => Err(Denied::BeyondEnd),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Drops a flush's translations in whichever process it is about.
+    pub(crate) fn flush_space(&mut self, flush: Flush) {
+        let space = flush.space();
+        match self
+            .processes
+            .iter()
+            .position(|p| p.cpu.space.id() == space)
+        {
+            Some(which) => self.flush(which, flush),
+            None => self.unacknowledged.push(flush),
+        }
+    }
+
+    /// What a page must contain.
+    pub(crate) fn content(&self, model: &PageModel) -> Bytes {
+        let shown = || {
+            model
+                .view
+                .map(|view| self.files[view.file].bytes(view.page))
+        };
+        model.own.or_else(shown).unwrap_or_default()
+    }
+
+    /// A store to a private view copies neighbours too: what the space has for itself now no longer
+    /// follows the section.
+    fn note_copies(&mut self) {
+        for which in 0..self.processes.len() {
+            let mut own = Vec::new();
+            let space = self.processes[which].cpu.space.clone();
+            self.mm
+                .resident_pages(&space, range(0, 1 << 35), |vpn, page| {
+                    if !page.shared {
+                        own.push(vpn.get());
+                    }
+                });
+            own.into_iter().for_each(|page| self.owned(which, page));
+        }
+    }
+
+    /// Whose a page is, for pins.
+    pub(crate) fn holder(&self, which: usize, page: u64) -> Option<At> {
+        let model = self.processes[which].pages.get(&page)?;
+        Some(match (model.own, model.view) {
+            (None, Some(view)) => At::File(view.file, view.page),
+            (Some(_), _) | (None, None) => At::Own(self.processes[which].id, page),
+        })
+    }
+
+    /// A page's content changed.
+    pub(crate) fn put(&mut self, at: At, bytes: Bytes) {
+        match at {
+            At::File(file, page) => self.files[file].store(page, bytes),
+            At::Own(id, page) => {
+                let process = self.processes.iter_mut().find(|p| p.id == id);
+                if let Some(model) = process.and_then(|p| p.pages.get_mut(&page)) {
+                    model.own = Some(bytes);
+                }
+            }
+        }
+    }
+
+    /// A store made the page its space's own, if it is a private view's.
+    pub(crate) fn owned(&mut self, which: usize, page: u64) {
+        let Some(model) = self.processes[which].pages.get(&page).copied() else {
+            return;
+        };
+        let private = model.view.is_some_and(|view| !view.is_shared());
+        if private && model.own.is_none() {
+            let bytes = self.content(&model);
+            self.processes[which]
+                .pages
+                .entry(page)
+                .and_modify(|m| m.own = Some(bytes));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shadow_mm::sim::SimFile;
-use shadow_mm::{Access, MapKind, PAGE_SIZE, PinOutcome, Prot};
+use shadow_mm::{Access, MapKind, PAGE_SIZE, PinOutcome, Prot, Sharing};
 use shuttle::thread;
 
 use crate::guest::{BASE, Guest, finish, machine, pages, vpn};
@@ -79,10 +79,11 @@ fn exit_against_protect_and_discard() {
 fn exit_against_file_read() {
     schedules(|| {
         exit_against(|guest| {
-            let kind = MapKind::PrivateFile {
-                backing: SimFile(1),
+            let section = guest.mm.create_section(Some(SimFile(1)), PAGE_SIZE as u64);
+            let kind = MapKind::View {
+                section: section.expect("a section"),
                 offset: 0,
-                length: PAGE_SIZE as u64,
+                sharing: Sharing::Private,
             };
             let request = shadow_mm::MapRequest {
                 placement: shadow_mm::Placement::Fixed(vpn(BASE + 8)),

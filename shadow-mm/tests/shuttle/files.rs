@@ -3,20 +3,25 @@
 use std::sync::Arc;
 
 use shadow_mm::sim::SimFile;
-use shadow_mm::{Access, FaultOutcome, IoFailed, MapKind, PAGE_SIZE};
+use shadow_mm::{Access, Denied, FaultOutcome, IoFailed, MapKind, PAGE_SIZE, Sharing};
 use shuttle::thread;
 
 use crate::guest::{BASE, Guest, file_byte, finish, machine, pages, vpn};
 use crate::schedules;
 
+fn view(guest: &Guest, count: u64, sharing: Sharing) -> MapKind<SimFile> {
+    let bytes = count * PAGE_SIZE as u64;
+    let section = guest.mm.create_section(Some(SimFile(1)), bytes);
+    MapKind::View {
+        section: section.expect("a section"),
+        offset: 0,
+        sharing,
+    }
+}
+
 fn with_file(count: u64) -> Arc<Guest> {
     let guest = Guest::new(&machine());
-    let kind = MapKind::PrivateFile {
-        backing: SimFile(1),
-        offset: 0,
-        length: count * PAGE_SIZE as u64,
-    };
-    guest.map(count, kind);
+    guest.map(count, view(&guest, count, Sharing::Private));
     guest
 }
 
@@ -77,9 +82,10 @@ fn read_against_fork_and_unmap() {
     });
 }
 
-/// One of two reads of a page fails: its own access fails, the other's does not.
+/// A read of a page fails: its own access fails, and that of who waits for it; not that of who comes
+/// later.
 #[test]
-fn failed_read_against_one_that_works() {
+fn failed_read_against_one_that_may_wait_for_it() {
     schedules(|| {
         let guest = with_file(1);
         let failing = {
@@ -94,9 +100,52 @@ fn failed_read_against_one_that_works() {
                 }
             })
         };
-        assert_eq!(guest.load(1, BASE, 0), Ok(file_byte(0)));
+        let seen = guest.load(1, BASE, 0);
+        assert!(
+            seen == Ok(file_byte(0)) || seen == Err(Denied::IoError),
+            "{seen:?}"
+        );
         failing.join().expect("a thread");
         assert_eq!(guest.load(0, BASE, 0), Ok(file_byte(0)));
         finish(&guest.mm, &[&guest]);
+    });
+}
+
+/// A truncation takes the page from whoever maps it: a store is seen by the other, or refused, and
+/// nothing is left of the page.
+#[test]
+fn truncation_against_faults_and_fork() {
+    schedules(|| {
+        let guest = Guest::new(&machine());
+        let kind = view(&guest, 2, Sharing::Shared);
+        let MapKind::View { section, .. } = &kind else {
+            unreachable!("a view");
+        };
+        let section = section.clone();
+        guest.map(2, kind.clone());
+        drop(kind);
+        let storing = {
+            let guest = Arc::clone(&guest);
+            thread::spawn(move || guest.store(0, BASE + 1, 0, 7))
+        };
+        let truncating = {
+            let guest = Arc::clone(&guest);
+            let section = section.clone();
+            thread::spawn(move || {
+                let flushes = guest.mm.resize_section(&section, PAGE_SIZE as u64);
+                for flush in flushes {
+                    guest.shoot(flush);
+                }
+            })
+        };
+        let child = guest.fork().expect("a fork");
+        let stored = storing.join().expect("a thread");
+        assert!(matches!(stored, Ok(()) | Err(Denied::BeyondEnd)));
+        truncating.join().expect("a thread");
+        for who in [&guest, &child] {
+            assert_eq!(who.load(1, BASE + 1, 0), Err(Denied::BeyondEnd));
+        }
+        drop(section);
+        finish(&guest.mm, &[&guest, &child]);
     });
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use shadow_mm::sim::{SimFile, SimMmu};
 use shadow_mm::{
     Access, Denied, FaultOutcome, Flush, FrameStore, GuestVa, IoTicket, Limits, Manager, MapKind,
-    MapRequest, PAGE_SIZE, Pfn, PfnRange, Placement, PoolLayout, Prot, Space, VadFlags, VadTag,
-    Vpn, VpnRange,
+    MapRequest, PAGE_SIZE, Pfn, PfnRange, Placement, PoolLayout, Progress, Prot, Space, VadFlags,
+    VadTag, Vpn, VpnRange,
 };
 use shuttle::sync::Mutex;
 
@@ -165,6 +165,13 @@ impl Guest {
                 let completed = self.mm.complete_read(ticket, Ok(length));
                 self.settle(completed)
             }
+            FaultOutcome::Wait(pending) => loop {
+                match pending.progress() {
+                    Progress::UnderWay => shuttle::thread::yield_now(),
+                    Progress::Ended => return Ok(()),
+                    Progress::Failed => return Err(Denied::IoError),
+                }
+            },
             FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
                 panic!("there is no page file")
             }

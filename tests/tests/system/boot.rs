@@ -226,6 +226,47 @@ fn linux_shell(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// A disk is written, flushed and partly zeroed, another only read; the host looks at the files.
+fn linux_disks(context: &Context) -> Checked {
+    if let Some(skip) = no_linux(context) {
+        return Ok(skip);
+    }
+    const BYTES: usize = 4 << 20;
+    let source: Vec<u8> = (0..BYTES as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let target = context.write("target", vec![0xee; 2 * BYTES], 0o644)?;
+    let copied_from = context.write("source", &source, 0o644)?;
+    let input = "dd if=/dev/vdb of=/dev/vda bs=4096 seek=1 && sync && \
+        blkdiscard -z -o 0 -l 4096 /dev/vda 2> /dev/null || dd if=/dev/zero of=/dev/vda bs=4096 count=1; \
+        (echo no > /dev/vdb) 2> /dev/null || echo it is read-only; \
+        head -c 64 /dev/hwrng | wc -c; sync; poweroff -f\n"
+        .replace("        ", "");
+    let launch = Launch::default().stdin(input.replace("\\\n", ""));
+    let disks = [
+        "--disk",
+        "{work}/target",
+        "--disk",
+        "{work}/source:ro",
+        "--cpus",
+        "2",
+    ];
+    let output = context.boot(&linux("console=ttyS0 panic=-1 quiet", &disks), &launch)?;
+    expect(&output, 0, "it is read-only")?;
+    expect(&output, 0, "64")?;
+    let read = |path: &std::path::Path| std::fs::read(path).map_err(|e| e.to_string());
+    let written = read(&target)?;
+    let (first, rest) = written.split_at(4096);
+    let (copied, untouched) = rest.split_at(BYTES);
+    if first.iter().any(|&b| b != 0) || copied != source || untouched.iter().any(|&b| b != 0xee) {
+        return Err("the disk does not have what was written".to_owned());
+    }
+    if read(&copied_from)? != source {
+        return Err("a read-only disk has changed".to_owned());
+    }
+    Ok(PASSED)
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let flat = [
         Case::function("boot/flat/ways_to_end", ways_to_end),
@@ -245,6 +286,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("boot/linux/4_cpus", |context| debian(context, "4")),
         Case::function("boot/linux/reset_and_panic", linux_ends),
         Case::function("boot/linux/shell", linux_shell),
+        Case::function("boot/linux/disks", linux_disks),
     ];
     let linux = linux.map(|case| case.seconds(120));
     let all = flat.into_iter().chain(linux);

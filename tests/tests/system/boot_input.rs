@@ -180,6 +180,42 @@ fn initrds_and_options(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+fn disks(context: &Context) -> Checked {
+    context.write("kernel", bzimage(100), 0o644)?;
+    context.write("odd", vec![0; 1000], 0o644)?;
+    context.write("empty", b"", 0o644)?;
+    let path = context.write("used", vec![0; 4096], 0o644)?;
+    let used = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let lock = rustix::fs::FlockOperation::NonBlockingLockShared;
+    rustix::fs::flock(&used, lock).map_err(|e| e.to_string())?;
+    for (disk, text) in [
+        ("/no/such/disk", "/no/such/disk"),
+        ("{work}", "disk"),
+        ("/dev/null", "not a regular file"),
+        ("{work}/odd", "sectors"),
+        ("{work}/empty", "sectors"),
+        ("{work}/used", "another machine uses it"),
+    ] {
+        refused(
+            context,
+            &["--kernel", "{work}/kernel", "--disk", disk],
+            text,
+        )?;
+    }
+    // Read-only, several may.
+    let options = ["--kernel", "{work}/kernel", "--disk", "{work}/used:ro"];
+    let output = context.boot(&options, &Launch::default())?;
+    if output.status != 0 {
+        return Err(format!("shared: {}: {}", output.status, output.err()));
+    }
+    let mut many = vec!["--kernel", "{work}/kernel"];
+    for _ in 0..19 {
+        many.extend(["--disk", "{work}/used:ro"]);
+    }
+    refused(context, &many, "18 at most")?;
+    Ok(PASSED)
+}
+
 fn without_kvm(context: &Context) -> Checked {
     refused(
         context,
@@ -195,6 +231,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("boot/input/cut_off", cut_off).seconds(180),
         Case::function("boot/input/damaged", damaged).seconds(180),
         Case::function("boot/input/initrds_and_options", initrds_and_options),
+        Case::function("boot/input/disks", disks),
         Case::function("boot/input/no_kvm", without_kvm).on(On::NoKvm),
     ]
     .into()

@@ -8,10 +8,12 @@ mod boot;
 mod boot_input;
 mod confinement;
 mod guard;
+mod inspect;
 mod no_kvm;
 mod options;
 mod programs;
 mod real;
+mod shared;
 mod shell;
 mod terminal;
 
@@ -19,11 +21,13 @@ fn main() -> ExitCode {
     let groups = [
         programs::cases(),
         shell::cases(),
+        shared::cases(),
         real::cases(),
         terminal::cases(),
         options::cases(),
         confinement::cases(),
         guard::cases(),
+        inspect::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),

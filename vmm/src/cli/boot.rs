@@ -1,12 +1,14 @@
 //! `vmm boot`: a Linux kernel in a virtual machine.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::{STATUS_FAILURE, Size, StatsFormat, complain, say, seconds};
+use crate::devices::virtio::block::Access;
+use crate::kernel::config::DiskConfig;
 use crate::kernel::console::ConsoleChoice;
 use crate::kernel::{self, BootConfig, End, config, memory};
 
@@ -46,6 +48,10 @@ pub(super) struct BootArgs {
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: Size,
 
+    /// A raw file as a virtio disk, read-only if it ends in :ro (repeatable)
+    #[arg(long, value_name = "FILE[:ro]")]
+    disk: Vec<OsString>,
+
     /// The first serial port: this terminal or pipe, a new pseudo-terminal, or a file for its output
     #[arg(long, value_name = "stdio|pty|FILE", default_value = "stdio")]
     console: OsString,
@@ -80,9 +86,23 @@ impl BootArgs {
             command_line: self.cmdline.as_bytes().to_vec(),
             cpus: self.cpus,
             memory: self.memory.0 & !(PAGE - 1),
+            disks: self.disk.iter().map(|text| disk(text)).collect(),
             console,
             timeout: self.timeout,
         })
+    }
+}
+
+fn disk(text: &OsStr) -> DiskConfig {
+    match text.as_bytes().strip_suffix(b":ro") {
+        Some(path) => DiskConfig {
+            path: PathBuf::from(OsStr::from_bytes(path)),
+            access: Access::ReadOnly,
+        },
+        None => DiskConfig {
+            path: PathBuf::from(text),
+            access: Access::ReadWrite,
+        },
     }
 }
 

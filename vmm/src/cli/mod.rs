@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod boot;
 mod doctor;
+mod inspect;
 mod run;
 mod size;
 
@@ -33,6 +34,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     Boot(Box<boot::BootArgs>),
     Doctor(doctor::DoctorArgs),
+    Inspect(inspect::InspectArgs),
 }
 
 /// How `--stats` is printed.
@@ -68,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Boot(args) => boot::main(&args),
         Command::Doctor(args) => doctor::main(&args),
+        Command::Inspect(args) => inspect::main(&args),
     }
 }
 
@@ -82,10 +85,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = error.print();
     } else {
-        let command = match std::env::args_os().nth(1) {
-            Some(word) if word == "boot" => "boot",
-            _ => "run",
-        };
+        let given = std::env::args().nth(1).unwrap_or_default();
+        let known = ["boot", "doctor", "inspect"];
+        let command = known.into_iter().find(|name| *name == given);
+        let command = command.unwrap_or("run");
         say(&format!("vmm: {}\n", one_line(&error.to_string(), command)));
     }
     ExitCode::from(STATUS_FAILURE)

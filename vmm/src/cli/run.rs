@@ -74,6 +74,14 @@ pub(super) struct RunArgs {
     #[arg(long)]
     guard_alloc: bool,
 
+    /// Name of the machine for `vmm inspect` [default: the number of the vmm process]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// Write what `vmm inspect` shows to a file: the memory as the program's end found it
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+
     /// Print what was counted on standard error at the end
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     stats: Option<StatsFormat>,
@@ -172,6 +180,8 @@ impl RunArgs {
             env,
             strace: self.strace,
             guard_alloc: self.guard_alloc,
+            name: self.name.clone(),
+            report: self.report.clone(),
             timeout: self.timeout,
             max_procs: self.max_procs as usize,
             cpus: self.cpus.map_or(host_cpus.min(64), usize::from),

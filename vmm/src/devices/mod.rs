@@ -11,5 +11,6 @@
 mod bus;
 pub mod power;
 pub mod serial;
+pub mod virtio;
 
 pub use bus::{BusError, Devices};

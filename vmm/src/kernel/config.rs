@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::console::ConsoleChoice;
+use crate::devices::virtio::block::Access;
 
 /// Most processors: an APIC id has eight bits here.
 pub const MAX_CPUS: u8 = 254;
@@ -21,8 +22,19 @@ pub struct BootConfig {
     pub cpus: u8,
     /// Bytes of memory, a multiple of the page.
     pub memory: u64,
+    /// Its disks, in order.
+    pub disks: Vec<DiskConfig>,
     /// Where the console goes.
     pub console: ConsoleChoice,
     /// End after this long.
     pub timeout: Option<Duration>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The raw file.
+    pub path: PathBuf,
+    /// Whether it can be written.
+    pub access: Access,
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::memory::MemoryError;
 use crate::cli::Size;
 use crate::devices::BusError;
+use crate::devices::virtio::block::DiskError;
 use crate::hv::CpuError;
 use crate::hv::kvm::vm::VmError;
 
@@ -122,6 +123,12 @@ pub enum BootError {
     /// KVM refused something of a virtual CPU.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// More devices than there are interrupts.
+    #[error("--disk: a machine has room for {0} at most")]
+    TooManyDisks(usize),
     /// Two devices in one place.
     #[error(transparent)]
     Bus(#[from] BusError),

@@ -14,11 +14,14 @@ use super::image;
 use super::memory::{self, Memory};
 use super::output::{Output, Writer};
 use super::params::{self, Params};
+use super::virtio::VirtioDevices;
 use super::{BootError, layout, start};
 use super::{acpi, firmware};
 use crate::devices::Devices;
 use crate::devices::power::{Power, PowerEvent};
 use crate::devices::serial::{self, Serial};
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::rng::Rng;
 use crate::hv::kvm::board_cpu::BoardCpu;
 use crate::hv::kvm::vm::{self, Vm};
 
@@ -49,6 +52,8 @@ pub struct Machine {
     pub output: Arc<Output>,
     /// Where its end is told.
     pub ending: Arc<Ending>,
+    /// Its virtio devices.
+    pub virtio: VirtioDevices,
 }
 
 impl Machine {
@@ -94,7 +99,15 @@ impl Machine {
         let serial = Serial::new(vm.interrupt(serial::IRQ)?, writer);
         devices.add_ports(serial::COM1, serial::PORTS, serial.clone())?;
 
-        let tables = acpi::tables(config.cpus, &[]);
+        let mut virtio = VirtioDevices::new(&vm, &memory, &ending)?;
+        for disk in &config.disks {
+            virtio.add(&mut devices, |name| {
+                Ok(Box::new(Block::open(&disk.path, disk.access, name)?))
+            })?;
+        }
+        virtio.add(&mut devices, |_| Ok(Box::new(Rng)))?;
+
+        let tables = acpi::tables(config.cpus, virtio.places());
         params::write(&memory, layout::ACPI, &tables)?;
         Ok(Self {
             vm,
@@ -105,6 +118,7 @@ impl Machine {
             console,
             output,
             ending,
+            virtio,
         })
     }
 }

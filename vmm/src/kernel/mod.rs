@@ -28,6 +28,7 @@ pub mod run;
 pub mod start;
 pub mod stats;
 pub mod terminal;
+pub mod virtio;
 
 pub use config::BootConfig;
 pub use end::End;

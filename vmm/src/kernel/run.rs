@@ -56,6 +56,7 @@ pub fn boot(config: &BootConfig, say: impl Fn(&str)) -> Result<Ended, BootError>
 
     machine.output.finish(PATIENCE);
     threads.wait_for_the_end(PATIENCE);
+    machine.virtio.stop(PATIENCE);
     signals.close();
     // Whoever still holds it is about to end with the process.
     drop(raw);

@@ -223,8 +223,8 @@ pub trait File: Debug + Send + Sync {
     ///
     /// # Errors
     /// `EINVAL` for what cannot be synchronised, or the host's.
-    fn sync(&self, data_only: bool) -> Result<(), Errno> {
-        let _ = data_only;
+    fn sync(&self, k: &Kernel, data_only: bool) -> Result<(), Errno> {
+        let _ = (k, data_only);
         Err(Errno::INVAL)
     }
 
@@ -232,8 +232,8 @@ pub trait File: Debug + Send + Sync {
     ///
     /// # Errors
     /// `ENODEV`, `EOPNOTSUPP`, or the host's.
-    fn allocate(&self, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
-        let _ = (mode, offset, length);
+    fn allocate(&self, k: &Kernel, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
+        let _ = (k, mode, offset, length);
         Err(Errno::NODEV)
     }
 
@@ -255,11 +255,11 @@ pub trait File: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Content for a private file mapping, and its length in bytes.
+    /// What a mapping of it shows.
     ///
     /// # Errors
     /// `ENODEV` if it cannot be mapped, `EACCES`.
-    fn mapping(&self, k: &Kernel) -> Result<(Backing, u64), Errno> {
+    fn mapping(&self, k: &Kernel) -> Result<Backing, Errno> {
         let _ = k;
         Err(Errno::NODEV)
     }

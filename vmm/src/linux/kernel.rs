@@ -1,6 +1,6 @@
 //! The machine-wide state of the Linux layer.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::call::Ctx;
 use super::exec::MachineInfo;
@@ -53,6 +53,8 @@ pub struct Kernel {
     pub limits: KernelLimits,
     /// What programs are told about the machine.
     pub info: MachineInfo,
+    /// Called when the first program's last thread ends, with its memory still there.
+    pub main_ends: OnceLock<Box<dyn Fn() + Send + Sync>>,
     state: Mutex<rank::KernelState, State>,
 }
 
@@ -80,6 +82,7 @@ impl Kernel {
             tty,
             limits,
             info,
+            main_ends: OnceLock::new(),
             state: Mutex::new(State::new(root)),
         }
     }

@@ -121,6 +121,20 @@ pub struct MmLayout {
     pub auxv: Vec<u8>,
 }
 
+impl MmLayout {
+    /// The name of anonymous memory, as `/proc/PID/maps` shows it.
+    #[must_use]
+    pub fn area(&self, start: u64, end: u64) -> &'static str {
+        if self.brk > self.brk_start && start < self.brk && end > self.brk_start {
+            "[heap]"
+        } else if start < self.stack.1 && end > self.stack.0 {
+            "[stack]"
+        } else {
+            ""
+        }
+    }
+}
+
 /// What a process does on a signal, as given to `rt_sigaction`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SigAction {

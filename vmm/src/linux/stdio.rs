@@ -184,7 +184,7 @@ impl File for HostFile {
         rustix::fs::ftruncate(&self.fd, length)
     }
 
-    fn sync(&self, data_only: bool) -> Result<(), Errno> {
+    fn sync(&self, _: &Kernel, data_only: bool) -> Result<(), Errno> {
         if data_only {
             rustix::fs::fdatasync(&self.fd)
         } else {

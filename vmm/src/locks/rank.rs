@@ -43,6 +43,8 @@ ranks! {
     MachineCpus,
     /// What a machine failed with.
     MachineFailure,
+    /// A machine as its first program's end found it.
+    LastLook,
     /// The thread that waits for the host's descriptors.
     EventThread,
     /// The host's descriptors it waits for.
@@ -79,6 +81,8 @@ ranks! {
     FlockTable,
     /// All record locks.
     RecordLocks,
+    /// A mapped file's bytes: orders writes against writing back.
+    FileIo,
     /// Names of an in-memory file system while they move.
     MemTree,
     /// An in-memory directory's names.
@@ -97,6 +101,8 @@ ranks! {
     VmOwners,
     /// What guards an address space's mappings; held while it maps.
     Guards,
+    /// The files that are mapped.
+    MappedFiles,
     /// The memory manager's supervisor tables.
     Supervisor,
     /// An address space.
@@ -113,4 +119,6 @@ ranks! {
     SchedQueues,
     /// Flushes that wait for a virtual CPU.
     FlushQueues,
+    /// Whether the thread that writes mapped files back has something to do.
+    WritebackBell,
 }

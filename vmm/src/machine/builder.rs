@@ -6,12 +6,14 @@ use guest::abi::{self, frame};
 use vm_memory::VolatileSlice;
 
 use super::hardware::{Hardware, HardwareError};
+use super::inspector::Inspector;
 use super::program;
 use super::stats::Counters;
 use super::strace::Strace;
 use super::worker::Shared;
 use super::{RunError, host_io::HostIo};
 use crate::config::{Commit, RunConfig};
+use crate::control::server::Server;
 use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::exec::MachineInfo;
 use crate::linux::file::Location;
@@ -40,6 +42,10 @@ pub struct Machine {
     pub(super) io: HostIo,
     /// Table frames that belong to no guest: the supervisor's.
     pub(super) supervisor_tables: u64,
+    /// Looks at it from outside.
+    pub(super) inspector: Option<Arc<Inspector>>,
+    /// The thread that answers those who ask.
+    pub(super) control: Option<Server>,
 }
 
 /// The vDSO's data page.
@@ -145,6 +151,8 @@ impl Machine {
             cpus: Mutex::new(cpus),
             io: HostIo::new(stdio.events),
             supervisor_tables,
+            inspector: None,
+            control: None,
         };
         let kernel = &machine.shared.kernel;
         kernel

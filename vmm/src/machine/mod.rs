@@ -6,16 +6,19 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::config::RunConfig;
+use crate::control::rundir::RunDirError;
 use crate::hv::CpuError;
+use crate::hv::kvm::vm::Vm;
 use crate::linux::kernel::Kernel;
 use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
-use crate::memory::{GuardCounters, Memory};
+use crate::memory::{GuardCounters, Memory, Writeback};
 
 pub mod builder;
 pub mod fpu;
 pub mod hardware;
 pub mod host_io;
+mod inspector;
 pub mod kick;
 pub mod program;
 pub mod report;
@@ -27,7 +30,7 @@ pub mod worker;
 pub use builder::Machine;
 use hardware::HardwareError;
 use report::{MemoryReport, Report};
-use worker::Worker;
+use worker::{Shared, Worker};
 
 /// How long a guest thread runs before another that waits gets its place.
 const SLICE: Duration = Duration::from_millis(10);
@@ -86,6 +89,18 @@ pub enum RunError {
     /// A virtual CPU stopped working.
     #[error("a virtual CPU stopped working (vmm doctor tells more)")]
     Cpu(#[source] CpuError),
+    /// A guest with that name cannot be.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// The report cannot be written there.
+    #[error("--report {path}")]
+    Report {
+        /// As given.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The host has no thread for a worker.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -105,8 +120,16 @@ pub struct Ended {
 /// # Errors
 /// The program cannot be started, or the host fails.
 pub fn run(config: &RunConfig) -> Result<Ended, RunError> {
-    let machine = Machine::build(config)?;
-    machine.run(config.timeout)
+    let mut file = inspector::report_file(config)?;
+    let dir = inspector::run_dir(config)?;
+    let mut machine = Machine::build(config)?;
+    machine.observe(config, dir);
+    let inspector = machine.inspector.clone();
+    let ended = machine.run(config.timeout)?;
+    if let (Some(inspector), Some(file)) = (inspector, &mut file) {
+        inspector.write_report(file, ended.status, &ended.report);
+    }
+    Ok(ended)
 }
 
 /// The exit status of a wait status (wait4(2)), as shells have it.
@@ -124,10 +147,11 @@ impl Machine {
     ///
     /// # Errors
     /// A virtual CPU or a host thread failed.
-    pub fn run(self, timeout: Option<Duration>) -> Result<Ended, RunError> {
+    pub fn run(mut self, timeout: Option<Duration>) -> Result<Ended, RunError> {
         let kernel = Arc::clone(&self.shared.kernel);
         let failure = Arc::new(Mutex::new(None));
         let timed_out = Arc::new(AtomicBool::new(false));
+        let writeback = Writeback::start(&kernel.memory).map_err(RunError::Thread)?;
         let host = self.io.start(&kernel);
         let paging = self.start_paging();
         let started = self.start_workers(&failure).and_then(|workers| {
@@ -145,6 +169,9 @@ impl Machine {
             }
         }
         host.stop();
+        writeback.stop();
+        // Whoever looks at the memory does not keep it.
+        drop(self.control.take());
         kernel.memory.end_paging();
         for handle in paging {
             // A panic has said itself what it was.
@@ -256,14 +283,21 @@ impl Machine {
         let processes = std::mem::take(&mut kernel.state().procs);
         // Dropped without the lock: descriptors wake what waits for them.
         drop(processes);
+        memory.sections.close(memory);
         memory.acknowledge(memory.flushes.drain());
-        Report {
-            exits: self.shared.counters.snapshot(),
-            ioctls: self.hardware.vm.ioctls.load(Ordering::Relaxed),
-            shootdowns: memory.flushes.stats(),
-            memory: MemoryReport::new(&memory.manager.stats(), self.supervisor_tables),
-            guard: memory.guard.get().map(GuardCounters::snapshot),
-        }
+        counted(&self.shared, &self.hardware.vm, self.supervisor_tables)
+    }
+}
+
+/// What has been counted so far; `supervisor_tables` are the table frames that belong to no guest.
+fn counted(shared: &Shared, vm: &Vm, supervisor_tables: u64) -> Report {
+    let memory = &shared.kernel.memory;
+    Report {
+        exits: shared.counters.snapshot(),
+        ioctls: vm.ioctls.load(Ordering::Relaxed),
+        shootdowns: memory.flushes.stats(),
+        memory: MemoryReport::new(&memory.manager.stats(), supervisor_tables),
+        guard: memory.guard.get().map(GuardCounters::snapshot),
     }
 }
 

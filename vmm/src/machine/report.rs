@@ -47,6 +47,7 @@ impl From<ZoneStats> for Frames {
 pub struct Faults {
     pub demand_zero: u64,
     pub file_read: u64,
+    pub mapped: u64,
     pub copy_on_write: u64,
     pub made_writable: u64,
     pub spurious: u64,
@@ -99,6 +100,14 @@ pub struct MemoryReport {
     pub pages_zeroed: u64,
     /// Pages read from files, and the reads they took.
     pub pages_read: u64,
+    /// Pages of files that were mapped because a neighbour faulted.
+    pub mapped_around: u64,
+    /// Pages of files that were taken because frames were short.
+    pub file_pages_evicted: u64,
+    /// Pages written back to files, and the writes they took.
+    pub file_pages_written: u64,
+    /// See `file_pages_written`.
+    pub file_writes: u64,
     /// See `pages_read`.
     pub reads: u64,
     /// Leaf entries written.
@@ -130,6 +139,7 @@ impl MemoryReport {
             faults: Faults {
                 demand_zero: s.faults_demand_zero,
                 file_read: s.faults_file_read,
+                mapped: s.faults_mapped,
                 copy_on_write: s.faults_copy_on_write,
                 made_writable: s.faults_made_writable,
                 spurious: s.faults_spurious,
@@ -156,6 +166,10 @@ impl MemoryReport {
             pages_copied: s.pages_copied,
             pages_zeroed: s.pages_zeroed,
             pages_read: s.pages_read,
+            mapped_around: s.pages_mapped_around,
+            file_pages_evicted: s.section_pages_evicted,
+            file_pages_written: s.file_pages_written,
+            file_writes: s.file_writes_issued,
             reads: s.reads_issued,
             entries_written: s.entries_written,
             tables_made: s.tables_made,
@@ -215,9 +229,10 @@ impl fmt::Display for Report {
         let q = &m.faults;
         writeln!(
             f,
-            "faults    {} demand zero, {} file, {} copy-on-write, {} made writable, {} soft, {} paged in, {} collided, {} spurious, {} denied, {} without memory",
+            "faults    {} demand zero, {} file, {} mapped, {} copy-on-write, {} made writable, {} soft, {} paged in, {} collided, {} spurious, {} denied, {} without memory",
             q.demand_zero,
             q.file_read,
+            q.mapped,
             q.copy_on_write,
             q.made_writable,
             q.soft,

@@ -1,18 +1,25 @@
-//! Guest memory: the frame pool, the memory manager over it, and the pager that does its reads.
+//! Guest memory: the frame pool, the memory manager over it, the pager that does its reads, and the
+//! sections of mapped files.
 
 use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
-use shadow_mm::{Access, Denied, FaultOutcome, Flush, GuestVa, Manager, Pfn, Pin, PinOutcome};
+use shadow_mm::{
+    Access, Denied, FaultOutcome, Flush, GuestVa, Manager, Pending, Pfn, Pin, PinOutcome, Progress,
+};
 
+pub use content::{Backing, Content, FileId, Version};
 pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
 pub use guard::{GuardCounters, GuardReport};
 pub use page_file::{PageFile, PageFileError};
 pub use paging::Fault;
 pub use pool::{FRAME, Pool, PoolError};
 pub use reclaim::Room;
+pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;
+pub use writeback::Writeback;
 
+mod content;
 mod flushes;
 mod guard;
 mod page_file;
@@ -20,6 +27,11 @@ mod pager;
 mod paging;
 mod pool;
 mod reclaim;
+mod sections;
+mod writeback;
+
+/// Pages of files taken together when no frame is left.
+const RELIEF: usize = 64;
 
 /// What the memory manager is instantiated with.
 #[derive(Debug)]
@@ -30,34 +42,6 @@ impl shadow_mm::Platform for VmmPlatform {
     type Lock = crate::locks::MemoryLocks;
     type Backing = Backing;
 }
-
-/// Content behind a private file mapping.
-pub trait Content: Debug + Send + Sync {
-    /// Reads at `offset`; fewer bytes than asked only at the end of the file.
-    ///
-    /// # Errors
-    /// The host's.
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize>;
-
-    /// Device and inode, as `/proc/PID/maps` shows them.
-    fn identity(&self) -> (u64, u64);
-
-    /// Guest path, for `/proc/PID/maps`.
-    fn path(&self) -> Vec<u8>;
-}
-
-/// Handle of a mapped file, held by the ranges that map it. Two handles are equal if they are the
-/// same open file, so that neighbouring ranges of it can be one.
-#[derive(Clone, Debug)]
-pub struct Backing(pub Arc<dyn Content>);
-
-impl PartialEq for Backing {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Eq for Backing {}
 
 /// Why guest memory could not be accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +64,9 @@ pub struct Memory {
     reclaim: reclaim::Reclaim,
     /// Set if guests' anonymous mappings are guarded.
     pub guard: OnceLock<GuardCounters>,
+    /// The files that are mapped.
+    pub sections: Sections,
+    bell: writeback::Bell,
 }
 
 impl Debug for Memory {
@@ -98,6 +85,8 @@ impl Memory {
             manager,
             flushes,
             guard: OnceLock::new(),
+            sections: Sections::default(),
+            bell: writeback::Bell::default(),
             page_file: OnceLock::new(),
             reads: paging::Event::default(),
             reclaim: reclaim::Reclaim::default(),
@@ -146,16 +135,44 @@ impl Memory {
                     self.submit(flush);
                     return Ok(pin);
                 }
-                PinOutcome::Read(ticket) => self.fill(ticket),
-                PinOutcome::PageIn(ticket) => match self.page_in(ticket) {
-                    FaultOutcome::Resolved(resolution) => self.submit(resolution.flush),
+                PinOutcome::Read(ticket) => match self.fill(ticket) {
                     FaultOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
-                    _ => {}
+                    other => self.settle(other),
                 },
+                PinOutcome::PageIn(ticket) => match self.page_in(ticket) {
+                    FaultOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
+                    other => self.settle(other),
+                },
+                PinOutcome::Wait(pending) => self.wait(&pending).map_err(AccessError::Denied)?,
                 PinOutcome::Collided => self.reads.wait(seen),
                 PinOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
-                PinOutcome::NoMemory if self.make_room() => {}
+                PinOutcome::NoMemory if self.manager.evict_idle(RELIEF) > 0 || self.make_room() => {
+                }
                 PinOutcome::NoMemory => return Err(AccessError::NoMemory),
+            }
+        }
+    }
+
+    /// Writes back what was stored to mapped files, so that their pages can be taken; true if that
+    /// made frames available. No lock may be held.
+    pub(super) fn relieve(&self) -> bool {
+        if self.sections.untidy() {
+            self.sections.tidy(self);
+        }
+        self.manager.evict_idle(RELIEF) > 0
+    }
+
+    /// Waits until a read that somebody else does has ended.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn wait(&self, pending: &Pending) -> Result<(), Denied> {
+        loop {
+            let seen = self.reads.seen();
+            match pending.progress() {
+                Progress::UnderWay => self.reads.wait(seen),
+                Progress::Ended => return Ok(()),
+                Progress::Failed => return Err(Denied::IoError),
             }
         }
     }
@@ -196,6 +213,9 @@ impl Memory {
     pub fn delete_space(&self, space: &Arc<Space<VmmPlatform>>) {
         // Even one without translations: a virtual CPU may have the root loaded.
         self.submit_any(self.manager.delete_space(space));
+        if self.sections.untidy() {
+            self.views_changed();
+        }
     }
 
     /// Acknowledges flushes.
@@ -206,13 +226,20 @@ impl Memory {
     }
 
     /// Performs one read of the memory manager: the file's bytes into its frames.
-    pub fn fill(&self, ticket: shadow_mm::IoTicket<VmmPlatform>) {
-        pager::fill(self, ticket);
+    /// The answer is that of the fault the read was for, made again.
+    pub fn fill(&self, ticket: shadow_mm::IoTicket<VmmPlatform>) -> FaultOutcome<VmmPlatform> {
+        pager::fill(self, ticket)
+    }
+
+    /// A shared mapping may have gone: what was stored to it is to be written soon, and what nobody
+    /// maps let go.
+    pub fn views_changed(&self) {
+        self.bell.ring();
     }
 
     /// Takes what is left of an outcome whose only point was its side effects.
-    fn settle(&self, outcome: shadow_mm::FaultOutcome<VmmPlatform>) {
-        if let shadow_mm::FaultOutcome::Resolved(resolution) = outcome {
+    fn settle(&self, outcome: FaultOutcome<VmmPlatform>) {
+        if let FaultOutcome::Resolved(resolution) = outcome {
             self.submit(resolution.flush);
         }
     }

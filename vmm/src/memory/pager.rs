@@ -2,27 +2,33 @@
 
 use std::io;
 
-use shadow_mm::{FrameStore, IoFailed, IoTicket};
+use shadow_mm::{FaultOutcome, FrameStore, IoFailed, IoTicket};
 
 use super::pool::FRAME;
 use super::{Memory, VmmPlatform};
 
 /// Reads the file's bytes into the ticket's frames, through a bounce buffer and with no lock held,
 /// and hands the ticket back.
-pub(super) fn fill(memory: &Memory, ticket: IoTicket<VmmPlatform>) {
+pub(super) fn fill(memory: &Memory, ticket: IoTicket<VmmPlatform>) -> FaultOutcome<VmmPlatform> {
     let result = read(memory, &ticket).map_err(|error| {
-        tracing::warn!(%error, file = %String::from_utf8_lossy(&ticket.backing().0.path()), "a mapped file could not be read");
+        let path = ticket.section().backing().map(|b| b.0.path());
+        let path = path.unwrap_or_default();
+        tracing::warn!(%error, file = %String::from_utf8_lossy(&path), "a mapped file could not be read");
         IoFailed
     });
-    memory.settle(memory.manager.complete_read(ticket, result));
+    let outcome = memory.manager.complete_read(ticket, result);
+    memory.reads.notify();
+    outcome
 }
 
 fn read(memory: &Memory, ticket: &IoTicket<VmmPlatform>) -> io::Result<usize> {
+    let Some(backing) = ticket.section().backing() else {
+        return Ok(0);
+    };
     let mut buffer = vec![0_u8; ticket.length()];
     let mut done = 0;
     while done < buffer.len() {
-        match ticket
-            .backing()
+        match backing
             .0
             .read_at(ticket.offset() + done as u64, &mut buffer[done..])?
         {

@@ -68,29 +68,40 @@ impl Memory {
     /// Resolves a page fault of the guest's. No lock may be held.
     pub fn fault(&self, space: &Arc<Space<VmmPlatform>>, va: GuestVa, access: Access) -> Fault {
         self.watch_level();
+        let mut read = false;
         loop {
             let seen = self.reads.seen();
-            let outcome = match self.manager.fault(space, va, access) {
-                FaultOutcome::Read(ticket) => {
-                    self.fill(ticket);
-                    return Fault::Read;
-                }
-                FaultOutcome::PageIn(ticket) => self.page_in(ticket),
-                other => other,
-            };
+            let mut outcome = self.manager.fault(space, va, access);
+            if let FaultOutcome::Read(ticket) = outcome {
+                read = true;
+                outcome = self.fill(ticket);
+            } else if let FaultOutcome::PageIn(ticket) = outcome {
+                outcome = self.page_in(ticket);
+            }
             match outcome {
                 FaultOutcome::Resolved(resolution) => {
                     let kind = resolution.kind;
                     self.submit(resolution.flush);
-                    return Fault::Resolved(kind);
+                    return if read {
+                        Fault::Read
+                    } else {
+                        Fault::Resolved(kind)
+                    };
+                }
+                FaultOutcome::Wait(pending) => {
+                    read = true;
+                    if let Err(denied) = self.wait(&pending) {
+                        return Fault::Denied(denied);
+                    }
                 }
                 FaultOutcome::Collided => self.reads.wait(seen),
                 FaultOutcome::Denied(denied) => return Fault::Denied(denied),
+                FaultOutcome::NoMemory if self.relieve() => {}
                 FaultOutcome::NoMemory => return Fault::NoMemory,
-                FaultOutcome::Read(_) | FaultOutcome::PageIn(_) => {
-                    debug_assert!(false, "a read led to a read");
-                    return Fault::Read;
-                }
+                // The page went before it could be mapped, or the place is another by now. The ticket
+                // is done without: whoever wants the page asks again.
+                FaultOutcome::Read(ticket) => drop(ticket),
+                FaultOutcome::PageIn(ticket) => self.settle(self.page_in(ticket)),
             }
         }
     }

@@ -183,9 +183,13 @@ impl Memory {
         ] {
             let mut gain = Gain::default();
             gain.written += self.write_modified(no_writes_until);
-            let lacking = self.high().saturating_sub(self.manager.available());
+            let mut lacking = self.high().saturating_sub(self.manager.available());
+            // Pages of files that nobody maps are the cheapest to have back.
+            let evicted = self.manager.evict_idle(lacking as usize) as u64;
+            gain.trimmed = evicted;
+            lacking = lacking.saturating_sub(evicted);
             if lacking > 0 {
-                gain.trimmed = self.trim_spaces(lacking, mode);
+                gain.trimmed += self.trim_spaces(lacking, mode);
                 gain.flushed = self.finish_flushes();
                 gain.written += self.write_modified(no_writes_until);
             }

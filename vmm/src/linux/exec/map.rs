@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use shadow_mm::{MapKind, MapRequest, Placement, Prot, VadFlags, VadTag, Vpn, VpnRange};
+use shadow_mm::{
+    MapKind, MapRequest, Placement, Prot, Section, Sharing, VadFlags, VadTag, Vpn, VpnRange,
+};
 
 use super::elf::{Elf, Segment};
 use super::stack::InitialStack;
@@ -39,8 +41,7 @@ pub(super) struct Randomness {
 #[derive(Clone, Debug)]
 pub(super) struct Mappable {
     pub(super) elf: Elf,
-    pub(super) backing: Backing,
-    pub(super) length: u64,
+    pub(super) section: Section<Backing>,
 }
 
 /// Addresses of the stack and the mappings, fixed before anything is mapped.
@@ -137,10 +138,10 @@ impl Builder<'_> {
                 placement: Placement::Fixed(vpn(at)?),
                 count: segment.file_pages,
                 prot: segment.prot,
-                kind: MapKind::PrivateFile {
-                    backing: file.backing.clone(),
+                kind: MapKind::View {
+                    section: file.section.clone(),
                     offset: segment.offset,
-                    length: file.length - segment.offset,
+                    sharing: Sharing::Private,
                 },
                 flags: VadFlags::empty(),
                 tag: VadTag::default(),

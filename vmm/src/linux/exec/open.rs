@@ -241,16 +241,16 @@ impl ReadAt for Positional<'_> {
 
 /// A program file with its headers read.
 pub(super) fn mappable(k: &Kernel, file: &Arc<dyn File>) -> Result<Mappable, Unusable> {
-    let (backing, length) = file.mapping(k).map_err(Unusable::NotMappable)?;
+    let section = file
+        .mapping(k)
+        .and_then(|backing| crate::linux::mm::section(k, &backing, crate::memory::Intent::Read))
+        .map_err(Unusable::NotMappable)?;
+    let length = k.memory.manager.section_size(&section);
     let elf = elf::parse(&Positional {
         k,
         file: &**file,
         length,
     })
     .map_err(Unusable::Elf)?;
-    Ok(Mappable {
-        elf,
-        backing,
-        length,
-    })
+    Ok(Mappable { elf, section })
 }

@@ -74,7 +74,7 @@ impl File for DirFile {
         k.vfs.list(&Caller::machine(k), &self.at)
     }
 
-    fn sync(&self, _: bool) -> Result<(), Errno> {
+    fn sync(&self, _: &Kernel, _: bool) -> Result<(), Errno> {
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! `madvise`, `msync`, `mincore`, and the locking calls.
 
-use shadow_mm::{Access, MapKind, VadAdvice, VpnRange};
+use shadow_mm::{Access, MapKind, Sharing, VadAdvice, VpnRange};
 
 use super::{
     RLIMIT_MEMLOCK, for_each_vad, limit, mapped_pages, pages, require_mapped, whole_pages,
@@ -87,7 +87,7 @@ fn advised(start: u64, len: u64) -> Result<Option<VpnRange>, Errno> {
 
 fn check_kind<B>(advice: Advice, kind: &MapKind<B>) -> Result<(), Errno> {
     match (advice, kind) {
-        (Advice::DropAnonymous | Advice::Wipe, MapKind::PrivateFile { .. }) => Err(Errno::INVAL),
+        (Advice::DropAnonymous | Advice::Wipe, MapKind::View { .. }) => Err(Errno::INVAL),
         _ => Ok(()),
     }
 }
@@ -131,7 +131,8 @@ fn apply(c: &Ctx<'_>, advice: Advice, part: VpnRange) -> Result<(), Errno> {
     Ok(())
 }
 
-/// `msync(2)`: mappings are private, there is nothing to write.
+/// `msync(2)`: writes what was stored through shared mappings of files to them. `MS_ASYNC` leaves that
+/// to the writer that runs once a second, as Linux does.
 pub(super) fn sys_msync(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     const MS_ASYNC: u32 = 1;
     const MS_INVALIDATE: u32 = 2;
@@ -145,11 +146,38 @@ pub(super) fn sys_msync(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     }
     // A length that wraps when it is rounded up is none, as on Linux.
     let len = whole_pages(a.u64(1)).unwrap_or(0);
-    let range = advised(a.u64(0), len).map_err(|_| Errno::NOMEM)?;
-    if let Some(range) = range {
-        require_mapped(c, range)?;
+    let Some(range) = advised(a.u64(0), len).map_err(|_| Errno::NOMEM)? else {
+        return Ok(0);
+    };
+    let mut parts = Vec::new();
+    let mapped = for_each_vad(c, range, |vad, part| {
+        if let (
+            MapKind::View {
+                section, offset, ..
+            },
+            Sharing::Shared,
+        ) = (&vad.kind, vad.sharing())
+        {
+            let ahead = part.start().get() - vad.range.start().get();
+            let start = offset + ahead * PAGE;
+            parts.push((section.clone(), start..start + part.count() * PAGE));
+        }
+        Ok::<(), Errno>(())
+    })?;
+    let files = parts.into_iter().filter(|_| flags & MS_SYNC != 0);
+    for (section, bytes) in files {
+        let Some(file) = c.k.memory.sections.of(&section) else {
+            continue;
+        };
+        file.write_back(&c.k.memory, bytes)
+            .and_then(|()| file.sync())
+            .map_err(|_| Errno::IO)?;
     }
-    Ok(0)
+    if mapped == range.count() {
+        Ok(0)
+    } else {
+        Err(Errno::NOMEM.into())
+    }
 }
 
 /// `mincore(2)`.

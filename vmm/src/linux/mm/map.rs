@@ -1,17 +1,17 @@
 //! `mmap`, `munmap`, `mprotect`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use shadow_mm::{Access, MapKind, MapRequest, Placement, Prot, VadFlags, VadTag, Vpn, VpnRange};
+use shadow_mm::{
+    Access, MapKind, MapRequest, Placement, Prot, Sharing, VadFlags, VadTag, Vpn, VpnRange,
+};
 
 use super::{
     PROT_BITS, TAG_SHARED, check_address_space, check_data, for_each_vad, mapped_pages, pages,
-    protection, whole_pages,
+    protection, section, whole_pages,
 };
 use crate::linux::Errno;
 use crate::linux::call::{Args, Ctx, SysResult};
 use crate::linux::exec::{MIN_VA, PAGE, USER_END, map_errno};
-use crate::memory::Backing;
+use crate::memory::{Backing, Intent};
 
 const MAP_SHARED: u32 = 0x01;
 const MAP_PRIVATE: u32 = 0x02;
@@ -90,7 +90,7 @@ pub(super) fn sys_mmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let prot = protection(prot);
     let source = match file {
         Some(file) => file_source(c, &file, offset, prot, flags)?,
-        None => anonymous_source(prot, flags)?,
+        None => anonymous_source(c, len, flags)?,
     };
     let more = len / PAGE - replaced_pages(c, &placement, len);
     check_address_space(c, more)?;
@@ -176,19 +176,28 @@ fn vad_flags(flags: u32) -> VadFlags {
     .fold(VadFlags::empty(), |all, (_, flag)| all | flag)
 }
 
-fn anonymous_source(prot: Prot, flags: u32) -> Result<Source, Errno> {
+fn anonymous_source(c: &Ctx<'_>, len: u64, flags: u32) -> Result<Source, Errno> {
     if flags & MAP_HUGETLB != 0 {
         // As with an empty pool of huge pages.
         return Err(Errno::NOMEM);
     }
-    let tag = match flags & MAP_TYPE {
-        MAP_PRIVATE => VadTag::default(),
-        MAP_SHARED => shared_tag(prot)?,
+    let kind = match flags & MAP_TYPE {
+        MAP_PRIVATE => MapKind::Anonymous,
+        MAP_SHARED => MapKind::View {
+            section: c
+                .k
+                .memory
+                .manager
+                .create_section(None, len)
+                .map_err(|_| Errno::NOMEM)?,
+            offset: 0,
+            sharing: Sharing::Shared,
+        },
         _ => return Err(Errno::INVAL),
     };
     Ok(Source {
-        kind: MapKind::Anonymous,
-        tag,
+        kind,
+        tag: VadTag::default(),
     })
 }
 
@@ -213,35 +222,20 @@ fn file_source(
     if flags & MAP_HUGETLB != 0 {
         return Err(Errno::INVAL);
     }
-    let tag = if shared {
-        shared_tag(prot)?
-    } else {
-        VadTag::default()
+    let backing = file.file.mapping(c.k)?;
+    let (sharing, tag, intent) = match (shared, file.writable()) {
+        (true, true) => (Sharing::Shared, VadTag::default(), Intent::Write),
+        (true, false) => (Sharing::Shared, TAG_SHARED, Intent::Read),
+        (false, _) => (Sharing::Private, VadTag::default(), Intent::Read),
     };
-    let (backing, length) = file.file.mapping(c.k)?;
-    let length = length.saturating_sub(offset);
     Ok(Source {
-        kind: MapKind::PrivateFile {
-            backing,
+        kind: MapKind::View {
+            section: section(c.k, &backing, intent)?,
             offset,
-            length,
+            sharing,
         },
         tag,
     })
-}
-
-/// The tag of a shared mapping, which must not be writable.
-fn shared_tag(prot: Prot) -> Result<VadTag, Errno> {
-    if !prot.contains(Prot::WRITE) {
-        return Ok(TAG_SHARED);
-    }
-    static SAID: AtomicBool = AtomicBool::new(false);
-    if !SAID.swap(true, Ordering::Relaxed) {
-        tracing::warn!(
-            "a program asked for a writable shared mapping, which is not supported (ENODEV)"
-        );
-    }
-    Err(Errno::NODEV)
 }
 
 /// `munmap(2)`.
@@ -254,6 +248,9 @@ pub(super) fn sys_munmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         .and_then(|len| pages(addr, len))
         .ok_or(Errno::INVAL)?;
     super::guard::unmap(c, range).map_err(|_| Errno::NOMEM)?;
+    if c.k.memory.sections.untidy() {
+        c.k.memory.views_changed();
+    }
     Ok(0)
 }
 

@@ -1,17 +1,17 @@
 //! The memory calls. Policy about pages is shadow-mm's; here are the rules of the Linux ABI:
 //! which argument is refused with which error, in which order, and the process's limits.
 //!
-//! Known holes: a shared mapping that is not writable is served as a private one (it does not show
-//! later writes to the file); a writable shared mapping is refused with `ENODEV`. `MAP_GROWSDOWN`
+//! Known holes: `MAP_GROWSDOWN`
 //! and the stack do not grow: the stack is reserved at its full size. Locking checks the limit and
 //! pins nothing, since nothing is paged out.
 
-use shadow_mm::{Prot, VadTag, Vpn, VpnRange};
+use shadow_mm::{Prot, Section, VadTag, Vpn, VpnRange};
 
 use super::Errno;
 use super::call::{Arg, Ctx, Entry};
 use super::exec::{PAGE, USER_END};
-use crate::memory::Backing;
+use super::kernel::Kernel;
+use crate::memory::{Backing, Intent};
 
 mod advise;
 mod brk;
@@ -35,6 +35,17 @@ const RLIMIT_AS: usize = 9;
 
 /// `PROT_READ | PROT_WRITE | PROT_EXEC`.
 const PROT_BITS: u64 = 7;
+
+/// The section of a file that is to be mapped.
+///
+/// # Errors
+/// The host's; `ENOMEM`.
+pub fn section(k: &Kernel, backing: &Backing, intent: Intent) -> Result<Section<Backing>, Errno> {
+    k.memory
+        .sections
+        .open(&k.memory, backing, intent)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NOMEM))
+}
 
 /// A range's description, as the memory manager tells it.
 type VadInfo = shadow_mm::VadInfo<Backing>;

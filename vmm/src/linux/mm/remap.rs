@@ -1,7 +1,8 @@
 //! `mremap`.
 
 use shadow_mm::{
-    MapKind, MapRequest, Placement, Prot, RemapError, RemapRequest, VadFlags, VadTag, Vpn, VpnRange,
+    MapKind, MapRequest, Placement, Prot, RemapError, RemapRequest, Sharing, VadFlags, VadTag, Vpn,
+    VpnRange,
 };
 
 use super::{VadInfo, check_address_space, check_data, guard, pages, whole_pages};
@@ -30,12 +31,10 @@ pub(super) fn sys_mremap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let new_len = whole_pages(a.u64(2))
         .filter(|&len| len != 0)
         .ok_or(Errno::INVAL)?;
-    // A length of zero duplicates a shared mapping; there is none that could be.
-    let old = pages(addr, old_len).ok_or(if old_len == 0 {
-        Errno::INVAL
-    } else {
-        Errno::FAULT
-    })?;
+    if old_len == 0 {
+        return duplicate(c, addr, new_len, (may_move, fixed.then_some(target)));
+    }
+    let old = pages(addr, old_len).ok_or(Errno::FAULT)?;
     let vad = c.k.memory.manager.query(&c.t.mm.space, old.start());
     let vad = vad
         .filter(|vad| vad.range.contains(old.start()))
@@ -113,6 +112,41 @@ fn resize(c: &Ctx<'_>, vad: &VadInfo, wanted: Wanted) -> SysResult {
         }
         other => Ok(other.map_err(remap_errno)?),
     }
+}
+
+/// A length of zero: another view of what is mapped shared at an address.
+fn duplicate(
+    c: &Ctx<'_>,
+    addr: u64,
+    new_len: u64,
+    (may_move, target): (bool, Option<u64>),
+) -> SysResult {
+    let page = pages(addr, PAGE).ok_or(Errno::INVAL)?;
+    let vad = c.k.memory.manager.find_vad(&c.t.mm.space, page.start());
+    let vad = vad.ok_or(Errno::FAULT)?;
+    if vad.sharing() != Sharing::Shared || !may_move {
+        return Err(Errno::INVAL.into());
+    }
+    check_address_space(c, new_len / PAGE)?;
+    let placement = match target {
+        Some(target) => Placement::Fixed(check_target(addr, 0, target, new_len)?),
+        None => Placement::Fixed(reserve(c, new_len / PAGE)?),
+    };
+    let request = MapRequest {
+        placement,
+        count: new_len / PAGE,
+        prot: vad.prot,
+        kind: kind_at(&vad, page),
+        flags: vad.flags,
+        tag: vad.tag,
+    };
+    let mapped =
+        c.k.memory
+            .manager
+            .map(&c.t.mm.space, request)
+            .map_err(map_errno)?;
+    c.k.memory.submit(mapped.flush);
+    Ok(mapped.range.start().va().get())
 }
 
 /// The target of a fixed move.
@@ -218,14 +252,14 @@ fn kind_at(vad: &VadInfo, range: VpnRange) -> MapKind<crate::memory::Backing> {
     let skipped = (range.start().get() - vad.range.start().get()) * PAGE;
     match &vad.kind {
         MapKind::Anonymous => MapKind::Anonymous,
-        MapKind::PrivateFile {
-            backing,
+        MapKind::View {
+            section,
             offset,
-            length,
-        } => MapKind::PrivateFile {
-            backing: backing.clone(),
+            sharing,
+        } => MapKind::View {
+            section: section.clone(),
             offset: offset + skipped,
-            length: length.saturating_sub(skipped),
+            sharing: *sharing,
         },
     }
 }

@@ -79,7 +79,6 @@ fn mmap_arguments_are_refused_as_linux_does() {
     );
     assert_eq!(mmap(0, 4096, 0x2, 77, 0), Err(Errno::BADF));
     assert_eq!(mmap(0, 4096, 0x20, 0, 0), Err(Errno::INVAL));
-    assert_eq!(mmap(0, 4096, 0x21, 0, 0), Err(Errno::NODEV));
     assert_eq!(mmap(0x1000, 4096, ANON | FIXED, 0, 0), Err(Errno::PERM));
     assert_eq!(mmap(0x2_0001, 4096, ANON | FIXED, 0, 0), Err(Errno::INVAL));
     assert_eq!(mmap(USER_END, 4096, ANON | FIXED, 0, 0), Err(Errno::NOMEM));
@@ -160,11 +159,16 @@ fn growing_range_is_protected_from_its_start() {
 }
 
 #[test]
-fn shared_read_only_mapping_stays_read_only() {
+fn shared_memory_is_one_memory_after_duplication() {
     let mut g = Guest::new();
-    let at = g.call(MMAP, &[0, PAGE, 1, 0x21, 0, 0]).unwrap();
-    assert_eq!(g.get(at), Ok(0));
-    assert_eq!(g.call(MPROTECT, &[at, PAGE, RW]), Err(Errno::ACCESS));
+    let at = g.call(MMAP, &[0, 2 * PAGE, RW, 0x21, 0, 0]).unwrap();
+    g.put(at + PAGE, 5);
+    let again = g.call(MREMAP, &[at + PAGE, 0, PAGE, 1, 0]).unwrap();
+    assert_eq!(g.get(again), Ok(5));
+    g.put(again, 6);
+    assert_eq!(g.get(at + PAGE), Ok(6));
+    let private = g.call(MMAP, &[0, PAGE, RW, ANON, 0, 0]).unwrap();
+    assert_eq!(g.call(MREMAP, &[private, 0, PAGE, 1, 0]), Err(Errno::INVAL));
 }
 
 #[test]

@@ -74,6 +74,11 @@ pub fn end_process(sched: &Sched, state: &mut State, pid: Pid, status: i32) {
 /// caller drops the record.
 pub fn thread_exit(c: &mut Ctx<'_>, status: i32) {
     c.t.call = None;
+    if let Some(look) = c.k.main_ends.get()
+        && is_end_of_main(&c.k.state(), c.t.pid)
+    {
+        look();
+    }
     robust::thread_ends(c);
     clear_child_tid(c);
     let Some(remains) = leave(c, status) else {
@@ -84,6 +89,12 @@ pub fn thread_exit(c: &mut Ctx<'_>, status: i32) {
     AddressSpace::retire(&c.t.mm, remains.mm);
     let mut state = c.k.state();
     bury(c.k, &mut state, c.t.pid);
+}
+
+/// Whether a thread of `pid` that ends is the last one of the first program.
+fn is_end_of_main(state: &State, pid: Pid) -> bool {
+    let process = state.procs.get(&pid).filter(|_| pid == state.main);
+    process.is_some_and(|p| p.threads.len() == 1)
 }
 
 /// Tells whoever shares the memory that this thread is over (`CLONE_CHILD_CLEARTID`).

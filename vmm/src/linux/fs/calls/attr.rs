@@ -202,17 +202,17 @@ pub(super) fn fallocate(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if !description.writable() {
         return Err(Errno::BADF.into());
     }
-    description.file.allocate(a.u32(1), offset, length)?;
+    description.file.allocate(c.k, a.u32(1), offset, length)?;
     Ok(0)
 }
 
 pub(super) fn fsync(c: &mut Ctx<'_>, a: &Args) -> SysResult {
-    c.file(a.i32(0))?.file.sync(false)?;
+    c.file(a.i32(0))?.file.sync(c.k, false)?;
     Ok(0)
 }
 
 pub(super) fn fdatasync(c: &mut Ctx<'_>, a: &Args) -> SysResult {
-    c.file(a.i32(0))?.file.sync(true)?;
+    c.file(a.i32(0))?.file.sync(c.k, true)?;
     Ok(0)
 }
 

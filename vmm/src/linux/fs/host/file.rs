@@ -1,6 +1,7 @@
 //! An open regular file of the host.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, OFlags};
@@ -8,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::linux::file::{Change, File, Location, O_APPEND, Stat};
 use crate::linux::kernel::Kernel;
-use crate::memory::{Backing, Content};
+use crate::memory::{Backing, Content, FileId, MappedFile, Version};
 
 /// A host file, open. Its descriptor is ours alone: reads and writes name their offset.
 #[derive(Debug)]
@@ -38,6 +39,50 @@ impl Content for HostContent {
         Ok(done)
     }
 
+    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        // On Linux a positioned write to a file open for appending goes to its end.
+        if rustix::fs::fcntl_getfl(&*self.fd)?.contains(OFlags::APPEND) {
+            let own = rustix::io::fcntl_dupfd_cloexec(&*self.fd, 0)?;
+            let path = format!("/proc/self/fd/{}", own.as_raw_fd());
+            let file = std::fs::OpenOptions::new().write(true).open(path)?;
+            return file.write_all_at(buf, offset);
+        }
+        let mut done = 0;
+        while done < buf.len() {
+            match rustix::io::pwrite(&*self.fd, &buf[done..], offset + done as u64) {
+                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        Ok(rustix::fs::fdatasync(&*self.fd)?)
+    }
+
+    fn version(&self) -> std::io::Result<Version> {
+        let stat = rustix::fs::fstat(&*self.fd)?;
+        Ok(Version {
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            changed: [
+                (stat.st_mtime, stat.st_mtime_nsec as i64),
+                (stat.st_ctime, stat.st_ctime_nsec as i64),
+            ],
+        })
+    }
+
+    fn id(&self) -> FileId {
+        let (dev, ino) = self.identity;
+        FileId::Host { dev, ino }
+    }
+
+    fn keeps(&self) -> bool {
+        rustix::fs::fstat(&*self.fd).is_ok_and(|stat| stat.st_nlink > 0)
+    }
+
     fn identity(&self) -> (u64, u64) {
         self.identity
     }
@@ -65,6 +110,21 @@ impl HostFile {
     fn fd(&self) -> &OwnedFd {
         &self.content.fd
     }
+
+    /// The file's section, if it has one.
+    fn mapped(&self, k: &Kernel) -> Option<Arc<MappedFile>> {
+        k.memory.sections.find(self.content.id())
+    }
+
+    /// Writes, and says where the bytes went: a file open for appending grows.
+    fn put(&self, at: u64, buf: &[u8]) -> Result<(u64, usize), Errno> {
+        let n = rustix::io::pwrite(self.fd(), buf, at)?;
+        if rustix::fs::fcntl_getfl(self.fd())?.contains(OFlags::APPEND) {
+            let end = u64::try_from(rustix::fs::fstat(self.fd())?.st_size).unwrap_or(0);
+            return Ok((end.saturating_sub(n as u64), n));
+        }
+        Ok((at, n))
+    }
 }
 
 /// An offset the host takes.
@@ -75,12 +135,22 @@ fn offset(value: u64) -> Result<u64, Errno> {
 }
 
 impl File for HostFile {
-    fn read(&self, _: &Kernel, at: u64, buf: &mut [u8]) -> Result<usize, Errno> {
-        rustix::io::pread(self.fd(), buf, offset(at)?)
+    fn read(&self, k: &Kernel, at: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        let at = offset(at)?;
+        match self.mapped(k) {
+            Some(mapped) => mapped.read(&k.memory, at, buf, |buf| {
+                rustix::io::pread(self.fd(), buf, at)
+            }),
+            None => rustix::io::pread(self.fd(), buf, at),
+        }
     }
 
-    fn write(&self, _: &Kernel, at: u64, buf: &[u8]) -> Result<usize, Errno> {
-        rustix::io::pwrite(self.fd(), buf, offset(at)?)
+    fn write(&self, k: &Kernel, at: u64, buf: &[u8]) -> Result<usize, Errno> {
+        let at = offset(at)?;
+        match self.mapped(k) {
+            Some(mapped) => mapped.write(&k.memory, buf, || self.put(at, buf)),
+            None => rustix::io::pwrite(self.fd(), buf, at),
+        }
     }
 
     fn seekable(&self) -> bool {
@@ -91,11 +161,21 @@ impl File for HostFile {
         Ok(super::guest_stat(&rustix::fs::fstat(self.fd())?))
     }
 
-    fn truncate(&self, _: &Kernel, length: u64) -> Result<(), Errno> {
-        rustix::fs::ftruncate(self.fd(), offset(length)?)
+    fn truncate(&self, k: &Kernel, length: u64) -> Result<(), Errno> {
+        let length = offset(length)?;
+        let set = || rustix::fs::ftruncate(self.fd(), length);
+        match self.mapped(k) {
+            Some(mapped) => mapped.truncate(&k.memory, length, set),
+            None => set(),
+        }
     }
 
-    fn sync(&self, data_only: bool) -> Result<(), Errno> {
+    fn sync(&self, k: &Kernel, data_only: bool) -> Result<(), Errno> {
+        if let Some(mapped) = self.mapped(k) {
+            mapped
+                .write_back(&k.memory, 0..u64::MAX)
+                .map_err(|_| Errno::IO)?;
+        }
         if data_only {
             rustix::fs::fdatasync(self.fd())
         } else {
@@ -103,9 +183,16 @@ impl File for HostFile {
         }
     }
 
-    fn allocate(&self, mode: u32, at: u64, length: u64) -> Result<(), Errno> {
+    fn allocate(&self, k: &Kernel, mode: u32, at: u64, length: u64) -> Result<(), Errno> {
         let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
-        rustix::fs::fallocate(self.fd(), mode, offset(at)?, offset(length)?)
+        let (at, length) = (offset(at)?, offset(length)?);
+        let change = || rustix::fs::fallocate(self.fd(), mode, at, length);
+        match self.mapped(k) {
+            Some(mapped) => mapped
+                .reshape(&k.memory, at, || change().map_err(std::io::Error::from))
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            None => change(),
+        }
     }
 
     fn change(&self, _: &Kernel, change: &Change) -> Result<(), Errno> {
@@ -118,10 +205,8 @@ impl File for HostFile {
         rustix::fs::fcntl_setfl(self.fd(), now)
     }
 
-    fn mapping(&self, _: &Kernel) -> Result<(Backing, u64), Errno> {
-        let stat = rustix::fs::fstat(self.fd())?;
-        let content: Arc<dyn Content> = self.content.clone();
-        Ok((Backing(content), u64::try_from(stat.st_size).unwrap_or(0)))
+    fn mapping(&self, _: &Kernel) -> Result<Backing, Errno> {
+        Ok(Backing(self.content.clone()))
     }
 
     fn location(&self) -> Option<Location> {

@@ -10,7 +10,7 @@ use super::data::Data;
 use super::inode::{Body, Inode};
 use crate::linux::file::{Change, File, Location, O_APPEND, Stat};
 use crate::linux::kernel::Kernel;
-use crate::memory::{Backing, Content};
+use crate::memory::{Backing, Content, FileId, MappedFile, Version};
 
 /// A regular file in memory, open. Lives on when its last name goes.
 #[derive(Debug)]
@@ -32,6 +32,43 @@ impl Content for MemContent {
             Body::File(data) => Ok(data.read(offset, buf)),
             Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => Ok(0),
         }
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        let Body::File(data) = &self.inode.body else {
+            return Err(Errno::BADF.into());
+        };
+        let mut done = 0;
+        while done < buf.len() {
+            // Short where the budget ends, and an error at the next attempt.
+            done += data.write(Some(offset + done as u64), &buf[done..])?;
+        }
+        self.inode.modified();
+        Ok(())
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn version(&self) -> std::io::Result<Version> {
+        let size = match &self.inode.body {
+            Body::File(data) => data.size().0,
+            Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => 0,
+        };
+        // Nobody changes it behind our back.
+        Ok(Version {
+            size,
+            ..Version::default()
+        })
+    }
+
+    fn id(&self) -> FileId {
+        FileId::Memory(Arc::as_ptr(&self.inode) as usize)
+    }
+
+    fn keeps(&self) -> bool {
+        false
     }
 
     fn identity(&self) -> (u64, u64) {
@@ -59,6 +96,11 @@ impl MemFile {
         &self.content.inode
     }
 
+    /// The file's section, if it has one.
+    fn mapped(&self, k: &Kernel) -> Option<Arc<MappedFile>> {
+        k.memory.sections.find(self.content.id())
+    }
+
     fn data(&self) -> Result<&Data, Errno> {
         match &self.inode().body {
             Body::File(data) => Ok(data),
@@ -70,13 +112,24 @@ impl MemFile {
 }
 
 impl File for MemFile {
-    fn read(&self, _: &Kernel, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
-        Ok(self.data()?.read(offset, buf))
+    fn read(&self, k: &Kernel, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        let data = self.data()?;
+        match self.mapped(k) {
+            Some(mapped) => mapped.read(&k.memory, offset, buf, |buf| Ok(data.read(offset, buf))),
+            None => Ok(data.read(offset, buf)),
+        }
     }
 
-    fn write(&self, _: &Kernel, offset: u64, buf: &[u8]) -> Result<usize, Errno> {
+    fn write(&self, k: &Kernel, offset: u64, buf: &[u8]) -> Result<usize, Errno> {
         let offset = (!self.append.load(Ordering::Relaxed)).then_some(offset);
-        let n = self.data()?.write(offset, buf)?;
+        let data = self.data()?;
+        let n = match self.mapped(k) {
+            Some(mapped) => mapped.write(&k.memory, buf, || {
+                let at = offset.unwrap_or_else(|| data.size().0);
+                Ok::<_, Errno>((at, data.write(Some(at), buf)?))
+            })?,
+            None => data.write(offset, buf)?,
+        };
         self.inode().modified();
         Ok(n)
     }
@@ -89,28 +142,31 @@ impl File for MemFile {
         Ok(self.inode().stat())
     }
 
-    fn truncate(&self, _: &Kernel, length: u64) -> Result<(), Errno> {
-        self.data()?.truncate(length)?;
+    fn truncate(&self, k: &Kernel, length: u64) -> Result<(), Errno> {
+        let data = self.data()?;
+        match self.mapped(k) {
+            Some(mapped) => mapped.truncate(&k.memory, length, || data.truncate(length))?,
+            None => data.truncate(length)?,
+        }
         self.inode().modified();
         Ok(())
     }
 
-    fn sync(&self, _: bool) -> Result<(), Errno> {
+    fn sync(&self, _: &Kernel, _: bool) -> Result<(), Errno> {
         Ok(())
     }
 
-    fn allocate(&self, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
+    fn allocate(&self, k: &Kernel, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
         let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
-        let data = self.data()?;
         if length == 0 {
             return Err(Errno::INVAL);
         }
-        if mode == FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE {
-            data.punch(offset, length)
-        } else if FallocateFlags::KEEP_SIZE.contains(mode) {
-            data.reserve(offset, length, mode.is_empty())
-        } else {
-            Err(Errno::OPNOTSUPP)
+        let change = || self.reshape(mode, offset, length);
+        match self.mapped(k) {
+            Some(mapped) => mapped
+                .reshape(&k.memory, offset, || change().map_err(std::io::Error::from))
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            None => change(),
         }
     }
 
@@ -124,10 +180,9 @@ impl File for MemFile {
         Ok(())
     }
 
-    fn mapping(&self, _: &Kernel) -> Result<(Backing, u64), Errno> {
-        let length = self.data()?.size().0;
-        let content: Arc<dyn Content> = self.content.clone();
-        Ok((Backing(content), length))
+    fn mapping(&self, _: &Kernel) -> Result<Backing, Errno> {
+        self.data()?;
+        Ok(Backing(self.content.clone()))
     }
 
     fn location(&self) -> Option<Location> {
@@ -140,5 +195,18 @@ impl File for MemFile {
 
     fn as_any(&self) -> &dyn std::any::Any {
         self
+    }
+}
+
+impl MemFile {
+    fn reshape(&self, mode: FallocateFlags, offset: u64, length: u64) -> Result<(), Errno> {
+        let data = self.data()?;
+        if mode == FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE {
+            data.punch(offset, length)
+        } else if FallocateFlags::KEEP_SIZE.contains(mode) {
+            data.reserve(offset, length, mode.is_empty())
+        } else {
+            Err(Errno::OPNOTSUPP)
+        }
     }
 }

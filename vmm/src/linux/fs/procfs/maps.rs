@@ -3,10 +3,10 @@
 use std::io::Write as _;
 
 use rustix::io::Errno;
-use shadow_mm::{Prot, Vpn};
+use shadow_mm::{Prot, Sharing, Vpn};
 
 use super::super::Caller;
-use crate::linux::process::{MmLayout, Pid};
+use crate::linux::process::Pid;
 
 /// Lines that are shown at most.
 const LINES_MAX: usize = 65_536;
@@ -30,16 +30,23 @@ pub(super) fn maps(c: &Caller<'_>, pid: Pid) -> Result<Vec<u8>, Errno> {
             flag(Prot::WRITE, 'w'),
             flag(Prot::EXEC, 'x'),
         );
+        let sharing = match vad.sharing() {
+            Sharing::Private => 'p',
+            Sharing::Shared => 's',
+        };
         let (offset, dev, ino, name) = match vad.file() {
             Some((backing, offset)) => {
                 let (dev, ino) = backing.0.identity();
                 (offset, dev, ino, backing.0.path())
             }
-            None => (0, 0, 0, area(&layout, start, end).to_vec()),
+            // Shared memory without a file; Linux shows the inode that is behind it there.
+            None if vad.sharing() == Sharing::Shared => (0, 1, 0, b"/dev/zero (deleted)".to_vec()),
+            None => (0, 0, 0, layout.area(start, end).as_bytes().to_vec()),
         };
         let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
-        let mut line =
-            format!("{start:08x}-{end:08x} {r}{w}{x}p {offset:08x} {major:02x}:{minor:02x} {ino} ");
+        let mut line = format!(
+            "{start:08x}-{end:08x} {r}{w}{x}{sharing} {offset:08x} {major:02x}:{minor:02x} {ino} "
+        );
         if !name.is_empty() {
             line = format!("{line:<73}");
         }
@@ -51,15 +58,4 @@ pub(super) fn maps(c: &Caller<'_>, pid: Pid) -> Result<Vec<u8>, Errno> {
         from = Vpn::new(vad.range.end());
     }
     Ok(out)
-}
-
-/// The name of anonymous memory.
-fn area(layout: &MmLayout, start: u64, end: u64) -> &'static [u8] {
-    if layout.brk > layout.brk_start && start < layout.brk && end > layout.brk_start {
-        b"[heap]"
-    } else if start < layout.stack.1 && end > layout.stack.0 {
-        b"[stack]"
-    } else {
-        b""
-    }
 }

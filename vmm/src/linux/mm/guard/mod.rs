@@ -5,7 +5,7 @@
 //! * The bytes from the requested length to the end of the last page hold a pattern. A byte that
 //!   changed is reported when the range is unmapped, remapped, or its process ends or executes.
 //! * Unmapped, it stays inaccessible and is not given out again until much else has been unmapped
-//!   ([`LIMITS`]).
+//!   (`LIMITS` below).
 //! * The heap (brk) has such pages and such a pattern too, but is given out again: its place is the
 //!   guest's own choice.
 //!

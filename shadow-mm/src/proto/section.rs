@@ -1,0 +1,341 @@
+//! Sections: pages that any number of views share, each with one authoritative entry, its *prototype*.
+//!
+//! A section stands over a file (its pages are read from it and written back to it) or over nothing but
+//! zeroes (anonymous shared memory). What is kept for a page here is where it is: nothing at all (in
+//! the file, or still zeroes), in a frame, or on its way into one. Memory is used for pages that have
+//! been touched only.
+//!
+//! A frame of a section has the section as its owner and one reference of the section's, whatever
+//! number of entries map it. Everything in this file but the handle is protected by the PFN lock.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::hash::{Hash, Hasher};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use super::pending::Record;
+use crate::addr::{PAGE_SIZE, Pfn, SpaceId};
+
+/// The number of a section; reused once the section is gone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SectionId(u32);
+
+impl SectionId {
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// A page of a section: its place in the file divided by [`PAGE_SIZE`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SectionPage(u32);
+
+impl SectionPage {
+    /// One past the last page number there can be: files end at 16 TiB here.
+    pub const COUNT: u64 = 1 << 32;
+
+    /// The page, or `None` if a section has no such page.
+    #[must_use]
+    pub fn new(number: u64) -> Option<Self> {
+        u32::try_from(number).ok().map(Self)
+    }
+
+    /// The page number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// Where the page begins in the file, in bytes.
+    #[must_use]
+    pub const fn offset(self) -> u64 {
+        self.get() * PAGE_SIZE as u64
+    }
+}
+
+/// Rings when something was dropped that only the PFN lock's holder can clean up.
+#[derive(Debug, Default)]
+pub(crate) struct Bell(AtomicBool);
+
+impl Bell {
+    pub(crate) fn ring(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn silence(&self) -> bool {
+        self.0.swap(false, Ordering::Acquire)
+    }
+}
+
+/// Whether anybody still has a handle of the section.
+#[derive(Debug)]
+struct Life {
+    gone: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+/// A handle of a section: views of it, and whoever made it, hold one each. When the last is dropped the
+/// section's frames return to the pool, with whatever was not written back.
+pub struct Section<B> {
+    inner: Arc<Inner<B>>,
+}
+
+struct Inner<B> {
+    id: SectionId,
+    backing: Option<B>,
+    life: Arc<Life>,
+}
+
+impl<B> Drop for Inner<B> {
+    fn drop(&mut self) {
+        self.life.gone.store(true, Ordering::Release);
+        self.life.bell.ring();
+    }
+}
+
+impl<B> Section<B> {
+    /// The section's number.
+    #[must_use]
+    pub fn id(&self) -> SectionId {
+        self.inner.id
+    }
+
+    /// The file its pages come from; `None` if they begin as zeroes.
+    #[must_use]
+    pub fn backing(&self) -> Option<&B> {
+        self.inner.backing.as_ref()
+    }
+
+    /// Handles there are, views included: 1 means that nobody but the caller knows the section.
+    #[must_use]
+    pub fn handles(&self) -> usize {
+        Arc::strong_count(&self.inner)
+    }
+}
+
+impl<B> Clone for Section<B> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+impl<B> PartialEq for Section<B> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+}
+
+impl<B> Eq for Section<B> {}
+
+impl<B> Hash for Section<B> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.inner.id.hash(state);
+    }
+}
+
+impl<B: fmt::Debug> fmt::Debug for Section<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Section")
+            .field("id", &self.inner.id.0)
+            .field("backing", &self.inner.backing)
+            .finish()
+    }
+}
+
+/// Where a page of a section is, if it is not only in the file.
+#[derive(Debug)]
+pub(crate) enum Proto {
+    /// In this frame.
+    Resident(Pfn),
+    /// Being read.
+    Reading(Arc<Record>),
+}
+
+/// Which way a transfer goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Direction {
+    Read,
+    Write,
+}
+
+/// A transfer under way, and the frames it holds.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) direction: Direction,
+    pub(crate) frames: Vec<Pfn>,
+    pub(crate) record: Arc<Record>,
+}
+
+/// What is known of one section.
+#[derive(Debug)]
+pub(crate) struct SectionState {
+    life: Arc<Life>,
+    /// Whether pages come from a file.
+    pub(crate) file: bool,
+    pub(crate) bytes: u64,
+    pub(crate) pages: BTreeMap<SectionPage, Proto>,
+    pub(crate) runs: Vec<Run>,
+    /// Spaces that may have views; all that have are here.
+    pub(crate) viewers: BTreeSet<SpaceId>,
+}
+
+impl SectionState {
+    /// Pages that begin before the end.
+    pub(crate) fn page_count(&self) -> u64 {
+        self.bytes.div_ceil(PAGE_SIZE as u64)
+    }
+
+    pub(crate) fn contains(&self, page: SectionPage) -> bool {
+        page.get() < self.page_count()
+    }
+
+    /// The frame a page is in.
+    pub(crate) fn resident(&self, page: SectionPage) -> Option<Pfn> {
+        match self.pages.get(&page) {
+            Some(Proto::Resident(frame)) => Some(*frame),
+            Some(Proto::Reading(_)) | None => None,
+        }
+    }
+
+    /// How many bytes of a page lie before the end.
+    pub(crate) fn valid(&self, page: SectionPage) -> usize {
+        let left = self.bytes.saturating_sub(page.offset());
+        left.min(PAGE_SIZE as u64) as usize
+    }
+}
+
+/// No further section can be made.
+#[derive(Debug)]
+pub(crate) struct SectionTableFull;
+
+/// All sections of a manager.
+#[derive(Debug, Default)]
+pub(crate) struct SectionTable {
+    sections: Vec<Option<SectionState>>,
+    vacant: Vec<SectionId>,
+    pub(crate) bell: Arc<Bell>,
+    /// Frames sections have.
+    pub(crate) resident: u64,
+}
+
+impl SectionTable {
+    pub(crate) fn create<B>(
+        &mut self,
+        backing: Option<B>,
+        bytes: u64,
+    ) -> Result<Section<B>, SectionTableFull> {
+        let life = Arc::new(Life {
+            gone: AtomicBool::new(false),
+            bell: Arc::clone(&self.bell),
+        });
+        let state = SectionState {
+            life: Arc::clone(&life),
+            file: backing.is_some(),
+            bytes,
+            pages: BTreeMap::new(),
+            runs: Vec::new(),
+            viewers: BTreeSet::new(),
+        };
+        let id = match self.vacant.pop() {
+            Some(id) => id,
+            None => {
+                let id = u32::try_from(self.sections.len()).map_err(|_| SectionTableFull)?;
+                self.sections.try_reserve(1).map_err(|_| SectionTableFull)?;
+                self.sections.push(None);
+                SectionId(id)
+            }
+        };
+        self.sections[id.0 as usize] = Some(state);
+        let inner = Inner { id, backing, life };
+        Ok(Section {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// A section somebody has a handle of, or that is about to be reaped.
+    pub(crate) fn find(&self, id: SectionId) -> Option<&SectionState> {
+        self.sections.get(id.0 as usize)?.as_ref()
+    }
+
+    /// A section somebody has a handle of.
+    pub(crate) fn get(&self, id: SectionId) -> &SectionState {
+        self.find(id).expect("a section with a handle lives")
+    }
+
+    /// A section somebody has a handle of, to change it.
+    pub(crate) fn get_mut(&mut self, id: SectionId) -> &mut SectionState {
+        self.sections
+            .get_mut(id.0 as usize)
+            .and_then(Option::as_mut)
+            .expect("a section with a handle lives")
+    }
+
+    /// Every section.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SectionId, &SectionState)> {
+        let named = self.sections.iter().enumerate();
+        named.filter_map(|(n, s)| Some((SectionId(n as u32), s.as_ref()?)))
+    }
+
+    /// If something was dropped since the last time: the sections nobody has a handle of, taken out of
+    /// the table, and the frames and write runs of dropped tickets.
+    pub(crate) fn dropped(&mut self) -> Dropped {
+        let mut dropped = Dropped::default();
+        if !self.bell.silence() {
+            return dropped;
+        }
+        for (n, place) in self.sections.iter_mut().enumerate() {
+            let Some(state) = place else { continue };
+            state.take_abandoned(&mut dropped);
+            if state.life.gone.load(Ordering::Acquire) {
+                let gone = place.take();
+                self.vacant.push(SectionId(n as u32));
+                dropped.sections.extend(gone);
+            }
+        }
+        dropped
+    }
+}
+
+/// What was dropped and must be cleaned up.
+#[derive(Debug, Default)]
+pub(crate) struct Dropped {
+    pub(crate) sections: Vec<SectionState>,
+    /// Frames of reads nobody will complete.
+    pub(crate) reads: Vec<Pfn>,
+    /// Frames of writes nobody will complete: they count as not written.
+    pub(crate) writes: Vec<Pfn>,
+}
+
+impl SectionState {
+    /// Ends a transfer: what it was for is no longer being read, and its frames are the caller's.
+    pub(crate) fn end_run(&mut self, record: &Arc<Record>) -> Option<Run> {
+        let at = self
+            .runs
+            .iter()
+            .position(|run| Arc::ptr_eq(&run.record, record))?;
+        Some(self.runs.swap_remove(at))
+    }
+
+    fn take_abandoned(&mut self, dropped: &mut Dropped) {
+        self.pages.retain(|_, proto| match proto {
+            Proto::Reading(record) => !record.is_abandoned(),
+            Proto::Resident(_) => true,
+        });
+        self.runs.retain_mut(|run| {
+            let abandoned = run.record.is_abandoned();
+            if abandoned {
+                match run.direction {
+                    Direction::Read => dropped.reads.append(&mut run.frames),
+                    Direction::Write => dropped.writes.append(&mut run.frames),
+                }
+            }
+            !abandoned
+        });
+    }
+}

@@ -1,0 +1,234 @@
+//! The sections of the model: what their files contain, and what views must show.
+
+use std::collections::BTreeMap;
+
+use shadow_mm::sim::SimFile;
+use shadow_mm::{PAGE_SIZE, Section, SectionPage, Sharing, WriteFailed};
+
+use super::common::Mm;
+use super::ops::{SECTIONS, WriteEnd};
+use super::world::{At, Bytes, Outcome, SLOTS, World, file_byte};
+
+/// One section.
+pub(crate) struct FileModel {
+    pub(crate) section: Section<SimFile>,
+    /// The file's number; none for the section over zeroes.
+    pub(crate) file: Option<SimFile>,
+    pub(crate) size: u64,
+    /// Up to here the file was made by its formula.
+    formula: u64,
+    /// What the file has elsewhere.
+    written: BTreeMap<u64, Bytes>,
+    /// What views must show, where that is not what the file has.
+    shown: BTreeMap<u64, Bytes>,
+}
+
+impl FileModel {
+    pub(crate) fn new(mm: &Mm, number: usize) -> Self {
+        let file = (number + 1 < SECTIONS).then_some(SimFile(number as u32));
+        let size = 12 * PAGE_SIZE as u64 + 2500;
+        Self {
+            section: mm.create_section(file, size).expect("a section"),
+            file,
+            size,
+            formula: if file.is_some() { size } else { 0 },
+            written: BTreeMap::new(),
+            shown: BTreeMap::new(),
+        }
+    }
+
+    /// Bytes of a page before the end.
+    pub(crate) fn valid(&self, page: u64) -> usize {
+        let left = self.size.saturating_sub(page * PAGE_SIZE as u64);
+        left.min(PAGE_SIZE as u64) as usize
+    }
+
+    /// What the file has.
+    pub(crate) fn on_disk(&self, page: u64) -> Bytes {
+        if let Some(written) = self.written.get(&page) {
+            return *written;
+        }
+        SLOTS.map(|slot| {
+            let at = page * PAGE_SIZE as u64 + slot as u64;
+            match self.file {
+                Some(file) if at < self.formula => file_byte(file, at),
+                Some(_) | None => 0,
+            }
+        })
+    }
+
+    /// What a view must show.
+    pub(crate) fn bytes(&self, page: u64) -> Bytes {
+        self.shown
+            .get(&page)
+            .copied()
+            .unwrap_or_else(|| self.on_disk(page))
+    }
+
+    pub(crate) fn store(&mut self, page: u64, bytes: Bytes) {
+        self.shown.insert(page, bytes);
+    }
+
+    fn resize(&mut self, size: u64) {
+        let grown = size >= self.size;
+        self.size = size;
+        if grown {
+            return;
+        }
+        let kept = size.div_ceil(PAGE_SIZE as u64);
+        self.written.split_off(&kept);
+        self.shown.split_off(&kept);
+        let (edge, valid) = (size / PAGE_SIZE as u64, self.valid(size / PAGE_SIZE as u64));
+        let cut = |bytes: &mut Bytes| {
+            for (slot, byte) in SLOTS.iter().zip(bytes) {
+                if *slot >= valid {
+                    *byte = 0;
+                }
+            }
+        };
+        self.written.get_mut(&edge).map(cut);
+        self.shown.get_mut(&edge).map(cut);
+        self.formula = self.formula.min(size);
+    }
+}
+
+impl World {
+    pub(crate) fn resize(&mut self, number: usize, size: u64) -> Outcome {
+        let old = self.files[number].size;
+        let flushes = self.mm.resize_section(&self.files[number].section, size);
+        for flush in flushes {
+            self.flush_space(flush);
+        }
+        self.files[number].resize(size);
+        if size >= old {
+            return Ok(());
+        }
+        let kept = size.div_ceil(PAGE_SIZE as u64);
+        for process in &mut self.processes {
+            for model in process.pages.values_mut() {
+                if model
+                    .view
+                    .is_some_and(|v| v.file == number && v.page >= kept)
+                {
+                    model.own = None;
+                }
+            }
+        }
+        let gone: Vec<_> = self
+            .processes
+            .iter()
+            .flat_map(|p| {
+                let pages = p.pages.iter();
+                let beyond = pages
+                    .filter(|(_, m)| m.view.is_some_and(|v| v.file == number && v.page >= kept));
+                beyond
+                    .map(|(page, _)| At::Own(p.id, *page))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        for pinned in &mut self.pins {
+            let beyond =
+                matches!(pinned.at, Some(At::File(file, page)) if file == number && page >= kept);
+            if beyond || pinned.at.is_some_and(|at| gone.contains(&at)) {
+                pinned.at = None;
+            }
+            if matches!(pinned.at, Some(At::File(file, _)) if file == number) {
+                pinned.tainted = true;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_back(&mut self, number: usize, end: WriteEnd) -> Outcome {
+        if self.files[number].file.is_none() {
+            return Ok(());
+        }
+        let section = self.files[number].section.clone();
+        self.mm.collect_dirty(&section);
+        let mut from = 0;
+        while let Some(ticket) = self.mm.write_back(&section, from..u64::MAX) {
+            from = ticket.offset() + (ticket.frames().len() * PAGE_SIZE) as u64;
+            let first = ticket.offset() / PAGE_SIZE as u64;
+            for (ahead, frame) in ticket.frames().iter().enumerate() {
+                let page = first + ahead as u64;
+                let seen = self.bytes(*frame);
+                let expected = self.files[number].bytes(page);
+                if seen != expected {
+                    return Err(format!("writes {seen:?} for page {page}, not {expected:?}"));
+                }
+                if matches!(end, WriteEnd::Whole) {
+                    self.files[number].written.insert(page, seen);
+                    self.files[number].shown.remove(&page);
+                }
+            }
+            match end {
+                WriteEnd::Whole => self.mm.complete_write_back(ticket, Ok(())),
+                WriteEnd::Failed => self.mm.complete_write_back(ticket, Err(WriteFailed)),
+                WriteEnd::Dropped => drop(ticket),
+            }
+        }
+        if matches!(end, WriteEnd::Whole) && !self.files[number].shown.is_empty() {
+            return Err(format!(
+                "pages were not written: {:?}",
+                self.files[number].shown
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn forget_clean(&mut self, number: usize) -> Outcome {
+        self.mm.section_forget(&self.files[number].section);
+        Ok(())
+    }
+
+    /// The old section lives on in its views, which the model forgets by unmapping them.
+    pub(crate) fn new_section(&mut self, number: usize) -> Outcome {
+        let viewed = |process: &super::world::Process| {
+            let mut views = process.pages.values().filter_map(|m| m.view);
+            views.any(|view| view.file == number)
+        };
+        if self.processes.iter().any(viewed) || !self.reads.is_empty() {
+            return Ok(());
+        }
+        for pinned in &mut self.pins {
+            if matches!(pinned.at, Some(At::File(file, _)) if file == number) {
+                pinned.at = None;
+            }
+        }
+        self.files[number] = FileModel::new(&self.mm, number);
+        Ok(())
+    }
+
+    /// Every page a section has in memory is what its views must show.
+    pub(crate) fn check_files(&self) -> Outcome {
+        for file in &self.files {
+            for page in 0..16 {
+                let number = SectionPage::new(page).expect("a page");
+                if let shadow_mm::SectionAt::Resident(pin) =
+                    self.mm.section_page(&file.section, number)
+                {
+                    let (seen, expected) = (self.bytes(pin.pfn()), file.bytes(page));
+                    self.mm.unpin(pin);
+                    if seen != expected {
+                        return Err(format!("page {page} is {seen:?}, not {expected:?}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A page of a view.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ViewPage {
+    pub(crate) file: usize,
+    pub(crate) page: u64,
+    pub(crate) sharing: Sharing,
+}
+
+impl ViewPage {
+    pub(crate) fn is_shared(&self) -> bool {
+        self.sharing == Sharing::Shared
+    }
+}

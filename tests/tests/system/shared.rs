@@ -1,0 +1,109 @@
+//! Files and memory that processes share through mappings.
+
+use tests::case::{Case, Checked, Expect, Launch, PASSED, check};
+use tests::context::Context;
+
+/// What a program stored through a shared mapping is in the host's file, whether it asked for that or
+/// just ended.
+fn stores_arrive(context: &Context) -> Checked {
+    let launch = Launch::new("{programs}/shared_map", &["{work}"]).options(&[
+        "--rw",
+        "{work}",
+        "--workdir",
+        "{work}",
+    ]);
+    let output = context.run(&launch)?;
+    check(&Expect::Tap, &output)?;
+    let left = std::fs::read(context.work().join("left")).map_err(|e| e.to_string())?;
+    for (page, text) in [
+        (1, "stored through a mapping"),
+        (2, "and never synchronised"),
+    ] {
+        let bytes = left.get(page * 4096..).unwrap_or_default();
+        if !bytes.starts_with(text.as_bytes()) {
+            return Err(format!("page {page} of the file has not {text:?}"));
+        }
+    }
+    Ok(PASSED)
+}
+
+const MEMORY: &str = "import mmap, os, multiprocessing as mp\n\
+    from multiprocessing import shared_memory\n\
+    m = mmap.mmap(-1, 8192)\n\
+    if os.fork() == 0:\n    m[0:5] = b'child'; os._exit(0)\n\
+    os.wait(); print(m[0:5])\n\
+    s = shared_memory.SharedMemory(create=True, size=10000)\n\
+    def fill(name):\n    t = shared_memory.SharedMemory(name); t.buf[9000] = 77; t.close()\n\
+    ctx = mp.get_context('fork')\n\
+    p = ctx.Process(target=fill, args=(s.name,)); p.start(); p.join(); print(p.exitcode, s.buf[9000])\n\
+    s.close(); s.unlink()\n\
+    v = ctx.Value('i', 0)\n\
+    def count():\n    for _ in range(50):\n        with v.get_lock(): v.value += 1\n\
+    for _ in range(3):\n    p = ctx.Process(target=count); p.start(); p.join()\n\
+    print(v.value)\n";
+
+const FILES: &str = "import mmap, os\n\
+    with open('vmm-test-map', 'w+b') as f:\n\
+    \x20   f.write(bytes(20000)); f.flush()\n\
+    \x20   m = mmap.mmap(f.fileno(), 0)\n\
+    \x20   m[100:104] = b'data'; f.seek(100); print(f.read(4))\n\
+    \x20   f.seek(15000); f.write(b'written'); f.flush(); print(m[15000:15007], m.find(b'written'))\n\
+    \x20   m.resize(30000); m[29999] = 65; m.flush(); print(os.fstat(f.fileno()).st_size, len(m))\n\
+    \x20   c = mmap.mmap(f.fileno(), 4096, access=mmap.ACCESS_COPY); c[100] = 90; print(m[100:104], c[100:104])\n\
+    \x20   r = mmap.mmap(f.fileno(), 4096, access=mmap.ACCESS_READ)\n\
+    \x20   try: r[0] = 1\n\
+    \x20   except TypeError as e: print(e)\n\
+    print(open('vmm-test-map', 'rb').read()[29999:])\n";
+
+/// A writer and readers of one database in WAL mode, whose index is a file they map.
+const WAL: &str = "import os, sqlite3\n\
+    if os.path.exists('vmm-test-wal.db'): os.remove('vmm-test-wal.db')\n\
+    db = sqlite3.connect('vmm-test-wal.db', isolation_level=None, timeout=60)\n\
+    print(db.execute('pragma journal_mode=wal').fetchone())\n\
+    db.execute('create table t(n integer primary key, who integer)')\n\
+    print(os.path.exists('vmm-test-wal.db-shm'))\n\
+    db.close()\n\
+    for who in range(3):\n\
+    \x20   if os.fork() == 0:\n\
+    \x20       db = sqlite3.connect('vmm-test-wal.db', isolation_level=None, timeout=60)\n\
+    \x20       for n in range(30):\n\
+    \x20           db.execute('begin immediate'); db.execute('insert into t(who) values (?)', (who,)); db.execute('commit')\n\
+    \x20           seen = db.execute('select count(*) from t where who = ?', (who,)).fetchone()[0]\n\
+    \x20           if seen != n + 1: print('lost', who, n, seen)\n\
+    \x20       db.close(); os._exit(0)\n\
+    for _ in range(3): print(os.wait()[1])\n\
+    db = sqlite3.connect('vmm-test-wal.db')\n\
+    print(db.execute('select who, count(*) from t group by who').fetchall(), db.execute('pragma integrity_check').fetchone())\n";
+
+fn python(name: &str, script: &str) -> Case {
+    let launch = Launch::new("python3", &["-c", script]).options(&[
+        "--root",
+        "/",
+        "--rw",
+        "{work}",
+        "--workdir",
+        "{work}",
+    ]);
+    Case::new(&format!("shared/{name}"), launch, Expect::LikeNative)
+        .needs(&["python3"])
+        .seconds(180)
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let on_disk = Launch::new("{programs}/shared_map", &["{work}"]).options(&[
+        "--rw",
+        "{work}",
+        "--workdir",
+        "{work}",
+    ]);
+    let in_memory =
+        Launch::new("{programs}/shared_map", &["/var/tmp"]).options(&["--tmpfs", "/var/tmp"]);
+    vec![
+        Case::new("shared/map_on_disk", on_disk, Expect::Tap),
+        Case::new("shared/map_in_memory", in_memory, Expect::Tap),
+        Case::function("shared/stores_arrive", stores_arrive),
+        python("python_mmap", FILES),
+        python("python_multiprocessing", MEMORY),
+        python("sqlite_wal", WAL),
+    ]
+}

@@ -1,0 +1,204 @@
+//! Answers on a guest's socket, in a thread of its own.
+//!
+//! One client at a time; one that says nothing for a few seconds is hung up on, so that the next gets
+//! its turn. The thread ends as soon as the machine does, whatever a client does.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::protocol::{REQUEST_MAX, Request, Response};
+use super::rundir::RunDir;
+
+/// How long a client may keep the others waiting.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Answers a question.
+pub type Answer = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
+
+/// The thread that answers. Dropping it ends it, and removes the run directory.
+#[derive(Debug)]
+pub struct Server {
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+    _dir: RunDir,
+}
+
+impl Server {
+    /// Starts to answer.
+    ///
+    /// # Errors
+    /// The host has no socket or thread for it.
+    pub fn start(dir: RunDir, answer: Answer) -> io::Result<Self> {
+        let listener = UnixListener::bind(dir.socket())?;
+        listener.set_nonblocking(true)?;
+        let (stop, stopped) = UnixStream::pair()?;
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || serve(&listener, &stopped, &answer))?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+            _dir: dir,
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that answers on the socket failed");
+        }
+    }
+}
+
+fn serve(listener: &UnixListener, stopped: &UnixStream, answer: &Answer) {
+    while wait(listener, PollFlags::IN, stopped, None).is_ok() {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                if let Err(error) = (Client { stream, stopped }).talk(answer) {
+                    tracing::debug!(%error, "a client of the socket is gone");
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::warn!(%error, "the guest's socket does not work any more");
+                return;
+            }
+        }
+    }
+}
+
+/// Waits until `what` is ready. Fails when the machine ends, or after `patience`.
+fn wait(
+    what: &impl AsFd,
+    ready: PollFlags,
+    stopped: &UnixStream,
+    patience: Option<Duration>,
+) -> io::Result<()> {
+    let timeout = patience.map(|time| Timespec {
+        tv_sec: time.as_secs() as i64,
+        tv_nsec: i64::from(time.subsec_nanos()),
+    });
+    loop {
+        let mut fds = [
+            PollFd::new(what, ready),
+            PollFd::new(stopped, PollFlags::IN),
+        ];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) if !fds[1].revents().is_empty() => {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+struct Client<'a> {
+    stream: UnixStream,
+    stopped: &'a UnixStream,
+}
+
+impl Client<'_> {
+    fn talk(mut self, answer: &Answer) -> io::Result<()> {
+        self.stream.set_nonblocking(true)?;
+        let mut heard = Vec::new();
+        let mut piece = [0; 4096];
+        loop {
+            while let Some(end) = heard.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<_> = heard.drain(..=end).collect();
+                let response = match serde_json::from_slice::<Request>(&line) {
+                    Ok(request) => answer(&request),
+                    Err(error) => Response::failed(format!("not understood: {error}")),
+                };
+                let mut text = serde_json::to_vec(&response)?;
+                text.push(b'\n');
+                self.say(&text)?;
+            }
+            if heard.len() > REQUEST_MAX {
+                return self.say(b"{\"ok\":false,\"error\":\"the request is too long\"}\n");
+            }
+            wait(&self.stream, PollFlags::IN, self.stopped, Some(PATIENCE))?;
+            match self.stream.read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(n) => heard.extend_from_slice(&piece[..n]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn say(&mut self, mut text: &[u8]) -> io::Result<()> {
+        while !text.is_empty() {
+            match self.stream.write(text) {
+                Ok(n) => text = &text[n..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait(&self.stream, PollFlags::OUT, self.stopped, Some(PATIENCE))?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::time::Instant;
+
+    use super::*;
+
+    fn server(folder: &std::path::Path) -> (Server, std::path::PathBuf) {
+        let dir = RunDir::create(folder, Some("test")).unwrap();
+        let socket = dir.socket();
+        let answer: Answer = Arc::new(|request| Response::failed(format!("{request:?}")));
+        (Server::start(dir, answer).unwrap(), socket)
+    }
+
+    #[test]
+    fn every_line_gets_an_answer() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (server, socket) = server(&tmp.path().join("vmm"));
+        let mut client = UnixStream::connect(&socket).unwrap();
+        client
+            .write_all(b"{\"op\":\"hello\"}\nnonsense\n{\"op\":\"inspect\"}\n")
+            .unwrap();
+        let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+        for part in ["Hello", "not understood", "Inspect { summary: false }"] {
+            let line = lines.next().unwrap().unwrap();
+            assert!(line.contains(part), "{line}");
+        }
+        drop((client, lines));
+        drop(server);
+        assert!(!socket.exists());
+    }
+
+    #[test]
+    fn endless_line_is_refused_and_the_end_does_not_wait_for_clients() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (server, socket) = server(&tmp.path().join("vmm"));
+        let mut client = UnixStream::connect(&socket).unwrap();
+        let _ = client.write_all(&[b'x'; REQUEST_MAX + 4096]);
+        let mut line = String::new();
+        BufReader::new(client).read_line(&mut line).unwrap();
+        assert!(line.contains("too long"), "{line}");
+        // This one says nothing and stays.
+        let _idle = UnixStream::connect(&socket).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let before = Instant::now();
+        drop(server);
+        assert!(before.elapsed() < PATIENCE / 2);
+    }
+}

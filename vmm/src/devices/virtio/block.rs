@@ -1,0 +1,400 @@
+//! A disk (virtio 1.2, 5.2) whose sectors are a raw file's bytes.
+//!
+//! What a driver has been told is written is in the file, where every other process of the host sees
+//! it; after a flush it is on the host's disk as well. A driver that does not know flushes gets one
+//! with every write. Requests are answered in order.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::io::Errno;
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use virtio_queue::{Reader, Writer};
+
+use super::mmio::QUEUE_SIZE;
+use super::{Request, VirtioDevice};
+
+const KIND: u32 = 2;
+/// Bytes of a sector.
+pub const SECTOR: u64 = 512;
+/// Bytes copied at a time.
+const CHUNK: usize = 128 << 10;
+/// Most bytes of one request.
+const MOST: usize = 64 << 20;
+/// Most sectors of one range to be discarded or zeroed, and most ranges of one request.
+const MOST_SECTORS: u32 = 1 << 16;
+const MOST_RANGES: u32 = 16;
+/// Bytes of such a range's description.
+const RANGE: usize = 16;
+
+/// Why a disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// It cannot be opened or read.
+    #[error("disk {}", path.display())]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// The host's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Not a regular file.
+    #[error("disk {}: not a regular file", path.display())]
+    NotAFile {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// Not a whole number of sectors.
+    #[error("disk {}: {bytes} bytes are not one or more sectors of 512", path.display())]
+    Size {
+        /// Its path.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// Another process uses it.
+    #[error("disk {}: another machine uses it", path.display())]
+    Locked {
+        /// Its path.
+        path: PathBuf,
+    },
+}
+
+/// Whether a disk can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It cannot; several machines may use it at once.
+    ReadOnly,
+    /// It can; nobody else may use it.
+    ReadWrite,
+}
+
+/// Whether a driver is to be told that something is written before it is on the host's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cache {
+    WriteBack,
+    WriteThrough,
+}
+
+/// A disk. What it remembers is in its file and in its queue.
+#[derive(Debug)]
+pub struct Block {
+    file: File,
+    sectors: u64,
+    access: Access,
+    cache: Cache,
+    config: [u8; 60],
+    id: [u8; VIRTIO_BLK_ID_BYTES as usize],
+    buffer: Vec<u8>,
+}
+
+/// Why a request failed, as its status says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    Io,
+    Unsupported,
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        tracing::debug!(%error, "a disk request");
+        Self::Io
+    }
+}
+
+impl Block {
+    /// The disk in the file at `path`, locked against other machines.
+    ///
+    /// # Errors
+    /// It cannot be opened, is not a regular file of whole sectors, or is in use.
+    pub fn open(path: &Path, access: Access, id: &str) -> Result<Self, DiskError> {
+        let failed = |source| DiskError::File {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::options()
+            .read(true)
+            .write(access == Access::ReadWrite)
+            // A FIFO must not keep us waiting.
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(DiskError::NotAFile {
+                path: path.to_owned(),
+            });
+        }
+        let how = match access {
+            Access::ReadOnly => FlockOperation::NonBlockingLockShared,
+            Access::ReadWrite => FlockOperation::NonBlockingLockExclusive,
+        };
+        match flock(&file, how) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(DiskError::Locked {
+                    path: path.to_owned(),
+                });
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+        let bytes = metadata.len();
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+            return Err(DiskError::Size {
+                path: path.to_owned(),
+                bytes,
+            });
+        }
+        Ok(Self::with(file, bytes / SECTOR, access, id))
+    }
+
+    fn with(file: File, sectors: u64, access: Access, name: &str) -> Self {
+        let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
+        for (to, from) in id.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        Self {
+            file,
+            sectors,
+            access,
+            cache: Cache::WriteThrough,
+            config: config(sectors),
+            id,
+            buffer: vec![0; CHUNK],
+        }
+    }
+
+    /// That `bytes` from `sector` on are whole sectors of this disk; returns where they start.
+    fn place(&self, sector: u64, bytes: u64) -> Result<u64, Refused> {
+        if !bytes.is_multiple_of(SECTOR) {
+            return Err(Refused::Io);
+        }
+        match sector.checked_add(bytes / SECTOR) {
+            Some(end) if end <= self.sectors => Ok(sector * SECTOR),
+            _ => Err(Refused::Io),
+        }
+    }
+
+    fn writable(&self) -> Result<(), Refused> {
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(Refused::Io),
+        }
+    }
+
+    fn read(&mut self, sector: u64, to: &mut Writer<'_>) -> Result<(), Refused> {
+        let mut left = to.available_bytes();
+        if left > MOST {
+            return Err(Refused::Io);
+        }
+        let mut at = self.place(sector, left as u64)?;
+        while left > 0 {
+            let part = left.min(CHUNK);
+            self.file.read_exact_at(&mut self.buffer[..part], at)?;
+            to.write_all(&self.buffer[..part])?;
+            at += part as u64;
+            left -= part;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, sector: u64, from: &mut Reader<'_>) -> Result<(), Refused> {
+        self.writable()?;
+        let mut left = from.available_bytes();
+        if left > MOST {
+            return Err(Refused::Io);
+        }
+        let mut at = self.place(sector, left as u64)?;
+        while left > 0 {
+            let part = left.min(CHUNK);
+            from.read_exact(&mut self.buffer[..part])?;
+            self.file.write_all_at(&self.buffer[..part], at)?;
+            at += part as u64;
+            left -= part;
+        }
+        self.settle()
+    }
+
+    /// With a driver that knows no flushes, everything is flushed at once.
+    fn settle(&self) -> Result<(), Refused> {
+        match self.cache {
+            Cache::WriteBack => Ok(()),
+            Cache::WriteThrough => Ok(self.file.sync_data()?),
+        }
+    }
+
+    fn clear(&mut self, how: Clear, from: &mut Reader<'_>) -> Result<(), Refused> {
+        self.writable()?;
+        let bytes = from.available_bytes();
+        if bytes == 0 || !bytes.is_multiple_of(RANGE) || bytes / RANGE > MOST_RANGES as usize {
+            return Err(Refused::Io);
+        }
+        for _ in 0..bytes / RANGE {
+            let mut raw = [0; RANGE];
+            from.read_exact(&mut raw)?;
+            let [
+                s0,
+                s1,
+                s2,
+                s3,
+                s4,
+                s5,
+                s6,
+                s7,
+                n0,
+                n1,
+                n2,
+                n3,
+                f0,
+                f1,
+                f2,
+                f3,
+            ] = raw;
+            let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+            let count = u32::from_le_bytes([n0, n1, n2, n3]);
+            let flags = u32::from_le_bytes([f0, f1, f2, f3]);
+            let allowed = match how {
+                Clear::Discard => 0,
+                Clear::Zero => VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+            };
+            if flags & !allowed != 0 {
+                return Err(Refused::Unsupported);
+            }
+            if count > MOST_SECTORS {
+                return Err(Refused::Io);
+            }
+            let bytes = u64::from(count) * SECTOR;
+            let at = self.place(sector, bytes)?;
+            if bytes > 0 {
+                self.clear_range(how, at, bytes)?;
+            }
+        }
+        self.settle()
+    }
+
+    fn clear_range(&mut self, how: Clear, mut at: u64, mut bytes: u64) -> Result<(), Refused> {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match (fallocate(&self.file, punch, at, bytes), how) {
+            (Ok(()), _) => return Ok(()),
+            // A host file system without holes: discarding is only advice.
+            (Err(Errno::OPNOTSUPP), Clear::Discard) => return Ok(()),
+            (Err(Errno::OPNOTSUPP), Clear::Zero) => {}
+            (Err(error), _) => return Err(io::Error::from(error).into()),
+        }
+        self.buffer.fill(0);
+        while bytes > 0 {
+            let part = bytes.min(CHUNK as u64);
+            let length = usize::try_from(part).expect("a chunk");
+            self.file.write_all_at(&self.buffer[..length], at)?;
+            at += part;
+            bytes -= part;
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, from: &mut Reader<'_>, to: &mut Writer<'_>) -> Result<(), Refused> {
+        let mut header = [0; 16];
+        from.read_exact(&mut header)?;
+        let [k0, k1, k2, k3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = header;
+        let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        match u32::from_le_bytes([k0, k1, k2, k3]) {
+            VIRTIO_BLK_T_IN => self.read(sector, to),
+            VIRTIO_BLK_T_OUT => self.write(sector, from),
+            VIRTIO_BLK_T_FLUSH => Ok(self.file.sync_data()?),
+            VIRTIO_BLK_T_GET_ID => Ok(to.write_all(&self.id)?),
+            VIRTIO_BLK_T_DISCARD => self.clear(Clear::Discard, from),
+            VIRTIO_BLK_T_WRITE_ZEROES => self.clear(Clear::Zero, from),
+            _ => Err(Refused::Unsupported),
+        }
+    }
+}
+
+/// The two ways to make sectors empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clear {
+    Discard,
+    Zero,
+}
+
+/// `struct virtio_blk_config`.
+fn config(sectors: u64) -> [u8; 60] {
+    let mut config = [0; 60];
+    let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &sectors.to_le_bytes());
+    // All but the header and the status.
+    put(12, &u32::from(QUEUE_SIZE - 2).to_le_bytes());
+    put(20, &(SECTOR as u32).to_le_bytes());
+    put(36, &MOST_SECTORS.to_le_bytes());
+    put(40, &MOST_RANGES.to_le_bytes());
+    put(44, &1_u32.to_le_bytes());
+    put(48, &MOST_SECTORS.to_le_bytes());
+    put(52, &MOST_RANGES.to_le_bytes());
+    put(56, &[1]); // zeroing makes holes
+    config
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> u32 {
+        KIND
+    }
+
+    fn features(&self) -> u64 {
+        let common = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE;
+        common
+            | match self.access {
+                Access::ReadOnly => 1 << VIRTIO_BLK_F_RO,
+                Access::ReadWrite => {
+                    1 << VIRTIO_BLK_F_FLUSH
+                        | 1 << VIRTIO_BLK_F_DISCARD
+                        | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+                }
+            }
+    }
+
+    fn queues(&self) -> usize {
+        1
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn start(&mut self, features: u64) {
+        self.cache = if features & 1 << VIRTIO_BLK_F_FLUSH != 0 {
+            Cache::WriteBack
+        } else {
+            Cache::WriteThrough
+        };
+    }
+
+    fn answer(&mut self, _queue: usize, request: Request<'_>) -> u32 {
+        let Request { mut from, mut to } = request;
+        let Some(room) = to.available_bytes().checked_sub(1) else {
+            // Nowhere to say what came of it.
+            return 0;
+        };
+        let Ok(mut status_at) = to.split_at(room) else {
+            return 0;
+        };
+        let status = match self.execute(&mut from, &mut to) {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(Refused::Io) => VIRTIO_BLK_S_IOERR,
+            Err(Refused::Unsupported) => VIRTIO_BLK_S_UNSUPP,
+        };
+        let written = u32::try_from(to.bytes_written()).unwrap_or(u32::MAX - 1);
+        match status_at.write_all(&status.to_le_bytes()[..1]) {
+            Ok(()) => written + 1,
+            Err(_) => 0,
+        }
+    }
+}

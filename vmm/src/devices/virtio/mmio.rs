@@ -1,0 +1,443 @@
+//! The registers of a virtio device (virtio 1.2, 4.2.2), and its queues.
+//!
+//! Registers and queues have one lock. The device's thread holds it while it answers a batch of
+//! requests, so that a reset, when it returns, has left nothing in flight. What an interrupt handler
+//! touches is outside the lock.
+//!
+//! A queue whose indices make no sense makes the device ask for a reset; nothing else happens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use virtio_bindings::bindings::virtio_config::{
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK,
+    VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
+    VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
+    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
+    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
+    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH,
+    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX,
+    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH,
+    VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_LEN_LOW,
+    VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
+};
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use virtio_queue::{Queue, QueueState, QueueT};
+use vm_device::DeviceMmio;
+use vm_device::bus::{MmioAddress, MmioAddressOffset};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Request, VirtioDevice};
+use crate::kernel::memory::Memory;
+
+/// Entries of a queue, at most.
+pub const QUEUE_SIZE: u16 = 256;
+/// The register that a driver writes when a queue has something; KVM watches it.
+pub const NOTIFY: u64 = virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// "virt".
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"VMM ");
+/// Features of every device.
+const COMMON: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// What the registers remember.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Registers {
+    status: u32,
+    features_page: u32,
+    driver_features_page: u32,
+    driver_features: u64,
+    queue: u32,
+}
+
+/// A queue, as data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields of virtio_queue::QueueState")]
+pub struct QueueSaved {
+    pub max_size: u16,
+    pub next_avail: u16,
+    pub next_used: u16,
+    pub event_idx_enabled: bool,
+    pub size: u16,
+    pub ready: bool,
+    pub desc_table: u64,
+    pub avail_ring: u64,
+    pub used_ring: u64,
+}
+
+/// Registers and queues, as data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportSaved {
+    registers: Registers,
+    interrupts: u32,
+    queues: Vec<QueueSaved>,
+}
+
+/// What was saved is not of such a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the saved virtio device is not one like this")]
+pub struct RestoreError;
+
+struct Core {
+    registers: Registers,
+    queues: Vec<Queue>,
+    device: Box<dyn VirtioDevice>,
+}
+
+/// A virtio device with its registers.
+pub struct Transport {
+    core: Mutex<Core>,
+    memory: Memory,
+    /// Reasons for the interrupt that the driver has not acknowledged.
+    interrupts: AtomicU32,
+    line: EventFd,
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").finish_non_exhaustive()
+    }
+}
+
+/// Whether a queue still has something when its turn is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing, or nothing that can be done.
+    Nothing,
+    /// More: let others have the lock first.
+    More,
+}
+
+impl Transport {
+    /// A device after a reset.
+    #[must_use]
+    pub fn new(device: Box<dyn VirtioDevice>, memory: &Memory, line: EventFd) -> Arc<Self> {
+        let queue = |_| Queue::new(QUEUE_SIZE).expect("a power of two");
+        Arc::new(Self {
+            core: Mutex::new(Core {
+                registers: Registers::default(),
+                queues: (0..device.queues()).map(queue).collect(),
+                device,
+            }),
+            memory: Arc::clone(memory),
+            interrupts: AtomicU32::new(0),
+            line,
+        })
+    }
+
+    /// Registers and queues as they are.
+    #[must_use]
+    pub fn save(&self) -> TransportSaved {
+        let core = self.core.lock();
+        TransportSaved {
+            registers: core.registers,
+            interrupts: self.interrupts.load(Ordering::SeqCst),
+            queues: core.queues.iter().map(|q| saved(&q.state())).collect(),
+        }
+    }
+
+    /// Makes them what they were when `saved` was saved.
+    ///
+    /// # Errors
+    /// It is of another kind of device, or could not have been saved.
+    pub fn restore(&self, saved: &TransportSaved) -> Result<(), RestoreError> {
+        let mut core = self.core.lock();
+        let queues: Result<Vec<Queue>, _> = saved.queues.iter().map(restored).collect();
+        let queues = queues.map_err(|_| RestoreError)?;
+        let fits = |q: &Queue| q.max_size() == QUEUE_SIZE;
+        if queues.len() != core.queues.len() || !queues.iter().all(fits) {
+            return Err(RestoreError);
+        }
+        core.queues = queues;
+        core.registers = saved.registers;
+        if saved.registers.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            core.device.start(saved.registers.driver_features);
+        }
+        self.interrupts.store(saved.interrupts, Ordering::SeqCst);
+        if saved.interrupts != 0 {
+            let _ = self.line.write(1);
+        }
+        Ok(())
+    }
+
+    /// Waits, at most so long, until no request is being answered.
+    pub fn settle(&self, patience: Duration) {
+        drop(self.core.try_lock_for(patience));
+    }
+
+    /// Answers what is in a queue, one queue length at most.
+    #[must_use]
+    pub fn serve(&self, index: usize) -> Left {
+        let mut core = self.core.lock();
+        if core.registers.status & VIRTIO_CONFIG_S_DRIVER_OK == 0
+            || core.registers.status & VIRTIO_CONFIG_S_NEEDS_RESET != 0
+        {
+            return Left::Nothing;
+        }
+        let Core { queues, device, .. } = &mut *core;
+        let Some(queue) = queues.get_mut(index) else {
+            return Left::Nothing;
+        };
+        if !queue.ready() {
+            return Left::Nothing;
+        }
+        match answer_all(queue, &self.memory, device.as_mut(), index) {
+            Ok(turn) => {
+                drop(core);
+                if turn.interrupt {
+                    self.interrupt(VIRTIO_MMIO_INT_VRING);
+                }
+                turn.left
+            }
+            Err(error) => {
+                tracing::debug!(%error, index, "a virtio queue");
+                core.registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+                drop(core);
+                self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+                Left::Nothing
+            }
+        }
+    }
+
+    fn interrupt(&self, reason: u32) {
+        self.interrupts.fetch_or(reason, Ordering::SeqCst);
+        let _ = self.line.write(1);
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        // What interrupt handlers read, without the lock.
+        if offset == u64::from(VIRTIO_MMIO_INTERRUPT_STATUS) {
+            return self.interrupts.load(Ordering::SeqCst);
+        }
+        let core = self.core.lock();
+        let registers = &core.registers;
+        let queue = core.queues.get(registers.queue as usize);
+        match u32::try_from(offset).unwrap_or(u32::MAX) {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => core.device.kind(),
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => match registers.features_page {
+                0 => core.offered() as u32,
+                1 => (core.offered() >> 32) as u32,
+                _ => 0,
+            },
+            VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |q| u32::from(q.max_size())),
+            VIRTIO_MMIO_QUEUE_READY => queue.map_or(0, |q| u32::from(q.ready())),
+            VIRTIO_MMIO_STATUS => registers.status,
+            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            // No shared memory regions.
+            VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&self, offset: u64, value: u32) {
+        if offset == u64::from(VIRTIO_MMIO_INTERRUPT_ACK) {
+            self.interrupts.fetch_and(!value, Ordering::SeqCst);
+            return;
+        }
+        let mut core = self.core.lock();
+        match u32::try_from(offset).unwrap_or(u32::MAX) {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => core.registers.features_page = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => core.registers.driver_features_page = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => core.take_features(value),
+            VIRTIO_MMIO_QUEUE_SEL => core.registers.queue = value,
+            VIRTIO_MMIO_STATUS if value == 0 => {
+                core.reset();
+                self.interrupts.store(0, Ordering::SeqCst);
+            }
+            VIRTIO_MMIO_STATUS => core.set_status(value),
+            offset => core.configure_queue(offset, value),
+        }
+    }
+}
+
+impl Core {
+    fn offered(&self) -> u64 {
+        COMMON | self.device.features()
+    }
+
+    fn reset(&mut self) {
+        self.registers = Registers::default();
+        self.queues.iter_mut().for_each(Queue::reset);
+    }
+
+    fn take_features(&mut self, value: u32) {
+        if self.registers.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
+            return;
+        }
+        let shift = match self.registers.driver_features_page {
+            0 => 0,
+            1 => 32,
+            _ => return,
+        };
+        let kept = self.registers.driver_features & !(u64::from(u32::MAX) << shift);
+        self.registers.driver_features = kept | u64::from(value) << shift;
+    }
+
+    /// Bits are only ever added; FEATURES_OK only for features that were offered, DRIVER_OK only
+    /// after it.
+    fn set_status(&mut self, value: u32) {
+        let registers = &self.registers;
+        let (old, features) = (registers.status, registers.driver_features);
+        let mut added = value & !old & !VIRTIO_CONFIG_S_NEEDS_RESET;
+        let acceptable = features & !self.offered() == 0 && features & 1 << VIRTIO_F_VERSION_1 != 0;
+        if !acceptable {
+            added &= !VIRTIO_CONFIG_S_FEATURES_OK;
+        }
+        if (old | added) & VIRTIO_CONFIG_S_FEATURES_OK == 0 || old & VIRTIO_CONFIG_S_FAILED != 0 {
+            added &= !VIRTIO_CONFIG_S_DRIVER_OK;
+        }
+        self.registers.status |= added;
+        if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            let events = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+            for queue in &mut self.queues {
+                queue.set_event_idx(events);
+            }
+            self.device.start(features);
+        }
+    }
+
+    fn configure_queue(&mut self, offset: u32, value: u32) {
+        let running = self.registers.status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
+        let Some(queue) = self.queues.get_mut(self.registers.queue as usize) else {
+            return;
+        };
+        if offset == VIRTIO_MMIO_QUEUE_READY {
+            queue.set_ready(value & 1 != 0);
+            return;
+        }
+        // A queue in use keeps its place.
+        if running || queue.ready() {
+            return;
+        }
+        match offset {
+            VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
+            VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
+            _ => {}
+        }
+    }
+}
+
+/// What came of a turn at a queue.
+struct Turn {
+    interrupt: bool,
+    left: Left,
+}
+
+fn answer_all(
+    queue: &mut Queue,
+    memory: &Memory,
+    device: &mut dyn VirtioDevice,
+    index: usize,
+) -> Result<Turn, virtio_queue::Error> {
+    if !queue.is_valid(&**memory) {
+        return Err(virtio_queue::Error::QueueNotReady);
+    }
+    let mut answered = 0;
+    let mut left = Left::More;
+    queue.disable_notification(&**memory)?;
+    // Each turn of this either answers, ends, or has seen the indices change.
+    for _ in 0..2 * u32::from(queue.size()) {
+        let Some(chain) = queue.pop_descriptor_chain(&**memory) else {
+            // Nothing, though there should be: the indices make no sense.
+            let waiting = queue.enable_notification(&**memory)?;
+            if !waiting {
+                left = Left::Nothing;
+                break;
+            }
+            let Some(available) = available(queue, memory)? else {
+                return Err(virtio_queue::Error::InvalidAvailRingIndex);
+            };
+            if available == 0 {
+                left = Left::Nothing;
+                break;
+            }
+            continue;
+        };
+        let head = chain.head_index();
+        let written = Request::new(memory, chain).map_or(0, |r| device.answer(index, r));
+        queue.add_used(&**memory, head, written)?;
+        answered += 1;
+    }
+    let interrupt = answered > 0 && queue.needs_notification(&**memory)?;
+    Ok(Turn { interrupt, left })
+}
+
+/// How many requests wait; None if there are more than the queue has room for.
+fn available(queue: &Queue, memory: &Memory) -> Result<Option<u16>, virtio_queue::Error> {
+    let index = queue.avail_idx(&**memory, Ordering::Acquire)?.0;
+    let count = index.wrapping_sub(queue.next_avail());
+    Ok((count <= queue.size()).then_some(count))
+}
+
+fn saved(q: &QueueState) -> QueueSaved {
+    QueueSaved {
+        max_size: q.max_size,
+        next_avail: q.next_avail,
+        next_used: q.next_used,
+        event_idx_enabled: q.event_idx_enabled,
+        size: q.size,
+        ready: q.ready,
+        desc_table: q.desc_table,
+        avail_ring: q.avail_ring,
+        used_ring: q.used_ring,
+    }
+}
+
+fn restored(q: &QueueSaved) -> Result<Queue, virtio_queue::Error> {
+    Queue::try_from(QueueState {
+        max_size: q.max_size,
+        next_avail: q.next_avail,
+        next_used: q.next_used,
+        event_idx_enabled: q.event_idx_enabled,
+        size: q.size,
+        ready: q.ready,
+        desc_table: q.desc_table,
+        avail_ring: q.avail_ring,
+        used_ring: q.used_ring,
+    })
+}
+
+impl DeviceMmio for Transport {
+    fn mmio_read(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
+        data.fill(0);
+        let config = u64::from(VIRTIO_MMIO_CONFIG);
+        if let Some(start) = offset.checked_sub(config) {
+            let core = self.core.lock();
+            let space = core.device.config();
+            let start = usize::try_from(start).unwrap_or(usize::MAX);
+            for (byte, value) in data.iter_mut().zip(space.iter().skip(start)) {
+                *byte = *value;
+            }
+        } else if data.len() == 4 && offset.is_multiple_of(4) {
+            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        }
+    }
+
+    fn mmio_write(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
+        // No device has a configuration that a driver may write.
+        if offset < u64::from(VIRTIO_MMIO_CONFIG)
+            && offset.is_multiple_of(4)
+            && let Ok(value) = <[u8; 4]>::try_from(data)
+        {
+            self.write_register(offset, u32::from_le_bytes(value));
+        }
+    }
+}

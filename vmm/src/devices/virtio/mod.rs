@@ -1,0 +1,65 @@
+//! Virtio devices (virtio 1.2), each behind a register page of its own ([`mmio`]).
+//!
+//! A device answers one request at a time, on a thread of its own ([`worker`]), never on a virtual
+//! processor's. It sees a request's buffers only through [`Request`], which has checked that they are
+//! the guest's memory.
+
+pub mod block;
+pub mod mmio;
+pub mod rng;
+pub mod worker;
+
+use virtio_queue::{DescriptorChain, Reader, Writer};
+use vm_memory::GuestMemoryMmap;
+
+/// What a device is, behind its registers and queues.
+pub trait VirtioDevice: Send {
+    /// Its kind (virtio 1.2, 5).
+    fn kind(&self) -> u32;
+
+    /// Feature bits it offers, besides those of every device.
+    fn features(&self) -> u64;
+
+    /// Its number of queues.
+    fn queues(&self) -> usize;
+
+    /// Its configuration space.
+    fn config(&self) -> &[u8];
+
+    /// The driver is ready, and has taken these features.
+    fn start(&mut self, _features: u64) {}
+
+    /// Answers a request; returns how many bytes were written into it.
+    fn answer(&mut self, queue: usize, request: Request<'_>) -> u32;
+}
+
+/// The buffers of a request, all of them in guest memory. They may overlap, and the guest may change
+/// them at any time: what was read once is not read again.
+pub struct Request<'a> {
+    /// What the driver wrote.
+    pub from: Reader<'a>,
+    /// Where the answer goes.
+    pub to: Writer<'a>,
+}
+
+impl std::fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request").finish_non_exhaustive()
+    }
+}
+
+impl<'a> Request<'a> {
+    /// None if a buffer is not in memory.
+    fn new(
+        memory: &'a GuestMemoryMmap,
+        chain: DescriptorChain<&'a GuestMemoryMmap>,
+    ) -> Option<Self> {
+        Some(Self {
+            from: chain.clone().reader(memory).ok()?,
+            to: chain.writer(memory).ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod harness;

@@ -1,0 +1,169 @@
+//! Looking at a machine from outside: what its socket answers, and what `--report` keeps of it.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::report::Report;
+use super::worker::Shared;
+use super::{Machine, RunError};
+use crate::config::RunConfig;
+use crate::control::protocol::{Hello, PROTOCOL, Request, Response};
+use crate::control::rundir::{self, RunDir};
+use crate::control::server::{Answer, Server};
+use crate::hv::kvm::vm::Vm;
+use crate::inspect::collect::{self, Detail, Given};
+use crate::inspect::{About, Inspection};
+use crate::locks::{Mutex, rank};
+
+/// Looks at a machine.
+pub(super) struct Inspector {
+    shared: Arc<Shared>,
+    vm: Arc<Vm>,
+    supervisor_tables: u64,
+    about: About,
+    started: Instant,
+    /// The machine as its first program's end found it, if that is to be kept.
+    last: Mutex<rank::LastLook, Option<Inspection>>,
+}
+
+/// The file that `--report` names.
+#[derive(Debug)]
+pub(super) struct ReportFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl Inspector {
+    /// What was counted.
+    fn report(&self) -> Report {
+        super::counted(&self.shared, &self.vm, self.supervisor_tables)
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn look(&self, detail: Detail) -> Inspection {
+        let given = Given {
+            guest: self.about.clone(),
+            status: None,
+            uptime_ms: self.uptime_ms(),
+            counters: serde_json::to_value(self.report()).unwrap_or_default(),
+        };
+        collect::collect(&self.shared.kernel, given, detail)
+    }
+
+    fn answer(&self, request: &Request) -> Response {
+        match request {
+            Request::Hello => Response::Hello {
+                ok: true,
+                hello: Hello {
+                    protocol: PROTOCOL,
+                    guest: self.about.clone(),
+                    uptime_ms: self.uptime_ms(),
+                },
+            },
+            Request::Inspect { summary } => {
+                let detail = if *summary {
+                    Detail::Summary
+                } else {
+                    Detail::Full
+                };
+                Response::Inspect {
+                    ok: true,
+                    inspect: Box::new(self.look(detail)),
+                }
+            }
+        }
+    }
+
+    /// Keeps the machine as it is now.
+    fn keep(&self) {
+        let seen = self.look(Detail::Full);
+        *self.last.lock() = Some(seen);
+    }
+
+    /// Writes what was kept, with the machine's end.
+    pub(super) fn write_report(&self, file: &mut ReportFile, status: u8, counters: &Report) {
+        let kept = self.last.lock().take();
+        let mut seen = kept.unwrap_or_else(|| self.look(Detail::Full));
+        seen.status = Some(status);
+        seen.uptime_ms = self.uptime_ms();
+        seen.counters = serde_json::to_value(counters).unwrap_or_default();
+        let written = serde_json::to_vec(&seen)
+            .map_err(std::io::Error::from)
+            .and_then(|text| file.file.write_all(&text))
+            .and_then(|()| file.file.write_all(b"\n"));
+        if let Err(error) = written {
+            tracing::error!(%error, "--report {}: cannot be written", file.path.display());
+        }
+    }
+}
+
+impl Machine {
+    /// Makes what looks at the machine, and the socket others ask on.
+    pub(super) fn observe(&mut self, config: &RunConfig, dir: Option<RunDir>) {
+        let pid = std::process::id();
+        let words = std::iter::once(&config.program).chain(&config.args);
+        let inspector = Arc::new(Inspector {
+            shared: Arc::clone(&self.shared),
+            vm: Arc::clone(&self.hardware.vm),
+            supervisor_tables: self.supervisor_tables,
+            about: About {
+                id: dir.as_ref().map_or(pid.to_string(), |d| d.id().to_owned()),
+                pid,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                command: words
+                    .map(|word| String::from_utf8_lossy(word).into_owned())
+                    .collect(),
+            },
+            started: Instant::now(),
+            last: Mutex::default(),
+        });
+        if config.report.is_some() {
+            // Weak: the kernel is part of what the inspector looks at.
+            let weak = Arc::downgrade(&inspector);
+            let keep = Box::new(move || {
+                if let Some(inspector) = weak.upgrade() {
+                    inspector.keep();
+                }
+            });
+            let _first = self.shared.kernel.main_ends.set(keep);
+        }
+        if let Some(dir) = dir {
+            let asked = Arc::clone(&inspector);
+            let answer: Answer = Arc::new(move |request| asked.answer(request));
+            match Server::start(dir, answer) {
+                Ok(server) => self.control = Some(server),
+                Err(error) => tracing::warn!(%error, "vmm inspect will not find this guest"),
+            }
+        }
+        self.inspector = Some(inspector);
+    }
+}
+
+/// The run directory. Only a name that was asked for must have one.
+pub(super) fn run_dir(config: &RunConfig) -> Result<Option<RunDir>, RunError> {
+    match RunDir::create(&rundir::folder(), config.name.as_deref()) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error) if config.name.is_some() => Err(RunError::RunDir(error)),
+        Err(error) => {
+            tracing::info!(%error, "vmm inspect will not find this guest");
+            Ok(None)
+        }
+    }
+}
+
+/// The report's file, made before anything runs.
+pub(super) fn report_file(config: &RunConfig) -> Result<Option<ReportFile>, RunError> {
+    let Some(path) = config.report.clone() else {
+        return Ok(None);
+    };
+    match File::create(&path) {
+        Ok(file) => Ok(Some(ReportFile { path, file })),
+        Err(source) => Err(RunError::Report { path, source }),
+    }
+}
