@@ -18,6 +18,8 @@ use super::call::{Wait, WaitKey};
 use super::thread::{Thread, Tid};
 use crate::locks::{WaitMutex, rank};
 
+pub mod stop;
+
 /// Stops a worker's virtual CPU from outside, so that it looks at its thread again.
 pub trait Kick: Send + Sync {
     /// Makes the worker leave the guest soon (no effect if it is not in it).
@@ -43,6 +45,10 @@ pub struct Sched {
     runnable: Condvar,
     /// Signalled when a deadline earlier than all others appears.
     earlier: Condvar,
+    /// Signalled when the world stands still.
+    rested: Condvar,
+    /// Whether it is to stand still: a look without the lock.
+    stopping: AtomicBool,
     epoch: AtomicU64,
     next_key: AtomicU64,
     ended: AtomicBool,
@@ -68,6 +74,9 @@ struct Queues {
     idle_workers: usize,
     /// The clock thread sleeps without a limit: it must hear of the next thread that runs.
     clock_sleeps: bool,
+    /// How many want the world to stand still.
+    stops: usize,
+    clock: stop::Clock,
 }
 
 impl Sched {
@@ -156,6 +165,7 @@ impl Sched {
             self.earlier.notify_one();
         }
         q.parked.insert(tid, (thread, wait));
+        self.left(&q);
         Ok(())
     }
 
@@ -168,7 +178,9 @@ impl Sched {
             if self.ended.load(Ordering::SeqCst) {
                 return Next::End;
             }
-            if let Some(thread) = q.run.pop_front() {
+            if self.gives_out(&q)
+                && let Some(thread) = q.run.pop_front()
+            {
                 q.running.insert(thread.tid, Arc::clone(kick));
                 return Next::Thread(thread);
             }
@@ -204,13 +216,16 @@ impl Sched {
         }
         q.running.remove(&thread.tid);
         q.run.push_back(thread);
+        self.left(&q);
         self.after_unpark(&q);
         Ok(())
     }
 
     /// A running thread has ended.
     pub fn forget(&self, tid: Tid) {
-        self.queues.lock().running.remove(&tid);
+        let mut q = self.queues.lock();
+        q.running.remove(&tid);
+        self.left(&q);
     }
 
     /// Ends the machine: workers return, threads stay where they are.
@@ -222,6 +237,7 @@ impl Sched {
         }
         self.runnable.notify_all();
         self.earlier.notify_all();
+        self.rested.notify_all();
     }
 
     /// Whether the machine has ended.
@@ -250,6 +266,7 @@ impl Sched {
         mut tick: impl FnMut() -> Option<u64>,
     ) {
         loop {
+            self.rest_clock();
             let changes = self.clock_changes.load(Ordering::SeqCst);
             let due = tick();
             let mut q = self.queues.lock();
@@ -257,7 +274,12 @@ impl Sched {
                 continue;
             }
             if self.ended.load(Ordering::SeqCst) {
+                drop(q);
+                self.end_clock();
                 return;
+            }
+            if q.stops > 0 {
+                continue;
             }
             let at = now();
             while let Some(&(deadline, tid)) = q.deadlines.first() {
@@ -279,6 +301,8 @@ impl Sched {
                 due,
                 (!q.running.is_empty()).then_some(at + slice),
             ];
+            // Asleep it does nothing to a stopped world, and looks for one when it wakes.
+            q.clock = stop::Clock::Rests;
             match next.into_iter().flatten().min() {
                 Some(deadline) => {
                     let sleep = std::time::Duration::from_nanos(deadline.saturating_sub(at).max(1));
