@@ -77,7 +77,7 @@ impl Sched {
         q.running.remove(&thread.tid);
         q.run.push_front(thread);
         self.left(&q);
-        self.after_unpark(&q);
+        self.after_unpark(&mut q);
     }
 
     /// Looks at every thread of a stopped world: those that would run first, in their order. Nothing may be
