@@ -109,6 +109,17 @@ impl<B> VadInfo<B> {
         }
     }
 
+    /// The section the mapping is a view of, if it is one, and the offset in bytes of the first page.
+    #[must_use]
+    pub fn view(&self) -> Option<(&Section<B>, u64)> {
+        match &self.kind {
+            MapKind::Anonymous => None,
+            MapKind::View {
+                section, offset, ..
+            } => Some((section, *offset)),
+        }
+    }
+
     /// Whether stores are seen by others.
     #[must_use]
     pub fn sharing(&self) -> Sharing {
