@@ -147,7 +147,6 @@ pub(crate) fn wake_one(c: &Ctx<'_>, va: u64) -> u64 {
 }
 
 /// Wakes at most `count` waiters, in the order they came.
-
 fn wake_key(c: &Ctx<'_>, key: FutexKey, count: usize, bitset: u32) -> u64 {
     let mut state = c.k.state();
     let tids = state.futexes.wake(key, count, bitset);
