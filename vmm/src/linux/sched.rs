@@ -18,6 +18,9 @@ use super::call::{Wait, WaitKey};
 use super::thread::{Thread, Tid};
 use crate::locks::{WaitMutex, rank};
 
+#[cfg(test)]
+mod tests;
+
 /// Stops a worker's virtual CPU from outside, so that it looks at its thread again.
 pub trait Kick: Send + Sync {
     /// Makes the worker leave the guest soon (no effect if it is not in it).
@@ -66,8 +69,11 @@ struct Queues {
     deadlines: BTreeSet<(u64, Tid)>,
     running: BTreeMap<Tid, Arc<dyn Kick>>,
     idle_workers: usize,
-    /// The clock thread sleeps without a limit: it must hear of the next thread that runs.
-    clock_sleeps: bool,
+    /// Since when threads have been waiting while every worker has one, in the machine's time: a slice later they
+    /// get their turn.
+    crowded_since: Option<u64>,
+    /// The clock thread sleeps for longer than a slice, or without a limit: it must hear of the next crowd.
+    clock_dozes: bool,
 }
 
 impl Sched {
@@ -91,7 +97,7 @@ impl Sched {
         for tid in tids {
             q.unpark(tid);
         }
-        self.after_unpark(&q);
+        self.after_unpark(&mut q);
     }
 
     /// Makes one thread look at the state: out of its wait if parked, out of the guest if running.
@@ -101,7 +107,7 @@ impl Sched {
         if let Some(kick) = q.running.get(&tid) {
             kick.kick();
         } else if q.unpark(tid) {
-            self.after_unpark(&q);
+            self.after_unpark(&mut q);
         }
     }
 
@@ -110,7 +116,7 @@ impl Sched {
         let mut q = self.queues.lock();
         self.epoch.fetch_add(1, Ordering::SeqCst);
         if q.unpark(tid) {
-            self.after_unpark(&q);
+            self.after_unpark(&mut q);
         }
     }
 
@@ -133,7 +139,7 @@ impl Sched {
     pub fn enqueue(&self, thread: Box<Thread>) {
         let mut q = self.queues.lock();
         q.run.push_back(thread);
-        self.after_unpark(&q);
+        self.after_unpark(&mut q);
     }
 
     /// Parks `thread` until `wait` is over. Gives it back at once if something was woken since
@@ -170,6 +176,7 @@ impl Sched {
             }
             if let Some(thread) = q.run.pop_front() {
                 q.running.insert(thread.tid, Arc::clone(kick));
+                self.rouse_clock(&mut q);
                 return Next::Thread(thread);
             }
             if errand() {
@@ -204,7 +211,7 @@ impl Sched {
         }
         q.running.remove(&thread.tid);
         q.run.push_back(thread);
-        self.after_unpark(&q);
+        self.after_unpark(&mut q);
         Ok(())
     }
 
@@ -266,30 +273,19 @@ impl Sched {
                 }
                 self.epoch.fetch_add(1, Ordering::SeqCst);
                 q.unpark(tid);
-                self.after_unpark(&q);
+                self.after_unpark(&mut q);
             }
-            let crowded = !q.run.is_empty() && q.idle_workers == 0;
-            if crowded {
-                for kick in q.running.values() {
-                    kick.kick();
-                }
-            }
-            let next = [
-                q.deadlines.first().map(|&(d, _)| d),
-                due,
-                (!q.running.is_empty()).then_some(at + slice),
-            ];
+            let turn_over = q.take_turns(at, slice);
+            let next = [q.deadlines.first().map(|&(d, _)| d), due, turn_over];
+            q.clock_dozes = turn_over.is_none();
             match next.into_iter().flatten().min() {
                 Some(deadline) => {
                     let sleep = std::time::Duration::from_nanos(deadline.saturating_sub(at).max(1));
                     q.wait_for(&self.earlier, sleep);
                 }
-                None => {
-                    q.clock_sleeps = true;
-                    q.wait(&self.earlier);
-                    q.clock_sleeps = false;
-                }
+                None => q.wait(&self.earlier),
             }
+            q.clock_dozes = false;
         }
     }
 
@@ -300,20 +296,48 @@ impl Sched {
         self.earlier.notify_one();
     }
 
-    fn after_unpark(&self, q: &Queues) {
+    fn after_unpark(&self, q: &mut Queues) {
         if q.idle_workers > 0 {
             self.runnable.notify_one();
             if q.run.len() > 1 {
                 self.runnable.notify_all();
             }
         }
-        if q.clock_sleeps {
+        self.rouse_clock(q);
+    }
+
+    /// Tells the clock thread of a crowd that it does not know of: whatever it waits for may be far away.
+    fn rouse_clock(&self, q: &mut Queues) {
+        if q.clock_dozes && q.is_crowded() {
+            q.clock_dozes = false;
             self.earlier.notify_one();
         }
     }
 }
 
 impl Queues {
+    /// Threads wait, and no worker is free for them.
+    fn is_crowded(&self) -> bool {
+        !self.run.is_empty() && self.idle_workers == 0
+    }
+
+    /// Takes the processor from running threads if others have waited for a `slice`; says when to look
+    /// again, which is never as long as nobody waits.
+    fn take_turns(&mut self, now: u64, slice: u64) -> Option<u64> {
+        if !self.is_crowded() {
+            self.crowded_since = None;
+            return None;
+        }
+        let since = self.crowded_since.get_or_insert(now);
+        if now >= *since + slice {
+            *since = now;
+            for kick in self.running.values() {
+                kick.kick();
+            }
+        }
+        Some(*since + slice)
+    }
+
     fn unpark(&mut self, tid: Tid) -> bool {
         let Some((thread, wait)) = self.parked.remove(&tid) else {
             return false;
