@@ -164,7 +164,15 @@ impl<B: Clone + Eq> Vad<B> {
 
     /// Whether a mapping like this with protection `prot` must be charged.
     pub(crate) fn needs_charge(&self, prot: Prot) -> bool {
-        prot.contains(Prot::WRITE) && !self.flags.contains(VadFlags::NO_RESERVE)
+        // What a shared view shows is the section's, and charged there.
+        let shared = matches!(
+            self.kind,
+            MapKind::View {
+                sharing: Sharing::Shared,
+                ..
+            }
+        );
+        prot.contains(Prot::WRITE) && !shared && !self.flags.contains(VadFlags::NO_RESERVE)
     }
 
     /// Pages charged for it.
