@@ -126,7 +126,20 @@ pub(crate) fn cases() -> Vec<Case> {
             .options(&["--rw", "{work}", "--workdir", "{work}", "--cpus", "2"])
     };
     let locks = locks(&["{work}", "2000"], &["{work}", "200"]);
+    let thrash = Launch::new("{programs}/shared_thrash", &["{work}", "4", "49152", "3"])
+        .in_rig(&["{work}", "3", "24576", "2"])
+        .options(&[
+            "--rw",
+            "{work}",
+            "--workdir",
+            "{work}",
+            "--memory",
+            "16M",
+            "--page-file",
+            "256M",
+        ]);
     vec![
+        Case::new("shared/thrash", thrash, Expect::Tap).seconds(240),
         Case::new("shared/locks", locks, Expect::Tap).seconds(180),
         python("python_pool", POOL),
         Case::new("shared/map_on_disk", on_disk, Expect::Tap),
