@@ -18,6 +18,7 @@ use super::call::{Wait, WaitKey};
 use super::thread::{Thread, Tid};
 use crate::locks::{WaitMutex, rank};
 
+pub mod stop;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +47,10 @@ pub struct Sched {
     runnable: Condvar,
     /// Signalled when a deadline earlier than all others appears.
     earlier: Condvar,
+    /// Signalled when the world stands still.
+    rested: Condvar,
+    /// Whether it is to stand still: a look without the lock.
+    stopping: AtomicBool,
     epoch: AtomicU64,
     next_key: AtomicU64,
     ended: AtomicBool,
@@ -74,6 +79,9 @@ struct Queues {
     crowded_since: Option<u64>,
     /// The clock thread sleeps for longer than a slice, or without a limit: it must hear of the next crowd.
     clock_dozes: bool,
+    /// How many want the world to stand still.
+    stops: usize,
+    clock: stop::Clock,
 }
 
 impl Sched {
@@ -162,6 +170,7 @@ impl Sched {
             self.earlier.notify_one();
         }
         q.parked.insert(tid, (thread, wait));
+        self.left(&q);
         Ok(())
     }
 
@@ -174,7 +183,9 @@ impl Sched {
             if self.ended.load(Ordering::SeqCst) {
                 return Next::End;
             }
-            if let Some(thread) = q.run.pop_front() {
+            if self.gives_out(&q)
+                && let Some(thread) = q.run.pop_front()
+            {
                 q.running.insert(thread.tid, Arc::clone(kick));
                 self.rouse_clock(&mut q);
                 return Next::Thread(thread);
@@ -211,13 +222,16 @@ impl Sched {
         }
         q.running.remove(&thread.tid);
         q.run.push_back(thread);
+        self.left(&q);
         self.after_unpark(&mut q);
         Ok(())
     }
 
     /// A running thread has ended.
     pub fn forget(&self, tid: Tid) {
-        self.queues.lock().running.remove(&tid);
+        let mut q = self.queues.lock();
+        q.running.remove(&tid);
+        self.left(&q);
     }
 
     /// Ends the machine: workers return, threads stay where they are.
@@ -229,6 +243,7 @@ impl Sched {
         }
         self.runnable.notify_all();
         self.earlier.notify_all();
+        self.rested.notify_all();
     }
 
     /// Whether the machine has ended.
@@ -257,6 +272,7 @@ impl Sched {
         mut tick: impl FnMut() -> Option<u64>,
     ) {
         loop {
+            self.rest_clock();
             let changes = self.clock_changes.load(Ordering::SeqCst);
             let due = tick();
             let mut q = self.queues.lock();
@@ -264,7 +280,12 @@ impl Sched {
                 continue;
             }
             if self.ended.load(Ordering::SeqCst) {
+                drop(q);
+                self.end_clock();
                 return;
+            }
+            if q.stops > 0 {
+                continue;
             }
             let at = now();
             while let Some(&(deadline, tid)) = q.deadlines.first() {
@@ -278,6 +299,8 @@ impl Sched {
             let turn_over = q.take_turns(at, slice);
             let next = [q.deadlines.first().map(|&(d, _)| d), due, turn_over];
             q.clock_dozes = turn_over.is_none();
+            // Asleep it does nothing to a stopped world, and looks for one when it wakes.
+            q.clock = stop::Clock::Rests;
             match next.into_iter().flatten().min() {
                 Some(deadline) => {
                     let sleep = std::time::Duration::from_nanos(deadline.saturating_sub(at).max(1));
