@@ -6,8 +6,8 @@ mod common;
 use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, request, va, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, FailPlan, FaultOutcome, MapKind, PageInfo, Pin, PinOutcome, RemapRequest, Sharing,
-    SupervisorRights, VadAdvice, VadFlags, Vpn,
+    Access, CommitLimit, FailPlan, FaultOutcome, MapKind, PageInfo, Pin, PinOutcome, RemapRequest,
+    Sharing, SupervisorRights, TrimMode, VadAdvice, VadFlags, Vpn,
 };
 
 /// Pages on both sides of a leaf table's edge.
@@ -25,17 +25,57 @@ fn zeroes(mm: &Mm) -> MapKind<SimFile> {
     }
 }
 
+/// Where the paged-out space has private pages, shared ones, and shared ones of zeroes.
+const PRIVATE: u64 = BASE + 16;
+const SHARED: u64 = BASE + 32;
+const BLANK: u64 = BASE + 48;
+
 /// A parent with private pages, clone pages, a pinned page, a file page, and a sibling.
 struct Scene {
     mm: Mm,
     parent: Guest,
     sibling: Guest,
     pin: Option<Pin>,
+    /// A space none of whose pages is in memory, and its child.
+    paged: [Guest; 2],
+}
+
+/// A space with pages that are all in the page file, or nowhere, and a child it shares most of them with.
+fn paged_out(mm: &Mm) -> [Guest; 2] {
+    let paged = mm.create_space().expect("a space");
+    let mut cpu = Cpu::new(&paged);
+    map_anon(mm, &paged, BASE, 64, RW);
+    for page in 0..8 {
+        cpu.store(mm, SHARED + page, 1).expect("a store");
+        cpu.load(mm, BLANK + page).expect("a load");
+    }
+    let forked = mm.fork(&paged).expect("a fork");
+    cpu.flush(mm, forked.flush);
+    (0..8).for_each(|page| cpu.store(mm, PRIVATE + page, 2).expect("a store"));
+    for space in [&paged, &forked.child] {
+        let trimmed = mm.trim(space, 99, TrimMode::Any);
+        mm.flushed(trimmed.flush);
+    }
+    while let Some(ticket) = mm.start_write() {
+        let _ = mm.complete_write(ticket, Ok(()));
+    }
+    // Another space uses every frame once.
+    let eater = mm.create_space().expect("a space");
+    map_anon(mm, &eater, BASE, 1000, RW);
+    let mut cpu = Cpu::new(&eater);
+    (BASE..)
+        .take_while(|page| mm.available() > 0 && cpu.store(mm, *page, 3).is_ok())
+        .for_each(drop);
+    let flush = mm.delete_space(&eater);
+    mm.flushed(flush);
+    [paged, forked.child]
 }
 
 impl Scene {
     fn new() -> Self {
         let mm = manager(200, 60);
+        mm.add_page_file(64).expect("a page file");
+        let paged = paged_out(&mm);
         let parent = mm.create_space().expect("a space");
         let mut cpu = Cpu::new(&parent);
         map_anon(&mm, &parent, EDGE - 8, 16, RW);
@@ -74,6 +114,7 @@ impl Scene {
             parent,
             sibling: forked.child,
             pin,
+            paged,
         }
     }
 
@@ -90,19 +131,21 @@ impl Scene {
         };
         let stats = self.mm.stats();
         let (data, tables) = (stats.data, stats.tables);
-        // What a read brought, or a page of zeroes of a section, stays the section's: that is no trace.
+        // What a read brought, or a page of zeroes of a section, stays the section's and can be taken: that is no trace.
         let frames = [
-            data.available() + stats.section_pages,
+            data.available(),
             data.total,
             tables.available(),
             tables.in_flight,
         ];
-        let blocks = stats.clone_blocks + stats.clone_headers + (stats.commit_charged << 32);
+        let blocks = stats.clone_blocks + stats.clone_headers;
+        let blocks = blocks + (stats.commit_charged << 32) + (stats.page_file_used << 16);
         (pages.into_iter().map(byte).collect(), frames, blocks)
     }
 
     fn check(&self, more: &[Guest]) {
         let mut spaces = vec![self.parent.clone(), self.sibling.clone()];
+        spaces.extend_from_slice(&self.paged);
         spaces.extend_from_slice(more);
         assert_eq!(self.mm.check(&spaces), Ok(()));
     }
@@ -111,7 +154,8 @@ impl Scene {
         if let Some(pin) = self.pin.take() {
             self.mm.unpin(pin);
         }
-        for space in [&self.parent, &self.sibling].into_iter().chain(more) {
+        let own = [&self.parent, &self.sibling];
+        for space in own.into_iter().chain(&self.paged).chain(more) {
             let flush = self.mm.delete_space(space);
             self.mm.flushed(flush);
         }
@@ -119,6 +163,7 @@ impl Scene {
         let stats = self.mm.stats();
         assert_eq!(stats.data.available(), stats.data.total);
         assert_eq!((stats.clone_blocks, stats.clone_headers), (0, 0));
+        assert_eq!((stats.page_file_used, stats.commit_charged), (0, 0));
     }
 }
 
@@ -223,6 +268,75 @@ fn failed_fault_leaves_no_trace() {
         touch((1 << 30) + 9, Access::Write)(scene)
     };
     assert!(exhaust(far) >= 4, "a page and three tables");
+}
+
+#[test]
+fn failed_fault_on_a_page_that_is_not_in_memory_leaves_no_trace() {
+    let touch = |page: u64, access: Access| {
+        move |scene: &Scene| {
+            let mm = &scene.mm;
+            let done = match mm.fault(&scene.paged[0], vpn(page).va(), access) {
+                FaultOutcome::PageIn(ticket) => {
+                    let length = ticket.length();
+                    mm.complete_page_in(ticket, Ok(length))
+                }
+                other => other,
+            };
+            match done {
+                FaultOutcome::Resolved(done) => {
+                    mm.flushed(done.flush);
+                    (true, Vec::new())
+                }
+                // The page has been read, and the copy found no frame: it is in memory now.
+                FaultOutcome::NoMemory if mm.stats().page_ins > 0 => (true, Vec::new()),
+                FaultOutcome::NoMemory if page >= BLANK && access == Access::Write => {
+                    (mm.usage(&scene.paged[0]).resident > 0, Vec::new())
+                }
+                FaultOutcome::NoMemory => (false, Vec::new()),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    for (page, access, least) in [
+        (PRIVATE + 3, Access::Read, 1),
+        (PRIVATE + 3, Access::Write, 1),
+        (SHARED + 3, Access::Read, 1),
+        (SHARED + 3, Access::Write, 2),
+        (BLANK + 3, Access::Read, 1),
+        (BLANK + 3, Access::Write, 2),
+    ] {
+        let failures = exhaust(touch(page, access));
+        assert!(failures >= least, "{page:#x}: only {failures} allocations");
+    }
+}
+
+#[test]
+fn failed_fork_of_pages_not_in_memory_leaves_no_trace() {
+    let failures = exhaust(|scene| match scene.mm.fork(&scene.paged[0]) {
+        Ok(forked) => {
+            scene.mm.flushed(forked.flush);
+            (true, vec![forked.child])
+        }
+        Err(_) => (false, Vec::new()),
+    });
+    // The mappings, a root, three tables, the clone blocks.
+    assert!(failures >= 6, "only {failures} allocations could fail");
+}
+
+#[test]
+fn fork_that_may_not_be_promised_leaves_no_trace() {
+    let scene = Scene::new();
+    let before = scene.photograph();
+    let charged = scene.mm.stats().commit_charged;
+    for more in 0..8 {
+        scene
+            .mm
+            .set_commit_limit(CommitLimit::Pages(charged + more));
+        assert!(scene.mm.fork(&scene.parent).is_err());
+        assert_eq!(scene.photograph(), before);
+    }
+    scene.check(&[]);
+    scene.close(&[]);
 }
 
 #[test]

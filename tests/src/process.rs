@@ -119,6 +119,26 @@ pub fn run(command: &mut Command, stdin: &[u8], limits: &Limits) -> io::Result<O
     })
 }
 
+/// Waits for the end of a process that is about to end; one that does not is killed.
+///
+/// # Errors
+/// It did not end in time.
+pub fn wait_within(child: &mut Child, limit: Duration) -> Result<ExitStatus, String> {
+    let started = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) if started.elapsed() < limit => thread::sleep(Duration::from_millis(5)),
+            Ok(None) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("did not end within {} s", limit.as_secs()));
+            }
+            Err(why) => return Err(why.to_string()),
+        }
+    }
+}
+
 fn kill(child: &mut Child, pid: Option<Pid>) -> io::Result<ExitStatus> {
     if let Some(pid) = pid {
         let _ = kill_process_group(pid, Signal::KILL);

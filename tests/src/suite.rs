@@ -7,9 +7,9 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::case::{Case, Verdict};
 use crate::context::{Context, Setup};
@@ -21,7 +21,13 @@ struct Tally {
     passed: usize,
     failed: Vec<String>,
     skipped: usize,
+    /// Cases that run, and since when.
+    running: Vec<(String, Instant)>,
 }
+
+/// How long a case may take before the whole run is given up: what it starts has time limits of its own, far below
+/// this, so the case itself waits for something that does not come.
+const HANGS: Duration = Duration::from_secs(600);
 
 /// Runs the cases; the closing line is `N passed, N failed, N skipped`.
 #[must_use]
@@ -96,7 +102,9 @@ fn run(host: Host, cases: &[Case]) -> Result<Tally, String> {
         .ok()
         .and_then(|n| n.parse().ok());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
+    let (next, tally) = (AtomicUsize::new(0), Arc::new(Mutex::new(Tally::default())));
+    let watched = Arc::clone(&tally);
+    std::thread::spawn(move || watch(&watched));
     std::thread::scope(|scope| {
         for _ in 0..jobs.unwrap_or(cores).max(1) {
             scope.spawn(|| {
@@ -106,11 +114,31 @@ fn run(host: Host, cases: &[Case]) -> Result<Tally, String> {
             });
         }
     });
-    tally.into_inner().map_err(|_| "a case panicked".to_owned())
+    let mut tally = tally.lock().map_err(|_| "a case panicked".to_owned())?;
+    Ok(std::mem::take(&mut *tally))
+}
+
+/// Ends the run when a case hangs, so that somebody learns which one it is.
+fn watch(tally: &Mutex<Tally>) {
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let Ok(mut tally) = tally.lock() else { return };
+        let hanging = |(_, since): &&(String, Instant)| since.elapsed() > HANGS;
+        if let Some((name, _)) = tally.running.iter().find(hanging).cloned() {
+            println!("FAIL  {name}: hangs; the cases after it are not run");
+            tally.failed.push(name);
+            let _ = close(&tally);
+            let _ = std::io::stdout().flush();
+            std::process::exit(1);
+        }
+    }
 }
 
 fn one(case: &Case, setup: &Setup, tally: &Mutex<Tally>) {
     let started = Instant::now();
+    if let Ok(mut tally) = tally.lock() {
+        tally.running.push((case.name.clone(), started));
+    }
     let verdict = case.skip_on(setup.host).map_or_else(
         || match Context::new(setup, case.timeout) {
             Ok(context) => case.run(&context),
@@ -121,6 +149,7 @@ fn one(case: &Case, setup: &Setup, tally: &Mutex<Tally>) {
     let seconds = started.elapsed().as_secs_f32();
     let Ok(mut tally) = tally.lock() else { return };
     let name = &case.name;
+    tally.running.retain(|(running, _)| running != name);
     match verdict {
         Verdict::Passed(without) => {
             tally.passed += 1;

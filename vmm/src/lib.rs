@@ -33,3 +33,4 @@ pub mod linux;
 pub mod locks;
 pub mod machine;
 pub mod memory;
+pub mod snapshot;

@@ -144,7 +144,11 @@ impl<P: Platform> Manager<P> {
         let edges = self.reserve_edges(space, range);
         let mut edges = edges.ok_or(MapError::NoMemory)?;
         let (released, charged) = (state.vads.charged_in(range), vad.charge());
-        let commit = self.pfns.lock().commit.exchange(released, charged);
+        let commit = {
+            let mut db = self.pfns.lock();
+            db.reap();
+            db.commit.exchange(released, charged)
+        };
         if commit == Err(NoCommit) {
             self.give_back(edges);
             return Err(MapError::NoCommit { pages: charged });

@@ -265,11 +265,12 @@ impl<P: Platform> Manager<P> {
         db: &'a mut PfnDatabase,
         owning: Owning<'a>,
     ) -> Unsharing<'a, P::Store> {
+        let Owning { tables, flush } = owning;
         Unsharing {
             cursor: space.cursor(&self.store),
             db,
-            tables: owning.tables,
-            flush: owning.flush,
+            tables,
+            flush,
             held: Held::Moves,
             tally: Tally::default(),
         }

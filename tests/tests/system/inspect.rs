@@ -40,13 +40,15 @@ fn running(context: &Context) -> Checked {
     words.extend(["busybox", "sh", "-c", "sleep 60 & read line"].map(str::to_owned));
     let mut guest = command(context, &words)
         .stdin(Stdio::piped())
+        .stdout(Stdio::null())
         .spawn()
         .map_err(|e| e.to_string())?;
     let looked = while_it_runs(context, &words);
     // Its input ends, and so it does.
     drop(guest.stdin.take());
-    guest.wait().map_err(|e| e.to_string())?;
+    let ended = process::wait_within(&mut guest, Duration::from_secs(60));
     looked?;
+    ended?;
     let after = inspect(context, &["looked-at"])?;
     if after.status != 125 || after.err().lines().count() != 1 {
         return Err(format!("after its end: {} {}", after.status, after.err()));

@@ -5,10 +5,13 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use rustix::io::Errno;
 
 use super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
 use super::kernel::Kernel;
+use super::offset::Offset;
 use crate::locks::{Mutex, rank};
 use crate::memory::Backing;
 
@@ -39,7 +42,7 @@ bitflags::bitflags! {
 
 /// A place in the guest's file tree: a mount and a path inside it, free of symbolic links, `.` and
 /// `..`. Data, not a host descriptor.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Location {
     /// Index into the machine's mounts.
     pub mount: usize,
@@ -48,7 +51,7 @@ pub struct Location {
 }
 
 /// What stat(2) tells, in the layout of the x86-64 `struct stat`'s fields.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "named as in stat(2)")]
 pub struct Stat {
     pub dev: u64,
@@ -67,7 +70,7 @@ pub struct Stat {
 }
 
 /// An entry getdents64(2) returns.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirEntry {
     /// Inode number.
     pub ino: u64,
@@ -311,7 +314,7 @@ pub struct Description {
     /// Access mode and status flags (`O_ACCMODE | O_APPEND | O_NONBLOCK | ...`).
     flags: AtomicU32,
     /// The offset. Locked while a read or write that uses it is under way (POSIX: atomic).
-    pub offset: Mutex<rank::Offset, u64>,
+    pub offset: Offset,
     /// The flock(2) lock it holds; given up when the last reference goes.
     pub flock: Mutex<rank::FlockHeld, Option<super::fs::FlockGuard>>,
 }
@@ -330,7 +333,7 @@ impl Description {
         Arc::new(Self {
             file,
             flags: AtomicU32::new(flags),
-            offset: Mutex::new(0),
+            offset: Offset::default(),
             flock: Mutex::new(None),
         })
     }

@@ -19,11 +19,13 @@ pub mod fs;
 pub mod kernel;
 pub mod mm;
 pub mod net;
+pub mod offset;
 pub mod proc;
 pub mod process;
 pub mod sched;
 pub mod signal;
 pub mod stdio;
+pub mod stop;
 pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;

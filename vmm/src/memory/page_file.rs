@@ -55,6 +55,17 @@ impl PageFile {
         }
     }
 
+    /// A device on which every write fails.
+    #[cfg(test)]
+    pub(super) fn full_device(pages: u64) -> Self {
+        let file = File::options().read(true).write(true).open("/dev/full");
+        Self {
+            file: file.expect("the host has /dev/full"),
+            bytes: pages * FRAME as u64,
+            reported: AtomicBool::new(false),
+        }
+    }
+
     /// Pages it holds.
     #[must_use]
     pub fn pages(&self) -> u64 {

@@ -1,0 +1,147 @@
+//! The seam between the records and the memory image.
+//!
+//! Saving starts with the records: they hand over each address space, each section that a record names and
+//! the bytes of each file in memory, and keep the numbers they get. The image names the *content* of a file
+//! that is mapped (what [`crate::memory::Backing`] is the handle of) by asking back, and the records keep
+//! what it takes to open it again. Restoring goes the same way: the records open the contents first and then
+//! ask for spaces and sections.
+//!
+//! What the records promise when they call [`SaveMemory`]: the guest is stopped, and nothing that was stored to
+//! a mapped file is only in memory ([`crate::memory::Sections::tidy`] has run): the pages of a
+//! section with a content need not be kept, they can be read from it again. Private copies and sections
+//! without a content are the image's own matter.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use shadow_mm::Section;
+
+use crate::memory::{Backing, Space, VmmPlatform};
+
+/// Bytes of a page of a file in memory.
+pub const PAGE_BYTES: usize = 4096;
+
+/// A page of a file in memory.
+pub type Page = [u8; PAGE_BYTES];
+
+/// Why memory could not be saved or loaded; the image's own errors are behind it.
+pub type MemoryError = Box<dyn std::error::Error + Send + Sync>;
+
+macro_rules! references {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        $(
+            $(#[$doc])*
+            #[derive(
+                Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+            )]
+            pub struct $name(pub u32);
+        )*
+    };
+}
+
+references! {
+    /// An address space of the memory image.
+    SpaceRef,
+    /// A section of the memory image.
+    SectionRef,
+    /// The bytes of a file in memory, in the memory image.
+    BytesRef,
+    /// The content of a mapped file, in the records.
+    ContentRef,
+}
+
+/// A file in memory, sparse.
+pub trait SparseBytes: Debug {
+    /// Its length in bytes.
+    fn length(&self) -> u64;
+
+    /// The pages that hold anything, in rising order.
+    fn pages(&self) -> Vec<u64>;
+
+    /// One of them; zeroes if it holds nothing.
+    fn read(&self, page: u64, into: &mut Page);
+}
+
+/// Keeps memory for the records.
+pub trait SaveMemory {
+    /// An address space; each is given once.
+    ///
+    /// # Errors
+    /// It cannot be kept.
+    fn space(
+        &mut self,
+        space: &Arc<Space<VmmPlatform>>,
+        contents: &mut dyn SaveContents,
+    ) -> Result<SpaceRef, MemoryError>;
+
+    /// A section that a record names; perhaps one that a space has shown already, and perhaps more than
+    /// once.
+    ///
+    /// # Errors
+    /// It cannot be kept.
+    fn section(
+        &mut self,
+        section: &Section<Backing>,
+        contents: &mut dyn SaveContents,
+    ) -> Result<SectionRef, MemoryError>;
+
+    /// The bytes of a file in memory.
+    ///
+    /// # Errors
+    /// They cannot be kept.
+    fn bytes(&mut self, bytes: &dyn SparseBytes) -> Result<BytesRef, MemoryError>;
+}
+
+/// Names the contents of mapped files while memory is saved.
+pub trait SaveContents {
+    /// The number of a content, the same every time it is asked for.
+    ///
+    /// # Errors
+    /// The file could not be opened again: it has no name any more, or another file has it.
+    fn content(&mut self, backing: &Backing) -> Result<ContentRef, MemoryError>;
+}
+
+/// Gives the records their memory back.
+pub trait LoadMemory {
+    /// An address space, made anew; each is asked for once.
+    ///
+    /// # Errors
+    /// The image has none with that number, it is damaged, or there is no room.
+    fn space(
+        &mut self,
+        at: SpaceRef,
+        contents: &dyn LoadContents,
+    ) -> Result<Arc<Space<VmmPlatform>>, MemoryError>;
+
+    /// A section: the same for the same number, and the one that the spaces map.
+    ///
+    /// # Errors
+    /// As [`LoadMemory::space`].
+    fn section(
+        &mut self,
+        at: SectionRef,
+        contents: &dyn LoadContents,
+    ) -> Result<Section<Backing>, MemoryError>;
+
+    /// The bytes of a file in memory: gives each page that holds anything to `page`, and returns the
+    /// length. `page` refuses what has no room.
+    ///
+    /// # Errors
+    /// As [`LoadMemory::space`], and what `page` says.
+    fn bytes(
+        &mut self,
+        at: BytesRef,
+        page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
+    ) -> Result<u64, MemoryError>;
+}
+
+/// Opens the contents of mapped files while memory is loaded.
+pub trait LoadContents {
+    /// The content with that number, opened anew. A section on it is to be made by
+    /// [`crate::memory::Sections::open`], so that descriptors of the file agree with it.
+    ///
+    /// # Errors
+    /// There is none with that number.
+    fn content(&self, at: ContentRef) -> Result<Backing, MemoryError>;
+}

@@ -1,0 +1,22 @@
+//! The records of a stopped process guest as plain data, and a guest made of them again.
+//!
+//! All state of a process guest is data the VMM owns ([`crate::linux`]); here it becomes data that can be
+//! written down. The saved types are beside their owners, implement `serde`'s traits and say nothing about an
+//! encoding. Objects that several records share (a pipe by its ends, a description by descriptors, an inode
+//! by names) are in tables and named by their index there, so what was shared is shared again.
+//!
+//! What is in guest memory is not here: [`memory`] is the seam to whoever keeps it.
+
+pub mod memory;
+
+pub use memory::{
+    BytesRef, ContentRef, LoadContents, LoadMemory, MemoryError, PAGE_BYTES, Page, SaveContents,
+    SaveMemory, SectionRef, SpaceRef, SparseBytes,
+};
+
+/// Which of the guests made from one snapshot this is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Its number among its siblings; 0 for one that has none.
+    pub clone: u32,
+}
