@@ -59,7 +59,6 @@ impl Drop for Announcement {
 #[must_use = "the frames it holds return to the pool only through Manager::flushed"]
 pub struct Flush {
     space: SpaceId,
-    root: Pfn,
     entries: Vec<FlushEntry>,
     tables: Vec<Pfn>,
     held: Vec<Pfn>,
@@ -69,10 +68,9 @@ pub struct Flush {
 
 impl Flush {
     /// Nothing to flush. To be made before the first edit is visible: with the space locked, or earlier.
-    pub(crate) fn none(space: SpaceId, root: Pfn, unannounced: &Unannounced) -> Self {
+    pub(crate) fn none(space: SpaceId, unannounced: &Unannounced) -> Self {
         Self {
             space,
-            root,
             entries: Vec::new(),
             tables: Vec::new(),
             held: Vec::new(),
@@ -97,12 +95,6 @@ impl Flush {
     #[must_use]
     pub fn space(&self) -> SpaceId {
         self.space
-    }
-
-    /// The space's top-level table.
-    #[must_use]
-    pub fn root(&self) -> Pfn {
-        self.root
     }
 
     /// Single entries that changed. An entry of an upper table unlinked the table below it.
@@ -221,6 +213,10 @@ impl TableEdits {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && !self.many
+    }
+
     pub(crate) fn add(&mut self, index: EntryIndex, vpn: Vpn) {
         self.many |= self.entries.len() == MAX_EDITS_PER_TABLE;
         if !self.many {
@@ -247,7 +243,7 @@ mod tests {
     }
 
     fn flush(edits: TableEdits) -> Flush {
-        let mut flush = Flush::none(SpaceId::new(1), Pfn::new(1), &Unannounced::default());
+        let mut flush = Flush::none(SpaceId::new(1), &Unannounced::default());
         flush.absorb(edits);
         flush.finish()
     }
@@ -265,7 +261,7 @@ mod tests {
     #[test]
     fn flush_is_unannounced_until_told_or_done() {
         let count = Unannounced::default();
-        let new = || Flush::none(SpaceId::new(1), Pfn::new(1), &count);
+        let new = || Flush::none(SpaceId::new(1), &count);
         let (mut first, second) = (new(), new());
         assert_eq!(count.count(), 2);
         first.announced();

@@ -101,7 +101,7 @@ impl<P: Platform> Space<P> {
 
     /// A flush of this space with nothing in it yet.
     pub(crate) fn no_flush(&self) -> Flush {
-        Flush::none(self.id, self.root(), &self.unannounced)
+        Flush::none(self.id, &self.unannounced)
     }
 }
 

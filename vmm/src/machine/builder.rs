@@ -104,6 +104,7 @@ impl Machine {
             let added = hardware.memory.add_page_file(file);
             added.map_err(HardwareError::Layout)?;
         }
+        hardware.memory.manager.set_fork_mode(config.fork);
         if config.commit == Commit::Limited {
             hardware.memory.limit_commit();
         }

@@ -322,7 +322,7 @@ fn child_memory(c: &Ctx<'_>, flags: Flags) -> Result<Arc<AddressSpace>, Errno> {
         .fork(&c.t.mm.space)
         .map_err(|_| Errno::NOMEM)?;
     memory.submit(forked.flush);
-    // Before the child can run: no other thread writes to what is now its page too.
+    // Before the child can run: no other thread writes to what is now its page too, or runs on the old root.
     memory.quiesce(&c.t.mm.space);
     Ok(AddressSpace::new(memory, forked.child, layout))
 }
