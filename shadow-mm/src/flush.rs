@@ -49,6 +49,14 @@ impl Drop for Announcement {
     }
 }
 
+/// A fork whose flush is not done: as long as it lives, a store of the parent's that would copy a page waits,
+/// because another virtual CPU may still store to the page through a stale translation, and its store
+/// would be lost.
+#[derive(Debug)]
+pub struct ForkUnderWay {
+    _one: Announcement,
+}
+
 /// Translations that are stale, and the frames that must not be reused until every vCPU dropped them.
 ///
 /// Only what takes something away is in it: an entry that became present, or the same frame allowing
@@ -64,6 +72,7 @@ pub struct Flush {
     held: Vec<Pfn>,
     wide: bool,
     announcement: Option<Announcement>,
+    fork: Option<ForkUnderWay>,
 }
 
 impl Flush {
@@ -76,6 +85,7 @@ impl Flush {
             held: Vec::new(),
             wide: false,
             announcement: Some(unannounced.one()),
+            fork: None,
         }
     }
 
@@ -83,6 +93,21 @@ impl Flush {
     /// runs the space again: others may now enter it. See [`crate::Space::unannounced`].
     pub fn announced(&mut self) {
         self.announcement = None;
+    }
+
+    /// It is a fork's: until it is done, or what [`Self::take_fork`] gives is dropped, the parent copies
+    /// nothing.
+    pub(crate) fn of_fork(&mut self, under_way: &Unannounced) {
+        if cfg!(not(mutant = "copied_in_fork")) {
+            let _one = under_way.one();
+            self.fork = Some(ForkUnderWay { _one });
+        }
+    }
+
+    /// For an embedder that knows earlier than by the flush's end that no virtual CPU has the stale translations
+    /// any more. What this gives is to be dropped then.
+    pub fn take_fork(&mut self) -> Option<ForkUnderWay> {
+        self.fork.take()
     }
 
     /// Whether no translation is stale.

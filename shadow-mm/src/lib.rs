@@ -74,7 +74,7 @@ pub use addr::{
 pub use backend::{FrameStore, Locks, Platform};
 pub use check::{Count, Promised, Violation};
 pub use commit::CommitLimit;
-pub use flush::{Flush, FlushEntry, MAX_EDITS_PER_TABLE};
+pub use flush::{Flush, FlushEntry, ForkUnderWay, MAX_EDITS_PER_TABLE};
 #[cfg(feature = "fault-injection")]
 pub use limits::FailPlan;
 pub use limits::{LayoutError, Limits, PoolLayout};

@@ -224,13 +224,14 @@ impl World {
     }
 
     /// Drops a flush's translations at once, and lets its frames go only later.
-    pub(crate) fn flush(&mut self, which: usize, flush: Flush) {
+    pub(crate) fn flush(&mut self, which: usize, mut flush: Flush) {
         for (n, process) in self.processes.iter_mut().enumerate() {
             if n == which || flush.is_wide() {
                 process.cpu.drop_stale(&flush);
                 process.other.drop_stale(&flush);
             }
         }
+        drop(flush.take_fork());
         self.unacknowledged.push(flush);
     }
 
