@@ -128,7 +128,10 @@ pub(super) fn share_entry<S: FrameStore>(
 /// Moves a private page to a clone block that two entries refer to.
 fn new_block(db: &mut PfnDatabase, header: HeaderId, content: BlockContent) -> BlockId {
     let block = db.clones.make_block(header, content);
-    if let BlockContent::Resident(frame) = content {
+    let forgotten = cfg!(mutant = "forgotten_block") && header == HeaderId::LAZY;
+    if let BlockContent::Resident(frame) = content
+        && !forgotten
+    {
         db.give_to_block(frame, block);
     }
     block
