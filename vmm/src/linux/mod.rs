@@ -21,6 +21,7 @@ pub mod mm;
 pub mod net;
 pub mod proc;
 pub mod process;
+pub mod saved;
 pub mod sched;
 pub mod signal;
 pub mod stdio;

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use guest::abi::{self, frame};
-use vm_memory::VolatileSlice;
+use guest::abi;
 
 use super::hardware::{Hardware, HardwareError};
 use super::inspector::Inspector;
@@ -27,7 +26,7 @@ use crate::linux::table::Table;
 use crate::linux::time::{Clock, TscInfo};
 use crate::linux::vdso;
 use crate::locks::{Mutex, rank};
-use crate::memory::{FRAME, Memory, PageFile};
+use crate::memory::PageFile;
 
 /// Threads a machine may have, for each process it may have.
 const THREADS_PER_PROCESS: usize = 16;
@@ -48,14 +47,18 @@ pub struct Machine {
     pub(super) control: Option<Server>,
 }
 
-/// The vDSO's data page.
-#[must_use]
-pub fn vdso_page(memory: &Memory) -> VolatileSlice<'_> {
-    memory
-        .manager
-        .store()
-        .bytes(frame::VDSO_DATA * FRAME as u64, FRAME)
-}
+/// The words of CPUID whose bits are features (SDM volume 2, CPUID): leaf, subleaf, and EAX to EDX by number.
+const FEATURES: [(u32, u32, usize); 9] = [
+    (1, 0, 2),
+    (1, 0, 3),
+    (7, 0, 1),
+    (7, 0, 2),
+    (7, 0, 3),
+    (7, 1, 0),
+    (0xd, 0, 0),
+    (0x8000_0001, 0, 2),
+    (0x8000_0001, 0, 3),
+];
 
 /// What programs are told about the machine.
 fn info(hardware: &Hardware) -> MachineInfo {
@@ -71,6 +74,7 @@ fn info(hardware: &Hardware) -> MachineInfo {
         },
         minsigstksz: xsave + 1024,
         vdso: Some(abi::VDSO_CODE_VA),
+        features: FEATURES.map(|(leaf, subleaf, register)| vm.cpuid(leaf, subleaf, register)),
     }
 }
 
@@ -157,7 +161,7 @@ impl Machine {
         let kernel = &machine.shared.kernel;
         kernel
             .clock
-            .publish(&vdso_page(&kernel.memory), machine.cpu_source());
+            .publish(&vdso::page(&kernel.memory), machine.cpu_source());
         machine.start_program(config, found.path, stdio.files)?;
         Ok(machine)
     }

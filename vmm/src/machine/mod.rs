@@ -263,7 +263,7 @@ impl Machine {
                     timed_out.store(true, Ordering::SeqCst);
                     kernel.sched.end();
                 }
-                let page = builder::vdso_page(&kernel.memory);
+                let page = crate::linux::vdso::page(&kernel.memory);
                 let clock = kernel.clock.tick(Some(&page), cpu_source);
                 let timers = crate::linux::proc::timers_due(&kernel);
                 [limit, clock, timers].into_iter().flatten().min()

@@ -187,6 +187,13 @@ impl MappedFile {
         self.stored_to.load(Ordering::Acquire)
     }
 
+    /// Whether a page was stored to through a mapping and not written to the file.
+    #[must_use]
+    pub fn is_modified(&self, memory: &Memory) -> bool {
+        memory.manager.collect_dirty(&self.section);
+        memory.manager.section_modified(&self.section)
+    }
+
     /// Whether anybody has a handle of the section but this record.
     fn is_mapped(&self) -> bool {
         self.section.handles() > 1

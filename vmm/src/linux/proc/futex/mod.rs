@@ -12,6 +12,7 @@ use crate::linux::process::State;
 use crate::linux::thread::Tid;
 
 pub mod robust;
+pub mod saved;
 pub mod table;
 
 pub use table::{FutexKey, FutexTable, futex_key};
