@@ -22,6 +22,7 @@ use crate::proto::{Pending, Proto, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::space::fault::{resolution, used, window};
 use crate::space::file_read::Started;
+use crate::space::view_in::ViewIn;
 use crate::space::zap::drop_page;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
@@ -71,16 +72,26 @@ impl<P: Platform> Manager<P> {
                 return FaultOutcome::Denied(Denied::BeyondEnd);
             }
             match section.pages.get(&target.page) {
-                Some(Proto::Resident(frame)) if target.copies => {
-                    let from = *frame;
-                    db.hold(from);
-                    drop(db);
-                    return self.copy_view(space, state, vpn, from);
-                }
                 Some(Proto::Resident(_)) => {
+                    let Some(from) = db.mappable(target.section.id(), target.page) else {
+                        return FaultOutcome::Collided;
+                    };
+                    if target.copies {
+                        db.hold(from);
+                        drop(db);
+                        return self.copy_view(space, state, vpn, from);
+                    }
                     drop(db);
                     if let Some(outcome) = self.map_view(space, state, vpn, access) {
                         return outcome;
+                    }
+                }
+                Some(Proto::PageFile(_)) => {
+                    drop(db);
+                    match self.start_view_in(space, &target.section, target.page, (vpn, access)) {
+                        ViewIn::PageIn(ticket) => return FaultOutcome::PageIn(ticket),
+                        ViewIn::NoMemory => return FaultOutcome::NoMemory,
+                        ViewIn::Again => {}
                     }
                 }
                 Some(Proto::Reading(record)) => return FaultOutcome::Wait(Pending::new(record)),
@@ -243,11 +254,9 @@ impl<P: Platform> Manager<P> {
                 cursor.leaf(table, vpn.index(Level::Leaf))
             });
             let frame = match entry {
-                Entry::Empty => vad.view().and_then(|(section, _, _)| {
-                    let section = db.sections.get(section.id());
-                    let page = vad.section_page(vpn);
-                    section.resident(page.filter(|page| section.contains(*page))?)
-                }),
+                Entry::Empty => vad
+                    .view()
+                    .and_then(|(section, _, _)| db.mappable(section.id(), vad.section_page(vpn)?)),
                 Entry::Valid(entry) if db.is_sections(entry) => Some(entry.frame),
                 _ => None,
             };
@@ -283,18 +292,16 @@ impl<P: Platform> Manager<P> {
         let mut db = self.pfns.lock();
         let mut mapped = 0;
         let wanted = vad.section_page(vpn)?;
-        if db.sections.get(section.id()).resident(wanted).is_some() {
+        if db.mappable(section.id(), wanted).is_some() {
             let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
             for vpn in around(vad, vpn).iter() {
                 let (index, page) = (vpn.index(Level::Leaf), vad.section_page(vpn));
-                let section = db.sections.get(section.id());
-                let page = page.filter(|page| section.contains(*page));
-                let frame = page.and_then(|page| section.resident(page));
+                let frame = page.and_then(|page| db.mappable(section.id(), page));
                 let Some(frame) = frame.filter(|_| cursor.leaf(table, index) == Entry::Empty)
                 else {
                     continue;
                 };
-                db.share_prototype(frame);
+                db.map_again(frame);
                 cursor.install(&mut db, table, index, ValidEntry { frame, flags });
                 mapped += 1;
             }

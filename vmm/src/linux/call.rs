@@ -171,6 +171,19 @@ pub struct Entry {
     pub handler: Handler,
 }
 
+impl Entry {
+    /// For a table of many.
+    #[must_use]
+    pub const fn new(nr: u32, name: &'static str, args: &'static [Arg], handler: Handler) -> Self {
+        Self {
+            nr,
+            name,
+            args,
+            handler,
+        }
+    }
+}
+
 /// What a handler works with: the machine's kernel state, the calling thread's record (owned by
 /// the worker that runs it), and the virtual CPU it was stopped on.
 pub struct Ctx<'a> {

@@ -27,54 +27,58 @@ fn soon(condition: impl Fn() -> bool) -> bool {
     false
 }
 
-/// A thread waits while another one runs, and the clock has something to do only in an hour.
-#[test]
-fn clock_that_dozes_hears_of_a_crowd() {
+/// A machine with two threads that can run, and what is counted when one is kicked.
+fn two_threads() -> (Machine, [Box<Thread>; 2], Arc<Kicks>) {
     let machine = Machine::new();
-    let sched = &machine.k.sched;
     let mut first = machine.first();
     let second = machine.fork(&mut first);
-    let kicks = Arc::new(Kicks::default());
-    let kick: Arc<dyn Kick> = Arc::clone(&kicks) as _;
+    (machine, [first, second], Arc::default())
+}
+
+/// Runs the clock, which has something to do of itself only in an hour, beside `body`; then ends the machine. Whether a
+/// running thread was kicked again and again.
+fn kicked_beside_the_clock(sched: &Sched, kicks: &Kicks, body: impl FnOnce()) -> bool {
     let start = Instant::now();
     let now = || start.elapsed().as_nanos() as u64;
     std::thread::scope(|scope| {
         scope.spawn(|| sched.run_clock(1_000_000, now, || Some(AN_HOUR)));
         assert!(soon(|| sched.queues.lock().clock_dozes));
-        sched.enqueue(first);
-        let Next::Thread(first) = sched.next(&kick, || false) else {
-            panic!("no thread");
-        };
-        assert_eq!(kicks.0.load(Ordering::SeqCst), 0, "nobody waits");
-        sched.enqueue(second);
+        body();
         let kicked = soon(|| kicks.0.load(Ordering::SeqCst) > 1);
-        sched.forget(first.tid);
         sched.end();
-        assert!(kicked, "the one that waits never gets its turn");
-    });
+        kicked
+    })
 }
 
-/// Two wait when a worker becomes free: one of them goes on waiting.
+/// A thread waits while another one runs.
+#[test]
+fn clock_that_dozes_hears_of_a_crowd() {
+    let (machine, [first, second], kicks) = two_threads();
+    let sched = &machine.k.sched;
+    let kick: Arc<dyn Kick> = Arc::clone(&kicks) as _;
+    let kicked = kicked_beside_the_clock(sched, &kicks, || {
+        sched.enqueue(first);
+        assert!(matches!(sched.next(&kick, || false), Next::Thread(_)));
+        assert_eq!(kicks.0.load(Ordering::SeqCst), 0, "nobody waits");
+        sched.enqueue(second);
+    });
+    assert!(kicked, "the one that waits never gets its turn");
+}
+
+/// Two come when one worker is free: one of them goes on waiting.
 #[test]
 fn clock_that_dozes_hears_of_a_crowd_that_a_worker_leaves_behind() {
-    let machine = Machine::new();
+    let (machine, [first, second], kicks) = two_threads();
     let sched = &machine.k.sched;
-    let mut first = machine.first();
-    let second = machine.fork(&mut first);
-    let kicks = Arc::new(Kicks::default());
     let kick: Arc<dyn Kick> = Arc::clone(&kicks) as _;
-    let start = Instant::now();
-    let now = || start.elapsed().as_nanos() as u64;
-    std::thread::scope(|scope| {
-        scope.spawn(|| sched.run_clock(1_000_000, now, || None));
+    let kicked = std::thread::scope(|scope| {
         let worker = scope.spawn(|| sched.next(&kick, || false));
         assert!(soon(|| sched.queues.lock().idle_workers == 1));
-        assert!(soon(|| sched.queues.lock().clock_dozes));
-        sched.enqueue(first);
-        sched.enqueue(second);
-        assert!(matches!(worker.join().unwrap(), Next::Thread(_)));
-        let kicked = soon(|| kicks.0.load(Ordering::SeqCst) > 1);
-        sched.end();
-        assert!(kicked, "the one that waits never gets its turn");
+        kicked_beside_the_clock(sched, &kicks, || {
+            sched.enqueue(first);
+            sched.enqueue(second);
+            assert!(matches!(worker.join().unwrap(), Next::Thread(_)));
+        })
     });
+    assert!(kicked, "the one that waits never gets its turn");
 }
