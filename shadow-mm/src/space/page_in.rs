@@ -236,13 +236,13 @@ impl<P: Platform> Manager<P> {
             return again;
         }
         let found = space.cursor(&self.store).lookup(vpn);
-        let same = match found {
-            Some((_, _, Entry::Transition(found))) => found == frame,
-            Some((_, _, Entry::Prototype(block))) => {
+        let same = match found.map(|found| found.entry) {
+            Some(Entry::Transition(found)) => found == frame,
+            Some(Entry::Prototype(block)) => {
                 self.pfns.lock().clones.content(block) == BlockContent::Resident(frame)
             }
             // A page of shared memory.
-            Some((_, _, Entry::Empty)) | None => {
+            Some(Entry::Empty) | None => {
                 let vad = state.vads.find(vpn);
                 let page = vad.and_then(|vad| vad.view().zip(vad.section_page(vpn)));
                 page.is_some_and(|((section, _, _), page)| {

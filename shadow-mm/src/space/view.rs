@@ -20,8 +20,10 @@ use crate::outcome::{FaultKind, FaultOf, FaultOutcome};
 use crate::pfn::{Owner, Taken, Want};
 use crate::proto::{Pending, Proto, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::space::books::Books;
 use crate::space::fault::{resolution, used, window};
 use crate::space::file_read::Started;
+use crate::space::own::Owning;
 use crate::space::view_in::ViewIn;
 use crate::space::zap::drop_page;
 use crate::space::{Space, SpaceState};
@@ -168,7 +170,7 @@ impl<P: Platform> Manager<P> {
         from: Pfn,
     ) -> FaultOutcome<P> {
         let cursor = space.cursor(&self.store);
-        let tables = cursor.missing_tables(vpn);
+        let needs = self.needs(space, vpn);
         let Some(vad) = state.vads.find(vpn) else {
             self.release_sources(&[(vpn, from)]);
             return FaultOutcome::Denied(Denied::NotMapped);
@@ -176,12 +178,12 @@ impl<P: Platform> Manager<P> {
         let flags = EntryFlags::private(vad.prot);
         let mut sources = self.hold_sources(space, vad, (vpn, from));
         let demand = Demand {
-            tables,
+            tables: needs.tables(),
             data: 1,
             extra: sources.len() - 1,
             want: Want::Anything,
         };
-        let Some(mut reserve) = self.reserve(demand) else {
+        let Some(mut reserve) = self.reserve_for(needs, demand) else {
             self.release_sources(&sources);
             return FaultOutcome::NoMemory;
         };
@@ -198,12 +200,16 @@ impl<P: Platform> Manager<P> {
         add(&self.counters.pages_copied, made);
         let mut outcome = resolution(space, FaultKind::CopyOnWrite, made as u32);
         let mut db = self.pfns.lock();
-        let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
+        let owning = Owning {
+            tables: &mut reserve.tables,
+            flush: &mut outcome.flush,
+        };
+        let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
         let mut edits = TableEdits::new(table);
         for ((at, from), copy) in sources.iter().zip(copies) {
             let index = at.index(Level::Leaf);
             if let Entry::Valid(old) = cursor.remove(&mut db, table, index) {
-                drop_page(&mut db, state, old);
+                drop_page(&mut db, &mut Books::Own(&mut *state), old);
                 outcome.flush.hold(old.frame);
                 edits.add(index, *at);
             }
@@ -219,7 +225,7 @@ impl<P: Platform> Manager<P> {
         }
         drop(db);
         outcome.flush.absorb(edits);
-        state.tables += tables as u64;
+        self.give_back(reserve);
         state.gained_private(made);
         add(&self.counters.entries_written, made);
         FaultOutcome::Resolved(outcome)
@@ -282,19 +288,24 @@ impl<P: Platform> Manager<P> {
         access: Access,
     ) -> Option<FaultOutcome<P>> {
         let cursor = space.cursor(&self.store);
-        let tables = cursor.missing_tables(vpn);
-        let Some(mut reserve) = self.reserve(Demand::tables(tables)) else {
+        let needs = self.needs(space, vpn);
+        let demand = Demand::tables(needs.tables());
+        let Some(mut reserve) = self.reserve_for(needs, demand) else {
             return Some(FaultOutcome::NoMemory);
         };
-        let vad = state.vads.find(vpn)?;
+        let vad = state.vads.find(vpn)?.clone();
         let (section, _, sharing) = vad.view()?;
-        let flags = view_flags(vad, sharing);
+        let flags = view_flags(&vad, sharing);
+        let mut outcome = resolution(space, FaultKind::Mapped, 0);
         let mut db = self.pfns.lock();
-        let mut mapped = 0;
         let wanted = vad.section_page(vpn)?;
         if db.mappable(section.id(), wanted).is_some() {
-            let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
-            for vpn in around(vad, vpn).iter() {
+            let owning = Owning {
+                tables: &mut reserve.tables,
+                flush: &mut outcome.flush,
+            };
+            let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
+            for vpn in around(&vad, vpn).iter() {
                 let (index, page) = (vpn.index(Level::Leaf), vad.section_page(vpn));
                 let frame = page.and_then(|page| db.mappable(section.id(), page));
                 let Some(frame) = frame.filter(|_| cursor.leaf(table, index) == Entry::Empty)
@@ -303,26 +314,22 @@ impl<P: Platform> Manager<P> {
                 };
                 db.map_again(frame);
                 cursor.install(&mut db, table, index, ValidEntry { frame, flags });
-                mapped += 1;
+                outcome.mapped += 1;
             }
             drop(db);
             cursor.mark_used(table, vpn.index(Level::Leaf), used(access));
-            state.tables += tables as u64;
         } else {
             drop(db);
         }
         self.give_back(reserve);
+        let mapped = u64::from(outcome.mapped);
         if mapped == 0 {
             return None;
         }
         state.gained_resident(mapped);
         add(&self.counters.entries_written, mapped);
         add(&self.counters.pages_mapped_around, mapped - 1);
-        Some(FaultOutcome::Resolved(resolution(
-            space,
-            FaultKind::Mapped,
-            mapped as u32,
-        )))
+        Some(FaultOutcome::Resolved(outcome))
     }
 }
 
