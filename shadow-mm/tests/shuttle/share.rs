@@ -70,7 +70,6 @@ fn new_page_against_unsharing() {
 fn trim_against_unsharing() {
     schedules(|| {
         let guests = family();
-        guests[0].mm.add_page_file(16).expect("a page file");
         both(
             &guests,
             [
