@@ -19,6 +19,7 @@ pub mod end;
 mod error;
 pub mod firmware;
 pub mod image;
+mod input;
 pub mod layout;
 pub mod machine;
 pub mod memory;
