@@ -15,8 +15,7 @@ use super::memory::{self, Memory};
 use super::output::{Output, Writer};
 use super::params::{self, Params};
 use super::virtio::{self, VirtioDevices};
-use super::{BootError, layout, start};
-use super::{acpi, firmware};
+use super::{BootError, acpi, firmware, layout, msrs, start};
 use crate::devices::Devices;
 use crate::devices::keyboard::{Keyboard, ScreenSize};
 use crate::devices::power::{Power, PowerEvent};
@@ -25,15 +24,8 @@ use crate::devices::virtio::block::Block;
 use crate::devices::virtio::console::{Console as VirtioConsole, Port};
 use crate::devices::virtio::rng::Rng;
 use crate::hv::kvm::board_cpu::BoardCpu;
+use crate::hv::kvm::msr_filter::Filtered;
 use crate::hv::kvm::vm::{self, Vm};
-
-/// MSRs every processor starts with, besides what KVM gives after a reset.
-const MSRS: [(u32, u64); 2] = [
-    // IA32_MTRR_DEF_TYPE: on, write-back, no ranges.
-    (0x2ff, 1 << 11 | 6),
-    // IA32_MISC_ENABLE: fast strings.
-    (0x1a0, 1),
-];
 
 /// A console, and the device it belongs to.
 #[derive(Debug)]
@@ -94,6 +86,9 @@ impl Machine {
             });
         }
         vm.create_board()?;
+        if vm.filter_msrs(msrs::may_read, msrs::may_write)? == Filtered::No {
+            tracing::warn!("this KVM filters no MSRs: the guest sees all that KVM knows");
+        }
         memory::add_slots(&vm, &memory)?;
         let cpus = processors(&vm, config.cpus)?;
         start::prepare(&cpus[0], &memory, image.entry)?;
@@ -187,7 +182,7 @@ fn processors(vm: &Arc<Vm>, count: u8) -> Result<Vec<BoardCpu>, BootError> {
         let leaves = cpuid::leaves(vm.supported_cpuid(), shape, id);
         let leaves = CpuId::from_entries(&leaves).expect("no more leaves than KVM has");
         let cpu = BoardCpu::new(vm, id, &leaves)?;
-        cpu.set_msrs(&MSRS)?;
+        cpu.set_msrs(&msrs::AT_START)?;
         cpus.push(cpu);
     }
     Ok(cpus)
