@@ -72,7 +72,7 @@ pub use addr::{
     VpnRange,
 };
 pub use backend::{FrameStore, Locks, Platform};
-pub use check::{Count, Violation};
+pub use check::{Count, Promised, Violation};
 pub use commit::CommitLimit;
 pub use flush::{Flush, FlushEntry, MAX_EDITS_PER_TABLE};
 #[cfg(feature = "fault-injection")]
@@ -82,14 +82,17 @@ pub use manager::{CreateError, Manager};
 pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, Resolution};
 pub use page_file::{PageIn, Slot, WriteTicket, Written};
 pub use pfn::PfnState;
-pub use pool::{Quarantine, QuarantineLimits, SLACK_BYTE, slack_damage};
+pub use pool::{
+    NonPagedPool, NotAllocated, PoolFull, PoolMode, PoolPages, PoolUsage, Quarantine,
+    QuarantineLimits, SLACK_BYTE, slack_damage,
+};
 pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, SectionPage};
-pub use section::{SectionAt, SectionError, WriteBack, WriteFailed};
+pub use section::{Charge, SectionAt, SectionError, WriteBack, WriteFailed};
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
-    AdviseError, DiscardError, Discarded, ForkError, Forked, MapError, MapRequest, Mapped,
-    PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space, TrimMode,
-    Trimmed, UnmapError, VadAdvice,
+    AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, MapError, MapRequest,
+    Mapped, PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space,
+    TrimMode, Trimmed, UnmapError, VadAdvice,
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};

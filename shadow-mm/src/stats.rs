@@ -34,6 +34,8 @@ macro_rules! counters {
             pub sections: u64,
             /// Frames that sections have.
             pub section_pages: u64,
+            /// Frames of sections that were taken for something else.
+            pub section_pages_evicted: u64,
             /// Guest pages' frames.
             pub data: ZoneStats,
             /// Page tables' frames.
@@ -62,6 +64,8 @@ counters! {
     faults_copy_on_write,
     /// Faults that made a page writable in place.
     faults_made_writable,
+    /// Faults that needed no more than a table of the space's own.
+    faults_unshared,
     /// Faults with nothing to do.
     faults_spurious,
     /// Faults that were the guest's own.
@@ -82,6 +86,16 @@ counters! {
     fork_entries,
     /// Entries visited by the last fork.
     fork_entries_last,
+    /// Tables that forks shared instead of copying them, each space's counted by itself.
+    tables_shared,
+    /// Shared tables that were copied because a space changed something in them.
+    tables_copied,
+    /// Shared tables that nobody else had any more when a space changed something in them.
+    tables_taken_over,
+    /// The same, moved to another frame because a flush was under way.
+    tables_moved,
+    /// Clone blocks made when a shared table was copied.
+    blocks_made,
     /// Mappings made.
     maps,
     /// Ranges unmapped.
@@ -92,8 +106,6 @@ counters! {
     reads_issued,
     /// Pages those tickets were for.
     pages_read,
-    /// Pages of sections whose frame was taken because frames were short.
-    section_pages_evicted,
     /// Write-backs of sections to their files handed out.
     file_writes_issued,
     /// Pages those write-backs were for.
@@ -135,6 +147,8 @@ pub struct ZoneStats {
     pub standby: u64,
     /// On the modified list: their content is to be written out first.
     pub modified: u64,
+    /// Pages of files that are modified and not mapped: their content is to be written back first.
+    pub modified_no_write: u64,
     /// Mapped, or page tables in use.
     pub active: u64,
     /// Held by a flush, a read, a pin or an operation, and not mapped.
@@ -182,6 +196,7 @@ impl Counters {
             FaultKind::MadeWritable => &self.faults_made_writable,
             FaultKind::Soft => &self.faults_soft,
             FaultKind::PagedIn => &self.faults_paged_in,
+            FaultKind::Unshared => &self.faults_unshared,
             FaultKind::Spurious => &self.faults_spurious,
         };
         add(counter, 1);

@@ -19,6 +19,9 @@ pub enum PfnState {
     Standby,
     /// On the modified list: not mapped, owned, and its content is nowhere else yet.
     Modified,
+    /// On the list of modified pages that are not for the page file: not mapped, owned by a section over a file, and
+    /// stored to since they were read from it or written to it.
+    ModifiedNoWrite,
     /// Mapped by at least one valid entry, or a page table in use.
     Active,
     /// Not mapped, and not reusable yet: held by an unacknowledged flush, an I/O ticket, a pin, or an
@@ -28,7 +31,7 @@ pub enum PfnState {
 
 impl PfnState {
     /// How many states there are.
-    pub(crate) const COUNT: usize = 6;
+    pub(crate) const COUNT: usize = 7;
 
     /// Every state.
     pub(crate) const ALL: [Self; Self::COUNT] = [
@@ -36,6 +39,7 @@ impl PfnState {
         Self::Free,
         Self::Standby,
         Self::Modified,
+        Self::ModifiedNoWrite,
         Self::Active,
         Self::InFlight,
     ];
@@ -43,7 +47,9 @@ impl PfnState {
     /// Whether frames in this state are on a list, and so have neither shares nor references.
     pub(crate) fn is_listed(self) -> bool {
         match self {
-            Self::Zeroed | Self::Free | Self::Standby | Self::Modified => true,
+            Self::Zeroed | Self::Free | Self::Standby | Self::Modified | Self::ModifiedNoWrite => {
+                true
+            }
             Self::Active | Self::InFlight => false,
         }
     }
@@ -55,8 +61,10 @@ pub(crate) enum Owner {
     /// Nobody: when it is let go the frame is free.
     None,
     /// This entry, in this table. The table is also the *containing* frame, whose share count this
-    /// frame's entry holds up.
+    /// frame's entry holds up. Of a table: the only entry that names it.
     Entry { table: Pfn, index: EntryIndex },
+    /// Several entries of upper tables: the frame is a table, and shared.
+    Tables,
     /// A clone block; any number of entries map the frame.
     Clone(BlockId),
     /// A page of a section; any number of entries map the frame.
@@ -110,8 +118,8 @@ pub(crate) struct PfnEntry {
     /// frame before.
     refs_or_prev: u32,
     pub(crate) owner: Owner,
-    /// How many of the references may store into the frame.
-    pub(crate) write_pins: u32,
+    /// How many of the references may store into the frame. Of a table: its parents but one.
+    write_pins: u32,
     original: u32,
     state: PfnState,
     pub(crate) flags: PfnFlags,
@@ -156,6 +164,20 @@ impl PfnEntry {
         } else {
             self.refs_or_prev
         }
+    }
+
+    /// How many of the references may store into a data frame.
+    pub(crate) fn write_pins(&self) -> u32 {
+        self.write_pins
+    }
+
+    pub(super) fn write_pins_mut(&mut self) -> &mut u32 {
+        &mut self.write_pins
+    }
+
+    /// How many entries of upper tables name a table.
+    pub(crate) fn parents(&self) -> u32 {
+        self.write_pins + 1
     }
 
     /// The share count of a frame in use, to change it.

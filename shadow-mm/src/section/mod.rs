@@ -5,11 +5,15 @@ mod resize;
 mod viewers;
 mod write_back;
 
+use alloc::vec::Vec;
+
+use crate::addr::PAGE_SIZE;
 use crate::backend::Platform;
+use crate::commit::NoCommit;
 use crate::manager::Manager;
 use crate::outcome::Pin;
+use crate::pfn::PfnState;
 use crate::proto::{Pending, Proto, Section, SectionPage};
-use crate::stats::add;
 
 pub use write_back::{WriteBack, WriteFailed};
 
@@ -19,6 +23,37 @@ pub enum SectionError {
     /// The table of sections cannot grow.
     #[error("no memory for a section")]
     NoMemory,
+    /// So much memory cannot be promised (`ENOMEM`).
+    #[error("{pages} pages of shared memory cannot be promised")]
+    NoCommit {
+        /// Pages that would be charged.
+        pages: u64,
+    },
+}
+
+/// Whether memory is charged that a section over zeroes may come to use.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Charge {
+    /// All of it, when the section is made.
+    Charged,
+    /// Nothing (`MAP_NORESERVE`, files): touching a page may find that there is no memory.
+    Uncharged,
+}
+
+impl Charge {
+    /// Pages charged for so many bytes.
+    pub(crate) fn pages(self, bytes: u64) -> u64 {
+        match self {
+            Self::Charged => bytes.div_ceil(PAGE_SIZE as u64),
+            Self::Uncharged => 0,
+        }
+    }
+}
+
+/// The bytes of whole pages.
+fn whole_pages(bytes: u64) -> u64 {
+    let size = PAGE_SIZE as u64;
+    bytes.div_ceil(size).saturating_mul(size)
 }
 
 /// Where a page of a section is, for an embedder that wants its bytes.
@@ -27,6 +62,8 @@ pub enum SectionError {
 pub enum SectionAt {
     /// Not in memory: what the file has is what there is; zeroes where there is no file.
     Absent,
+    /// In the page file, or just being read from there: a view brings it back.
+    PagedOut,
     /// In a frame, pinned. The embedder may load and store there.
     Resident(Pin),
     /// Being read: wait, and ask again.
@@ -34,21 +71,52 @@ pub enum SectionAt {
 }
 
 impl<P: Platform> Manager<P> {
-    /// Makes a section of `bytes` bytes over a file, or over zeroes.
+    /// Makes a section of `bytes` bytes over a file, or over zeroes. What is over zeroes has whole pages, which are
+    /// charged.
     ///
     /// # Errors
-    /// [`SectionError::NoMemory`].
+    /// See [`SectionError`].
     pub fn create_section(
         &self,
         backing: Option<P::Backing>,
         bytes: u64,
+    ) -> Result<Section<P::Backing>, SectionError> {
+        match backing {
+            Some(file) => self.make_section(Some(file), bytes, Charge::Uncharged),
+            None => self.create_shared_memory(bytes, Charge::Charged),
+        }
+    }
+
+    /// Makes a section over zeroes: `bytes` bytes, rounded up to whole pages.
+    ///
+    /// # Errors
+    /// See [`SectionError`].
+    pub fn create_shared_memory(
+        &self,
+        bytes: u64,
+        charge: Charge,
+    ) -> Result<Section<P::Backing>, SectionError> {
+        self.make_section(None, whole_pages(bytes), charge)
+    }
+
+    fn make_section(
+        &self,
+        backing: Option<P::Backing>,
+        bytes: u64,
+        charge: Charge,
     ) -> Result<Section<P::Backing>, SectionError> {
         let mut db = self.pfns.lock();
         db.reap();
         if db.injected_failure() {
             return Err(SectionError::NoMemory);
         }
-        let made = db.sections.create(backing, bytes);
+        let pages = charge.pages(bytes);
+        let promised = db.commit.charge(pages);
+        promised.map_err(|NoCommit| SectionError::NoCommit { pages })?;
+        let made = db.sections.create(backing, bytes, charge);
+        if made.is_err() {
+            db.commit.release(pages);
+        }
         made.map_err(|_| SectionError::NoMemory)
     }
 
@@ -75,20 +143,15 @@ impl<P: Platform> Manager<P> {
         match db.sections.get(section.id()).pages.get(&page) {
             None => SectionAt::Absent,
             Some(Proto::Reading(record)) => SectionAt::Reading(Pending::new(record)),
-            Some(Proto::Resident(frame)) => {
-                let (pfn, write) = (*frame, false);
-                db.hold(pfn);
-                SectionAt::Resident(Pin { pfn, write })
-            }
+            Some(Proto::PageFile(_)) => SectionAt::PagedOut,
+            Some(Proto::Resident(_)) => match db.mappable(section.id(), page) {
+                Some(pfn) => {
+                    db.hold(pfn);
+                    SectionAt::Resident(Pin { pfn, write: false })
+                }
+                None => SectionAt::PagedOut,
+            },
         }
-    }
-
-    /// Frees up to `most` pages of files that nobody maps or holds and that can be read again; gives
-    /// back how many.
-    pub fn evict_idle(&self, most: usize) -> usize {
-        let evicted = self.pfns.lock().evict_section_pages(most);
-        add(&self.counters.section_pages_evicted, evicted as u64);
-        evicted
     }
 
     /// Forgets the pages of a file that nobody maps or holds and that the file has too, because the
@@ -96,12 +159,11 @@ impl<P: Platform> Manager<P> {
     pub fn section_forget(&self, section: &Section<P::Backing>) -> u64 {
         let mut db = self.pfns.lock();
         let state = db.sections.get(section.id());
-        let resident = state.pages.iter().filter_map(|(page, proto)| match proto {
-            Proto::Resident(frame) => Some((*page, *frame)),
-            Proto::Reading(_) => None,
-        });
-        let idle = resident.filter(|(_, frame)| state.file && db.is_idle(*frame));
-        let idle: alloc::vec::Vec<_> = idle.map(|(page, _)| page).collect();
+        let idle = |page: &SectionPage| {
+            let frame = state.resident(*page).filter(|_| state.file);
+            frame.is_some_and(|frame| db.entry(frame).state() == PfnState::Standby)
+        };
+        let idle: Vec<_> = state.pages.keys().copied().filter(idle).collect();
         for page in &idle {
             db.forget_page(section.id(), *page);
         }

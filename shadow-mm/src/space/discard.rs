@@ -5,6 +5,7 @@ use crate::backend::Platform;
 use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::space::Space;
+use crate::space::own::Owning;
 
 /// What became of a discard.
 #[derive(Debug)]
@@ -25,6 +26,9 @@ pub enum DiscardError {
         /// The first page that is not.
         vpn: Vpn,
     },
+    /// Shared tables on an edge of the range cannot be copied, for now (`EAGAIN`); nothing has changed.
+    #[error("no memory for copies of page tables")]
+    NoMemory,
 }
 
 impl<P: Platform> Manager<P> {
@@ -32,6 +36,16 @@ impl<P: Platform> Manager<P> {
     pub fn discard(&self, space: &Space<P>, range: VpnRange) -> Discarded {
         let mut flush = space.no_flush();
         let mut state = space.state.lock();
+        let Some(mut edges) = self.reserve_edges(space, range) else {
+            let result = Err(DiscardError::NoMemory);
+            return Discarded { flush, result };
+        };
+        let owning = Owning {
+            tables: &mut edges.tables,
+            flush: &mut flush,
+        };
+        self.own_edges((space, &mut *state), range, owning);
+        self.give_back(edges);
         self.zap(space, &mut state, range, &mut flush);
         let covered = state
             .vads

@@ -236,12 +236,20 @@ impl<P: Platform> Manager<P> {
             return again;
         }
         let found = space.cursor(&self.store).lookup(vpn);
-        let same = match found {
-            Some((_, _, Entry::Transition(found))) => found == frame,
-            Some((_, _, Entry::Prototype(block))) => {
+        let same = match found.map(|found| found.entry) {
+            Some(Entry::Transition(found)) => found == frame,
+            Some(Entry::Prototype(block)) => {
                 self.pfns.lock().clones.content(block) == BlockContent::Resident(frame)
             }
-            Some(_) | None => false,
+            // A page of shared memory.
+            Some(Entry::Empty) | None => {
+                let vad = state.vads.find(vpn);
+                let page = vad.and_then(|vad| vad.view().zip(vad.section_page(vpn)));
+                page.is_some_and(|((section, _, _), page)| {
+                    self.pfns.lock().mappable(section.id(), page) == Some(frame)
+                })
+            }
+            Some(_) => false,
         };
         let vad = state.vads.find(vpn);
         if !same || !vad.is_some_and(|vad| vad.prot.allows(access)) {

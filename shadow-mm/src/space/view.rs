@@ -20,8 +20,11 @@ use crate::outcome::{FaultKind, FaultOf, FaultOutcome};
 use crate::pfn::{Owner, Taken, Want};
 use crate::proto::{Pending, Proto, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::space::books::Books;
 use crate::space::fault::{resolution, used, window};
 use crate::space::file_read::Started;
+use crate::space::own::Owning;
+use crate::space::view_in::ViewIn;
 use crate::space::zap::drop_page;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
@@ -71,16 +74,26 @@ impl<P: Platform> Manager<P> {
                 return FaultOutcome::Denied(Denied::BeyondEnd);
             }
             match section.pages.get(&target.page) {
-                Some(Proto::Resident(frame)) if target.copies => {
-                    let from = *frame;
-                    db.hold(from);
-                    drop(db);
-                    return self.copy_view(space, state, vpn, from);
-                }
                 Some(Proto::Resident(_)) => {
+                    let Some(from) = db.mappable(target.section.id(), target.page) else {
+                        return FaultOutcome::Collided;
+                    };
+                    if target.copies {
+                        db.hold(from);
+                        drop(db);
+                        return self.copy_view(space, state, vpn, from);
+                    }
                     drop(db);
                     if let Some(outcome) = self.map_view(space, state, vpn, access) {
                         return outcome;
+                    }
+                }
+                Some(Proto::PageFile(_)) => {
+                    drop(db);
+                    match self.start_view_in(space, &target.section, target.page, (vpn, access)) {
+                        ViewIn::PageIn(ticket) => return FaultOutcome::PageIn(ticket),
+                        ViewIn::NoMemory => return FaultOutcome::NoMemory,
+                        ViewIn::Again => {}
                     }
                 }
                 Some(Proto::Reading(record)) => return FaultOutcome::Wait(Pending::new(record)),
@@ -157,7 +170,7 @@ impl<P: Platform> Manager<P> {
         from: Pfn,
     ) -> FaultOutcome<P> {
         let cursor = space.cursor(&self.store);
-        let tables = cursor.missing_tables(vpn);
+        let needs = self.needs(space, vpn);
         let Some(vad) = state.vads.find(vpn) else {
             self.release_sources(&[(vpn, from)]);
             return FaultOutcome::Denied(Denied::NotMapped);
@@ -165,12 +178,12 @@ impl<P: Platform> Manager<P> {
         let flags = EntryFlags::private(vad.prot);
         let mut sources = self.hold_sources(space, vad, (vpn, from));
         let demand = Demand {
-            tables,
+            tables: needs.tables(),
             data: 1,
             extra: sources.len() - 1,
             want: Want::Anything,
         };
-        let Some(mut reserve) = self.reserve(demand) else {
+        let Some(mut reserve) = self.reserve_for(needs, demand) else {
             self.release_sources(&sources);
             return FaultOutcome::NoMemory;
         };
@@ -187,12 +200,16 @@ impl<P: Platform> Manager<P> {
         add(&self.counters.pages_copied, made);
         let mut outcome = resolution(space, FaultKind::CopyOnWrite, made as u32);
         let mut db = self.pfns.lock();
-        let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
+        let owning = Owning {
+            tables: &mut reserve.tables,
+            flush: &mut outcome.flush,
+        };
+        let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
         let mut edits = TableEdits::new(table);
         for ((at, from), copy) in sources.iter().zip(copies) {
             let index = at.index(Level::Leaf);
             if let Entry::Valid(old) = cursor.remove(&mut db, table, index) {
-                drop_page(&mut db, state, old);
+                drop_page(&mut db, &mut Books::Own(&mut *state), old);
                 outcome.flush.hold(old.frame);
                 edits.add(index, *at);
             }
@@ -208,7 +225,7 @@ impl<P: Platform> Manager<P> {
         }
         drop(db);
         outcome.flush.absorb(edits);
-        state.tables += tables as u64;
+        self.give_back(reserve);
         state.gained_private(made);
         add(&self.counters.entries_written, made);
         FaultOutcome::Resolved(outcome)
@@ -243,11 +260,9 @@ impl<P: Platform> Manager<P> {
                 cursor.leaf(table, vpn.index(Level::Leaf))
             });
             let frame = match entry {
-                Entry::Empty => vad.view().and_then(|(section, _, _)| {
-                    let section = db.sections.get(section.id());
-                    let page = vad.section_page(vpn);
-                    section.resident(page.filter(|page| section.contains(*page))?)
-                }),
+                Entry::Empty => vad
+                    .view()
+                    .and_then(|(section, _, _)| db.mappable(section.id(), vad.section_page(vpn)?)),
                 Entry::Valid(entry) if db.is_sections(entry) => Some(entry.frame),
                 _ => None,
             };
@@ -273,49 +288,48 @@ impl<P: Platform> Manager<P> {
         access: Access,
     ) -> Option<FaultOutcome<P>> {
         let cursor = space.cursor(&self.store);
-        let tables = cursor.missing_tables(vpn);
-        let Some(mut reserve) = self.reserve(Demand::tables(tables)) else {
+        let needs = self.needs(space, vpn);
+        let demand = Demand::tables(needs.tables());
+        let Some(mut reserve) = self.reserve_for(needs, demand) else {
             return Some(FaultOutcome::NoMemory);
         };
-        let vad = state.vads.find(vpn)?;
+        let vad = state.vads.find(vpn)?.clone();
         let (section, _, sharing) = vad.view()?;
-        let flags = view_flags(vad, sharing);
+        let flags = view_flags(&vad, sharing);
+        let mut outcome = resolution(space, FaultKind::Mapped, 0);
         let mut db = self.pfns.lock();
-        let mut mapped = 0;
         let wanted = vad.section_page(vpn)?;
-        if db.sections.get(section.id()).resident(wanted).is_some() {
-            let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
-            for vpn in around(vad, vpn).iter() {
+        if db.mappable(section.id(), wanted).is_some() {
+            let owning = Owning {
+                tables: &mut reserve.tables,
+                flush: &mut outcome.flush,
+            };
+            let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
+            for vpn in around(&vad, vpn).iter() {
                 let (index, page) = (vpn.index(Level::Leaf), vad.section_page(vpn));
-                let section = db.sections.get(section.id());
-                let page = page.filter(|page| section.contains(*page));
-                let frame = page.and_then(|page| section.resident(page));
+                let frame = page.and_then(|page| db.mappable(section.id(), page));
                 let Some(frame) = frame.filter(|_| cursor.leaf(table, index) == Entry::Empty)
                 else {
                     continue;
                 };
-                db.share_prototype(frame);
+                db.map_again(frame);
                 cursor.install(&mut db, table, index, ValidEntry { frame, flags });
-                mapped += 1;
+                outcome.mapped += 1;
             }
             drop(db);
             cursor.mark_used(table, vpn.index(Level::Leaf), used(access));
-            state.tables += tables as u64;
         } else {
             drop(db);
         }
         self.give_back(reserve);
+        let mapped = u64::from(outcome.mapped);
         if mapped == 0 {
             return None;
         }
         state.gained_resident(mapped);
         add(&self.counters.entries_written, mapped);
         add(&self.counters.pages_mapped_around, mapped - 1);
-        Some(FaultOutcome::Resolved(resolution(
-            space,
-            FaultKind::Mapped,
-            mapped as u32,
-        )))
+        Some(FaultOutcome::Resolved(outcome))
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the tests have in common: a small pool, and short names.
 #![allow(dead_code, reason = "no test uses all of it")]
 
+pub(crate) mod page_file;
+
 use std::sync::Arc;
 
 use shadow_mm::sim::{SimFile, SimMmu, SimPlatform, SimStore};
@@ -89,9 +91,15 @@ impl Cpu {
         }
     }
 
+    /// Does what a flush asks for.
+    pub(crate) fn drop_stale(&mut self, flush: &Flush) {
+        self.mmu.flush(flush);
+        self.mmu.set_root(self.space.root());
+    }
+
     /// Does what a flush asks for, and acknowledges it.
     pub(crate) fn flush(&mut self, mm: &Mm, flush: Flush) {
-        self.mmu.flush(&flush);
+        self.drop_stale(&flush);
         mm.flushed(flush);
     }
 

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
 use super::kernel::Kernel;
+use super::offset::Offset;
 use crate::locks::{Mutex, rank};
 use crate::memory::Backing;
 
@@ -125,6 +126,11 @@ pub trait File: Debug + Send + Sync {
     /// Whether it has an offset (lseek(2), pread(2)); streams have none and give `ESPIPE`.
     fn seekable(&self) -> bool {
         false
+    }
+
+    /// Whether lseek(2) moves the offset: devices without content stay at 0 wherever they are sent.
+    fn moves(&self) -> bool {
+        self.seekable()
     }
 
     /// What stat(2) tells of it.
@@ -274,6 +280,15 @@ pub trait File: Debug + Send + Sync {
     /// What `/proc/PID/fd/N` shows, e.g. `pipe:[12]` or a path.
     fn name(&self, k: &Kernel) -> Vec<u8>;
 
+    /// It as data, from which it can be made again. The guest is stopped.
+    ///
+    /// # Errors
+    /// It could not be opened again.
+    fn saved(
+        &self,
+        s: &mut super::saved::Saver<'_>,
+    ) -> Result<super::saved::SavedFile, super::saved::Refused>;
+
     /// The kind as the one it is, for calls that work on one kind only.
     fn as_any(&self) -> &dyn std::any::Any;
 }
@@ -313,7 +328,7 @@ pub struct Description {
     /// Access mode and status flags (`O_ACCMODE | O_APPEND | O_NONBLOCK | ...`).
     flags: AtomicU32,
     /// The offset. Locked while a read or write that uses it is under way (POSIX: atomic).
-    pub offset: Mutex<rank::Offset, u64>,
+    pub offset: Offset,
     /// The flock(2) lock it holds; given up when the last reference goes.
     pub flock: Mutex<rank::FlockHeld, Option<super::fs::FlockGuard>>,
 }
@@ -332,7 +347,7 @@ impl Description {
         Arc::new(Self {
             file,
             flags: AtomicU32::new(flags),
-            offset: Mutex::new(0),
+            offset: Offset::default(),
             flock: Mutex::new(None),
         })
     }

@@ -4,7 +4,7 @@
 //! signals, timers. The memory image is the memory manager's: spaces, sections, pages. The seam between
 //! them is [`records::memory`].
 //!
-//! On disk both are one file: [`format`] says what it looks like, [`mod@write`] how one comes to be,
+//! On disk both are one file: [`mod@format`] says what it looks like, [`mod@write`] how one comes to be,
 //! [`read`] how it is read. It is written once and never changed. What makes it trustworthy:
 //!
 //! * it is written under no name and gets its own only once all of it is on the disk, so whoever kills

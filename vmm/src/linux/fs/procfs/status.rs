@@ -61,8 +61,12 @@ fn with<R>(c: &Caller<'_>, pid: Pid, f: impl FnOnce(&Process, &Facts) -> R) -> R
 
 fn letter(c: &Caller<'_>, p: &Process, tid: Tid) -> char {
     match p.life {
-        // A leader that has ended before the others.
-        Life::Running | Life::Stopped(_) if !p.threads.contains_key(&tid) => 'Z',
+        // A leader that has ended before the others; `init` never has a thread.
+        Life::Running | Life::Stopped(_)
+            if !p.threads.is_empty() && !p.threads.contains_key(&tid) =>
+        {
+            'Z'
+        }
         Life::Zombie(_) => 'Z',
         Life::Stopped(_) => 'T',
         Life::Running if tid == c.tid => 'R',

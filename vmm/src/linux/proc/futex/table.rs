@@ -2,32 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use shadow_mm::SpaceId;
-
-use crate::linux::process::AddressSpace;
+use super::FutexKey;
 use crate::linux::thread::Tid;
-
-/// What a word is known by: never a frame, which may change under it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FutexKey {
-    /// A word of one address space.
-    Private {
-        /// The space.
-        space: SpaceId,
-        /// The word's address.
-        va: u64,
-    },
-}
-
-/// The key of the word at `va`. Known hole: a word in a section that several spaces map has a key in each of them, so a
-/// wake in one does not reach a waiter in another.
-#[must_use]
-pub fn futex_key(mm: &AddressSpace, va: u64) -> FutexKey {
-    FutexKey::Private {
-        space: mm.space.id(),
-        va,
-    }
-}
 
 /// A thread in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +104,28 @@ impl FutexTable {
         }
     }
 
+    /// Every queue: who waits, in their order, and which wakes they take.
+    pub(super) fn waiters(&self) -> impl Iterator<Item = (FutexKey, Vec<(Tid, u32)>)> {
+        let waiter = |w: &Waiter| (w.tid, w.bitset);
+        let queue = move |(&key, queue): (&FutexKey, &VecDeque<Waiter>)| {
+            (key, queue.iter().map(waiter).collect())
+        };
+        self.queues.iter().map(queue)
+    }
+
+    /// Who was woken and has not noticed, by number.
+    pub(super) fn all_woken(&self) -> Vec<Tid> {
+        let woken = self.threads.iter().filter(|&(_, &at)| at == Place::Woken);
+        let mut tids: Vec<_> = woken.map(|(&tid, _)| tid).collect();
+        tids.sort_unstable();
+        tids
+    }
+
+    /// A thread was woken before it was saved.
+    pub(super) fn restore_woken(&mut self, tid: Tid) {
+        self.threads.insert(tid, Place::Woken);
+    }
+
     /// Whether nobody waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -137,6 +135,8 @@ impl FutexTable {
 
 #[cfg(test)]
 mod tests {
+    use shadow_mm::SpaceId;
+
     use super::*;
 
     fn key(space: u64, va: u64) -> FutexKey {
