@@ -1,6 +1,6 @@
 //! The guest's console: this terminal or pipe, a file, or a pseudo-terminal of its own.
 //!
-//! On a terminal every key goes to the guest, but for an escape sequence ([`super::input`]).
+//! On a terminal every key goes to the guest, but for an escape sequence (`input`).
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
