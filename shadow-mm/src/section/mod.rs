@@ -5,6 +5,8 @@ mod resize;
 mod viewers;
 mod write_back;
 
+use alloc::vec::Vec;
+
 use crate::backend::Platform;
 use crate::manager::Manager;
 use crate::outcome::Pin;
@@ -67,6 +69,15 @@ impl<P: Platform> Manager<P> {
         resident.count() as u64
     }
 
+    /// The pages a section has in memory, rising.
+    #[must_use]
+    pub fn section_pages(&self, section: &Section<P::Backing>) -> Vec<SectionPage> {
+        let db = self.pfns.lock();
+        let pages = db.sections.get(section.id()).pages.iter();
+        let resident = pages.filter(|(_, proto)| matches!(proto, Proto::Resident(_)));
+        resident.map(|(page, _)| *page).collect()
+    }
+
     /// Where a page is, so that what is stored to the file elsewhere can be stored there too, and what
     /// was stored through a view can be read. The pin ends with [`Manager::unpin`].
     pub fn section_page(&self, section: &Section<P::Backing>, page: SectionPage) -> SectionAt {
@@ -101,7 +112,7 @@ impl<P: Platform> Manager<P> {
             Proto::Reading(_) => None,
         });
         let idle = resident.filter(|(_, frame)| state.file && db.is_idle(*frame));
-        let idle: alloc::vec::Vec<_> = idle.map(|(page, _)| page).collect();
+        let idle: Vec<_> = idle.map(|(page, _)| page).collect();
         for page in &idle {
             db.forget_page(section.id(), *page);
         }

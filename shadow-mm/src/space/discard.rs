@@ -25,13 +25,24 @@ pub enum DiscardError {
         /// The first page that is not.
         vpn: Vpn,
     },
+    /// The image under the space would be in too many pieces (`EAGAIN`); nothing was discarded.
+    #[error("the image under {range} would be in too many pieces")]
+    TooManyPieces {
+        /// The range.
+        range: VpnRange,
+    },
 }
 
 impl<P: Platform> Manager<P> {
-    /// Forgets the pages of a range: anonymous ones read as zero again, a file's are read again.
+    /// Forgets the pages of a range: anonymous ones read as zero again, a file's are read again. The
+    /// image under them is forgotten too.
     pub fn discard(&self, space: &Space<P>, range: VpnRange) -> Discarded {
         let mut flush = space.no_flush();
         let mut state = space.state.lock();
+        if state.images.too_many_cuts(range) {
+            let result = Err(DiscardError::TooManyPieces { range });
+            return Discarded { flush, result };
+        }
         self.zap(space, &mut state, range, &mut flush);
         let covered = state
             .vads

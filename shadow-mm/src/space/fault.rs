@@ -43,7 +43,7 @@ impl<P: Platform> Manager<P> {
         if !vad.prot.allows(access) {
             return FaultOutcome::Denied(Denied::Protection);
         }
-        let view = vad.kind != MapKind::Anonymous;
+        let view = vad.kind != MapKind::Anonymous || state.images.find(vpn).is_some();
         match space.cursor(&self.store).lookup(vpn) {
             Some((table, index, Entry::Valid(entry))) => {
                 let allowed = access != Access::Write || entry.flags.contains(EntryFlags::WRITABLE);
@@ -163,7 +163,12 @@ pub(super) fn window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> usize {
     } else {
         AROUND_FIRST
     };
-    let left = vad.range.end() - vpn.get();
+    let end = if cfg!(mutant = "zeroes_over_image") {
+        vad.range.end()
+    } else {
+        state.images.extent(vpn, vad.range).end()
+    };
+    let left = end - vpn.get();
     u64::from(window.clamp(AROUND_FIRST, AROUND_MAX)).min(left) as usize
 }
 

@@ -30,6 +30,9 @@ impl<P: Platform> Manager<P> {
         let Some(range) = part.filter(|_| state.alive) else {
             return;
         };
+        if cfg!(not(mutant = "image_survives")) {
+            drop(state.carve_image(range));
+        }
         let cursor = space.cursor(&self.store);
         let mut found = false;
         cursor.for_each_leaf(range, |run| {

@@ -4,6 +4,8 @@ use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 
+use crate::snapshot::format::SnapshotId;
+
 /// Names a file for as long as somebody holds its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileId {
@@ -64,6 +66,11 @@ pub trait Content: Debug + Send + Sync {
 
     /// Guest path, for `/proc/PID/maps`.
     fn path(&self) -> Vec<u8>;
+
+    /// The snapshot whose pages these are, if they are a snapshot's.
+    fn snapshot(&self) -> Option<SnapshotId> {
+        None
+    }
 }
 
 /// Handle of a file's content. Two are equal if they are the same open file.
