@@ -121,6 +121,78 @@ static void msrs(u32 rounds) {
   }
 }
 
+// A virtio driver that means harm: the device is set up properly, then its queue is filled with anything.
+#define REGISTER(base, at) (*(volatile u32 *)((base) + (at)))
+struct descriptor { u64 address; u32 length; u16 flags, next; };
+static struct descriptor descriptors[64] __attribute__((aligned(4096)));
+static struct { u16 flags, index, ring[64], event; } available __attribute__((aligned(4096)));
+static struct { u16 flags, index; u64 ring[64]; u16 event; } used __attribute__((aligned(4096)));
+static u8 data[1024] __attribute__((aligned(4096)));
+
+static u64 answered;
+
+static u64 any_address(void) {
+  u64 r = random();
+  switch (r & 7) {
+    case 0: return random();
+    case 1: return 0xc0000000 + (r >> 40);              // the hole
+    case 2: return 16 * 1024 * 1024 - (r >> 8) % 512;   // the end of memory
+    case 3: return (u64)&descriptors + (r >> 8) % 4096; // the queue itself
+    case 4: return (u64)&used + (r >> 8) % 512;
+    default: return (u64)data + (r >> 8) % sizeof data;
+  }
+}
+
+static void queue_round(u64 base) {
+  u32 size = 1u << (random() % 7);
+  REGISTER(base, 0x70) = 0;
+  REGISTER(base, 0x70) = 3;
+  for (u32 page = 0; page < 2; page++) {
+    REGISTER(base, 0x14) = page;
+    REGISTER(base, 0x24) = page;
+    REGISTER(base, 0x20) = REGISTER(base, 0x10) & (page ? ~0u : (u32)random() | (u32)random());
+  }
+  REGISTER(base, 0x70) = 11;
+  REGISTER(base, 0x30) = 0;
+  REGISTER(base, 0x38) = random() & 15 ? size : random();
+  u64 places[3] = {(u64)descriptors, (u64)&available, (u64)&used};
+  for (int i = 0; i < 3; i++) {
+    u64 at = random() & 31 ? places[i] : any_address();
+    REGISTER(base, 0x80 + i * 16) = at;
+    REGISTER(base, 0x84 + i * 16) = at >> 32;
+  }
+  for (u32 i = 0; i < 64; i++) {
+    u64 r = random();
+    descriptors[i] = (struct descriptor){any_address(), r & 3 ? (r >> 8) % 8192 : r >> 32, r >> 16 & 7,
+                                         r & 64 ? i + 1 : r >> 24 & 127};
+    available.ring[i] = r & 128 ? i : r >> 40 & 127;
+  }
+  // A header that a disk takes.
+  for (u32 i = 0; i < sizeof data; i += 16) {
+    *(u32 *)(data + i) = random() % 16;
+    *(u64 *)(data + i + 8) = random() % 64;
+  }
+  used.index = 0;
+  available.index = random() & 3 ? random() % (size + 1) : random();
+  REGISTER(base, 0x44) = 1;
+  REGISTER(base, 0x70) = 15;
+  for (int i = 0; i < 3; i++) {
+    REGISTER(base, 0x50) = random() & 7 ? 0 : random();
+    available.index += random() % 3;
+    descriptors[random() % 64].address = any_address();
+  }
+  // Some time for the device's thread.
+  for (int i = 0; i < 5 && *(volatile u16 *)&used.index == 0; i++) (void)REGISTER(base, 0x70);
+  answered += *(volatile u16 *)&used.index;
+  REGISTER(base, 0x64) = 3;
+}
+
+static void queues(u32 rounds) {
+  for (u32 i = 0; i < rounds; i++) queue_round(0xd0000000 + (random() & 1) * 0x1000);
+  REGISTER(0xd0000000ul, 0x70) = 0;
+  REGISTER(0xd0001000ul, 0x70) = 0;
+}
+
 static int is(const char *line, const char *word) {
   while (*word) if (*line++ != *word++) return 0;
   return *line == 0 || *line == ' ';
@@ -151,6 +223,10 @@ void start(u8 *zero_page) {
     catch_faults();
     addresses(4000, 0xd0000000, 0x8000);
     addresses(4000, 0xc0000000, 0x3ec00000);
+  }
+  else if (is(line, "queues")) {
+    queues(400);
+    say(answered ? "some were answered\n" : "none was answered\n");
   }
   else if (is(line, "msrs")) {
     catch_faults(); msrs(5000);

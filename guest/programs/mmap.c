@@ -1,37 +1,7 @@
 /* Memory as a program sees it: protections, holes, moves, advice, large reservations, files
  * mapped privately, and arguments that make no sense. */
-#include "tap.h"
-#include <setjmp.h>
+#include "trapped.h"
 
-static sigjmp_buf escape;
-static volatile int got_signal, got_code;
-static void *volatile got_addr;
-
-static void jumping(int sig, siginfo_t *info, void *context)
-{
-	(void)context;
-	got_signal = sig;
-	got_code = info->si_code;
-	got_addr = info->si_addr;
-	siglongjmp(escape, 1);
-}
-
-/* The signal that an access gives, or 0. */
-static int reading(volatile char *at)
-{
-	got_signal = 0;
-	if (!sigsetjmp(escape, 1))
-		(void)*at;
-	return got_signal;
-}
-
-static int writing(volatile char *at, char value)
-{
-	got_signal = 0;
-	if (!sigsetjmp(escape, 1))
-		*at = value;
-	return got_signal;
-}
 
 static char *anon(unsigned long size, int prot)
 {
@@ -248,10 +218,8 @@ static void absurd(void)
 
 int main(int argc, char **argv)
 {
-	struct sigaction act = {.sa_sigaction = jumping, .sa_flags = SA_SIGINFO | SA_NODEFER};
 	deadline(60);
-	sigaction(SIGSEGV, &act, NULL);
-	sigaction(SIGBUS, &act, NULL);
+	catch_failed_accesses();
 	protections();
 	protected_after_fork();
 	placement();

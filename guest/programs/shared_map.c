@@ -1,38 +1,9 @@
 /* Shared mappings as a program sees them: of a file and of memory, between processes and with
  * read and write; truncation, protection, moves, advice, what private mappings keep to themselves,
  * and what reaches the file. The argument is a folder to work in, on a disk or in memory. */
-#include "tap.h"
-#include <setjmp.h>
+#include "trapped.h"
 
-static sigjmp_buf escape;
-static volatile int got_signal, got_code;
-static void *volatile got_addr;
 static char path[PATH_MAX];
-
-static void jumping(int sig, siginfo_t *info, void *context)
-{
-	(void)context;
-	got_signal = sig;
-	got_code = info->si_code;
-	got_addr = info->si_addr;
-	siglongjmp(escape, 1);
-}
-
-static int reading(volatile char *at)
-{
-	got_signal = 0;
-	if (!sigsetjmp(escape, 1))
-		(void)*at;
-	return got_signal;
-}
-
-static int writing(volatile char *at, char value)
-{
-	got_signal = 0;
-	if (!sigsetjmp(escape, 1))
-		*at = value;
-	return got_signal;
-}
 
 static int waited(pid_t child)
 {
@@ -324,9 +295,7 @@ static void leave(void)
 int main(int argc, char **argv)
 {
 	deadline(60);
-	struct sigaction action = {.sa_sigaction = jumping, .sa_flags = SA_SIGINFO | SA_NODEFER};
-	sigaction(SIGSEGV, &action, NULL);
-	sigaction(SIGBUS, &action, NULL);
+	catch_failed_accesses();
 	if (argc < 2 || chdir(argv[1])) {
 		ok(0, "a folder to work in");
 		return tap_end();

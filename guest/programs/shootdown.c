@@ -79,6 +79,22 @@ static void let_them(int rounds)
 		;
 }
 
+/* How many threads read something below `least` or above `most` now. What a thread read before it has finished
+ * a round does not count, and one that does not get its turn is not waited for. */
+static int saw_outside(unsigned long least, unsigned long most)
+{
+	int count = 0;
+	long before[USERS];
+	for (int i = 0; i < USERS; i++)
+		before[i] = tick[i];
+	for (int i = 0; i < USERS; i++) {
+		for (int spins = 0; tick[i] < before[i] + 2 && spins < 200; spins++)
+			usleep(20);
+		count += tick[i] >= before[i] + 2 && (seen[i] < least || seen[i] > most);
+	}
+	return count;
+}
+
 static unsigned long sum(void)
 {
 	unsigned long total = 0;
@@ -117,15 +133,7 @@ static void replace(int rounds)
 			((unsigned long *)second)[i * 8] = n;
 		if (mremap(second, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, page) != page)
 			late = -1000;
-		long before[USERS];
-		for (int i = 0; i < USERS; i++)
-			before[i] = tick[i];
-		/* What a thread read before it has finished a round does not count. */
-		for (int i = 0; i < USERS; i++) {
-			for (int spins = 0; tick[i] < before[i] + 2 && spins < 200; spins++)
-				usleep(20);
-			late += tick[i] >= before[i] + 2 && seen[i] < n;
-		}
+		late += saw_outside(n, ULONG_MAX);
 		second = mmap(second, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	}
 	stop();
@@ -162,14 +170,7 @@ static void discard(int rounds)
 		for (int i = 0; i < USERS; i++)
 			((volatile unsigned long *)page)[i * 8] = 77;
 		madvise(page, PAGE, MADV_DONTNEED);
-		long before[USERS];
-		for (int i = 0; i < USERS; i++)
-			before[i] = tick[i];
-		for (int i = 0; i < USERS; i++) {
-			for (int spins = 0; tick[i] < before[i] + 2 && spins < 200; spins++)
-				usleep(20);
-			late += tick[i] >= before[i] + 2 && seen[i] != 0;
-		}
+		late += saw_outside(0, 0);
 	}
 	stop();
 	is(late, 0, "madvise: dropped content is gone for every thread");
@@ -217,14 +218,7 @@ static void call_breaks_copy(int rounds)
 		}
 		if (write(ends[1], fill, sizeof fill) != sizeof fill || read(ends[0], page, sizeof fill) != sizeof fill)
 			stale = -1000;
-		long before[USERS];
-		for (int i = 0; i < USERS; i++)
-			before[i] = tick[i];
-		for (int i = 0; i < USERS; i++) {
-			for (int spins = 0; tick[i] < before[i] + 2 && spins < 200; spins++)
-				usleep(20);
-			stale += tick[i] >= before[i] + 2 && seen[i] != n;
-		}
+		stale += saw_outside(n, n);
 		kill(pid, SIGKILL);
 		wait_for(pid);
 	}

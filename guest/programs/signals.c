@@ -1,17 +1,13 @@
 /* Signals as a program sees them: handlers, masks, alternate stacks, nesting, restarted and
  * interrupted calls, what the hardware's faults say, and a frame that is not one. */
-#include "tap.h"
+#include "trapped.h"
 #include <fenv.h>
 #include <poll.h>
-#include <setjmp.h>
 #include <sys/ucontext.h>
 
 static volatile sig_atomic_t count, budget, nested_max, depth, order[8], order_n;
-static volatile int got_signal, got_code;
-static void *volatile got_addr;
 static volatile pid_t got_pid;
 static volatile int got_status;
-static sigjmp_buf escape;
 
 static void on(int sig, void (*handler)(int, siginfo_t *, void *), int flags, int blocked)
 {
@@ -34,15 +30,6 @@ static void counting(int sig, siginfo_t *info, void *context)
 	got_code = info->si_code;
 	got_pid = info->si_pid;
 	got_status = info->si_status;
-}
-
-static void jumping(int sig, siginfo_t *info, void *context)
-{
-	(void)context;
-	got_signal = sig;
-	got_code = info->si_code;
-	got_addr = info->si_addr;
-	siglongjmp(escape, 1);
 }
 
 static void block(int how, int sig)

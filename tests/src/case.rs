@@ -135,8 +135,6 @@ pub const PASSED: Verdict = Verdict::Passed(Vec::new());
 pub enum On {
     /// Each that has KVM.
     EveryKvm,
-    /// Not in the rig, for a reason.
-    NotInRig(&'static str),
     /// Only where there is no KVM.
     NoKvm,
 }
@@ -226,10 +224,6 @@ impl Case {
     #[must_use]
     pub fn skip_on(&self, host: Host) -> Option<String> {
         let missing = self.needs.iter().find(|name| find_program(name).is_none());
-        match self.on {
-            On::NotInRig(why) if host.in_rig() => return Some(why.to_owned()),
-            On::NotInRig(_) | On::EveryKvm | On::NoKvm => {}
-        }
         if let (Host::Native, Some(why)) = (host, self.not_native) {
             return Some(why.to_owned());
         }

@@ -131,6 +131,33 @@ fn hostile(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// A driver that fills a disk's and a random source's queue with anything, while their threads look. The
+/// devices write where it told them, which may be its own code: any end but one of ours is fine.
+fn hostile_queues(context: &Context) -> Checked {
+    let disk = context.write("disk", vec![0; 64 * 512], 0o644)?;
+    let options = flat("queues", &["--timeout", "60", "--disk", "{work}/disk"]);
+    let output = context.boot(&options, &Launch::default())?;
+    if !matches!(output.status, 0 | 120..=124) {
+        return expect(&output, 0, "").map(|()| PASSED);
+    }
+    if output.status == 0 {
+        expect(&output, 0, "some were answered")?;
+    }
+    let length = std::fs::metadata(disk).map_err(|e| e.to_string())?.len();
+    if length != 64 * 512 {
+        return Err(format!("the disk has {length} bytes now"));
+    }
+    Ok(PASSED)
+}
+
+/// A kernel with a PVH note is entered that way.
+fn pvh(context: &Context) -> Checked {
+    let mut options = flat("by PVH", &[]);
+    options[1] = "{programs}/kernels/pvh";
+    run(context, &options, 0, "by PVH")?;
+    Ok(PASSED)
+}
+
 /// What a person's `kill` does.
 fn signal(context: &Context) -> Checked {
     for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
@@ -275,6 +302,8 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("boot/flat/pipe", pipe),
         Case::function("boot/flat/console_in_a_file", console_in_a_file),
         Case::function("boot/flat/hostile", hostile).seconds(180),
+        Case::function("boot/flat/hostile_queues", hostile_queues).seconds(180),
+        Case::function("boot/flat/pvh", pvh),
         Case::function("boot/flat/signal", signal),
         Case::function("boot/flat/terminal", terminal).needs(&["stty", "cmp"]),
         Case::function("boot/flat/terminal_after_a_crash", terminal_after_a_crash)

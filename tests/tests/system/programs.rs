@@ -1,6 +1,6 @@
 //! The guest's own test programs: each prints TAP lines and passes on Linux itself.
 
-use tests::case::{Case, Expect, Launch, On};
+use tests::case::{Case, Expect, Launch};
 
 fn tap(name: &str, args: &[&str]) -> Case {
     let launch = Launch::new(&format!("{{programs}}/{name}"), args);
@@ -50,10 +50,7 @@ pub(crate) fn cases() -> Vec<Case> {
         threads("threads", ["threads", "1000"], "100", "2"),
         threads("threads_on_one_cpu", ["threads", "100"], "50", "1"),
         threads("thread_storm", ["thread_storm", "200"], "40", "4"),
-        // A known bug: see docs/testing.md.
-        threads("shootdown", ["shootdown", "200"], "40", "2").on(On::NotInRig(
-            "with nested paging on one processor it now and then waits for ever",
-        )),
+        threads("shootdown", ["shootdown", "200"], "40", "2"),
         thrash(),
         tap("waits", &[]),
         tap("misbehave", &[]).seconds(120),

@@ -67,6 +67,18 @@ pub(crate) fn cases() -> Vec<Case> {
         try: subprocess.run(['/nonexistent'])\n\
         except FileNotFoundError as e: print('not found', e.errno)\n\
         sys.exit(9)\n";
+    let threads = "import threading, queue, time, subprocess, hashlib\n\
+        todo, done = queue.Queue(), []\n\
+        def work():\n    while (n := todo.get()) is not None: done.append(hashlib.sha256(b'x' * n * 100).digest()[0])\n\
+        crew = [threading.Thread(target=work) for _ in range(12)]\n\
+        [t.start() for t in crew]; [todo.put(n) for n in range(400)]; [todo.put(None) for _ in crew]; [t.join() for t in crew]\n\
+        print(sum(done), len(done), threading.active_count())\n\
+        gate, ready = threading.Barrier(5), threading.Event()\n\
+        ends = []\n\
+        def run(n):\n    gate.wait(); ready.wait(); ends.append(subprocess.call(['sh', '-c', 'exit %d' % n]))\n\
+        crew = [threading.Thread(target=run, args=(n,)) for n in range(4)]\n\
+        [t.start() for t in crew]; gate.wait(); ready.set(); [t.join() for t in crew]\n\
+        print(sorted(ends), threading.Event().wait(0.01))\n";
     let sql = "create table t(a integer primary key, b text);\n\
         with recursive n(i) as (select 1 union all select i + 1 from n where i < 5000)\n\
         insert into t select i, 'row ' || i from n;\n\
@@ -81,6 +93,19 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         rooted("lua", "lua5.4", &["-e", lua]),
         rooted("python", "python3", &["-S", "-E", "-c", python]).seconds(120),
+        rooted("python_threads", "python3", &["-S", "-E", "-c", threads]).seconds(120),
+        rooted(
+            "sort_in_parallel",
+            "sh",
+            &["-c", "seq 1 60000 | awk '{ print $1 * 7919 % 60013 }' | sort -n --parallel=4 -S 16M | sha256sum"],
+        )
+        .needs(&["sort", "gawk"]),
+        rooted(
+            "xz_with_threads",
+            "sh",
+            &["-c", "seq 1 60000 | xz -T4 --block-size=64KiB | xz -dc -T2 | sha256sum"],
+        )
+        .needs(&["xz"]),
         rooted(
             "python_with_site",
             "python3",

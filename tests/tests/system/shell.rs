@@ -35,6 +35,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "(for i in 1 2 3; do echo $i | sed s/^/n/ & done; wait) | sort; exit 7",
         ),
         like_native("status_of_exit", "exit 7"),
+        like_native("init_sleeps", "cut -d' ' -f3 /proc/1/stat"),
         like_native(
             "status_of_a_signal",
             "sh -c 'kill -TERM $$'; echo $?; kill -KILL $$",

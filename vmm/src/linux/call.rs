@@ -1,11 +1,13 @@
 //! A system call as data: its arguments, how it ends, and what it waits for.
 
+use serde::{Deserialize, Serialize};
+
 use super::Errno;
 use super::kernel::Kernel;
 use super::thread::{Cpu, Thread};
 
 /// Arguments of a system call, in the order of the x86-64 ABI (RDI, RSI, RDX, R10, R8, R9).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Args(pub [u64; 6]);
 
 impl Args {
@@ -96,7 +98,7 @@ pub enum WaitKey {
 
 /// What happens to a blocked call when a signal handler is about to run (signal(7), "Interruption
 /// of system calls"). If the signal runs no handler the call simply goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Restart {
     /// Made again if the handler has `SA_RESTART`, else `EINTR`.
     Sys,
@@ -167,6 +169,19 @@ pub struct Entry {
     pub args: &'static [Arg],
     /// What does it.
     pub handler: Handler,
+}
+
+impl Entry {
+    /// For a table of many.
+    #[must_use]
+    pub const fn new(nr: u32, name: &'static str, args: &'static [Arg], handler: Handler) -> Self {
+        Self {
+            nr,
+            name,
+            args,
+            handler,
+        }
+    }
 }
 
 /// What a handler works with: the machine's kernel state, the calling thread's record (owned by

@@ -5,6 +5,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use rustix::io::Errno;
 
 use super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
@@ -39,7 +41,7 @@ bitflags::bitflags! {
 
 /// A place in the guest's file tree: a mount and a path inside it, free of symbolic links, `.` and
 /// `..`. Data, not a host descriptor.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Location {
     /// Index into the machine's mounts.
     pub mount: usize,
@@ -48,7 +50,7 @@ pub struct Location {
 }
 
 /// What stat(2) tells, in the layout of the x86-64 `struct stat`'s fields.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "named as in stat(2)")]
 pub struct Stat {
     pub dev: u64,
@@ -67,7 +69,7 @@ pub struct Stat {
 }
 
 /// An entry getdents64(2) returns.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirEntry {
     /// Inode number.
     pub ino: u64,

@@ -24,6 +24,7 @@ pub mod process;
 pub mod sched;
 pub mod signal;
 pub mod stdio;
+pub mod stop;
 pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use super::Errno;
 use super::file::{Description, Location};
 use super::mm::guard::{self, GuardHeap};
@@ -103,7 +105,7 @@ impl Drop for AddressSpace {
 }
 
 /// Where things are in an address space (`/proc/self/stat` and brk(2)).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MmLayout {
     /// First address of the heap.
     pub brk_start: u64,
@@ -136,7 +138,7 @@ impl MmLayout {
 }
 
 /// What a process does on a signal, as given to `rt_sigaction`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SigAction {
     /// `SIG_DFL` (0), `SIG_IGN` (1) or the handler's address.
     pub handler: u64,
@@ -149,7 +151,7 @@ pub struct SigAction {
 }
 
 /// A signal that was sent and not yet taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SigInfo {
     /// Signal number, 1 to 64.
     pub signo: i32,
@@ -162,7 +164,7 @@ pub struct SigInfo {
 }
 
 /// The union in `siginfo_t` (sigaction(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SigFields {
     /// Sent by a process: `si_pid`, `si_uid`, and `si_value` for `sigqueue`.
     Sender {
@@ -193,7 +195,7 @@ pub enum SigFields {
 
 /// Signals that were sent and not yet taken: a set, with one queued record per standard signal
 /// and a bounded queue for real-time ones.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pending {
     /// Bit N-1 for signal N.
     pub set: u64,
@@ -210,7 +212,7 @@ impl Pending {
 }
 
 /// How a process ended or what it is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Life {
     /// Alive.
     Running,
@@ -221,7 +223,7 @@ pub enum Life {
 }
 
 /// A state change that `wait4` has not reported yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unreported {
     /// Nothing.
     None,
@@ -232,7 +234,7 @@ pub enum Unreported {
 }
 
 /// Real, effective, saved and file-system ids.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {
     /// Real, effective, saved user id.
     pub uid: [u32; 3],
@@ -259,7 +261,7 @@ pub struct FdTable {
 }
 
 /// CPU time and counts (getrusage(2)), in nanoseconds.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// Time in ring 3 and in the VMM on its behalf.
     pub cpu_ns: u64,
@@ -272,7 +274,7 @@ pub struct Usage {
 }
 
 /// What prctl(2) sets on a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prctl {
     /// `PR_SET_PDEATHSIG`; 0 for none.
     pub death_signal: i32,
@@ -373,7 +375,7 @@ pub struct Process {
 }
 
 /// The controlling terminal's record.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TtyState {
     /// Session it controls.
     pub session: Option<Pid>,

@@ -18,6 +18,10 @@ use super::call::{Wait, WaitKey};
 use super::thread::{Thread, Tid};
 use crate::locks::{WaitMutex, rank};
 
+pub mod stop;
+#[cfg(test)]
+mod tests;
+
 /// Stops a worker's virtual CPU from outside, so that it looks at its thread again.
 pub trait Kick: Send + Sync {
     /// Makes the worker leave the guest soon (no effect if it is not in it).
@@ -43,6 +47,10 @@ pub struct Sched {
     runnable: Condvar,
     /// Signalled when a deadline earlier than all others appears.
     earlier: Condvar,
+    /// Signalled when the world stands still.
+    rested: Condvar,
+    /// Whether it is to stand still: a look without the lock.
+    stopping: AtomicBool,
     epoch: AtomicU64,
     next_key: AtomicU64,
     ended: AtomicBool,
@@ -66,8 +74,14 @@ struct Queues {
     deadlines: BTreeSet<(u64, Tid)>,
     running: BTreeMap<Tid, Arc<dyn Kick>>,
     idle_workers: usize,
-    /// The clock thread sleeps without a limit: it must hear of the next thread that runs.
-    clock_sleeps: bool,
+    /// Since when threads have been waiting while every worker has one, in the machine's time: a slice later they
+    /// get their turn.
+    crowded_since: Option<u64>,
+    /// The clock thread sleeps for longer than a slice, or without a limit: it must hear of the next crowd.
+    clock_dozes: bool,
+    /// How many want the world to stand still.
+    stops: usize,
+    clock: stop::Clock,
 }
 
 impl Sched {
@@ -91,7 +105,7 @@ impl Sched {
         for tid in tids {
             q.unpark(tid);
         }
-        self.after_unpark(&q);
+        self.after_unpark(&mut q);
     }
 
     /// Makes one thread look at the state: out of its wait if parked, out of the guest if running.
@@ -101,7 +115,7 @@ impl Sched {
         if let Some(kick) = q.running.get(&tid) {
             kick.kick();
         } else if q.unpark(tid) {
-            self.after_unpark(&q);
+            self.after_unpark(&mut q);
         }
     }
 
@@ -110,7 +124,7 @@ impl Sched {
         let mut q = self.queues.lock();
         self.epoch.fetch_add(1, Ordering::SeqCst);
         if q.unpark(tid) {
-            self.after_unpark(&q);
+            self.after_unpark(&mut q);
         }
     }
 
@@ -133,7 +147,7 @@ impl Sched {
     pub fn enqueue(&self, thread: Box<Thread>) {
         let mut q = self.queues.lock();
         q.run.push_back(thread);
-        self.after_unpark(&q);
+        self.after_unpark(&mut q);
     }
 
     /// Parks `thread` until `wait` is over. Gives it back at once if something was woken since
@@ -156,6 +170,7 @@ impl Sched {
             self.earlier.notify_one();
         }
         q.parked.insert(tid, (thread, wait));
+        self.left(&q);
         Ok(())
     }
 
@@ -168,8 +183,11 @@ impl Sched {
             if self.ended.load(Ordering::SeqCst) {
                 return Next::End;
             }
-            if let Some(thread) = q.run.pop_front() {
+            if self.gives_out(&q)
+                && let Some(thread) = q.run.pop_front()
+            {
                 q.running.insert(thread.tid, Arc::clone(kick));
+                self.rouse_clock(&mut q);
                 return Next::Thread(thread);
             }
             if errand() {
@@ -204,13 +222,16 @@ impl Sched {
         }
         q.running.remove(&thread.tid);
         q.run.push_back(thread);
-        self.after_unpark(&q);
+        self.left(&q);
+        self.after_unpark(&mut q);
         Ok(())
     }
 
     /// A running thread has ended.
     pub fn forget(&self, tid: Tid) {
-        self.queues.lock().running.remove(&tid);
+        let mut q = self.queues.lock();
+        q.running.remove(&tid);
+        self.left(&q);
     }
 
     /// Ends the machine: workers return, threads stay where they are.
@@ -222,6 +243,7 @@ impl Sched {
         }
         self.runnable.notify_all();
         self.earlier.notify_all();
+        self.rested.notify_all();
     }
 
     /// Whether the machine has ended.
@@ -250,6 +272,7 @@ impl Sched {
         mut tick: impl FnMut() -> Option<u64>,
     ) {
         loop {
+            self.rest_clock();
             let changes = self.clock_changes.load(Ordering::SeqCst);
             let due = tick();
             let mut q = self.queues.lock();
@@ -257,7 +280,12 @@ impl Sched {
                 continue;
             }
             if self.ended.load(Ordering::SeqCst) {
+                drop(q);
+                self.end_clock();
                 return;
+            }
+            if q.stops > 0 {
+                continue;
             }
             let at = now();
             while let Some(&(deadline, tid)) = q.deadlines.first() {
@@ -266,30 +294,21 @@ impl Sched {
                 }
                 self.epoch.fetch_add(1, Ordering::SeqCst);
                 q.unpark(tid);
-                self.after_unpark(&q);
+                self.after_unpark(&mut q);
             }
-            let crowded = !q.run.is_empty() && q.idle_workers == 0;
-            if crowded {
-                for kick in q.running.values() {
-                    kick.kick();
-                }
-            }
-            let next = [
-                q.deadlines.first().map(|&(d, _)| d),
-                due,
-                (!q.running.is_empty()).then_some(at + slice),
-            ];
+            let turn_over = q.take_turns(at, slice);
+            let next = [q.deadlines.first().map(|&(d, _)| d), due, turn_over];
+            q.clock_dozes = turn_over.is_none();
+            // Asleep it does nothing to a stopped world, and looks for one when it wakes.
+            q.clock = stop::Clock::Rests;
             match next.into_iter().flatten().min() {
                 Some(deadline) => {
                     let sleep = std::time::Duration::from_nanos(deadline.saturating_sub(at).max(1));
                     q.wait_for(&self.earlier, sleep);
                 }
-                None => {
-                    q.clock_sleeps = true;
-                    q.wait(&self.earlier);
-                    q.clock_sleeps = false;
-                }
+                None => q.wait(&self.earlier),
             }
+            q.clock_dozes = false;
         }
     }
 
@@ -300,20 +319,48 @@ impl Sched {
         self.earlier.notify_one();
     }
 
-    fn after_unpark(&self, q: &Queues) {
+    fn after_unpark(&self, q: &mut Queues) {
         if q.idle_workers > 0 {
             self.runnable.notify_one();
             if q.run.len() > 1 {
                 self.runnable.notify_all();
             }
         }
-        if q.clock_sleeps {
+        self.rouse_clock(q);
+    }
+
+    /// Tells the clock thread of a crowd that it does not know of: whatever it waits for may be far away.
+    fn rouse_clock(&self, q: &mut Queues) {
+        if q.clock_dozes && q.is_crowded() {
+            q.clock_dozes = false;
             self.earlier.notify_one();
         }
     }
 }
 
 impl Queues {
+    /// Threads wait, and no worker is free for them.
+    fn is_crowded(&self) -> bool {
+        !self.run.is_empty() && self.idle_workers == 0
+    }
+
+    /// Takes the processor from running threads if others have waited for a `slice`; says when to look
+    /// again, which is never as long as nobody waits.
+    fn take_turns(&mut self, now: u64, slice: u64) -> Option<u64> {
+        if !self.is_crowded() {
+            self.crowded_since = None;
+            return None;
+        }
+        let since = self.crowded_since.get_or_insert(now);
+        if now >= *since + slice {
+            *since = now;
+            for kick in self.running.values() {
+                kick.kick();
+            }
+        }
+        Some(*since + slice)
+    }
+
     fn unpark(&mut self, tid: Tid) -> bool {
         let Some((thread, wait)) = self.parked.remove(&tid) else {
             return false;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use super::call::CallRecord;
 use super::proc::Image;
 use super::process::{AddressSpace, Pid};
@@ -11,7 +13,7 @@ use super::process::{AddressSpace, Pid};
 pub type Tid = i32;
 
 /// The general registers of a thread in ring 3, named as in the Intel SDM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are the architecture's")]
 pub struct Regs {
     pub rax: u64,
@@ -38,7 +40,7 @@ pub struct Regs {
 
 /// An XSAVE area (Intel SDM volume 1, section 13.4) in the *standard* format, as
 /// `KVM_GET_XSAVE2` gives it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XsaveArea(pub Vec<u8>);
 
 /// Where a thread's FPU and vector state is.
@@ -66,7 +68,7 @@ pub trait Cpu {
 }
 
 /// The alternate signal stack (sigaltstack(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AltStack {
     /// Lowest address.
     pub base: u64,

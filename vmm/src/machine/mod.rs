@@ -143,6 +143,12 @@ fn exit_status(status: i32) -> u8 {
 }
 
 impl Machine {
+    /// The Linux layer, for looking at the guest and stopping it while it runs.
+    #[must_use]
+    pub fn kernel(&self) -> Arc<Kernel> {
+        Arc::clone(&self.shared.kernel)
+    }
+
     /// Runs the first program to its end.
     ///
     /// # Errors

@@ -128,7 +128,9 @@ impl Worker {
     /// none.
     fn make_room(&mut self) -> Result<bool, CpuError> {
         let memory = Arc::clone(&self.shared.kernel.memory);
-        while !self.shared.kernel.sched.has_ended() {
+        let sched = Arc::clone(&self.shared.kernel.sched);
+        // A thread that is to be put back faults again when it runs again.
+        while !sched.has_ended() && !sched.is_stopping() {
             match memory.wait_for_room() {
                 Room::There => return Ok(true),
                 Room::Never => return Ok(false),
@@ -144,6 +146,11 @@ impl Worker {
         let sched = &shared.kernel.sched;
         let mut since = Instant::now();
         while !sched.has_ended() {
+            if sched.is_stopping() {
+                self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
+                sched.put_back(thread);
+                return Ok(());
+            }
             let seen = sched.epoch();
             let turn = self.turn(&mut thread)?;
             let now = Instant::now();

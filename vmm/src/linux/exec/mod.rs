@@ -10,6 +10,8 @@
 //! caller after the point of no return. Set-user-id bits and file capabilities have no effect, as
 //! with `nosuid`. A file open for writing may be executed (no `ETXTBSY`).
 
+use serde::{Deserialize, Serialize};
+
 use rustix::io::Errno;
 use shadow_mm::{MapError, RemapError};
 
@@ -36,7 +38,7 @@ pub const PAGE: u64 = 4096;
 pub const MIN_VA: u64 = 0x1_0000;
 
 /// What only the machine knows and a program is told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineInfo {
     /// `AT_HWCAP`: EDX of CPUID leaf 1.
     pub hwcap: u64,

@@ -20,20 +20,6 @@ const SOCK_STREAM: u32 = 1;
 const TYPES: std::ops::RangeInclusive<u32> = 1..=5;
 const READ_WRITE: u32 = 2;
 
-const fn entry(
-    nr: u32,
-    name: &'static str,
-    args: &'static [Arg],
-    handler: fn(&mut Ctx<'_>, &Args) -> SysResult,
-) -> Entry {
-    Entry {
-        nr,
-        name,
-        args,
-        handler,
-    }
-}
-
 const NAMED: &[Arg] = &[Arg::Fd, Arg::Hex, Arg::Int];
 const ASKED: &[Arg] = &[Arg::Fd, Arg::Hex, Arg::Hex];
 const MESSAGE: &[Arg] = &[Arg::Fd, Arg::Hex, Arg::Int, Arg::Hex, Arg::Hex, Arg::Hex];
@@ -41,27 +27,27 @@ const OPTION: &[Arg] = &[Arg::Fd, Arg::Int, Arg::Int, Arg::Hex, Arg::Hex];
 
 /// The calls of sockets.
 pub const TABLE: &[Entry] = &[
-    entry(41, "socket", &[Arg::Int, Arg::Hex, Arg::Int], sys_socket),
-    entry(42, "connect", NAMED, sys_connect),
-    entry(43, "accept", ASKED, sys_accept),
-    entry(44, "sendto", MESSAGE, message::sys_sendto),
-    entry(45, "recvfrom", MESSAGE, message::sys_recvfrom),
-    entry(46, "sendmsg", ASKED, message::sys_sendmsg),
-    entry(47, "recvmsg", ASKED, message::sys_recvmsg),
-    entry(48, "shutdown", &[Arg::Fd, Arg::Int], sys_shutdown),
-    entry(49, "bind", NAMED, sys_bind),
-    entry(50, "listen", &[Arg::Fd, Arg::Int], sys_listen),
-    entry(51, "getsockname", ASKED, sys_getsockname),
-    entry(52, "getpeername", ASKED, sys_getpeername),
-    entry(
+    Entry::new(41, "socket", &[Arg::Int, Arg::Hex, Arg::Int], sys_socket),
+    Entry::new(42, "connect", NAMED, sys_connect),
+    Entry::new(43, "accept", ASKED, sys_accept),
+    Entry::new(44, "sendto", MESSAGE, message::sys_sendto),
+    Entry::new(45, "recvfrom", MESSAGE, message::sys_recvfrom),
+    Entry::new(46, "sendmsg", ASKED, message::sys_sendmsg),
+    Entry::new(47, "recvmsg", ASKED, message::sys_recvmsg),
+    Entry::new(48, "shutdown", &[Arg::Fd, Arg::Int], sys_shutdown),
+    Entry::new(49, "bind", NAMED, sys_bind),
+    Entry::new(50, "listen", &[Arg::Fd, Arg::Int], sys_listen),
+    Entry::new(51, "getsockname", ASKED, sys_getsockname),
+    Entry::new(52, "getpeername", ASKED, sys_getpeername),
+    Entry::new(
         53,
         "socketpair",
         &[Arg::Int, Arg::Hex, Arg::Int, Arg::Hex],
         sys_socketpair,
     ),
-    entry(54, "setsockopt", OPTION, options::sys_setsockopt),
-    entry(55, "getsockopt", OPTION, options::sys_getsockopt),
-    entry(
+    Entry::new(54, "setsockopt", OPTION, options::sys_setsockopt),
+    Entry::new(55, "getsockopt", OPTION, options::sys_getsockopt),
+    Entry::new(
         288,
         "accept4",
         &[Arg::Fd, Arg::Hex, Arg::Hex, Arg::Hex],

@@ -59,11 +59,17 @@ fn with<R>(c: &Caller<'_>, pid: Pid, f: impl FnOnce(&Process, &Facts) -> R) -> R
     ))
 }
 
-fn letter(c: &Caller<'_>, p: &Process) -> char {
+fn letter(c: &Caller<'_>, p: &Process, tid: Tid) -> char {
     match p.life {
+        // A leader that has ended before the others; `init` never has a thread.
+        Life::Running | Life::Stopped(_)
+            if !p.threads.is_empty() && !p.threads.contains_key(&tid) =>
+        {
+            'Z'
+        }
         Life::Zombie(_) => 'Z',
         Life::Stopped(_) => 'T',
-        Life::Running if p.pid == c.pid => 'R',
+        Life::Running if tid == c.tid => 'R',
         Life::Running => 'S',
     }
 }
@@ -92,7 +98,7 @@ pub(super) fn stat(c: &Caller<'_>, (pid, tid): (Pid, Tid)) -> Result<Vec<u8>, Er
         let head = format!(
             "{tid} ({}) {}",
             String::from_utf8_lossy(p.name_of(tid)),
-            letter(c, p)
+            letter(c, p, tid)
         );
         let fields: [i128; 49] = [
             p.ppid.into(),
@@ -175,7 +181,7 @@ pub(super) fn status(c: &Caller<'_>, (pid, tid): (Pid, Tid)) -> Result<Vec<u8>, 
     with(c, pid, |p, facts| {
         let u = &facts.usage;
         let kib = |pages: u64| pages * 4;
-        let long = match letter(c, p) {
+        let long = match letter(c, p, tid) {
             'R' => "R (running)",
             'T' => "T (stopped)",
             'Z' => "Z (zombie)",

@@ -19,7 +19,8 @@ pub enum FutexKey {
     },
 }
 
-/// The key of the word at `va`. All memory is private to a space, or shared by whoever shares the space.
+/// The key of the word at `va`. Known hole: a word in a section that several spaces map has a key in each of them, so a
+/// wake in one does not reach a waiter in another.
 #[must_use]
 pub fn futex_key(mm: &AddressSpace, va: u64) -> FutexKey {
     FutexKey::Private {
