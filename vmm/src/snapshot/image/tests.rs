@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use shadow_mm::{
     Access, GuestVa, Limits, Manager, MapKind, MapRequest, Pfn, PfnRange, Placement, PoolLayout,
@@ -11,7 +12,7 @@ use vm_memory::Bytes;
 
 use super::{ImageLoader, ImageWriter, LoadError};
 use crate::hv::probe::Paging;
-use crate::memory::{Backing, Flushes, Memory, PageFile, Pool, Space, VmmPlatform};
+use crate::memory::{AccessError, Backing, Flushes, Memory, PageFile, Pool, Space, VmmPlatform};
 use crate::snapshot::format::PartKind;
 use crate::snapshot::read::Snapshot;
 use crate::snapshot::records::{
@@ -81,9 +82,14 @@ fn va(page: u64) -> GuestVa {
 
 fn put(memory: &Memory, space: &Guest, page: u64, value: u64) {
     let store = |pool: &Pool, frame| pool.frame(frame).write_obj(value, 8).unwrap();
-    memory
-        .with_page(space, va(page), Access::Write, store)
-        .unwrap();
+    // On a host with much to do the pager may be late.
+    for _ in 0..200 {
+        match memory.with_page(space, va(page), Access::Write, store) {
+            Err(AccessError::NoMemory) => std::thread::sleep(Duration::from_millis(20)),
+            done => return done.unwrap(),
+        }
+    }
+    panic!("no memory for page {page:#x}");
 }
 
 fn get(memory: &Memory, space: &Guest, page: u64) -> u64 {
