@@ -233,6 +233,25 @@ static void devices(void)
 	close(fd);
 }
 
+/* What a descriptor's file says, read through the descriptor that it is about and through another one. */
+static void info_of_itself(void)
+{
+	char text[200] = "", path[64];
+	int fd = open("/dev/null", O_RDONLY), self = dup(fd);
+	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", self);
+	int first = open(path, O_RDONLY);
+	is(dup2(first, self), self, "a descriptor for what is said of itself");
+	close(first);
+	ok(read(self, text, sizeof text - 1) > 0 && !strncmp(text, "pos:\t0\n", 7), "is read");
+	lseek(self, 3, SEEK_SET);
+	int other = open(path, O_RDONLY);
+	memset(text, 0, sizeof text);
+	ok(read(other, text, sizeof text - 1) > 0 && !strncmp(text, "pos:\t3\n", 7), "and says where it is");
+	close(other);
+	close(self);
+	close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "--probe"))
@@ -249,6 +268,7 @@ int main(int argc, char **argv)
 	limits();
 	names();
 	devices();
+	info_of_itself();
 	is(unlink(in_dir("a")) | unlink(in_dir("b")) | unlink(in_dir("c")), 0, "cleaning up");
 	is(rmdir(dir), 0, "leaves nothing");
 	return tap_end();

@@ -84,7 +84,7 @@ pub use page_file::{PageIn, Slot, WriteTicket, Written};
 pub use pfn::PfnState;
 pub use pool::{Quarantine, QuarantineLimits, SLACK_BYTE, slack_damage};
 pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, SectionPage};
-pub use section::{SectionAt, SectionError, WriteBack, WriteFailed};
+pub use section::{Charge, SectionAt, SectionError, WriteBack, WriteFailed};
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, Forked, ImageError, MapError, MapRequest,

@@ -87,9 +87,6 @@ impl Demand {
     }
 }
 
-/// Pages of sections freed together once frames run out: looking for them is what costs.
-const EVICT_AT_ONCE: usize = 256;
-
 impl<P: Platform> Manager<P> {
     /// A manager of a pool whose frames all read as zero.
     ///
@@ -203,13 +200,6 @@ impl<P: Platform> Manager<P> {
         {
             let mut db = self.pfns.lock();
             db.reap();
-            let lacking = (demand.data as u64)
-                .saturating_sub(u64::from(db.zone(ZoneKind::Data).available()))
-                as usize;
-            if lacking > 0 {
-                let evicted = db.evict_section_pages(lacking.max(EVICT_AT_ONCE));
-                add(&self.counters.section_pages_evicted, evicted as u64);
-            }
             let take = |db: &mut PfnDatabase, kind, count, into: &mut Vec<Taken>, want| {
                 take_frames(db, &self.store, (kind, want), count, into)
             };
@@ -320,6 +310,7 @@ impl<P: Platform> Manager<P> {
             clone_headers: CloneTable::iter(&db.clones).count() as u64,
             sections: db.sections.iter().count() as u64,
             section_pages: db.sections.resident,
+            section_pages_evicted: db.sections.taken,
             data: zone_stats(db.zone(ZoneKind::Data)),
             tables: zone_stats(db.zone(ZoneKind::Tables)),
             ..self.counters.snapshot()
@@ -369,6 +360,7 @@ fn zone_stats(zone: &Zone) -> ZoneStats {
         free: state(PfnState::Free),
         standby: state(PfnState::Standby),
         modified: state(PfnState::Modified),
+        modified_no_write: state(PfnState::ModifiedNoWrite),
         active: state(PfnState::Active),
         in_flight: state(PfnState::InFlight),
     }

@@ -71,6 +71,7 @@ impl PfnState {
             Self::Free => "free",
             Self::Standby => "standby",
             Self::Modified => "modified",
+            Self::ModifiedNoWrite => "modified, not to be written",
             Self::Active => "active",
             Self::InFlight => "in flight",
         }

@@ -34,6 +34,8 @@ macro_rules! counters {
             pub sections: u64,
             /// Frames that sections have.
             pub section_pages: u64,
+            /// Frames of sections that were taken for something else.
+            pub section_pages_evicted: u64,
             /// Guest pages' frames.
             pub data: ZoneStats,
             /// Page tables' frames.
@@ -92,8 +94,6 @@ counters! {
     reads_issued,
     /// Pages those tickets were for.
     pages_read,
-    /// Pages of sections whose frame was taken because frames were short.
-    section_pages_evicted,
     /// Write-backs of sections to their files handed out.
     file_writes_issued,
     /// Pages those write-backs were for.
@@ -135,6 +135,8 @@ pub struct ZoneStats {
     pub standby: u64,
     /// On the modified list: their content is to be written out first.
     pub modified: u64,
+    /// Pages of files that are modified and not mapped: their content is to be written back first.
+    pub modified_no_write: u64,
     /// Mapped, or page tables in use.
     pub active: u64,
     /// Held by a flush, a read, a pin or an operation, and not mapped.

@@ -131,9 +131,9 @@ impl Scene {
         };
         let stats = self.mm.stats();
         let (data, tables) = (stats.data, stats.tables);
-        // What a read brought, or a page of zeroes of a section, stays the section's: that is no trace.
+        // What a read brought, or a page of zeroes of a section, stays the section's and can be taken: that is no trace.
         let frames = [
-            data.available() + stats.section_pages,
+            data.available(),
             data.total,
             tables.available(),
             tables.in_flight,

@@ -2,51 +2,11 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-
+use common::page_file::{File, evict_all, trim};
 use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, vpn};
 use shadow_mm::{
-    Access, Denied, FaultKind, FaultOutcome, FrameStore, IoFailed, PAGE_SIZE, PageIn, Pin,
-    PinOutcome, TrimMode, WriteTicket,
+    Access, Denied, FaultKind, FaultOutcome, IoFailed, PAGE_SIZE, PageIn, Pin, PinOutcome, TrimMode,
 };
-
-/// A page file that keeps the first byte of each page.
-#[derive(Default)]
-struct File(BTreeMap<u64, u8>);
-
-impl File {
-    fn take(&mut self, mm: &Mm, ticket: &WriteTicket) {
-        for (n, frame) in (0u64..).zip(ticket.frames()) {
-            let mut byte = [0];
-            mm.store().read(*frame, 0, &mut byte);
-            self.0
-                .insert(ticket.offset() + n * PAGE_SIZE as u64, byte[0]);
-        }
-    }
-
-    /// Writes all that is modified.
-    fn write_all(&mut self, mm: &Mm) -> u64 {
-        let mut stored = 0;
-        while let Some(ticket) = mm.start_write() {
-            self.take(mm, &ticket);
-            stored += mm.complete_write(ticket, Ok(())).stored;
-        }
-        stored
-    }
-
-    fn read(&self, mm: &Mm, ticket: &PageIn<common::Sim>) {
-        for (n, frame) in (0u64..).zip(ticket.frames()) {
-            let byte = self.0[&(ticket.offset() + n * PAGE_SIZE as u64)];
-            mm.store().write(*frame, 0, &[byte]);
-        }
-    }
-}
-
-fn trim(mm: &Mm, cpu: &mut Cpu, goal: u64) -> u64 {
-    let trimmed = mm.trim(&cpu.space, goal, TrimMode::Any);
-    cpu.flush(mm, trimmed.flush);
-    trimmed.pages
-}
 
 /// A space with `pages` pages from BASE on, each with its number in it.
 fn scene(data: u32, slots: u64, pages: u64) -> (Mm, Cpu) {
@@ -89,20 +49,6 @@ fn close(mm: &Mm, spaces: &[&Guest]) {
     let stats = mm.stats();
     assert_eq!(stats.data.available(), stats.data.total);
     assert_eq!((stats.data.standby, stats.page_file_used), (0, 0));
-}
-
-/// Takes every frame that can be taken, so that what is on standby is used for something else.
-fn evict_all(mm: &Mm) {
-    let space = mm.create_space().expect("a space");
-    map_anon(mm, &space, BASE, 1000, RW);
-    let mut cpu = Cpu::new(&space);
-    let mut page = BASE;
-    while mm.available() > 0 {
-        cpu.store(mm, page, 9).expect("a frame");
-        page += 1;
-    }
-    let flush = mm.delete_space(&space);
-    mm.flushed(flush);
 }
 
 #[test]

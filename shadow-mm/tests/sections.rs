@@ -6,8 +6,9 @@ mod common;
 use common::{BASE, Cpu, Guest, Mm, RW, Sim, manager, map_anon, range, request, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, Denied, FaultKind, FaultOutcome, FrameStore, IoFailed, IoTicket, MapKind, PAGE_SIZE,
-    Pending, PinOutcome, Progress, Prot, Section, SectionAt, SectionPage, Sharing, WriteFailed,
+    Access, Denied, FaultKind, FaultOutcome, Flush, FrameStore, IoFailed, IoTicket, MapKind,
+    PAGE_SIZE, Pending, PinOutcome, Progress, Prot, Section, SectionAt, SectionPage, Sharing,
+    WriteFailed,
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -60,6 +61,7 @@ fn resolved(mm: &Mm, outcome: FaultOutcome<Sim>) -> (FaultKind, u32) {
 
 fn frame_of(mm: &Mm, section: &Section<SimFile>, page: u64) -> Option<shadow_mm::Pfn> {
     match mm.section_page(section, SectionPage::new(page).expect("a page")) {
+        SectionAt::PagedOut => panic!("there is no page file"),
         SectionAt::Resident(pin) => {
             let frame = pin.pfn();
             mm.unpin(pin);
@@ -164,6 +166,19 @@ fn failed_read_is_seen_by_all_who_wait() {
     drop(started(&mm, &space, BASE, Access::Read));
 }
 
+/// What an embedder does before a write-back.
+fn collect(mm: &Mm, cpus: &mut [&mut Cpu], section: &Section<SimFile>) {
+    for flush in mm.collect_dirty(section) {
+        cpus.iter_mut().for_each(|cpu| cpu.mmu.flush(&flush));
+        mm.flushed(flush);
+    }
+}
+
+fn resize(mm: &Mm, section: &Section<SimFile>, bytes: u64) -> Vec<Flush> {
+    mm.resize_section(section, bytes)
+        .expect("files are not charged")
+}
+
 #[test]
 fn dropped_ticket_leaks_nothing() {
     let mm = manager(64, 64);
@@ -178,7 +193,7 @@ fn dropped_ticket_leaks_nothing() {
     // The pages can be read by whoever comes next.
     let mut cpu = Cpu::new(&space);
     cpu.store(&mm, BASE, 5).expect("a store");
-    mm.collect_dirty(&section);
+    collect(&mm, &mut [&mut cpu], &section);
     drop(mm.write_back(&section, 0..u64::MAX).expect("a dirty page"));
     assert!(
         mm.write_back(&section, 0..u64::MAX).is_some(),
@@ -320,7 +335,7 @@ fn truncation_takes_pages_from_every_view() {
     b.flush(&mm, forked.flush);
     let kept = frame_of(&mm, &section, 4).expect("resident");
     mm.store().write(kept, 0, &[6; 4096]);
-    let flushes = mm.resize_section(&section, 4 * PAGE + 100);
+    let flushes = resize(&mm, &section, 4 * PAGE + 100);
     assert_eq!(flushes.len(), 3, "each space that has a view");
     for flush in flushes {
         a.mmu.flush(&flush);
@@ -336,7 +351,7 @@ fn truncation_takes_pages_from_every_view() {
     assert_eq!(edge, [6, 0], "zero beyond the end");
     assert_eq!(b.load(&mm, BASE + 2), Ok(2), "a copy of what is left stays");
     // What grows again is empty: the file says so, not what was there.
-    assert!(mm.resize_section(&section, 8 * PAGE).is_empty());
+    assert!(resize(&mm, &section, 8 * PAGE).is_empty());
     assert_eq!(a.load(&mm, BASE + 6), Ok(0));
     assert_eq!(mm.check(&[one, two, forked.child]), Ok(()));
 }
@@ -351,22 +366,22 @@ fn truncation_outruns_a_read() {
     for frame in ticket.frames() {
         mm.store().write(*frame, 0, &[9; 4096]);
     }
-    mm.resize_section(&section, 2 * PAGE + 10)
+    resize(&mm, &section, 2 * PAGE + 10)
         .into_iter()
         .for_each(|flush| mm.flushed(flush));
-    mm.resize_section(&section, 8 * PAGE);
+    resize(&mm, &section, 8 * PAGE);
     resolved(&mm, mm.complete_read(ticket, Ok(8 * PAGE_SIZE)));
     assert_eq!(
         mm.section_resident(&section),
         2,
         "the rest was read too early"
     );
-    assert_eq!(mm.stats().data.available(), 62);
+    assert_eq!(mm.stats().data.in_flight, 0);
     assert_eq!(mm.check(&[space]), Ok(()));
 }
 
 #[test]
-fn dirty_pages_are_written_until_their_views_go() {
+fn dirty_pages_are_written_once() {
     let mm = manager(64, 64);
     let section = file(&mm, 8 * PAGE - 5);
     let space = mm.create_space().expect("a space");
@@ -377,7 +392,7 @@ fn dirty_pages_are_written_until_their_views_go() {
     for page in [2, 3, 7] {
         cpu.store(&mm, BASE + page, 1).expect("a store");
     }
-    mm.collect_dirty(&section);
+    collect(&mm, &mut [&mut cpu], &section);
     let first = mm.write_back(&section, 0..u64::MAX).expect("two pages");
     assert_eq!((first.offset(), first.length()), (2 * PAGE, 2 * PAGE_SIZE));
     let second = mm.write_back(&section, 0..u64::MAX).expect("one page");
@@ -393,15 +408,22 @@ fn dirty_pages_are_written_until_their_views_go() {
     assert_eq!(again.offset(), 7 * PAGE);
     mm.complete_write_back(again, Ok(()));
     assert!(!mm.section_modified(&section));
-    // A store through a mapping that is still there counts again, and is known when the mapping goes.
+    collect(&mm, &mut [&mut cpu], &section);
+    assert!(!mm.section_modified(&section), "nobody stored since");
+    // A store through a mapping that is still there counts again, also one through a cached translation, and is
+    // known when the mapping goes.
+    cpu.store(&mm, BASE + 3, 5).expect("a store");
+    collect(&mm, &mut [&mut cpu], &section);
+    let third = mm.write_back(&section, 0..u64::MAX).expect("one page");
+    assert_eq!((third.offset(), third.length()), (3 * PAGE, PAGE_SIZE));
+    mm.complete_write_back(third, Ok(()));
     cpu.store(&mm, BASE + 2, 5).expect("a store");
     let flush = mm.unmap(&space, range(BASE, 8)).expect("unmapped");
     cpu.flush(&mm, flush);
+    assert_eq!(mm.stats().data.modified_no_write, 1);
     let last = mm.write_back(&section, 0..u64::MAX).expect("modified");
     mm.complete_write_back(last, Ok(()));
-    while let Some(ticket) = mm.write_back(&section, 0..u64::MAX) {
-        mm.complete_write_back(ticket, Ok(()));
-    }
+    assert!(mm.write_back(&section, 0..u64::MAX).is_none());
     assert_eq!(mm.section_forget(&section), 8);
     assert_eq!(mm.stats().data.available(), 64);
 }

@@ -38,7 +38,14 @@ fn check_owners(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
         let modified = entry.flags.contains(PfnFlags::MODIFIED);
         let listed_right = match state {
             PfnState::Standby => !modified && entry.owner != Owner::None,
-            PfnState::Modified => modified && entry.owner != Owner::None,
+            PfnState::Modified | PfnState::ModifiedNoWrite => {
+                let of_file = match entry.owner {
+                    Owner::Section { section, .. } => db.sections.is_of_file(section),
+                    _ => false,
+                };
+                let right = of_file == (state == PfnState::ModifiedNoWrite);
+                modified && right && entry.owner != Owner::None
+            }
             PfnState::Zeroed | PfnState::Free => entry.owner == Owner::None,
             PfnState::Active | PfnState::InFlight => true,
         };
@@ -97,9 +104,11 @@ fn check_zone(zone: &Zone, counts: &BTreeMap<Pfn, u32>) -> Result<(), Violation>
             });
         }
         let fits = match state {
-            PfnState::Zeroed | PfnState::Free | PfnState::Standby | PfnState::Modified => {
-                on_list(&frame, state)
-            }
+            PfnState::Zeroed
+            | PfnState::Free
+            | PfnState::Standby
+            | PfnState::Modified
+            | PfnState::ModifiedNoWrite => on_list(&frame, state),
             PfnState::Active => share > 0,
             PfnState::InFlight => share == 0 && refs > 0,
         };

@@ -277,11 +277,12 @@ impl<P: Platform> Manager<P> {
         }
         frames::check_clones(&db, &mut seen)?;
         frames::check_frames(&db, &mut seen)?;
+        sections::check_sections(&db, &mut seen)?;
         frames::check_slots(&db, &seen)?;
-        sections::check_sections(&db)?;
         let spaces = locked.iter().filter(|(_, state)| state.alive);
         let spaces: u64 = spaces.map(|(_, state)| state.vads.charged()).sum();
-        let counted = spaces + db.clones.iter().map(|(_, h)| h.pages()).sum::<u64>();
+        let shared: u64 = db.sections.iter().map(|(_, s)| s.charged()).sum();
+        let counted = spaces + shared + db.clones.iter().map(|(_, h)| h.pages()).sum::<u64>();
         let charged = db.commit.charged();
         if charged == counted {
             Ok(())

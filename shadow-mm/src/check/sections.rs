@@ -3,10 +3,11 @@
 use alloc::sync::Arc;
 
 use super::Violation;
+use super::walk::Seen;
 use crate::pfn::{Owner, PfnDatabase, ZoneKind};
 use crate::proto::Proto;
 
-pub(super) fn check_sections(db: &PfnDatabase) -> Result<(), Violation> {
+pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
     let mut counted = 0;
     for (id, section) in db.sections.iter() {
         for (&page, proto) in &section.pages {
@@ -17,7 +18,11 @@ pub(super) fn check_sections(db: &PfnDatabase) -> Result<(), Violation> {
                         counted += 1;
                         let entry = db.entry(*frame);
                         let owner = Owner::Section { section: id, page };
-                        entry.owner == owner && entry.refs() > 0
+                        entry.owner == owner
+                    }
+                    Proto::PageFile(slot) => {
+                        seen.add_slot(*slot)?;
+                        !section.file
                     }
                     Proto::Reading(record) => section
                         .runs

@@ -235,8 +235,13 @@ impl PfnDatabase {
                 zone.push_owned(pfn, PfnState::Modified);
             }
             Owner::Entry { .. } | Owner::Clone(_) => zone.push_owned(pfn, PfnState::Standby),
-            Owner::Section { .. } => {
-                debug_assert!(false, "{pfn:?} has lost its section's reference");
+            Owner::Section { section, .. } => {
+                let state = match flags.contains(PfnFlags::MODIFIED) {
+                    false => PfnState::Standby,
+                    true if self.sections.is_of_file(section) => PfnState::ModifiedNoWrite,
+                    true => PfnState::Modified,
+                };
+                self.zone_of(pfn).push_owned(pfn, state);
             }
             Owner::Root | Owner::Supervisor => debug_assert!(false, "{pfn:?} is a table in use"),
         }

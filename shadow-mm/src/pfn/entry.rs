@@ -19,6 +19,9 @@ pub enum PfnState {
     Standby,
     /// On the modified list: not mapped, owned, and its content is nowhere else yet.
     Modified,
+    /// On the list of modified pages that are not for the page file: not mapped, owned by a section over a file, and
+    /// stored to since they were read from it or written to it.
+    ModifiedNoWrite,
     /// Mapped by at least one valid entry, or a page table in use.
     Active,
     /// Not mapped, and not reusable yet: held by an unacknowledged flush, an I/O ticket, a pin, or an
@@ -28,7 +31,7 @@ pub enum PfnState {
 
 impl PfnState {
     /// How many states there are.
-    pub(crate) const COUNT: usize = 6;
+    pub(crate) const COUNT: usize = 7;
 
     /// Every state.
     pub(crate) const ALL: [Self; Self::COUNT] = [
@@ -36,6 +39,7 @@ impl PfnState {
         Self::Free,
         Self::Standby,
         Self::Modified,
+        Self::ModifiedNoWrite,
         Self::Active,
         Self::InFlight,
     ];
@@ -43,7 +47,9 @@ impl PfnState {
     /// Whether frames in this state are on a list, and so have neither shares nor references.
     pub(crate) fn is_listed(self) -> bool {
         match self {
-            Self::Zeroed | Self::Free | Self::Standby | Self::Modified => true,
+            Self::Zeroed | Self::Free | Self::Standby | Self::Modified | Self::ModifiedNoWrite => {
+                true
+            }
             Self::Active | Self::InFlight => false,
         }
     }

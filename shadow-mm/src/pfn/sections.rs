@@ -1,7 +1,5 @@
 //! The frames of sections: who has them, and how they come and go.
 
-use alloc::vec::Vec;
-
 use super::database::PfnDatabase;
 use super::entry::{Owner, PfnFlags, PfnState};
 use super::token::ReadyFrame;
@@ -10,10 +8,11 @@ use crate::proto::{Dropped, Proto, SectionId, SectionPage};
 use crate::pte::{EntryFlags, ValidEntry};
 
 impl PfnDatabase {
-    /// A filled frame becomes a section's page. The token's reference is the section's from now on.
+    /// A filled frame becomes a section's page, and can be taken until somebody maps it.
     pub(crate) fn make_resident(&mut self, id: SectionId, page: SectionPage, frame: ReadyFrame) {
         let pfn = frame.into_pfn();
         self.set_owner(pfn, Owner::Section { section: id, page });
+        self.release(pfn);
         let pages = &mut self.sections.get_mut(id).pages;
         let old = pages.insert(page, Proto::Resident(pfn));
         debug_assert!(
@@ -23,14 +22,12 @@ impl PfnDatabase {
         self.sections.resident += 1;
     }
 
-    /// One more entry maps a frame that a section has.
-    pub(crate) fn share_prototype(&mut self, pfn: Pfn) {
-        let entry = self.entry_mut(pfn);
-        debug_assert!(entry.share() > 0 || entry.refs() > 0, "{pfn:?} is free");
-        *entry.share_mut() += 1;
-        if entry.share() == 1 {
-            self.zone_of(pfn).set_state(pfn, PfnState::Active);
-        }
+    /// The frame of a section's page that can be mapped now: it has one, and is not being read into it.
+    pub(crate) fn mappable(&self, id: SectionId, page: SectionPage) -> Option<Pfn> {
+        let section = self.sections.get(id);
+        let frame = section.resident(page).filter(|_| section.contains(page))?;
+        let reading = self.entry(frame).flags.contains(PfnFlags::READING);
+        (!reading).then_some(frame)
     }
 
     /// Whether an entry maps a section's own frame, or one its section has lost.
@@ -48,8 +45,11 @@ impl PfnDatabase {
         self.entry_mut(pfn).flags -= PfnFlags::MODIFIED;
     }
 
-    /// One more operation holds the frame; [`Self::release`] ends that.
+    /// One more operation holds the frame, mapped or not; [`Self::release`] ends that.
     pub(crate) fn hold(&mut self, pfn: Pfn) {
+        if self.entry(pfn).state().is_listed() {
+            self.zone_of(pfn).unlink(pfn);
+        }
         *self.entry_mut(pfn).refs_mut() += 1;
     }
 
@@ -59,15 +59,31 @@ impl PfnDatabase {
         self.disown(gone.as_ref());
     }
 
-    /// What a prototype entry was for is no longer the section's. A page that is being read is freed by
-    /// its ticket.
+    /// What a prototype entry was for is no longer the section's. A page that is being read from a file is freed
+    /// by its ticket, one that is mapped or held when that ends, any other at once.
     pub(crate) fn disown(&mut self, proto: Option<&Proto>) {
-        if let Some(&Proto::Resident(frame)) = proto {
-            self.set_owner(frame, Owner::None);
-            self.sections.resident -= 1;
-            if cfg!(not(mutant = "section_keeps_frame")) {
-                self.release(frame);
+        match proto {
+            Some(&Proto::Resident(frame)) => {
+                self.sections.resident -= 1;
+                if cfg!(not(mutant = "section_keeps_frame")) {
+                    self.let_go(frame);
+                }
             }
+            Some(&Proto::PageFile(slot)) => self.slots.free(slot),
+            Some(Proto::Reading(_)) | None => {}
+        }
+    }
+
+    /// A section's frame has no owner any more.
+    fn let_go(&mut self, pfn: Pfn) {
+        self.forget_original(pfn);
+        let listed = self.entry(pfn).state().is_listed();
+        if listed {
+            self.zone_of(pfn).unlink(pfn);
+        }
+        self.set_owner(pfn, Owner::None);
+        if listed {
+            self.zone_of(pfn).push_unowned(pfn, PfnState::Free);
         }
     }
 
@@ -86,40 +102,10 @@ impl PfnDatabase {
             self.release(frame);
         }
         for section in sections {
+            self.commit.release(section.charged());
             for proto in section.pages.into_values() {
                 self.disown(Some(&proto));
             }
         }
-    }
-
-    /// Frees up to `most` pages of files that nobody maps or holds and that can be read again; gives back
-    /// how many.
-    pub(crate) fn evict_section_pages(&mut self, most: usize) -> usize {
-        let mut victims = Vec::new();
-        for (id, section) in self.sections.iter().filter(|(_, s)| s.file) {
-            let resident = section
-                .pages
-                .iter()
-                .filter_map(|(page, proto)| match proto {
-                    Proto::Resident(frame) => Some((*page, *frame)),
-                    Proto::Reading(_) => None,
-                });
-            let idle = resident.filter(|(_, frame)| self.is_idle(*frame));
-            let left = most - victims.len();
-            victims.extend(idle.take(left).map(|(page, _)| (id, page)));
-            if victims.len() == most {
-                break;
-            }
-        }
-        for (id, page) in &victims {
-            self.forget_page(*id, *page);
-        }
-        victims.len()
-    }
-
-    /// Whether only its section has the frame, and the file has its content.
-    pub(crate) fn is_idle(&self, pfn: Pfn) -> bool {
-        let entry = self.entry(pfn);
-        entry.share() == 0 && entry.refs() == 1 && !self.is_modified(pfn)
     }
 }

@@ -130,6 +130,9 @@ impl PfnDatabase {
         entry.flags = PfnFlags::empty();
         entry.set_original(Original::Zero);
         match (owner, original) {
+            (Owner::Section { section, page }, original) => {
+                self.sections.lose_frame(section, page, original);
+            }
             (Owner::Entry { table, index }, Original::Slot(slot)) => {
                 let (from, to) = (Entry::Transition(pfn), Entry::PageFile(slot));
                 shadow::retarget(store, (table, index), from, to);
@@ -141,7 +144,7 @@ impl PfnDatabase {
                 self.clones.set_content(block, BlockContent::Zero);
             }
             (Owner::Entry { .. } | Owner::Clone(_), Original::File | Original::Zero)
-            | (Owner::None | Owner::Section { .. } | Owner::Root | Owner::Supervisor, _) => {
+            | (Owner::None | Owner::Root | Owner::Supervisor, _) => {
                 debug_assert!(
                     false,
                     "{pfn:?} of {owner:?} with {original:?} is on standby"

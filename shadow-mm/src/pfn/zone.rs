@@ -201,10 +201,13 @@ impl Zone {
         self.link(pfn, state, NO_LINK);
     }
 
-    /// Puts an owned frame nobody references at the end of the standby or the modified list: they are
-    /// taken from the front, the oldest first.
+    /// Puts an owned frame nobody references at the end of the standby list or of one of the modified lists: they
+    /// are taken from the front, the oldest first.
     pub(super) fn push_owned(&mut self, pfn: Pfn, state: PfnState) {
-        debug_assert!(matches!(state, PfnState::Standby | PfnState::Modified));
+        debug_assert!(matches!(
+            state,
+            PfnState::Standby | PfnState::Modified | PfnState::ModifiedNoWrite
+        ));
         let tail = self.lists[state as usize].tail;
         self.link(pfn, state, tail);
     }

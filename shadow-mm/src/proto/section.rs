@@ -2,11 +2,13 @@
 //!
 //! A section stands over a file (its pages are read from it and written back to it) or over nothing but
 //! zeroes (anonymous shared memory). What is kept for a page here is where it is: nothing at all (in
-//! the file, or still zeroes), in a frame, or on its way into one. Memory is used for pages that have
-//! been touched only.
+//! the file, or still zeroes), in a frame, on its way into one, or in the page file. Memory is used for pages that
+//! have been touched only; what a section over zeroes may come to is charged when it is made.
 //!
-//! A frame of a section has the section as its owner and one reference of the section's, whatever
-//! number of entries map it. Everything in this file but the handle is protected by the PFN lock.
+//! A frame of a section has the section as its owner, whatever number of entries map it. One that no entry maps
+//! and nothing holds is on a list: on the standby list if its content is in the file or the page file too, or is
+//! zeroes; else on the modified list, to be written to the page file, or on that of files' modified pages, to be
+//! written back. Everything in this file but the handle is protected by the PFN lock.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
@@ -17,6 +19,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::pending::Record;
 use crate::addr::{PAGE_SIZE, Pfn, SpaceId};
+use crate::page_file::Slot;
+use crate::pfn::Original;
+use crate::section::Charge;
 
 /// The number of a section; reused once the section is gone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -153,8 +158,10 @@ impl<B: fmt::Debug> fmt::Debug for Section<B> {
 pub(crate) enum Proto {
     /// In this frame.
     Resident(Pfn),
-    /// Being read.
+    /// Being read from the section's file.
     Reading(Arc<Record>),
+    /// In this slot of the page file; of sections over zeroes only.
+    PageFile(Slot),
 }
 
 /// Which way a transfer goes.
@@ -179,6 +186,7 @@ pub(crate) struct SectionState {
     /// Whether pages come from a file.
     pub(crate) file: bool,
     pub(crate) bytes: u64,
+    pub(crate) charge: Charge,
     pub(crate) pages: BTreeMap<SectionPage, Proto>,
     pub(crate) runs: Vec<Run>,
     /// Spaces that may have views; all that have are here.
@@ -191,6 +199,11 @@ impl SectionState {
         self.bytes.div_ceil(PAGE_SIZE as u64)
     }
 
+    /// Pages charged for it.
+    pub(crate) fn charged(&self) -> u64 {
+        self.charge.pages(self.bytes)
+    }
+
     pub(crate) fn contains(&self, page: SectionPage) -> bool {
         page.get() < self.page_count()
     }
@@ -199,7 +212,7 @@ impl SectionState {
     pub(crate) fn resident(&self, page: SectionPage) -> Option<Pfn> {
         match self.pages.get(&page) {
             Some(Proto::Resident(frame)) => Some(*frame),
-            Some(Proto::Reading(_)) | None => None,
+            Some(Proto::Reading(_) | Proto::PageFile(_)) | None => None,
         }
     }
 
@@ -222,6 +235,8 @@ pub(crate) struct SectionTable {
     pub(crate) bell: Arc<Bell>,
     /// Frames sections have.
     pub(crate) resident: u64,
+    /// Frames sections lost because others wanted them.
+    pub(crate) taken: u64,
 }
 
 impl SectionTable {
@@ -229,6 +244,7 @@ impl SectionTable {
         &mut self,
         backing: Option<B>,
         bytes: u64,
+        charge: Charge,
     ) -> Result<Section<B>, SectionTableFull> {
         let life = Arc::new(Life {
             gone: AtomicBool::new(false),
@@ -238,6 +254,7 @@ impl SectionTable {
             life: Arc::clone(&life),
             file: backing.is_some(),
             bytes,
+            charge,
             pages: BTreeMap::new(),
             runs: Vec::new(),
             viewers: BTreeSet::new(),
@@ -274,6 +291,26 @@ impl SectionTable {
             .get_mut(id.0 as usize)
             .and_then(Option::as_mut)
             .expect("a section with a handle lives")
+    }
+
+    /// Whether a section's pages come from a file.
+    pub(crate) fn is_of_file(&self, id: SectionId) -> bool {
+        self.find(id).is_some_and(|section| section.file)
+    }
+
+    /// A page's frame is used for something else from now on; what it had is in `original`.
+    pub(crate) fn lose_frame(&mut self, id: SectionId, page: SectionPage, original: Original) {
+        let pages = &mut self.get_mut(id).pages;
+        let lost = match original {
+            Original::Slot(slot) => pages.insert(page, Proto::PageFile(slot)),
+            Original::Zero | Original::File => pages.remove(&page),
+        };
+        debug_assert!(
+            matches!(lost, Some(Proto::Resident(_))),
+            "{page:?}: {lost:?}"
+        );
+        self.resident -= 1;
+        self.taken += 1;
     }
 
     /// Every section.
@@ -325,7 +362,7 @@ impl SectionState {
     fn take_abandoned(&mut self, dropped: &mut Dropped) {
         self.pages.retain(|_, proto| match proto {
             Proto::Reading(record) => !record.is_abandoned(),
-            Proto::Resident(_) => true,
+            Proto::Resident(_) | Proto::PageFile(_) => true,
         });
         self.runs.retain_mut(|run| {
             let abandoned = run.record.is_abandoned();

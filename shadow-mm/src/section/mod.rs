@@ -7,11 +7,13 @@ mod write_back;
 
 use alloc::vec::Vec;
 
+use crate::addr::PAGE_SIZE;
 use crate::backend::Platform;
+use crate::commit::NoCommit;
 use crate::manager::Manager;
 use crate::outcome::Pin;
+use crate::pfn::PfnState;
 use crate::proto::{Pending, Proto, Section, SectionPage};
-use crate::stats::add;
 
 pub use write_back::{WriteBack, WriteFailed};
 
@@ -21,6 +23,37 @@ pub enum SectionError {
     /// The table of sections cannot grow.
     #[error("no memory for a section")]
     NoMemory,
+    /// So much memory cannot be promised (`ENOMEM`).
+    #[error("{pages} pages of shared memory cannot be promised")]
+    NoCommit {
+        /// Pages that would be charged.
+        pages: u64,
+    },
+}
+
+/// Whether memory is charged that a section over zeroes may come to use.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Charge {
+    /// All of it, when the section is made.
+    Charged,
+    /// Nothing (`MAP_NORESERVE`, files): touching a page may find that there is no memory.
+    Uncharged,
+}
+
+impl Charge {
+    /// Pages charged for so many bytes.
+    pub(crate) fn pages(self, bytes: u64) -> u64 {
+        match self {
+            Self::Charged => bytes.div_ceil(PAGE_SIZE as u64),
+            Self::Uncharged => 0,
+        }
+    }
+}
+
+/// The bytes of whole pages.
+fn whole_pages(bytes: u64) -> u64 {
+    let size = PAGE_SIZE as u64;
+    bytes.div_ceil(size).saturating_mul(size)
 }
 
 /// Where a page of a section is, for an embedder that wants its bytes.
@@ -29,6 +62,8 @@ pub enum SectionError {
 pub enum SectionAt {
     /// Not in memory: what the file has is what there is; zeroes where there is no file.
     Absent,
+    /// In the page file, or just being read from there: a view brings it back.
+    PagedOut,
     /// In a frame, pinned. The embedder may load and store there.
     Resident(Pin),
     /// Being read: wait, and ask again.
@@ -36,21 +71,52 @@ pub enum SectionAt {
 }
 
 impl<P: Platform> Manager<P> {
-    /// Makes a section of `bytes` bytes over a file, or over zeroes.
+    /// Makes a section of `bytes` bytes over a file, or over zeroes. What is over zeroes has whole pages, which are
+    /// charged.
     ///
     /// # Errors
-    /// [`SectionError::NoMemory`].
+    /// See [`SectionError`].
     pub fn create_section(
         &self,
         backing: Option<P::Backing>,
         bytes: u64,
+    ) -> Result<Section<P::Backing>, SectionError> {
+        match backing {
+            Some(file) => self.make_section(Some(file), bytes, Charge::Uncharged),
+            None => self.create_shared_memory(bytes, Charge::Charged),
+        }
+    }
+
+    /// Makes a section over zeroes: `bytes` bytes, rounded up to whole pages.
+    ///
+    /// # Errors
+    /// See [`SectionError`].
+    pub fn create_shared_memory(
+        &self,
+        bytes: u64,
+        charge: Charge,
+    ) -> Result<Section<P::Backing>, SectionError> {
+        self.make_section(None, whole_pages(bytes), charge)
+    }
+
+    fn make_section(
+        &self,
+        backing: Option<P::Backing>,
+        bytes: u64,
+        charge: Charge,
     ) -> Result<Section<P::Backing>, SectionError> {
         let mut db = self.pfns.lock();
         db.reap();
         if db.injected_failure() {
             return Err(SectionError::NoMemory);
         }
-        let made = db.sections.create(backing, bytes);
+        let pages = charge.pages(bytes);
+        let promised = db.commit.charge(pages);
+        promised.map_err(|NoCommit| SectionError::NoCommit { pages })?;
+        let made = db.sections.create(backing, bytes, charge);
+        if made.is_err() {
+            db.commit.release(pages);
+        }
         made.map_err(|_| SectionError::NoMemory)
     }
 
@@ -58,6 +124,12 @@ impl<P: Platform> Manager<P> {
     #[must_use]
     pub fn section_size(&self, section: &Section<P::Backing>) -> u64 {
         self.pfns.lock().sections.get(section.id()).bytes
+    }
+
+    /// Whether the section's memory was charged when it was made.
+    #[must_use]
+    pub fn section_charge(&self, section: &Section<P::Backing>) -> Charge {
+        self.pfns.lock().sections.get(section.id()).charge
     }
 
     /// Frames a section has.
@@ -69,13 +141,17 @@ impl<P: Platform> Manager<P> {
         resident.count() as u64
     }
 
-    /// The pages a section has in memory, rising.
+    /// The pages a section has in memory or in the page file, rising.
     #[must_use]
     pub fn section_pages(&self, section: &Section<P::Backing>) -> Vec<SectionPage> {
         let db = self.pfns.lock();
         let pages = db.sections.get(section.id()).pages.iter();
-        let resident = pages.filter(|(_, proto)| matches!(proto, Proto::Resident(_)));
-        resident.map(|(page, _)| *page).collect()
+        let had = |proto: &Proto| match proto {
+            Proto::Resident(_) | Proto::PageFile(_) => true,
+            Proto::Reading(_) => false,
+        };
+        let pages = pages.filter(|(_, proto)| had(proto));
+        pages.map(|(page, _)| *page).collect()
     }
 
     /// Where a page is, so that what is stored to the file elsewhere can be stored there too, and what
@@ -86,20 +162,15 @@ impl<P: Platform> Manager<P> {
         match db.sections.get(section.id()).pages.get(&page) {
             None => SectionAt::Absent,
             Some(Proto::Reading(record)) => SectionAt::Reading(Pending::new(record)),
-            Some(Proto::Resident(frame)) => {
-                let (pfn, write) = (*frame, false);
-                db.hold(pfn);
-                SectionAt::Resident(Pin { pfn, write })
-            }
+            Some(Proto::PageFile(_)) => SectionAt::PagedOut,
+            Some(Proto::Resident(_)) => match db.mappable(section.id(), page) {
+                Some(pfn) => {
+                    db.hold(pfn);
+                    SectionAt::Resident(Pin { pfn, write: false })
+                }
+                None => SectionAt::PagedOut,
+            },
         }
-    }
-
-    /// Frees up to `most` pages of files that nobody maps or holds and that can be read again; gives
-    /// back how many.
-    pub fn evict_idle(&self, most: usize) -> usize {
-        let evicted = self.pfns.lock().evict_section_pages(most);
-        add(&self.counters.section_pages_evicted, evicted as u64);
-        evicted
     }
 
     /// Forgets the pages of a file that nobody maps or holds and that the file has too, because the
@@ -107,12 +178,11 @@ impl<P: Platform> Manager<P> {
     pub fn section_forget(&self, section: &Section<P::Backing>) -> u64 {
         let mut db = self.pfns.lock();
         let state = db.sections.get(section.id());
-        let resident = state.pages.iter().filter_map(|(page, proto)| match proto {
-            Proto::Resident(frame) => Some((*page, *frame)),
-            Proto::Reading(_) => None,
-        });
-        let idle = resident.filter(|(_, frame)| state.file && db.is_idle(*frame));
-        let idle: Vec<_> = idle.map(|(page, _)| page).collect();
+        let idle = |page: &SectionPage| {
+            let frame = state.resident(*page).filter(|_| state.file);
+            frame.is_some_and(|frame| db.entry(frame).state() == PfnState::Standby)
+        };
+        let idle: Vec<_> = state.pages.keys().copied().filter(idle).collect();
         for page in &idle {
             db.forget_page(section.id(), *page);
         }

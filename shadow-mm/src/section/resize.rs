@@ -2,21 +2,30 @@
 
 use alloc::vec::Vec;
 
-use crate::addr::{PAGE_SIZE, Vpn, VpnRange};
+use crate::addr::{PAGE_SIZE, Pfn, Vpn, VpnRange};
 use crate::backend::{FrameStore, Platform};
+use crate::commit::NoCommit;
 use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::proto::{Proto, Section, SectionPage};
 use crate::section::viewers::View;
+use crate::section::{SectionError, whole_pages};
 
 impl<P: Platform> Manager<P> {
-    /// Sets where a section ends. Pages wholly beyond go, from the section and from every view of it,
-    /// copies that private views made of them included; the rest of the last page is zeroed. Gives back
-    /// what each space with a view must flush.
-    pub fn resize_section(&self, section: &Section<P::Backing>, bytes: u64) -> Vec<Flush> {
+    /// Sets where a section ends: what is over zeroes ends with a whole page. Pages wholly beyond go, from the
+    /// section and from every view of it, copies that private views made of them included; the rest of a file's
+    /// last page is zeroed. Gives back what each space with a view must flush.
+    ///
+    /// # Errors
+    /// [`SectionError::NoCommit`] if shared memory is to grow; nothing has changed then.
+    pub fn resize_section(
+        &self,
+        section: &Section<P::Backing>,
+        bytes: u64,
+    ) -> Result<Vec<Flush>, SectionError> {
         let mut flushes = Vec::new();
-        let Some((first_gone, last)) = self.cut_section(section, bytes) else {
-            return flushes;
+        let Some((first_gone, last)) = self.cut_section(section, bytes)? else {
+            return Ok(flushes);
         };
         if let Some(last) = last {
             // The frame is held; who stores there meanwhile does so at his own risk, as ever.
@@ -32,7 +41,7 @@ impl<P: Platform> Manager<P> {
             }
             flushes.push(flush.finish());
         });
-        flushes
+        Ok(flushes)
     }
 
     /// Sets the size; if the section became shorter, says which page is the first that is gone, and
@@ -41,19 +50,29 @@ impl<P: Platform> Manager<P> {
         &self,
         section: &Section<P::Backing>,
         bytes: u64,
-    ) -> Option<(u64, Option<crate::addr::Pfn>)> {
+    ) -> Result<Option<(u64, Option<Pfn>)>, SectionError> {
         let mut db = self.pfns.lock();
         db.reap();
+        let state = db.sections.get(section.id());
+        let bytes = if state.file {
+            bytes
+        } else {
+            whole_pages(bytes)
+        };
+        let (released, charged) = (state.charged(), state.charge.pages(bytes));
+        let promised = db.commit.exchange(released, charged);
+        let pages = charged.saturating_sub(released);
+        promised.map_err(|NoCommit| SectionError::NoCommit { pages })?;
         let state = db.sections.get_mut(section.id());
         let old = core::mem::replace(&mut state.bytes, bytes);
         if bytes >= old {
-            return None;
+            return Ok(None);
         }
         let first_gone = bytes.div_ceil(PAGE_SIZE as u64);
         let edge = bytes / PAGE_SIZE as u64;
         let mut gone = match SectionPage::new(first_gone) {
             Some(first) => state.pages.split_off(&first),
-            None => return None,
+            None => return Ok(None),
         };
         let partial = SectionPage::new(edge).filter(|_| edge < first_gone);
         let mut last = None;
@@ -62,7 +81,8 @@ impl<P: Platform> Manager<P> {
                 Some(Proto::Resident(frame)) => last = Some(*frame),
                 // It would bring what lay beyond the new end.
                 Some(Proto::Reading(_)) => gone.extend(state.pages.remove_entry(&page)),
-                None => {}
+                // Only what is over zeroes has such pages, and that ends with a whole page.
+                Some(Proto::PageFile(_)) | None => {}
             }
         }
         last.into_iter().for_each(|frame| db.hold(frame));
@@ -71,7 +91,7 @@ impl<P: Platform> Manager<P> {
                 db.disown(Some(&proto));
             }
         }
-        Some((first_gone, last))
+        Ok(Some((first_gone, last)))
     }
 }
 

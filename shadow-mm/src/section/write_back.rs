@@ -1,9 +1,10 @@
 //! Writing a section's modified pages back to its file (`msync`, `fsync`, the end of the last view).
 //!
-//! A page is modified if its frame says so, or if an entry of a shared view has the dirty bit. The bit
-//! stays where it is, since taking it away would need a flush before the page may be read: a page that
-//! was stored to through a view that is still there counts as modified at each write-back. What is
-//! stored while a write-back is under way is therefore never lost.
+//! A page is modified if its frame says so, or if an entry of a shared view has the dirty bit. Before a write-back
+//! the bits are moved from the entries to the frames, so that a page that nobody stores to any more is written once.
+//! A vCPU that has the dirty translation would not set the bit again: only when the flushes of
+//! [`Manager::collect_dirty`] are done may a page be read to be written, and what is stored after that is seen by
+//! the next one.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -11,11 +12,13 @@ use core::ops::Range;
 
 use crate::addr::{PAGE_SIZE, Pfn, VpnRange};
 use crate::backend::Platform;
+use crate::flush::{Flush, TableEdits};
 use crate::manager::Manager;
 use crate::pfn::PfnDatabase;
 use crate::proto::{Claim, Direction, Record, Run, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags};
 use crate::section::viewers::View;
+use crate::shadow::{Cursor, LeafRun};
 use crate::stats::add;
 use crate::vad::Sharing;
 
@@ -67,28 +70,59 @@ impl<B> WriteBack<B> {
 }
 
 impl<P: Platform> Manager<P> {
-    /// Looks through the shared views for pages that were stored to, so that
-    /// [`Manager::write_back`] finds them.
-    pub fn collect_dirty(&self, section: &Section<P::Backing>) {
+    /// Takes the dirty bits from the shared views, so that [`Manager::write_back`] finds the pages that were stored
+    /// to. Gives back what must be flushed *before* it is asked: every vCPU that runs one of the spaces must have
+    /// dropped the translations, or left the space until it has.
+    #[must_use = "a store through a translation that is not flushed is lost for the write-back"]
+    pub fn collect_dirty(&self, section: &Section<P::Backing>) -> Vec<Flush> {
+        let mut flushes = Vec::new();
         self.for_each_viewer(section, |space, _, views| {
             let cursor = space.cursor(&self.store);
+            let mut flush = space.no_flush();
             let shared = |view: &&View| view.sharing == Sharing::Shared;
             let ranges = views.iter().filter(shared).map(|view| view.range);
             ranges.for_each(|range: VpnRange| {
                 cursor.for_each_leaf(range, |run| {
-                    let mut db = self.pfns.lock();
-                    for (index, _) in run.pages() {
-                        if let Entry::Valid(entry) = cursor.leaf(run.table, index)
-                            && entry
-                                .flags
-                                .contains(EntryFlags::DIRTY | EntryFlags::PROTOTYPE)
-                        {
-                            db.mark_modified(entry.frame);
-                        }
-                    }
+                    flush.absorb(self.collect_leaf(&cursor, run));
                 });
             });
+            flushes.push(flush.finish());
         });
+        flushes
+    }
+
+    /// Moves the dirty bits of one leaf table's pages to their frames.
+    fn collect_leaf(&self, cursor: &Cursor<'_, P::Store>, run: LeafRun) -> TableEdits {
+        let mut edits = TableEdits::new(run.table);
+        let mut written = 0;
+        let mut db = self.pfns.lock();
+        for (index, vpn) in run.pages() {
+            let dirty = EntryFlags::DIRTY | EntryFlags::PROTOTYPE;
+            match cursor.leaf(run.table, index) {
+                Entry::Valid(entry) if entry.flags.contains(dirty) => {
+                    db.mark_modified(entry.frame);
+                    if cfg!(not(mutant = "kept_dirty")) {
+                        cursor.rewrite(run.table, index, |e| {
+                            e.with_flags(e.flags - EntryFlags::DIRTY)
+                        });
+                    }
+                    if cfg!(not(mutant = "unflushed_clean")) {
+                        edits.add(index, vpn);
+                    }
+                    written += 1;
+                }
+                Entry::Valid(_)
+                | Entry::Empty
+                | Entry::Transition(_)
+                | Entry::Prototype(_)
+                | Entry::PageFile(_)
+                | Entry::DemandZero(_)
+                | Entry::Decommitted => {}
+            }
+        }
+        drop(db);
+        add(&self.counters.entries_written, written);
+        edits
     }
 
     /// The next run of modified pages of a range, in bytes from the section's start; `None` if there is
@@ -102,8 +136,8 @@ impl<P: Platform> Manager<P> {
         db.reap();
         let (first, frames) = modified_run(&db, section, range)?;
         for frame in &frames {
-            db.clear_modified(*frame);
             db.hold(*frame);
+            db.clear_modified(*frame);
         }
         let bell = Arc::clone(&db.sections.bell);
         let record = Arc::new(Record::default());

@@ -47,6 +47,8 @@ impl<P: Platform> Manager<P> {
         drop(db);
         drop(state);
         drop(vads);
+        // Shared memory nobody has any more.
+        self.pfns.lock().reap();
         self.spaces.lock().remove(&space.id());
         self.live_spaces.fetch_sub(1, Relaxed);
         flush.finish()

@@ -138,7 +138,11 @@ impl<P: Platform> Manager<P> {
         };
         vad.flags.set(VadFlags::CHARGED, vad.needs_charge(prot));
         let (released, charged) = (state.vads.charged_in(range), vad.charge());
-        let commit = self.pfns.lock().commit.exchange(released, charged);
+        let commit = {
+            let mut db = self.pfns.lock();
+            db.reap();
+            db.commit.exchange(released, charged)
+        };
         commit.map_err(|NoCommit| MapError::NoCommit { pages: charged })?;
         let replaced = state.vads.carve(range);
         if !replaced.is_empty() {

@@ -21,6 +21,7 @@ mod transition;
 mod trim;
 mod unmap;
 mod view;
+mod view_in;
 mod zap;
 
 use core::fmt;

@@ -241,7 +241,15 @@ impl<P: Platform> Manager<P> {
             Some((_, _, Entry::Prototype(block))) => {
                 self.pfns.lock().clones.content(block) == BlockContent::Resident(frame)
             }
-            Some(_) | None => false,
+            // A page of shared memory.
+            Some((_, _, Entry::Empty)) | None => {
+                let source = state.source(vpn);
+                let page = source.and_then(|source| Some((source.page(vpn)?, source.section)));
+                page.is_some_and(|(page, section)| {
+                    self.pfns.lock().mappable(section.id(), page) == Some(frame)
+                })
+            }
+            Some(_) => false,
         };
         let vad = state.vads.find(vpn);
         if !same || !vad.is_some_and(|vad| vad.prot.allows(access)) {

@@ -265,6 +265,12 @@ fn fate(
         }
         (Owner::Clone(block), _) if page_file || !dirty => Fate::Leaves(Entry::Prototype(block)),
         (Owner::Entry { .. } | Owner::Clone(_), _) => Fate::Stays,
+        // Shared memory that could go nowhere from the modified list.
+        (Owner::Section { section, .. }, _)
+            if dirty && !page_file && !db.sections.is_of_file(section) =>
+        {
+            Fate::Stays
+        }
         // The section has it, or a truncation that is under way will take the entry.
         (Owner::Section { .. } | Owner::None, _) => Fate::Unmapped,
         (Owner::Root | Owner::Supervisor, _) => {

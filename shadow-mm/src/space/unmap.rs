@@ -35,6 +35,8 @@ impl<P: Platform> Manager<P> {
         self.pfns.lock().commit.release(released);
         drop(state);
         drop(carved);
+        // Shared memory nobody has any more.
+        self.pfns.lock().reap();
         add(&self.counters.unmaps, 1);
         Ok(flush.finish())
     }

@@ -24,6 +24,7 @@ use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::space::fault::{resolution, used, window};
 use crate::space::file_read::Started;
 use crate::space::image::{Origin, Source};
+use crate::space::view_in::ViewIn;
 use crate::space::zap::drop_page;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
@@ -69,16 +70,26 @@ impl<P: Platform> Manager<P> {
                 return FaultOutcome::Denied(Denied::BeyondEnd);
             }
             match section.pages.get(&target.page) {
-                Some(Proto::Resident(frame)) if target.copies => {
-                    let from = *frame;
-                    db.hold(from);
-                    drop(db);
-                    return self.copy_view(space, state, vpn, from);
-                }
                 Some(Proto::Resident(_)) => {
+                    let Some(from) = db.mappable(target.section.id(), target.page) else {
+                        return FaultOutcome::Collided;
+                    };
+                    if target.copies {
+                        db.hold(from);
+                        drop(db);
+                        return self.copy_view(space, state, vpn, from);
+                    }
                     drop(db);
                     if let Some(outcome) = self.map_view(space, state, vpn, access) {
                         return outcome;
+                    }
+                }
+                Some(Proto::PageFile(_)) => {
+                    drop(db);
+                    match self.start_view_in(space, &target.section, target.page, (vpn, access)) {
+                        ViewIn::PageIn(ticket) => return FaultOutcome::PageIn(ticket),
+                        ViewIn::NoMemory => return FaultOutcome::NoMemory,
+                        ViewIn::Again => {}
                     }
                 }
                 Some(Proto::Reading(record)) => return FaultOutcome::Wait(Pending::new(record)),
@@ -246,9 +257,8 @@ impl<P: Platform> Manager<P> {
             });
             let frame = match entry {
                 Entry::Empty => {
-                    let section = db.sections.get(source.section.id());
-                    let page = source.page(vpn).filter(|page| section.contains(*page));
-                    page.and_then(|page| section.resident(page))
+                    let page = source.page(vpn);
+                    page.and_then(|page| db.mappable(source.section.id(), page))
                 }
                 Entry::Valid(entry) if db.is_sections(entry) => Some(entry.frame),
                 _ => None,
@@ -283,24 +293,17 @@ impl<P: Platform> Manager<P> {
         let flags = view_flags(source.prot, source.sharing);
         let mut db = self.pfns.lock();
         let mut mapped = 0;
-        let wanted = source.page(vpn)?;
-        if db
-            .sections
-            .get(source.section.id())
-            .resident(wanted)
-            .is_some()
-        {
+        let (id, wanted) = (source.section.id(), source.page(vpn)?);
+        if db.mappable(id, wanted).is_some() {
             let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
             for vpn in around(&source, vpn).iter() {
                 let (index, page) = (vpn.index(Level::Leaf), source.page(vpn));
-                let section = db.sections.get(source.section.id());
-                let page = page.filter(|page| section.contains(*page));
-                let frame = page.and_then(|page| section.resident(page));
+                let frame = page.and_then(|page| db.mappable(id, page));
                 let Some(frame) = frame.filter(|_| cursor.leaf(table, index) == Entry::Empty)
                 else {
                     continue;
                 };
-                db.share_prototype(frame);
+                db.map_again(frame);
                 cursor.install(&mut db, table, index, ValidEntry { frame, flags });
                 mapped += 1;
             }

@@ -175,6 +175,7 @@ impl<B> ImageSet<B> {
 mod tests {
     use super::*;
     use crate::proto::SectionTable;
+    use crate::section::Charge;
 
     fn range(start: u64, count: u64) -> VpnRange {
         VpnRange::new(Vpn::new(start).expect("page"), count).expect("range")
@@ -189,7 +190,7 @@ mod tests {
     }
 
     fn section() -> Section<u8> {
-        let made = SectionTable::default().create(Some(1), 0);
+        let made = SectionTable::default().create(Some(1), 0, Charge::Uncharged);
         made.expect("a section")
     }
 

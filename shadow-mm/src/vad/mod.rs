@@ -112,6 +112,17 @@ impl<B> VadInfo<B> {
         }
     }
 
+    /// The section the mapping is a view of, if it is one, and the offset in bytes of the first page.
+    #[must_use]
+    pub fn view(&self) -> Option<(&Section<B>, u64)> {
+        match &self.kind {
+            MapKind::Anonymous => None,
+            MapKind::View {
+                section, offset, ..
+            } => Some((section, *offset)),
+        }
+    }
+
     /// Whether stores are seen by others.
     #[must_use]
     pub fn sharing(&self) -> Sharing {
@@ -156,7 +167,15 @@ impl<B: Clone + Eq> Vad<B> {
 
     /// Whether a mapping like this with protection `prot` must be charged.
     pub(crate) fn needs_charge(&self, prot: Prot) -> bool {
-        prot.contains(Prot::WRITE) && !self.flags.contains(VadFlags::NO_RESERVE)
+        // What a shared view shows is the section's, and charged there.
+        let shared = matches!(
+            self.kind,
+            MapKind::View {
+                sharing: Sharing::Shared,
+                ..
+            }
+        );
+        prot.contains(Prot::WRITE) && !shared && !self.flags.contains(VadFlags::NO_RESERVE)
     }
 
     /// Pages charged for it.

@@ -200,6 +200,7 @@ mod tests {
     use super::super::{FaultAround, MapKind, Sharing, VadFlags, VadTag};
     use super::*;
     use crate::proto::{Section, SectionTable};
+    use crate::section::Charge;
 
     fn range(start: u64, count: u64) -> VpnRange {
         VpnRange::new(Vpn::new(start).expect("page"), count).expect("range")
@@ -230,7 +231,7 @@ mod tests {
     }
 
     fn section() -> Section<u8> {
-        let made = SectionTable::default().create(Some(1), 0);
+        let made = SectionTable::default().create(Some(1), 0, Charge::Uncharged);
         made.expect("a section")
     }
 

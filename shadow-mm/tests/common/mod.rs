@@ -1,6 +1,8 @@
 //! What the tests have in common: a small pool, and short names.
 #![allow(dead_code, reason = "no test uses all of it")]
 
+pub(crate) mod page_file;
+
 use std::sync::Arc;
 
 use shadow_mm::sim::{SimFile, SimMmu, SimPlatform, SimStore};

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use shadow_mm::sim::SimFile;
-use shadow_mm::{PAGE_SIZE, Section, SectionPage, Sharing, WriteFailed};
+use shadow_mm::{Charge, PAGE_SIZE, Section, SectionPage, Sharing, WriteFailed};
 
 use super::common::Mm;
 use super::ops::{SECTIONS, WriteEnd};
+use super::verbs::agree;
 use super::world::{At, Bytes, Outcome, SLOTS, World, file_byte};
 
 /// One section.
@@ -26,9 +27,12 @@ pub(crate) struct FileModel {
 impl FileModel {
     pub(crate) fn new(mm: &Mm, number: usize) -> Self {
         let file = (number + 1 != SECTIONS).then_some(SimFile(number as u32));
-        let size = 12 * PAGE_SIZE as u64 + 2500;
+        let size = end_of(file, 12 * PAGE_SIZE as u64 + 2500);
+        let section = mm.create_section(file, size);
+        // What cannot be promised may still be had.
+        let section = section.or_else(|_| mm.create_shared_memory(size, Charge::Uncharged));
         Self {
-            section: mm.create_section(file, size).expect("a section"),
+            section: section.expect("a section"),
             file,
             size,
             formula: if file.is_some() { size } else { 0 },
@@ -70,6 +74,7 @@ impl FileModel {
     }
 
     fn resize(&mut self, size: u64) {
+        let size = end_of(self.file, size);
         let grown = size >= self.size;
         self.size = size;
         if grown {
@@ -95,7 +100,10 @@ impl FileModel {
 impl World {
     pub(crate) fn resize(&mut self, number: usize, size: u64) -> Outcome {
         let old = self.files[number].size;
-        let flushes = self.mm.resize_section(&self.files[number].section, size);
+        let resized = self.mm.resize_section(&self.files[number].section, size);
+        let Ok(flushes) = resized else {
+            return agree("refused", self.files[number].file, None);
+        };
         for flush in flushes {
             self.flush_space(flush);
         }
@@ -144,7 +152,9 @@ impl World {
             return Ok(());
         }
         let section = self.files[number].section.clone();
-        self.mm.collect_dirty(&section);
+        for flush in self.mm.collect_dirty(&section) {
+            self.flush_space(flush);
+        }
         let mut from = 0;
         while let Some(ticket) = self.mm.write_back(&section, from..u64::MAX) {
             from = ticket.offset() + (ticket.frames().len() * PAGE_SIZE) as u64;
@@ -216,6 +226,14 @@ impl World {
             }
         }
         Ok(())
+    }
+}
+
+/// Where a section can end: over zeroes with a whole page.
+fn end_of(file: Option<SimFile>, size: u64) -> u64 {
+    match file {
+        Some(_) => size,
+        None => size.next_multiple_of(PAGE_SIZE as u64),
     }
 }
 

@@ -42,6 +42,28 @@ const MEMORY: &str = "import mmap, os, multiprocessing as mp\n\
     for _ in range(3):\n    p = ctx.Process(target=count); p.start(); p.join()\n\
     print(v.value)\n";
 
+/// Semaphores with names behind a pool, a queue, a lock, an event and a barrier, and a worker that is killed.
+const POOL: &str = "import multiprocessing as mp, os, signal, time\n\
+    ctx = mp.get_context('fork')\n\
+    def square(n): return n * n\n\
+    with ctx.Pool(4) as pool:\n\
+    \x20   print(sum(pool.map(square, range(500))), pool.apply(square, (12,)), sorted(pool.imap_unordered(square, range(20), 3)))\n\
+    lock, tally, q, go = ctx.Lock(), ctx.RawValue('i', 0), ctx.Queue(), ctx.Event()\n\
+    gate = ctx.Barrier(3)\n\
+    def work(n):\n\
+    \x20   go.wait()\n\
+    \x20   for _ in range(200):\n\
+    \x20       with lock: tally.value += 1\n\
+    \x20   gate.wait(); q.put((n, 'done'))\n\
+    ps = [ctx.Process(target=work, args=(n,)) for n in range(3)]\n\
+    [p.start() for p in ps]; go.set()\n\
+    print(sorted(q.get() for _ in ps)); [p.join() for p in ps]; print(tally.value)\n\
+    few = ctx.BoundedSemaphore(2)\n\
+    def hold(): few.acquire(); time.sleep(100)\n\
+    p = ctx.Process(target=hold); p.start()\n\
+    while few.get_value() == 2: time.sleep(0.01)\n\
+    os.kill(p.pid, signal.SIGKILL); p.join(); print(p.exitcode, few.acquire(), few.acquire(timeout=0.1))\n";
+
 const FILES: &str = "import mmap, os\n\
     with open('vmm-test-map', 'w+b') as f:\n\
     \x20   f.write(bytes(20000)); f.flush()\n\
@@ -98,7 +120,28 @@ pub(crate) fn cases() -> Vec<Case> {
     ]);
     let in_memory =
         Launch::new("{programs}/shared_map", &["/var/tmp"]).options(&["--tmpfs", "/var/tmp"]);
+    let locks = |args, in_rig| {
+        Launch::new("{programs}/shared_locks", args)
+            .in_rig(in_rig)
+            .options(&["--rw", "{work}", "--workdir", "{work}", "--cpus", "2"])
+    };
+    let locks = locks(&["{work}", "2000"], &["{work}", "200"]);
+    let thrash = Launch::new("{programs}/shared_thrash", &["{work}", "4", "49152", "3"])
+        .in_rig(&["{work}", "3", "24576", "2"])
+        .options(&[
+            "--rw",
+            "{work}",
+            "--workdir",
+            "{work}",
+            "--memory",
+            "16M",
+            "--page-file",
+            "256M",
+        ]);
     vec![
+        Case::new("shared/thrash", thrash, Expect::Tap).seconds(240),
+        Case::new("shared/locks", locks, Expect::Tap).seconds(180),
+        python("python_pool", POOL),
         Case::new("shared/map_on_disk", on_disk, Expect::Tap),
         Case::new("shared/map_in_memory", in_memory, Expect::Tap),
         Case::function("shared/stores_arrive", stores_arrive),

@@ -30,13 +30,14 @@ const AGES: usize = 4;
 const UNKNOWN: &str = "not shown";
 
 /// The states in the legend, in its order.
-const STATES: [PfnState; 6] = [
+const STATES: [PfnState; 7] = [
     PfnState::Zeroed,
     PfnState::Free,
     PfnState::Active,
     PfnState::InFlight,
     PfnState::Standby,
     PfnState::Modified,
+    PfnState::ModifiedNoWrite,
 ];
 /// The owners in the legend, in its order.
 const OWNERS: [(FrameOwner, &str); 6] = [

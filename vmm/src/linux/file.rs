@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
 use super::kernel::Kernel;
+use super::offset::Offset;
 use crate::locks::{Mutex, rank};
 use crate::memory::Backing;
 
@@ -313,7 +314,7 @@ pub struct Description {
     /// Access mode and status flags (`O_ACCMODE | O_APPEND | O_NONBLOCK | ...`).
     flags: AtomicU32,
     /// The offset. Locked while a read or write that uses it is under way (POSIX: atomic).
-    pub offset: Mutex<rank::Offset, u64>,
+    pub offset: Offset,
     /// The flock(2) lock it holds; given up when the last reference goes.
     pub flock: Mutex<rank::FlockHeld, Option<super::fs::FlockGuard>>,
 }
@@ -332,7 +333,7 @@ impl Description {
         Arc::new(Self {
             file,
             flags: AtomicU32::new(flags),
-            offset: Mutex::new(0),
+            offset: Offset::default(),
             flock: Mutex::new(None),
         })
     }

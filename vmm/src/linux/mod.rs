@@ -19,6 +19,7 @@ pub mod fs;
 pub mod kernel;
 pub mod mm;
 pub mod net;
+pub mod offset;
 pub mod proc;
 pub mod process;
 pub mod sched;

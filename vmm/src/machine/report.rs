@@ -21,6 +21,8 @@ pub struct Frames {
     pub standby: u64,
     /// Unmapped, to be written to the page file.
     pub modified: u64,
+    /// Unmapped, to be written back to files.
+    pub modified_no_write: u64,
     /// Mapped, or page tables in use.
     pub active: u64,
     /// Held by a flush or a read.
@@ -35,6 +37,7 @@ impl From<ZoneStats> for Frames {
             free: z.free,
             standby: z.standby,
             modified: z.modified,
+            modified_no_write: z.modified_no_write,
             active: z.active,
             in_flight: z.in_flight,
         }
@@ -134,7 +137,8 @@ impl MemoryReport {
     /// From the manager's counters; `supervisor_tables` are the table frames that belong to no guest.
     #[must_use]
     pub fn new(s: &StatsSnapshot, supervisor_tables: u64) -> Self {
-        let held = |z: &ZoneStats| z.active + z.in_flight + z.standby + z.modified;
+        let held =
+            |z: &ZoneStats| z.active + z.in_flight + z.standby + z.modified + z.modified_no_write;
         Self {
             faults: Faults {
                 demand_zero: s.faults_demand_zero,
@@ -272,8 +276,15 @@ impl fmt::Display for Report {
         for (name, z) in [("data", &m.data_frames), ("tables", &m.table_frames)] {
             writeln!(
                 f,
-                "{name:<9} {} frames: {} zeroed, {} free, {} standby, {} modified, {} active, {} in flight",
-                z.total, z.zeroed, z.free, z.standby, z.modified, z.active, z.in_flight
+                "{name:<9} {} frames: {} zeroed, {} free, {} standby, {} modified, {} of files, {} active, {} in flight",
+                z.total,
+                z.zeroed,
+                z.free,
+                z.standby,
+                z.modified,
+                z.modified_no_write,
+                z.active,
+                z.in_flight
             )?;
         }
         if let Some(g) = &self.guard {

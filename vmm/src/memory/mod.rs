@@ -32,9 +32,6 @@ mod reclaim;
 mod sections;
 mod writeback;
 
-/// Pages of files taken together when no frame is left.
-const RELIEF: usize = 64;
-
 /// What the memory manager is instantiated with.
 #[derive(Debug)]
 pub struct VmmPlatform;
@@ -148,8 +145,7 @@ impl Memory {
                 PinOutcome::Wait(pending) => self.wait(&pending).map_err(AccessError::Denied)?,
                 PinOutcome::Collided => self.reads.wait(seen),
                 PinOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
-                PinOutcome::NoMemory if self.manager.evict_idle(RELIEF) > 0 || self.make_room() => {
-                }
+                PinOutcome::NoMemory if self.make_room() => {}
                 PinOutcome::NoMemory => return Err(AccessError::NoMemory),
             }
         }
@@ -158,10 +154,11 @@ impl Memory {
     /// Writes back what was stored to mapped files, so that their pages can be taken; true if that
     /// made frames available. No lock may be held.
     pub(super) fn relieve(&self) -> bool {
+        let before = self.manager.available();
         if self.sections.untidy() {
             self.sections.tidy(self);
         }
-        self.manager.evict_idle(RELIEF) > 0
+        self.manager.available() > before
     }
 
     /// Waits until a read that somebody else does has ended.

@@ -183,15 +183,12 @@ impl Memory {
         ] {
             let mut gain = Gain::default();
             gain.written += self.write_modified(no_writes_until);
-            let mut lacking = self.high().saturating_sub(self.manager.available());
-            // Pages of files that nobody maps are the cheapest to have back.
-            let evicted = self.manager.evict_idle(lacking as usize) as u64;
-            gain.trimmed = evicted;
-            lacking = lacking.saturating_sub(evicted);
+            let lacking = self.high().saturating_sub(self.manager.available());
             if lacking > 0 {
                 gain.trimmed += self.trim_spaces(lacking, mode);
                 gain.flushed = self.finish_flushes();
                 gain.written += self.write_modified(no_writes_until);
+                gain.written += self.write_files();
             }
             self.reclaim.round.notify();
             let gained = gain.trimmed > 0 || gain.written > 0 || gain.flushed;
@@ -244,6 +241,17 @@ impl Memory {
             }
         }
         stored
+    }
+
+    /// Writes back what was stored to mapped files, if there are pages of them that only wait for it and frames are
+    /// still lacking; gives back how many frames that made available.
+    fn write_files(&self) -> u64 {
+        let data = self.manager.stats().data;
+        if data.modified_no_write == 0 || data.available() >= self.high() {
+            return 0;
+        }
+        self.sections.tidy(self);
+        self.manager.available().saturating_sub(data.available())
     }
 
     /// Writes one cluster; gives back how many pages it was for, zero if none is to be written.

@@ -222,7 +222,10 @@ impl MappedFile {
 
     fn set_size(&self, memory: &Memory, size: u64) {
         if memory.manager.section_size(&self.section) != size {
-            for flush in memory.manager.resize_section(&self.section, size) {
+            // A file's section is not charged, so that it may grow.
+            let resized = memory.manager.resize_section(&self.section, size);
+            debug_assert!(resized.is_ok(), "{resized:?}");
+            for flush in resized.into_iter().flatten() {
                 memory.submit(flush);
             }
         }
@@ -234,12 +237,21 @@ impl MappedFile {
         self.io.lock().writer.clone()
     }
 
-    /// Writes pages of a range, in bytes, that were stored to through mappings to the file.
+    /// Writes pages of a range, in bytes, that were stored to through mappings to the file. No lock may be held: who
+    /// stores to them is stopped for a moment, so that what is stored from then on is seen the next time.
     ///
     /// # Errors
     /// The first error; the pages it is about stay modified.
     pub fn write_back(&self, memory: &Memory, range: Range<u64>) -> io::Result<()> {
-        memory.manager.collect_dirty(&self.section);
+        for flush in memory.manager.collect_dirty(&self.section) {
+            if flush.is_empty() {
+                memory.submit(flush);
+                continue;
+            }
+            let space = (flush.space(), flush.root());
+            memory.submit(flush);
+            memory.flushes.quiesce_root(space);
+        }
         let mut io = self.io.lock();
         let mut from = range.start;
         let mut result = Ok(());
@@ -397,7 +409,8 @@ impl MappedFile {
             let start = (at - range.start) as usize;
             loop {
                 match memory.manager.section_page(&self.section, page) {
-                    SectionAt::Absent => break,
+                    // A file's pages never go to the page file.
+                    SectionAt::Absent | SectionAt::PagedOut => break,
                     SectionAt::Resident(pin) => {
                         visit(memory.manager.store(), &pin, offset, start..start + n);
                         memory.manager.unpin(pin);

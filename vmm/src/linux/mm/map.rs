@@ -1,7 +1,7 @@
 //! `mmap`, `munmap`, `mprotect`.
 
 use shadow_mm::{
-    Access, MapKind, MapRequest, Placement, Prot, Sharing, VadFlags, VadTag, Vpn, VpnRange,
+    Access, Charge, MapKind, MapRequest, Placement, Prot, Sharing, VadFlags, VadTag, Vpn, VpnRange,
 };
 
 use super::{
@@ -181,6 +181,11 @@ fn anonymous_source(c: &Ctx<'_>, len: u64, flags: u32) -> Result<Source, Errno> 
         // As with an empty pool of huge pages.
         return Err(Errno::NOMEM);
     }
+    let charge = if flags & MAP_NORESERVE == 0 {
+        Charge::Charged
+    } else {
+        Charge::Uncharged
+    };
     let kind = match flags & MAP_TYPE {
         MAP_PRIVATE => MapKind::Anonymous,
         MAP_SHARED => MapKind::View {
@@ -188,7 +193,7 @@ fn anonymous_source(c: &Ctx<'_>, len: u64, flags: u32) -> Result<Source, Errno> 
                 .k
                 .memory
                 .manager
-                .create_section(None, len)
+                .create_shared_memory(len, charge)
                 .map_err(|_| Errno::NOMEM)?,
             offset: 0,
             sharing: Sharing::Shared,

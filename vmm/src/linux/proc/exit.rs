@@ -102,7 +102,7 @@ pub(crate) fn clear_child_tid(c: &mut Ctx<'_>) {
     let va = std::mem::take(&mut c.t.clear_child_tid);
     // The thread's own handle and its process's are two.
     if va != 0 && Arc::strong_count(&c.t.mm) > 2 && c.mem().write_obj(va, &0_u32).is_ok() {
-        super::futex::wake(c, va, 1, u32::MAX);
+        super::futex::wake_one(c, va);
     }
 }
 

@@ -283,12 +283,36 @@ fn futex_waiter_is_woken_by_a_sharer_of_its_memory() {
         m.call(&mut child, 202, &[DATA, 0, 5, 0, 0, 0]),
         Turn::Parked(_)
     ));
-    assert_eq!(
-        m.with(&mut t, |c| super::futex::wake(c, DATA, 1, u32::MAX)),
-        1
-    );
+    assert_eq!(m.with(&mut t, |c| super::futex::wake_one(c, DATA)), 1);
     assert!(matches!(m.go_on(&mut child), Turn::Guest));
     assert_eq!(child.regs.rax, 0);
+}
+
+#[test]
+fn futex_of_shared_memory_is_one_for_all_processes() {
+    let m = Machine::new();
+    let mut t = m.first();
+    let (at, rw, shared_anonymous_fixed) = (0x5000_0000, 3, 0x31);
+    let mapped = m.result(
+        &mut t,
+        9,
+        &[at, 4096, rw, shared_anonymous_fixed, u64::MAX, 0],
+    );
+    assert_eq!(mapped as u64, at);
+    let mut child = m.fork(&mut t);
+    let waits = |t: &mut _, op| assert!(matches!(m.call(t, 202, &[at, op, 0, 0]), Turn::Parked(_)));
+    let private = 128;
+    waits(&mut child, private);
+    assert_eq!(m.result(&mut t, 202, &[at, 1, 1]), 0, "it waits privately");
+    assert_eq!(m.result(&mut t, 202, &[at, 1 | private, 1]), 0);
+    super::futex::forget(&mut m.k.state(), child.tid);
+    child.call = None;
+    waits(&mut child, 0);
+    assert_eq!(m.result(&mut t, 202, &[at + 4, 1, 1]), 0, "another word");
+    assert_eq!(m.result(&mut t, 202, &[at, 1, 1]), 1);
+    assert!(matches!(m.go_on(&mut child), Turn::Guest));
+    assert_eq!(child.regs.rax, 0);
+    assert!(m.k.state().futexes.is_empty());
 }
 
 #[test]

@@ -324,8 +324,13 @@ impl Flushes {
     /// No lock may be held.
     pub fn quiesce(&self, space: &Space<VmmPlatform>) {
         wait_for_announcements(space);
+        self.quiesce_root((space.id(), space.root()));
+    }
+
+    /// The same for a space that may be gone by now, of whose flushes the caller's was submitted.
+    pub fn quiesce_root(&self, (space, root): (SpaceId, Pfn)) {
         if self.waiting.load(Ordering::SeqCst) != 0 {
-            self.gate(&mut self.queues.lock(), space.id(), space.root().gpa());
+            self.gate(&mut self.queues.lock(), space, root.gpa());
         }
     }
 

@@ -5,18 +5,17 @@
 
 use std::sync::Arc;
 
-use shadow_mm::{
-    Access, CreateError, GuestVa, ImageError, MapError, MapKind, MapRequest, Placement, Prot,
-    Section, SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn, VpnRange,
-};
-use vm_memory::Bytes;
-
-use super::{ImageContent, ImageData, KindData, Run, Runs, SectionData, SpaceData, VadData, range};
+use super::scratch::Scratch;
+use super::{ImageContent, ImageData, KindData, Run, SectionData, SpaceData, VadData, range};
 use crate::memory::{AccessError, Backing, FRAME, Intent, Memory, Space, VmmPlatform};
 use crate::snapshot::format::{PartKind, StoredPage};
 use crate::snapshot::read::{ReadError, Snapshot};
 use crate::snapshot::records::{
     BytesRef, LoadContents, LoadMemory, MemoryError, Page, SectionRef, SpaceRef,
+};
+use shadow_mm::{
+    Charge, CreateError, ImageError, MapError, MapKind, MapRequest, Placement, Prot, Section,
+    SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn, VpnRange,
 };
 
 /// Why a memory image could not be loaded.
@@ -243,68 +242,30 @@ impl<'a> ImageLoader<'a> {
 
     /// A section over nothing, with its pages in it.
     fn make_section(&self, data: &SectionData) -> Result<Section<Backing>, LoadError> {
+        let charge = if data.charged {
+            Charge::Charged
+        } else {
+            Charge::Uncharged
+        };
         let manager = &self.memory.manager;
-        let section = manager.create_section(None, data.bytes)?;
-        if data.pages.0.is_empty() {
-            return Ok(section);
-        }
-        let scratch = manager.create_space()?;
-        let filled = self.fill_section(&scratch, &section, &data.pages);
-        self.memory.delete_space(&scratch);
-        filled.map(|()| section)
-    }
-
-    /// Stores pages through a view in a space that nothing runs in.
-    fn fill_section(
-        &self,
-        scratch: &Arc<Space<VmmPlatform>>,
-        section: &Section<Backing>,
-        pages: &Runs,
-    ) -> Result<(), LoadError> {
-        for run in &pages.0 {
+        let section = manager.create_shared_memory(data.bytes, charge)?;
+        let scratch = Scratch::new(self.memory)?;
+        for run in &data.pages.0 {
             self.checked(run)?;
-            let request = MapRequest {
-                placement: Placement::Anywhere {
-                    hint: None,
-                    below: self.memory.manager.limits().user_end.vpn(),
-                },
-                count: run.count,
-                prot: Prot::READ | Prot::WRITE,
-                kind: MapKind::View {
-                    section: section.clone(),
-                    offset: run.start.saturating_mul(FRAME as u64),
-                    sharing: Sharing::Shared,
-                },
-                flags: VadFlags::NO_RESERVE,
-                tag: VadTag::default(),
-            };
-            let mapped = self.memory.manager.map(scratch, request)?;
-            self.memory.submit(mapped.flush);
+            let shown = scratch.view(&section, run.start, run.count)?;
             let mut bytes = [0; FRAME];
-            for (ahead, vpn) in mapped.range.iter().enumerate() {
+            for (ahead, vpn) in shown.iter().enumerate() {
                 self.read(run.stored + ahead as u64, &mut bytes)?;
-                self.store(scratch, vpn.va(), &bytes)?;
+                scratch
+                    .store(vpn.va(), &bytes)
+                    .map_err(|error| match error {
+                        AccessError::NoMemory => LoadError::NoMemory,
+                        AccessError::Denied(_) => LoadError::Nonsense("sections"),
+                    })?;
             }
-            let flush = self.memory.manager.unmap(scratch, mapped.range);
-            if let Ok(flush) = flush {
-                self.memory.submit(flush);
-            }
+            scratch.close(shown);
         }
-        Ok(())
-    }
-
-    fn store(
-        &self,
-        space: &Arc<Space<VmmPlatform>>,
-        va: GuestVa,
-        bytes: &[u8; FRAME],
-    ) -> Result<(), LoadError> {
-        let put = |pool: &crate::memory::Pool, frame| pool.frame(frame).write_slice(bytes, 0);
-        match self.memory.with_page(space, va, Access::Write, put) {
-            Ok(stored) => stored.map_err(|_| LoadError::Nonsense("sections")),
-            Err(AccessError::NoMemory) => Err(LoadError::NoMemory),
-            Err(AccessError::Denied(_)) => Err(LoadError::Nonsense("sections")),
-        }
+        Ok(section)
     }
 
     fn read(&self, page: u64, bytes: &mut [u8; FRAME]) -> Result<(), LoadError> {

@@ -13,6 +13,7 @@ mod content;
 mod load;
 mod look;
 mod save;
+mod scratch;
 #[cfg(test)]
 mod tests;
 
@@ -91,6 +92,8 @@ struct SpaceData {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct SectionData {
     bytes: u64,
+    /// Its memory was promised when it was made.
+    charged: bool,
     /// The file it is over; without one it has its pages here.
     content: Option<ContentRef>,
     /// The same file open for writing, if it is mapped so.

@@ -5,11 +5,12 @@ use std::io;
 use std::sync::Arc;
 
 use shadow_mm::{
-    FrameStore, ImageRun, MapKind, PageKey, Section, SectionAt, SectionId, SectionPage, Sharing,
-    VadInfo, Vpn, VpnRange,
+    Charge, ImageRun, MapKind, PageKey, Section, SectionId, SectionPage, Sharing, VadInfo, Vpn,
+    VpnRange,
 };
 
 use super::look::{Look, is_zero};
+use super::scratch::Scratch;
 use super::{BytesData, ImageData, KindData, Run, Runs, SectionData, SpaceData, VadData};
 use crate::memory::{Backing, FRAME, Memory, Space, VmmPlatform};
 use crate::snapshot::format::{SnapshotId, StoredPage};
@@ -34,6 +35,9 @@ pub enum SaveError {
     /// A page is on its way into memory, and does not arrive.
     #[error("page {0} of the guest's memory does not come back")]
     Stuck(Vpn),
+    /// Shared memory is in the page file, and there is no room to bring it back.
+    #[error("the guest's shared memory finds no room to be read")]
+    NoMemory,
     /// The encoding refused.
     #[error("the memory cannot be encoded")]
     Encode(#[source] postcard::Error),
@@ -300,6 +304,7 @@ impl<'a> ImageWriter<'a> {
         self.sections.insert(section.id(), at);
         let mut data = SectionData {
             bytes: self.memory.manager.section_size(section),
+            charged: self.memory.manager.section_charge(section) == Charge::Charged,
             ..SectionData::default()
         };
         match section.backing() {
@@ -326,14 +331,14 @@ impl<'a> ImageWriter<'a> {
     /// The pages of a section over nothing.
     fn section_pages(&mut self, section: &Section<Backing>) -> Result<Runs, SaveError> {
         let mut runs = Runs::default();
-        let memory = self.memory;
-        for page in memory.manager.section_pages(section) {
-            let SectionAt::Resident(pin) = memory.manager.section_page(section, page) else {
-                continue;
-            };
+        let scratch = Scratch::new(self.memory).map_err(|_| SaveError::NoMemory)?;
+        for page in self.memory.manager.section_pages(section) {
             let mut bytes = Box::new([0; FRAME]);
-            memory.manager.store().read(pin.pfn(), 0, &mut bytes[..]);
-            memory.manager.unpin(pin);
+            let shown = scratch.view(section, page.get(), 1);
+            let shown = shown.map_err(|_| SaveError::NoMemory)?;
+            let loaded = scratch.load(shown.start().va(), &mut bytes);
+            scratch.close(shown);
+            loaded.map_err(|_| SaveError::NoMemory)?;
             if !is_zero(&bytes) {
                 let stored = self.add_page(&bytes)?;
                 runs.push(page.get(), stored);

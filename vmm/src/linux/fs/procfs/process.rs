@@ -196,7 +196,7 @@ pub(super) fn content(c: &Caller<'_>, pid: Pid, path: &str) -> Result<Vec<u8>, E
     match what {
         What::Name(name) => named(c, (pid, thread_of(pid, path)), &name),
         What::FdInfo(description) => {
-            let offset = *description.offset.lock();
+            let offset = description.offset.seen();
             Ok(format!(
                 "pos:\t{offset}\nflags:\t0{:o}\nmnt_id:\t0\n",
                 description.flags()

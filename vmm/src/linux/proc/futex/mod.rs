@@ -11,10 +11,13 @@ use crate::linux::call::{Arg, Args, Ctx, Entry, Restart, Stop, SysResult, Wait};
 use crate::linux::process::State;
 use crate::linux::thread::Tid;
 
+mod key;
 pub mod robust;
 pub mod table;
 
-pub use table::{FutexKey, FutexTable, futex_key};
+pub use key::FutexKey;
+use key::{Scope, futex_key};
+pub use table::FutexTable;
 
 use Arg::{Hex, Int};
 
@@ -38,19 +41,16 @@ const WAITERS: u32 = 0x8000_0000;
 
 fn sys_futex(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let op = a.i32(1) & !(PRIVATE | CLOCK_REALTIME);
-    let va = a.u64(0);
+    let wake = |c: &Ctx<'_>, bitset| {
+        let key = futex_key(&c.k.memory, &c.t.mm, a.u64(0), scope(a))?;
+        Ok(wake_key(c, key, at_least_one(a.i32(2)), bitset))
+    };
     match op {
         libc::FUTEX_WAIT => wait(c, a, u32::MAX),
         libc::FUTEX_WAIT_BITSET => wait(c, a, a.u32(5)),
-        libc::FUTEX_WAKE => {
-            aligned(va)?;
-            Ok(wake(c, va, a.i32(2), u32::MAX))
-        }
+        libc::FUTEX_WAKE => wake(c, u32::MAX),
         libc::FUTEX_WAKE_BITSET if a.u32(5) == 0 => Err(Errno::INVAL.into()),
-        libc::FUTEX_WAKE_BITSET => {
-            aligned(va)?;
-            Ok(wake(c, va, a.i32(2), a.u32(5)))
-        }
+        libc::FUTEX_WAKE_BITSET => wake(c, a.u32(5)),
         libc::FUTEX_WAKE_OP => wake_op(c, a),
         libc::FUTEX_REQUEUE => requeue(c, a, None),
         libc::FUTEX_CMP_REQUEUE => requeue(c, a, Some(a.u32(5))),
@@ -58,25 +58,30 @@ fn sys_futex(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     }
 }
 
-fn aligned(va: u64) -> Result<(), Errno> {
-    if va.is_multiple_of(4) {
-        Ok(())
+/// Who the call says may know the word.
+fn scope(a: &Args) -> Scope {
+    if a.i32(1) & PRIVATE != 0 {
+        Scope::Process
     } else {
-        Err(Errno::INVAL)
+        Scope::Mapping
     }
+}
+
+/// How many a wake-up is for: as on Linux at least one.
+fn at_least_one(count: i32) -> usize {
+    usize::try_from(count).unwrap_or(0).max(1)
 }
 
 /// The first time, queues the thread and then looks at the word: a waker changes the word before it
 /// wakes, so one of the two is seen. Made again, looks whether it was woken.
 fn wait(c: &mut Ctx<'_>, a: &Args, bitset: u32) -> SysResult {
     let va = a.u64(0);
-    aligned(va)?;
     if bitset == 0 {
         return Err(Errno::INVAL.into());
     }
     let deadline = deadline(c, a)?;
     if c.call.progress == 0 {
-        let key = futex_key(&c.t.mm, va);
+        let key = futex_key(&c.k.memory, &c.t.mm, va, scope(a))?;
         c.k.state().futexes.enqueue(c.t.tid, key, bitset);
         let word = c.mem().read_obj::<u32>(va);
         if word != Ok(a.u32(2)) {
@@ -134,12 +139,14 @@ fn deadline(c: &mut Ctx<'_>, a: &Args) -> Result<Option<u64>, Errno> {
     Ok(Some(at))
 }
 
-/// Wakes at most `count` waiters of the word at `va`, in the order they came; as on Linux at least one.
-pub(crate) fn wake(c: &Ctx<'_>, va: u64, count: i32, bitset: u32) -> u64 {
-    let key = futex_key(&c.t.mm, va);
-    wake_key(c, key, usize::try_from(count).unwrap_or(0).max(1), bitset)
+/// Wakes who has waited longest for the word at `va`, in whatever process: the kernel's own wake-ups. How many
+/// that were.
+pub(crate) fn wake_one(c: &Ctx<'_>, va: u64) -> u64 {
+    let key = futex_key(&c.k.memory, &c.t.mm, va, Scope::Mapping);
+    key.map_or(0, |key| wake_key(c, key, 1, u32::MAX))
 }
 
+/// Wakes at most `count` waiters, in the order they came.
 fn wake_key(c: &Ctx<'_>, key: FutexKey, count: usize, bitset: u32) -> u64 {
     let mut state = c.k.state();
     let tids = state.futexes.wake(key, count, bitset);
@@ -204,14 +211,13 @@ impl WakeOp {
 
 /// Changes the second word, wakes waiters of the first, and of the second if its old value says so.
 fn wake_op(c: &mut Ctx<'_>, a: &Args) -> SysResult {
-    let (first, second) = (a.u64(0), a.u64(4));
-    aligned(first)?;
-    aligned(second)?;
+    let key = |va| futex_key(&c.k.memory, &c.t.mm, va, scope(a));
+    let (first, second) = (key(a.u64(0))?, key(a.u64(4))?);
     let op = WakeOp::new(a.u32(5))?;
-    let old = c.mem().update_u32(second, |word| Some(op.apply(word)))?;
-    let mut woken = wake(c, first, a.i32(2), u32::MAX);
+    let old = c.mem().update_u32(a.u64(4), |word| Some(op.apply(word)))?;
+    let mut woken = wake_key(c, first, at_least_one(a.i32(2)), u32::MAX);
     if op.holds(old) {
-        woken += wake(c, second, a.u64(3) as i32, u32::MAX);
+        woken += wake_key(c, second, at_least_one(a.u64(3) as i32), u32::MAX);
     }
     Ok(woken)
 }
@@ -220,17 +226,17 @@ fn wake_op(c: &mut Ctx<'_>, a: &Args) -> SysResult {
 fn requeue(c: &mut Ctx<'_>, a: &Args, expected: Option<u32>) -> SysResult {
     let (from, to) = (a.u64(0), a.u64(4));
     let (count, moved) = (a.i32(2), a.u64(3) as i32);
-    aligned(from)?;
-    aligned(to)?;
     if count < 0 || moved < 0 {
         return Err(Errno::INVAL.into());
     }
+    let key = |va| futex_key(&c.k.memory, &c.t.mm, va, scope(a));
+    let keys = (key(from)?, key(to)?);
     if let Some(value) = expected
         && c.mem().read_obj::<u32>(from)? != value
     {
         return Err(Errno::AGAIN.into());
     }
-    let (from, to) = (futex_key(&c.t.mm, from), futex_key(&c.t.mm, to));
+    let (from, to) = keys;
     let woken = if count == 0 {
         0
     } else {

@@ -3,7 +3,7 @@
 //!
 //! The list is the guest's and may be anything; the walk is bounded as Linux bounds it.
 
-use super::{OWNER_DIED, TID, WAITERS, wake};
+use super::{OWNER_DIED, TID, WAITERS, wake_one};
 use crate::linux::call::Ctx;
 
 /// `ROBUST_LIST_LIMIT`.
@@ -74,6 +74,6 @@ fn give_up(c: &mut Ctx<'_>, link: Link, offset: u64, seen: Seen) {
     let half_unlocked = seen == Seen::Pending && word == 0;
     let told = was_mine && word & WAITERS != 0;
     if !link.inherits_priority() && (told || half_unlocked) {
-        wake(c, va, 1, u32::MAX);
+        wake_one(c, va);
     }
 }

@@ -2,32 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use shadow_mm::SpaceId;
-
-use crate::linux::process::AddressSpace;
+use super::FutexKey;
 use crate::linux::thread::Tid;
-
-/// What a word is known by: never a frame, which may change under it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FutexKey {
-    /// A word of one address space.
-    Private {
-        /// The space.
-        space: SpaceId,
-        /// The word's address.
-        va: u64,
-    },
-}
-
-/// The key of the word at `va`. Known hole: a word in a section that several spaces map has a key in each of them, so a
-/// wake in one does not reach a waiter in another.
-#[must_use]
-pub fn futex_key(mm: &AddressSpace, va: u64) -> FutexKey {
-    FutexKey::Private {
-        space: mm.space.id(),
-        va,
-    }
-}
 
 /// A thread in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +113,8 @@ impl FutexTable {
 
 #[cfg(test)]
 mod tests {
+    use shadow_mm::SpaceId;
+
     use super::*;
 
     fn key(space: u64, va: u64) -> FutexKey {
