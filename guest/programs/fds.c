@@ -127,6 +127,39 @@ static void limits(void)
 	setrlimit(RLIMIT_NOFILE, &old);
 }
 
+static volatile int too_long;
+
+static void on_too_long(int signal)
+{
+	(void)signal;
+	too_long++;
+}
+
+/* A file may not become longer than the limit by any call, and what is longer already may be used. */
+static void longest_file(void)
+{
+	struct rlimit old, small = {PAGE, PAGE};
+	int fd = make("e", "0123456789"), longer = make("f", "0123456789");
+	is(ftruncate(longer, 3 * PAGE), 0, "a long file");
+	getrlimit(RLIMIT_FSIZE, &old);
+	small.rlim_max = old.rlim_max;
+	signal(SIGXFSZ, on_too_long);
+	setrlimit(RLIMIT_FSIZE, &small);
+	fails(ftruncate(fd, PAGE + 1), EFBIG, "ftruncate beyond RLIMIT_FSIZE");
+	is(too_long, 1, "sends SIGXFSZ");
+	fails(truncate(in_dir("e"), PAGE + 1), EFBIG, "truncate");
+	fails(fallocate(fd, 0, PAGE - 1, 2), EFBIG, "fallocate");
+	fails(pwrite(fd, "x", 1, PAGE), EFBIG, "pwrite");
+	is(too_long, 4, "do too");
+	is(ftruncate(fd, PAGE), 0, "up to it is fine");
+	is(ftruncate(longer, 2 * PAGE), 0, "and so is making a longer one shorter");
+	setrlimit(RLIMIT_FSIZE, &old);
+	signal(SIGXFSZ, SIG_DFL);
+	close(fd);
+	close(longer);
+	is(unlink(in_dir("e")) | unlink(in_dir("f")), 0, "both go");
+}
+
 static void names(void)
 {
 	struct stat st;
@@ -224,6 +257,10 @@ static void devices(void)
 	is(read(fd, text, sizeof text), sizeof text, "/dev/zero");
 	ok(text[0] == 0 && text[63] == 0, "gives zeros");
 	close(fd);
+	fd = open("/dev/full", O_RDWR);
+	is(lseek(fd, -5, SEEK_SET), 0, "/dev/full has only one offset");
+	is(lseek(fd, 5, SEEK_CUR), 0, "wherever one goes");
+	close(fd);
 	fd = open("/dev/urandom", O_RDONLY);
 	is(read(fd, text, sizeof text), sizeof text, "/dev/urandom");
 	int set = 0;
@@ -266,6 +303,7 @@ int main(int argc, char **argv)
 	offsets();
 	over_exec(argv[0]);
 	limits();
+	longest_file();
 	names();
 	devices();
 	info_of_itself();

@@ -128,6 +128,11 @@ pub trait File: Debug + Send + Sync {
         false
     }
 
+    /// Whether lseek(2) moves the offset: devices without content stay at 0 wherever they are sent.
+    fn moves(&self) -> bool {
+        self.seekable()
+    }
+
     /// What stat(2) tells of it.
     ///
     /// # Errors

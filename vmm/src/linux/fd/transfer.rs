@@ -211,6 +211,19 @@ fn write_current(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf) -> SysResult 
     Ok(n)
 }
 
+/// Whether the calling process may make a file `size` bytes long that is shorter (getrlimit(2), `RLIMIT_FSIZE`).
+///
+/// # Errors
+/// `EFBIG`, with a SIGXFSZ; or the host's.
+pub(crate) fn may_grow(c: &Ctx<'_>, file: &dyn File, size: u64) -> Result<(), Errno> {
+    let limit = c.with_process(|p| p.rlimits[RLIMIT_FSIZE].0);
+    if size > limit && size > file.stat(c.k)?.size {
+        signal_self(c, SIGXFSZ);
+        return Err(Errno::FBIG);
+    }
+    Ok(())
+}
+
 fn write_at(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf, offset: u64) -> SysResult {
     let limit = c.with_process(|p| p.rlimits[RLIMIT_FSIZE].0);
     if offset >= limit && !buf.is_empty() {

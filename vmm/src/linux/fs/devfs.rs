@@ -176,6 +176,10 @@ impl File for Device {
         true
     }
 
+    fn moves(&self) -> bool {
+        false
+    }
+
     fn stat(&self, _: &Kernel) -> Result<Stat, Errno> {
         Ok(self.stat)
     }

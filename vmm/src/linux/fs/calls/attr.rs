@@ -1,11 +1,13 @@
 //! Attributes and length: chmod(2), chown(2), utimensat(2), truncate(2), fallocate(2), fsync(2).
 
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::super::tree::may_change;
 use super::super::{Caller, DirFile, OpenHow, PathFile};
 use super::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Subject, base, subject};
 use crate::linux::call::{Args, Ctx, SysResult};
+use crate::linux::fd::transfer::may_grow;
 use crate::linux::file::{Change, Description, O_PATH, SetTime};
 
 fn change(c: &Ctx<'_>, subject: &Subject, change: &Change) -> SysResult {
@@ -179,6 +181,7 @@ pub(super) fn truncate(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let description =
         c.k.vfs
             .open(&Caller::of(c), &base, &path, &OpenHow::new(1, 0))?;
+    may_grow(c, &*description.file, length)?;
     description.file.truncate(c.k, length)?;
     Ok(0)
 }
@@ -189,6 +192,7 @@ pub(super) fn ftruncate(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if !description.writable() {
         return Err(Errno::INVAL.into());
     }
+    may_grow(c, &*description.file, length)?;
     description.file.truncate(c.k, length)?;
     Ok(0)
 }
@@ -202,7 +206,12 @@ pub(super) fn fallocate(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if !description.writable() {
         return Err(Errno::BADF.into());
     }
-    description.file.allocate(c.k, a.u32(1), offset, length)?;
+    let mode = a.u32(1);
+    if !FallocateFlags::from_bits_retain(mode).contains(FallocateFlags::KEEP_SIZE) {
+        let end = offset.checked_add(length).ok_or(Errno::FBIG)?;
+        may_grow(c, &*description.file, end)?;
+    }
+    description.file.allocate(c.k, mode, offset, length)?;
     Ok(0)
 }
 
