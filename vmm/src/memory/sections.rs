@@ -187,10 +187,9 @@ impl MappedFile {
         self.stored_to.load(Ordering::Acquire)
     }
 
-    /// Whether a page was stored to through a mapping and not written to the file.
+    /// Whether a store through a mapping is known of and not written to the file.
     #[must_use]
     pub fn is_modified(&self, memory: &Memory) -> bool {
-        memory.manager.collect_dirty(&self.section);
         memory.manager.section_modified(&self.section)
     }
 

@@ -274,6 +274,7 @@ impl SavedHostFile {
 
     fn open_same(&self, k: &Kernel, same: Same) -> Result<Arc<dyn File>, RestoreError> {
         require(is_clean(&self.at.path), "a file's place")?;
+        require(self.flags & !(3 | O_APPEND) == 0, "a file's flags")?;
         let path = || shown(&k.vfs.path_of(&self.at));
         let opened = self.open(k).and_then(|file| Ok((file.stat(k)?, file)));
         let (stat, file) = opened.map_err(|errno| RestoreError::File {

@@ -316,7 +316,7 @@ impl SavedThread {
     }
 
     /// Makes it again. Before it goes back to the guest it looks at its process, as after any wait.
-    pub(in crate::linux) fn load(&self, l: &Loader<'_>) -> Result<Box<Thread>, RestoreError> {
+    pub(in crate::linux) fn load(&self, l: &Loader<'_>) -> Result<Thread, RestoreError> {
         require((1..PID_MAX).contains(&self.tid), "a thread's number")?;
         require(self.cpu_time < LARGEST, "a thread's time")?;
         check_regs(&self.regs)?;
@@ -326,7 +326,7 @@ impl SavedThread {
         };
         let call = self.call.as_ref().map(|call| call.load(l)).transpose()?;
         let image = self.image.as_ref().map(|image| image.load(l)).transpose()?;
-        Ok(Box::new(Thread {
+        Ok(Thread {
             tid: self.tid,
             pid: self.pid,
             regs: self.regs,
@@ -347,7 +347,7 @@ impl SavedThread {
                 attention: AtomicBool::new(true),
                 cpu_time: AtomicU64::new(self.cpu_time),
             }),
-        }))
+        })
     }
 }
 
@@ -366,7 +366,9 @@ fn load_fpu(area: &XsaveArea, l: &Loader<'_>) -> Result<XsaveArea, RestoreError>
     if area.0.len() != fresh.0.len() {
         return Err(RestoreError::Processor);
     }
-    let area = xsave::import(area.0.clone(), components, &fresh.0);
+    let mut area = area.0.clone();
+    xsave::restrict(&mut area, components);
+    let area = xsave::import(area, components, &fresh.0);
     Ok(XsaveArea(
         area.map_err(|_| Damaged("a thread's FPU state"))?,
     ))

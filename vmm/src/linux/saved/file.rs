@@ -81,11 +81,12 @@ pub struct SavedDescription {
 
 impl SavedDescription {
     pub(super) fn of(description: &Description, s: &mut Saver<'_>) -> Self {
+        let offset = *description.offset.lock();
         let flock = description.flock.lock();
         Self {
             file: s.file(&description.file),
             flags: description.flags(),
-            offset: *description.offset.lock(),
+            offset,
             flock: flock
                 .as_ref()
                 .map(crate::linux::fs::FlockGuard::is_exclusive),

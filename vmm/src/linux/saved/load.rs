@@ -176,7 +176,7 @@ pub fn restore(
     let page = vdso::page(&kernel.memory);
     kernel.clock.go_on_from(&machine.clock, &page)?;
     for thread in threads {
-        kernel.sched.enqueue(thread);
+        kernel.sched.enqueue(Box::new(thread));
     }
     Ok(kernel)
 }

@@ -29,6 +29,8 @@ mod people;
 pub mod records;
 mod save;
 pub mod tables;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use error::{Damaged, Refused, RestoreError};
 pub use file::SavedFile;

@@ -5,13 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::error::{Damaged, RestoreError, require};
 use super::load::Loader;
 use super::records::Records;
-use crate::linux::proc::futex::futex_key;
 use crate::linux::proc::futex::saved::SavedWord;
 use crate::linux::process::{INIT, Life, PID_MAX, Pid, Process, State};
 use crate::linux::thread::Thread;
 
 /// Puts the processes into the kernel; gives their threads, those that would run first in their order.
-pub(super) fn load(l: &Loader<'_>, records: &Records) -> Result<Vec<Box<Thread>>, RestoreError> {
+pub(super) fn load(l: &Loader<'_>, records: &Records) -> Result<Vec<Thread>, RestoreError> {
     let mut processes = BTreeMap::new();
     for saved in &records.processes {
         let process = saved.load(l)?;
@@ -114,7 +113,7 @@ fn load_futexes(l: &Loader<'_>, records: &Records, state: &mut State) -> Result<
         .collect();
     let key = |word: SavedWord| {
         let mm = l.space(word.space)?;
-        Ok(futex_key(mm, word.va))
+        word.key(&l.k.memory, mm)
     };
     records
         .futexes

@@ -15,7 +15,7 @@ use crate::linux::fs::memfs::Inode;
 use crate::linux::fs::saved::SavedInode;
 use crate::linux::kernel::Kernel;
 use crate::linux::net::{SavedSocket, Socket};
-use crate::linux::proc::futex::saved::{SavedFutexes, SavedWord};
+use crate::linux::proc::futex::saved::SavedFutexes;
 use crate::linux::proc::saved::{SavedProcess, SavedThread};
 use crate::linux::process::{AddressSpace, State};
 use crate::linux::vdso;
@@ -176,8 +176,7 @@ fn futexes(s: &Saver<'_>, state: &State, threads: &[SavedThread]) -> SavedFutexe
         let mut candidates = waiters.iter().filter_map(|&(tid, _)| of(tid));
         candidates.find_map(|space| {
             let mm = spaces.get(space.0 as usize)?;
-            let va = key.address_in(mm)?;
-            Some(SavedWord { space, va })
+            Some((space, key.address_in(&s.k.memory, mm)?))
         })
     })
 }
