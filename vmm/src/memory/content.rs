@@ -4,8 +4,6 @@ use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
 
-use crate::snapshot::format::SnapshotId;
-
 /// Names a file for as long as somebody holds its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileId {
@@ -67,10 +65,8 @@ pub trait Content: Debug + Send + Sync {
     /// Guest path, for `/proc/PID/maps`.
     fn path(&self) -> Vec<u8>;
 
-    /// The snapshot whose pages these are, if they are a snapshot's.
-    fn snapshot(&self) -> Option<SnapshotId> {
-        None
-    }
+    /// The kind as the one it is.
+    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
 }
 
 /// Handle of a file's content. Two are equal if they are the same open file.

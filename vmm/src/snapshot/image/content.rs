@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use crate::memory::{Content, FRAME, FileId, Version};
-use crate::snapshot::format::{SnapshotId, StoredPage};
+use crate::snapshot::format::StoredPage;
 use crate::snapshot::read::Snapshot;
 
 /// Told when a page cannot be had.
@@ -86,8 +86,8 @@ impl Content for ImageContent {
         (0, 0)
     }
 
-    fn snapshot(&self) -> Option<SnapshotId> {
-        Some(self.snapshot.id())
+    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
+        self
     }
 
     fn path(&self) -> Vec<u8> {

@@ -6,13 +6,13 @@
 use std::sync::Arc;
 
 use super::scratch::Scratch;
-use super::{ImageContent, ImageData, KindData, Run, SectionData, SpaceData, VadData, range};
+use super::{
+    ImageContent, ImageData, KindData, Run, SectionData, SectionRef, SpaceData, VadData, range,
+};
 use crate::memory::{AccessError, Backing, FRAME, Intent, Memory, Space, VmmPlatform};
 use crate::snapshot::format::{PartKind, StoredPage};
 use crate::snapshot::read::{ReadError, Snapshot};
-use crate::snapshot::records::{
-    BytesRef, LoadContents, LoadMemory, MemoryError, Page, SectionRef, SpaceRef,
-};
+use crate::snapshot::records::{BytesRef, LoadContents, LoadMemory, MemoryError, Page, SpaceRef};
 use shadow_mm::{
     Charge, CreateError, ImageError, MapError, MapKind, MapRequest, Placement, Prot, Section,
     SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn, VpnRange,
@@ -301,14 +301,6 @@ impl LoadMemory for ImageLoader<'_> {
         contents: &dyn LoadContents,
     ) -> Result<Arc<Space<VmmPlatform>>, MemoryError> {
         self.load_space(at, contents)
-    }
-
-    fn section(
-        &mut self,
-        at: SectionRef,
-        contents: &dyn LoadContents,
-    ) -> Result<Section<Backing>, MemoryError> {
-        self.load_section(at, contents)
     }
 
     fn bytes(

@@ -27,6 +27,10 @@ pub use content::ImageContent;
 pub use load::{ImageLoader, LoadError, WorkingSet};
 pub use save::{ImageWriter, SaveError, Saved};
 
+/// A section of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SectionRef(u32);
+
 /// Neighbouring pages that are neighbouring pages of the snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Run {

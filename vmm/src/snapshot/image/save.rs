@@ -11,12 +11,14 @@ use shadow_mm::{
 
 use super::look::{Look, is_zero};
 use super::scratch::Scratch;
-use super::{BytesData, ImageData, KindData, Run, Runs, SectionData, SpaceData, VadData};
+use super::{
+    BytesData, ImageContent, ImageData, KindData, Run, Runs, SectionData, SectionRef, SpaceData,
+    VadData,
+};
 use crate::memory::{Backing, FRAME, Memory, Space, VmmPlatform};
 use crate::snapshot::format::{SnapshotId, StoredPage};
 use crate::snapshot::records::{
-    BytesRef, ContentRef, MemoryError, Page, SaveContents, SaveMemory, SectionRef, SpaceRef,
-    SparseBytes,
+    BytesRef, ContentRef, MemoryError, Page, SaveContents, SaveMemory, SpaceRef, SparseBytes,
 };
 use crate::snapshot::write::{Base, WriteError, Writer};
 
@@ -259,7 +261,9 @@ impl<'a> ImageWriter<'a> {
         }
         let gone = || SaveError::Read(io::ErrorKind::NotFound.into());
         let content = section.backing().ok_or_else(gone)?;
-        if self.base.is_some() && content.0.snapshot() == self.base {
+        let image = Arc::clone(&content.0).as_any();
+        let image = image.downcast_ref::<ImageContent>();
+        if self.base.is_some() && image.map(|image| image.snapshot().id()) == self.base {
             return Ok(StoredPage::new(page.get()));
         }
         let mut bytes = Box::new([0; FRAME]);
@@ -373,14 +377,6 @@ impl SaveMemory for ImageWriter<'_> {
         contents: &mut dyn SaveContents,
     ) -> Result<SpaceRef, MemoryError> {
         self.save_space(space, contents)
-    }
-
-    fn section(
-        &mut self,
-        section: &Section<Backing>,
-        contents: &mut dyn SaveContents,
-    ) -> Result<SectionRef, MemoryError> {
-        self.save_section(section, contents)
     }
 
     fn bytes(&mut self, bytes: &dyn SparseBytes) -> Result<BytesRef, MemoryError> {

@@ -8,20 +8,23 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use crate::linux::file::{Change, File, Location, O_APPEND, Stat};
+use crate::linux::fs::saved::SavedHostFile;
 use crate::linux::kernel::Kernel;
+use crate::linux::saved::error::shown;
+use crate::linux::saved::{Refused, SavedFile, Saver};
 use crate::memory::{Backing, Content, FileId, MappedFile, Version};
 
 /// A host file, open. Its descriptor is ours alone: reads and writes name their offset.
 #[derive(Debug)]
 pub(in crate::linux::fs) struct HostFile {
     content: Arc<HostContent>,
-    at: Location,
 }
 
 #[derive(Debug)]
 struct HostContent {
     fd: Arc<OwnedFd>,
     identity: (u64, u64),
+    at: Location,
     path: Vec<u8>,
 }
 
@@ -90,6 +93,19 @@ impl Content for HostContent {
     fn path(&self) -> Vec<u8> {
         self.path.clone()
     }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
+        self
+    }
+}
+
+/// A mapped file of the host as data; `None` if it is not one.
+pub(in crate::linux) fn saved_content(
+    content: &Arc<dyn std::any::Any + Send + Sync>,
+    k: &Kernel,
+) -> Option<Result<SavedHostFile, Refused>> {
+    let content = Arc::clone(content).downcast::<HostContent>().ok()?;
+    Some(HostFile { content }.save(k))
 }
 
 impl HostFile {
@@ -102,9 +118,22 @@ impl HostFile {
         let stat = rustix::fs::fstat(&*fd)?;
         let identity = (stat.st_dev, stat.st_ino);
         Ok(Self {
-            content: Arc::new(HostContent { fd, identity, path }),
-            at,
+            content: Arc::new(HostContent {
+                fd,
+                identity,
+                at,
+                path,
+            }),
         })
+    }
+
+    /// It as data.
+    fn save(&self, k: &Kernel) -> Result<SavedHostFile, Refused> {
+        let flags = rustix::fs::fcntl_getfl(self.fd()).map_err(|errno| Refused::File {
+            path: shown(&self.content.path),
+            source: errno.into(),
+        })?;
+        SavedHostFile::of(self, flags.bits(), k)
     }
 
     fn fd(&self) -> &OwnedFd {
@@ -210,11 +239,15 @@ impl File for HostFile {
     }
 
     fn location(&self) -> Option<Location> {
-        Some(self.at.clone())
+        Some(self.content.at.clone())
     }
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         self.content.path.clone()
+    }
+
+    fn saved(&self, s: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Host(self.save(s.k)?))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {
