@@ -17,6 +17,7 @@
 //! anything the guest could do: trust it as little as the guest.
 
 pub mod format;
+pub mod guest;
 pub mod image;
 pub mod read;
 pub mod records;

@@ -48,6 +48,7 @@ fn config(program: &[&str], host: &Path) -> RunConfig {
         guard_alloc: false,
         name: None,
         report: None,
+        ready_line: None,
         cpus: 2,
         program: program[0].into(),
         args: program[1..].iter().map(|&a| a.into()).collect(),

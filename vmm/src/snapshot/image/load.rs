@@ -3,12 +3,13 @@
 //! What a snapshot says is not believed: a range that guests may not map, a page the snapshot does not
 //! have, a section that is not there are errors, before anything runs.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::scratch::Scratch;
 use super::{
     ImageContent, ImageData, KindData, Run, SectionData, SectionRef, SpaceData, VadData, range,
 };
+use crate::locks::{Mutex, rank};
 use crate::memory::{AccessError, Backing, FRAME, Intent, Memory, Space, VmmPlatform};
 use crate::snapshot::format::{PartKind, StoredPage};
 use crate::snapshot::read::{ReadError, Snapshot};
@@ -63,50 +64,63 @@ pub struct WorkingSet {
 }
 
 /// Loads an image.
-pub struct ImageLoader<'a> {
-    memory: &'a Arc<Memory>,
+pub struct ImageLoader {
+    memory: Arc<Memory>,
     snapshot: Arc<Snapshot>,
-    content: Arc<ImageContent>,
     /// The section over the snapshot's pages.
     image: Section<Backing>,
     data: ImageData,
     sections: Vec<Option<Section<Backing>>>,
-    made: Vec<WorkingSet>,
+    loaded: Arc<Loaded>,
 }
 
-impl<'a> ImageLoader<'a> {
-    /// Reads what the snapshot says about memory; nothing is made yet.
+/// What is known once an image was loaded.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    content: OnceLock<Arc<ImageContent>>,
+    sets: Mutex<rank::WorkingSets, Vec<WorkingSet>>,
+}
+
+impl Loaded {
+    /// What the pages come from, to be told when it fails.
+    #[must_use]
+    pub fn content(&self) -> Option<&Arc<ImageContent>> {
+        self.content.get()
+    }
+
+    /// What is to be read ahead; once.
+    #[must_use]
+    pub fn take_working_sets(&self) -> Vec<WorkingSet> {
+        std::mem::take(&mut self.sets.lock())
+    }
+}
+
+impl ImageLoader {
+    /// Reads what the snapshot says about memory; no space is made yet. `loaded` is told what comes of it.
     ///
     /// # Errors
     /// It is damaged, or makes no sense.
-    pub fn new(memory: &'a Arc<Memory>, snapshot: Arc<Snapshot>) -> Result<Self, LoadError> {
+    pub fn new(
+        memory: &Arc<Memory>,
+        snapshot: Arc<Snapshot>,
+        loaded: Arc<Loaded>,
+    ) -> Result<Self, LoadError> {
         let part = snapshot.part(PartKind::Spaces)?;
         let data: ImageData = postcard::from_bytes(&part).map_err(LoadError::Decode)?;
         let content = Arc::new(ImageContent::new(Arc::clone(&snapshot)));
         let backing = Backing(Arc::clone(&content) as _);
         let bytes = snapshot.pages() * FRAME as u64;
         let image = memory.manager.create_section(Some(backing), bytes)?;
+        let first = loaded.content.set(content).is_ok();
+        debug_assert!(first, "another image was loaded there");
         Ok(Self {
-            memory,
+            memory: Arc::clone(memory),
             snapshot,
-            content,
             image,
             sections: vec![None; data.sections.len()],
             data,
-            made: Vec::new(),
+            loaded,
         })
-    }
-
-    /// What the pages come from, to be told when it fails.
-    #[must_use]
-    pub fn content(&self) -> &Arc<ImageContent> {
-        &self.content
-    }
-
-    /// What is to be read ahead.
-    #[must_use]
-    pub fn working_sets(self) -> Vec<WorkingSet> {
-        self.made
     }
 
     fn load_space(
@@ -116,15 +130,16 @@ impl<'a> ImageLoader<'a> {
     ) -> Result<Arc<Space<VmmPlatform>>, MemoryError> {
         let data = self.data.spaces.get_mut(at.0 as usize);
         let data = std::mem::take(data.ok_or(LoadError::Nonsense("address spaces"))?);
-        let manager = &self.memory.manager;
+        let memory = Arc::clone(&self.memory);
+        let manager = &memory.manager;
         let space = manager.create_space().map_err(LoadError::Space)?;
         let filled = self.fill_space(&space, &data, contents);
         if let Err(error) = filled {
-            self.memory.delete_space(&space);
+            memory.delete_space(&space);
             return Err(error);
         }
         manager.set_working_set(&space, data.limits.0, data.limits.1);
-        self.made.push(WorkingSet {
+        self.loaded.sets.lock().push(WorkingSet {
             space: Arc::clone(&space),
             pages: data.working_set,
         });
@@ -228,7 +243,7 @@ impl<'a> ImageLoader<'a> {
     ) -> Result<Section<Backing>, MemoryError> {
         let open = |content, intent| -> Result<_, MemoryError> {
             let backing = contents.content(content)?;
-            let opened = self.memory.sections.open(self.memory, &backing, intent);
+            let opened = self.memory.sections.open(&self.memory, &backing, intent);
             Ok(opened.map_err(LoadError::File)?)
         };
         let mut section = None;
@@ -249,7 +264,7 @@ impl<'a> ImageLoader<'a> {
         };
         let manager = &self.memory.manager;
         let section = manager.create_shared_memory(data.bytes, charge)?;
-        let scratch = Scratch::new(self.memory)?;
+        let scratch = Scratch::new(&self.memory)?;
         for run in &data.pages.0 {
             self.checked(run)?;
             let shown = scratch.view(&section, run.start, run.count)?;
@@ -294,7 +309,7 @@ impl<'a> ImageLoader<'a> {
     }
 }
 
-impl LoadMemory for ImageLoader<'_> {
+impl LoadMemory for ImageLoader {
     fn space(
         &mut self,
         at: SpaceRef,
