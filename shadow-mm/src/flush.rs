@@ -63,6 +63,7 @@ pub struct Flush {
     entries: Vec<FlushEntry>,
     tables: Vec<Pfn>,
     held: Vec<Pfn>,
+    wide: bool,
     announcement: Option<Announcement>,
 }
 
@@ -75,6 +76,7 @@ impl Flush {
             entries: Vec::new(),
             tables: Vec::new(),
             held: Vec::new(),
+            wide: false,
             announcement: Some(unannounced.one()),
         }
     }
@@ -117,6 +119,13 @@ impl Flush {
         &self.tables
     }
 
+    /// Whether other spaces have the stale translations too, because tables that they share changed: then
+    /// every virtual CPU must drop them, whatever space it runs.
+    #[must_use]
+    pub fn is_wide(&self) -> bool {
+        self.wide
+    }
+
     /// How many frames wait for this flush.
     #[must_use]
     pub fn frames_held(&self) -> usize {
@@ -129,6 +138,7 @@ impl Flush {
         self.entries.extend(other.entries);
         self.tables.extend(other.tables);
         self.held.extend(other.held);
+        self.wide |= other.wide;
         self.collapse();
         self.finish()
     }
@@ -140,6 +150,16 @@ impl Flush {
         } else {
             self.entries.extend(edits.entries);
         }
+    }
+
+    /// Adds one edit.
+    pub(crate) fn edit(&mut self, table: Pfn, index: EntryIndex, vpn: Vpn) {
+        self.entries.push(FlushEntry { table, index, vpn });
+    }
+
+    /// Other spaces have the translations too.
+    pub(crate) fn widen(&mut self) {
+        self.wide = true;
     }
 
     /// Adds a whole table.

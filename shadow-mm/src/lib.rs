@@ -72,7 +72,7 @@ pub use addr::{
     VpnRange,
 };
 pub use backend::{FrameStore, Locks, Platform};
-pub use check::{Count, Violation};
+pub use check::{Count, Promised, Violation};
 pub use commit::CommitLimit;
 pub use flush::{Flush, FlushEntry, MAX_EDITS_PER_TABLE};
 #[cfg(feature = "fault-injection")]
@@ -87,9 +87,9 @@ pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, Sectio
 pub use section::{Charge, SectionAt, SectionError, WriteBack, WriteFailed};
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
-    AdviseError, DiscardError, Discarded, ForkError, Forked, ImageError, MapError, MapRequest,
-    Mapped, PageInfo, PageKey, Placement, ProtectError, Protected, RemapError, RemapRequest,
-    SavedPage, Space, TrimMode, Trimmed, UnmapError, VadAdvice,
+    AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, ImageError, MapError,
+    MapRequest, Mapped, PageInfo, PageKey, Placement, ProtectError, Protected, RemapError,
+    RemapRequest, SavedPage, Space, TrimMode, Trimmed, UnmapError, VadAdvice,
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};

@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::addr::{Pfn, SpaceId, Vpn, VpnRange};
 use crate::backend::{FrameStore, PfnMutex, Platform, RegistryMutex, SupervisorMutex};
@@ -13,7 +13,7 @@ use crate::limits::{LayoutError, Limits, PoolLayout};
 use crate::pfn::{Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind};
 use crate::proto::CloneTable;
 use crate::shadow::{Cursor, SUPERVISOR_SLOT};
-use crate::space::{Space, SpaceState};
+use crate::space::{ForkMode, Space, SpaceState};
 use crate::stats::{Counters, StatsSnapshot, ZoneStats, add};
 use crate::vad::VadSet;
 
@@ -30,6 +30,8 @@ pub struct Manager<P: Platform> {
     /// Serialises changes of the supervisor's tables; taken before the PFN lock.
     pub(crate) supervisor_lock: SupervisorMutex<P>,
     pub(crate) counters: Counters,
+    /// Whether forks share tables.
+    shares_tables: AtomicBool,
     next_space: AtomicU64,
     /// Spaces that hold frames.
     pub(crate) live_spaces: AtomicU64,
@@ -87,6 +89,25 @@ impl Demand {
     }
 }
 
+/// Table frames that one operation is promised, or promises to others.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Promise {
+    /// Of those it takes, so many were promised to it.
+    pub(crate) kept: u64,
+    /// So many must be left for the spaces that share tables because of it.
+    pub(crate) made: u64,
+}
+
+impl Promise {
+    /// Whether enough table frames are left for those that were promised some, once `tables` are taken.
+    fn leaves_enough(self, db: &PfnDatabase, tables: u64) -> bool {
+        let new = tables.saturating_sub(self.kept) + self.made;
+        let promised = db.promised_tables().saturating_sub(self.kept) + self.made;
+        let left = u64::from(db.zone(ZoneKind::Tables).available()).saturating_sub(tables);
+        new == 0 || left >= promised
+    }
+}
+
 impl<P: Platform> Manager<P> {
     /// A manager of a pool whose frames all read as zero.
     ///
@@ -102,6 +123,7 @@ impl<P: Platform> Manager<P> {
             .take(ZoneKind::Tables, Want::Zeroes, &store)
             .ok_or(out_of_memory)?;
         let supervisor = db.activate(first.zeroed(&store).0.into(), Owner::Supervisor);
+        db.charge_tables(1);
         Ok(Self {
             store,
             pfns: PfnMutex::<P, _>::new(db),
@@ -110,10 +132,30 @@ impl<P: Platform> Manager<P> {
             supervisor,
             supervisor_lock: SupervisorMutex::<P>::new(()),
             counters: Counters::default(),
+            shares_tables: AtomicBool::new(false),
             next_space: AtomicU64::new(1),
             live_spaces: AtomicU64::new(0),
             spaces: RegistryMutex::<P, _>::new(BTreeMap::new()),
         })
+    }
+
+    /// Sets how spaces are forked, before the first is.
+    pub fn set_fork_mode(&self, mode: ForkMode) {
+        debug_assert_eq!(
+            self.counters.forks.load(Relaxed),
+            0,
+            "the kinds of fork do not mix"
+        );
+        self.shares_tables.store(mode == ForkMode::Shared, Relaxed);
+    }
+
+    /// How spaces are forked.
+    #[must_use]
+    pub fn fork_mode(&self) -> ForkMode {
+        match self.shares_tables.load(Relaxed) {
+            false => ForkMode::Eager,
+            true => ForkMode::Shared,
+        }
     }
 
     /// Guest RAM.
@@ -151,6 +193,7 @@ impl<P: Platform> Manager<P> {
     pub(crate) fn make_root(&self, frame: ZeroedFrame) -> Pfn {
         let mut db = self.pfns.lock();
         let root = db.activate(frame.into(), Owner::Root);
+        db.charge_tables(1);
         let cursor = Cursor::new(&self.store, root);
         cursor.link_existing(&mut db, root, SUPERVISOR_SLOT, self.supervisor);
         root
@@ -195,11 +238,28 @@ impl<P: Platform> Manager<P> {
 
     /// Takes frames for an operation: all it cannot do without, or none. Table frames come zeroed.
     pub(crate) fn reserve(&self, demand: Demand) -> Option<Reserve> {
+        self.reserve_with(demand, Promise::default())
+    }
+
+    /// As [`Self::reserve`]; `copies` of the table frames were promised when tables became shared.
+    pub(crate) fn reserve_owned(&self, demand: Demand, copies: usize) -> Option<Reserve> {
+        let promise = Promise {
+            kept: copies as u64,
+            made: 0,
+        };
+        self.reserve_with(demand, promise)
+    }
+
+    /// As [`Self::reserve`], with regard to table frames that others were, or will be, promised.
+    pub(crate) fn reserve_with(&self, demand: Demand, promise: Promise) -> Option<Reserve> {
         let mut reserve = Reserve::default();
         let mut tables = Vec::new();
         {
             let mut db = self.pfns.lock();
             db.reap();
+            if !promise.leaves_enough(&db, demand.tables as u64) {
+                return None;
+            }
             let take = |db: &mut PfnDatabase, kind, count, into: &mut Vec<Taken>, want| {
                 take_frames(db, &self.store, (kind, want), count, into)
             };
@@ -227,6 +287,16 @@ impl<P: Platform> Manager<P> {
         add(&self.counters.tables_made, tables.len() as u64);
         reserve.tables = tables.into_iter().map(|frame| self.zeroed(frame)).collect();
         Some(reserve)
+    }
+
+    /// Takes so many of the table frames that were promised when tables became shared; fewer if others have
+    /// them for the moment.
+    pub(crate) fn take_promised(&self, copies: usize) -> Vec<ZeroedFrame> {
+        let mut db = self.pfns.lock();
+        let taken = (0..copies).map_while(|_| db.take_promised());
+        let taken: Vec<_> = taken.collect();
+        drop(db);
+        taken.into_iter().map(|frame| self.zeroed(frame)).collect()
     }
 
     /// A taken frame, zeroed outside the PFN lock if it is not yet.

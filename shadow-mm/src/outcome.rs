@@ -30,6 +30,8 @@ pub enum FaultKind {
     Soft,
     /// The page was read from the page file.
     PagedIn,
+    /// The space got a table for itself that it shared, and in it the page may be stored to.
+    Unshared,
     /// The access is allowed already, or what was to be done is stale: try the access again.
     Spurious,
 }
@@ -164,6 +166,8 @@ pub enum PinOutcome<P: Platform> {
     PageIn(PageIn<P>),
     /// The page is being read for somebody else: wait for the end of any read, and pin again.
     Collided,
+    /// Not there yet: have this flushed, and pin again.
+    Again(Flush),
     /// The guest may not access the page so.
     Denied(Denied),
     /// No frame is left.
@@ -202,6 +206,7 @@ impl<P: Platform> fmt::Debug for PinOutcome<P> {
             Self::Wait(pending) => f.debug_tuple("Wait").field(pending).finish(),
             Self::PageIn(ticket) => f.debug_tuple("PageIn").field(ticket).finish(),
             Self::Collided => f.write_str("Collided"),
+            Self::Again(flush) => f.debug_tuple("Again").field(flush).finish(),
             Self::Denied(denied) => f.debug_tuple("Denied").field(denied).finish(),
             Self::NoMemory => f.write_str("NoMemory"),
         }

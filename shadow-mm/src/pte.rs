@@ -253,8 +253,11 @@ impl Entry {
 pub enum UpperEntry {
     /// Nothing below.
     Empty,
-    /// A table one level down. It allows everything: the leaf decides.
+    /// A table one level down that only this path reaches. It allows everything: the leaf decides.
     Table(Pfn),
+    /// A table one level down that is shared with other spaces, or counts as shared until somebody looks:
+    /// nothing below it can be stored to.
+    Shared(Pfn),
     /// In a page directory: 512 frames from an aligned one, mapped as a whole.
     Large(ValidEntry),
 }
@@ -262,10 +265,18 @@ pub enum UpperEntry {
 impl UpperEntry {
     /// Flags of an entry that names a table: the rights are the leaf's business. Accessed is set
     /// ahead of hardware, which then need not write the entry.
-    const TABLE_FLAGS: u64 = EntryFlags::WRITABLE
-        .union(EntryFlags::USER)
-        .union(EntryFlags::ACCESSED)
-        .bits();
+    const TABLE_FLAGS: u64 = EntryFlags::WRITABLE.bits() | Self::SHARED_FLAGS;
+    /// The same without the writable bit.
+    const SHARED_FLAGS: u64 = EntryFlags::USER.union(EntryFlags::ACCESSED).bits();
+
+    /// The table it names, shared or not.
+    #[must_use]
+    pub fn table(self) -> Option<Pfn> {
+        match self {
+            Self::Table(below) | Self::Shared(below) => Some(below),
+            Self::Empty | Self::Large(_) => None,
+        }
+    }
 
     /// The bits to store in an upper table.
     #[must_use]
@@ -273,6 +284,14 @@ impl UpperEntry {
         match self {
             Self::Empty => 0,
             Self::Table(frame) => PRESENT | frame.gpa() | Self::TABLE_FLAGS,
+            Self::Shared(frame) => {
+                let writable = if cfg!(mutant = "writable_link") {
+                    EntryFlags::WRITABLE.bits()
+                } else {
+                    0
+                };
+                PRESENT | frame.gpa() | Self::SHARED_FLAGS | writable
+            }
             Self::Large(entry) => PRESENT | LARGE | entry.frame.gpa() | entry.flags.bits(),
         }
     }
@@ -289,9 +308,11 @@ impl UpperEntry {
             (false, _) => None,
             (true, true) => Some(Self::Large(ValidEntry { frame, flags })),
             (true, false) => {
-                let rights = EntryFlags::from_bits_retain(Self::TABLE_FLAGS);
-                let allows_all = flags.contains(rights) && !flags.contains(EntryFlags::NO_EXECUTE);
-                allows_all.then_some(Self::Table(frame))
+                let rights = EntryFlags::from_bits_retain(Self::SHARED_FLAGS);
+                let walks = flags.contains(rights) && !flags.contains(EntryFlags::NO_EXECUTE);
+                let own = flags.contains(EntryFlags::WRITABLE);
+                let named = if own { Self::Table } else { Self::Shared };
+                walks.then_some(named(frame))
             }
         }
     }
@@ -357,8 +378,9 @@ mod tests {
         fn upper_entry_survives_encode_and_decode(entry in any_valid(), table in any::<u32>()) {
             let large = UpperEntry::Large(entry);
             prop_assert_eq!(UpperEntry::decode(large.encode()), Some(large));
-            let table = UpperEntry::Table(Pfn::new(table));
-            prop_assert_eq!(UpperEntry::decode(table.encode()), Some(table));
+            for table in [UpperEntry::Table(Pfn::new(table)), UpperEntry::Shared(Pfn::new(table))] {
+                prop_assert_eq!(UpperEntry::decode(table.encode()), Some(table));
+            }
         }
 
         #[test]

@@ -26,6 +26,8 @@ pub enum FrameOwner {
     Nobody,
     /// One page-table entry: a private page, or a table.
     Entry,
+    /// Several page-table entries: a table that spaces share.
+    Tables,
     /// A clone block: shared by a fork.
     Clone,
     /// A space: its top-level table.
@@ -83,6 +85,7 @@ impl FrameInfo {
         let owner = match entry.owner {
             Owner::None => FrameOwner::Nobody,
             Owner::Entry { .. } => FrameOwner::Entry,
+            Owner::Tables => FrameOwner::Tables,
             Owner::Clone(_) => FrameOwner::Clone,
             Owner::Root => FrameOwner::Root,
             Owner::Supervisor => FrameOwner::Supervisor,

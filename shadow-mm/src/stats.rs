@@ -64,6 +64,8 @@ counters! {
     faults_copy_on_write,
     /// Faults that made a page writable in place.
     faults_made_writable,
+    /// Faults that needed no more than a table of the space's own.
+    faults_unshared,
     /// Faults with nothing to do.
     faults_spurious,
     /// Faults that were the guest's own.
@@ -84,6 +86,16 @@ counters! {
     fork_entries,
     /// Entries visited by the last fork.
     fork_entries_last,
+    /// Tables that forks shared instead of copying them, each space's counted by itself.
+    tables_shared,
+    /// Shared tables that were copied because a space changed something in them.
+    tables_copied,
+    /// Shared tables that nobody else had any more when a space changed something in them.
+    tables_taken_over,
+    /// The same, moved to another frame because a flush was under way.
+    tables_moved,
+    /// Clone blocks made when a shared table was copied.
+    blocks_made,
     /// Mappings made.
     maps,
     /// Ranges unmapped.
@@ -184,6 +196,7 @@ impl Counters {
             FaultKind::MadeWritable => &self.faults_made_writable,
             FaultKind::Soft => &self.faults_soft,
             FaultKind::PagedIn => &self.faults_paged_in,
+            FaultKind::Unshared => &self.faults_unshared,
             FaultKind::Spurious => &self.faults_spurious,
         };
         add(counter, 1);

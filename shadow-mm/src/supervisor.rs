@@ -176,8 +176,10 @@ fn occupied<S: crate::backend::FrameStore>(cursor: &Cursor<'_, S>, leaf: Leaf) -
     match cursor.upper(directory, vpn.index(Level::Directory)) {
         UpperEntry::Empty => false,
         UpperEntry::Large(_) => true,
-        UpperEntry::Table(_) if leaf.level == Level::Directory => true,
-        UpperEntry::Table(table) => cursor.leaf(table, vpn.index(Level::Leaf)) != Entry::Empty,
+        UpperEntry::Table(_) | UpperEntry::Shared(_) if leaf.level == Level::Directory => true,
+        UpperEntry::Table(table) | UpperEntry::Shared(table) => {
+            cursor.leaf(table, vpn.index(Level::Leaf)) != Entry::Empty
+        }
     }
 }
 

@@ -7,11 +7,11 @@ use super::Violation;
 use super::walk::Seen;
 use crate::addr::Pfn;
 use crate::pfn::{Original, Owner, PfnDatabase, PfnFlags, PfnState, Zone, ZoneKind};
-use crate::proto::{BlockContent, BlockId};
+use crate::proto::{Block, BlockContent, BlockId, HeaderId};
 
 pub(super) fn check_frames(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
-    check_zone(db.zone(ZoneKind::Data), &seen.mapped)?;
-    check_zone(db.zone(ZoneKind::Tables), &seen.tables)?;
+    check_zone(db, ZoneKind::Data, &seen.mapped)?;
+    check_zone(db, ZoneKind::Tables, &seen.tables)?;
     for (&frame, &space) in &seen.writers {
         if seen.mapped.get(&frame).is_some_and(|entries| *entries > 1) {
             return Err(Violation::SharedWritable { frame, space });
@@ -33,7 +33,7 @@ fn check_owners(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
             Owner::Clone(block) => db.clones.content(block) == BlockContent::Resident(frame),
             // The sections are looked at by themselves.
             Owner::Section { .. } => true,
-            Owner::Root | Owner::Supervisor => false,
+            Owner::Root | Owner::Supervisor | Owner::Tables => false,
         };
         let modified = entry.flags.contains(PfnFlags::MODIFIED);
         let listed_right = match state {
@@ -80,7 +80,12 @@ pub(super) fn check_slots(db: &PfnDatabase, seen: &Seen) -> Result<(), Violation
 }
 
 /// `counts` is what the walk counted for each frame of the zone.
-fn check_zone(zone: &Zone, counts: &BTreeMap<Pfn, u32>) -> Result<(), Violation> {
+fn check_zone(
+    db: &PfnDatabase,
+    kind: ZoneKind,
+    counts: &BTreeMap<Pfn, u32>,
+) -> Result<(), Violation> {
+    let (zone, tables) = (db.zone(kind), kind == ZoneKind::Tables);
     let listed = PfnState::ALL.map(|state| (state, check_list(zone, state)));
     let mut lists = Vec::new();
     for (state, list) in listed {
@@ -112,7 +117,7 @@ fn check_zone(zone: &Zone, counts: &BTreeMap<Pfn, u32>) -> Result<(), Violation>
             PfnState::Active => share > 0,
             PfnState::InFlight => share == 0 && refs > 0,
         };
-        if !fits || entry.write_pins > refs {
+        if !fits || (entry.write_pins() > refs && !tables) {
             return Err(Violation::WrongState {
                 frame,
                 state,
@@ -175,31 +180,8 @@ pub(super) fn check_clones(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Viol
     let mut total = 0;
     for (id, header) in db.clones.iter() {
         let mut live = 0;
-        for (index, block) in header.blocks().iter().enumerate() {
-            let block_id = BlockId {
-                header: id,
-                index: index as u32,
-            };
-            let counted = seen.blocks.get(&block_id).copied().unwrap_or(0);
-            if block.count() != counted {
-                let (block, count) = (block_id, block.count());
-                return Err(Violation::WrongBlock {
-                    block,
-                    count,
-                    counted,
-                });
-            }
-            match block.content() {
-                Some(BlockContent::PageFile(slot)) => seen.add_slot(slot)?,
-                Some(BlockContent::Resident(frame))
-                    if db.entry(frame).owner != Owner::Clone(block_id) =>
-                {
-                    let state = db.entry(frame).state();
-                    return Err(Violation::LostOwner { frame, state });
-                }
-                Some(BlockContent::Resident(_) | BlockContent::Zero) | None => {}
-            }
-            live += u32::from(counted > 0);
+        for (index, block) in (0..).zip(header.blocks()) {
+            live += check_block(db, seen, BlockId { header: id, index }, block)?;
         }
         let spaces = seen.headers.get(&id).copied().unwrap_or(0);
         if live != header.live() || spaces != header.spaces() || spaces == 0 || live == 0 {
@@ -207,6 +189,16 @@ pub(super) fn check_clones(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Viol
         }
         total += u64::from(live);
     }
+    let mut live = 0;
+    for (index, block) in db.clones.lazy.iter() {
+        let header = HeaderId::LAZY;
+        live += u64::from(check_block(db, seen, BlockId { header, index }, block)?);
+    }
+    if live != db.clones.lazy.live() {
+        let header = HeaderId::LAZY;
+        return Err(Violation::WrongHeader { header });
+    }
+    total += live;
     let dead = seen
         .headers
         .keys()
@@ -220,6 +212,32 @@ pub(super) fn check_clones(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Viol
     }
 }
 
-fn first_header(seen: &Seen) -> Option<crate::proto::HeaderId> {
+/// One if the block lives, and zero if not.
+fn check_block(
+    db: &PfnDatabase,
+    seen: &mut Seen,
+    id: BlockId,
+    block: &Block,
+) -> Result<u32, Violation> {
+    let counted = seen.blocks.get(&id).copied().unwrap_or(0);
+    if block.count() != counted {
+        return Err(Violation::WrongBlock {
+            block: id,
+            count: block.count(),
+            counted,
+        });
+    }
+    match block.content() {
+        Some(BlockContent::PageFile(slot)) => seen.add_slot(slot)?,
+        Some(BlockContent::Resident(frame)) if db.entry(frame).owner != Owner::Clone(id) => {
+            let state = db.entry(frame).state();
+            return Err(Violation::LostOwner { frame, state });
+        }
+        Some(BlockContent::Resident(_) | BlockContent::Zero) | None => {}
+    }
+    Ok(u32::from(counted > 0))
+}
+
+fn first_header(seen: &Seen) -> Option<HeaderId> {
     seen.headers.keys().next().copied()
 }

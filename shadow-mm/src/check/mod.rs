@@ -4,6 +4,7 @@
 //! For tests and debugging: it takes every lock, and its cost is that of the whole pool.
 
 mod frames;
+mod promises;
 mod sections;
 mod walk;
 
@@ -34,6 +35,19 @@ pub enum Count {
     VirtualPages,
     /// Pages charged for a space.
     Charged,
+}
+
+/// What unsharing may take.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Promised {
+    /// Clone blocks, one for each private page in a shared table.
+    Blocks,
+    /// Tables, each space's counted by itself.
+    Tables,
+    /// Frames for copies of tables.
+    Frames,
+    /// Pages of the commit account.
+    Pages,
 }
 
 /// Something that must never be. Each variant names what disagreed.
@@ -118,6 +132,36 @@ pub enum Violation {
     BadTable {
         /// The table.
         table: Pfn,
+    },
+    /// A table is not named by as many entries as it has parents.
+    #[error("table {table} has {parents} parents, the walk counted {counted}")]
+    WrongParents {
+        /// The table.
+        table: Pfn,
+        /// What the database says.
+        parents: u32,
+        /// What the walk says.
+        counted: u32,
+    },
+    /// A table that spaces share has a page in it that one of them stores to behind its back.
+    #[error("frame {frame} is write-pinned in table {table}, which is shared")]
+    SharedPin {
+        /// The table.
+        table: Pfn,
+        /// The frame.
+        frame: Pfn,
+    },
+    /// What was promised for the unsharing of tables is not what it may take.
+    #[error(
+        "{promised} are promised or charged for unsharing, the walk counted {counted}: {what:?}"
+    )]
+    WrongPromise {
+        /// Of what.
+        what: Promised,
+        /// What the database says.
+        promised: u64,
+        /// What the walk says.
+        counted: u64,
     },
     /// A share count is not what the walk counted.
     #[error("frame {frame} has share count {share}, the walk counted {counted}")]
@@ -279,10 +323,12 @@ impl<P: Platform> Manager<P> {
         frames::check_frames(&db, &mut seen)?;
         sections::check_sections(&db, &mut seen)?;
         frames::check_slots(&db, &seen)?;
+        promises::check_promises(&db, &seen)?;
         let spaces = locked.iter().filter(|(_, state)| state.alive);
         let spaces: u64 = spaces.map(|(_, state)| state.vads.charged()).sum();
         let shared: u64 = db.sections.iter().map(|(_, s)| s.charged()).sum();
         let counted = spaces + shared + db.clones.iter().map(|(_, h)| h.pages()).sum::<u64>();
+        let counted = counted + db.clones.lazy.pages();
         let charged = db.commit.charged();
         if charged == counted {
             Ok(())

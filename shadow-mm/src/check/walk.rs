@@ -11,7 +11,7 @@ use crate::pfn::{Owner, PfnDatabase};
 use crate::proto::{BlockContent, BlockId, HeaderId};
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::SUPERVISOR_SLOT;
-use crate::space::{Space, SpaceState, view_flags};
+use crate::space::{ForkMode, Space, SpaceState, view_flags};
 use crate::vad::{Sharing, Vad};
 
 /// What the walk found in all spaces.
@@ -31,6 +31,28 @@ pub(super) struct Seen {
     pub(super) transition: BTreeMap<Pfn, (Pfn, EntryIndex)>,
     /// Slots of the page file that entries name.
     pub(super) slots: BTreeSet<Slot>,
+    /// Entries of upper tables that name each table.
+    pub(super) parents: BTreeMap<Pfn, u32>,
+    /// Private pages in shared tables.
+    pub(super) shared_private: u64,
+    /// Tables of all spaces, each space's counted by itself, and the supervisor's.
+    pub(super) charged_tables: u64,
+}
+
+/// How a space reaches a table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Alone, with all rights.
+    Own,
+    /// Through an entry without the writable bit. Each sharer looks at what is in such a table, and the
+    /// first counts it.
+    Shared { first: bool },
+}
+
+impl Reach {
+    fn counts(self) -> bool {
+        self != Self::Shared { first: false }
+    }
 }
 
 /// What the walk found in one space.
@@ -76,7 +98,9 @@ impl<P: Platform> Manager<P> {
                 Some(below) => match UpperEntry::decode(raw).ok_or(bad)? {
                     UpperEntry::Empty => None,
                     UpperEntry::Large(entry) => Some(entry),
+                    UpperEntry::Shared(_) => return Err(bad),
                     UpperEntry::Table(child) => {
+                        *seen.parents.entry(child).or_insert(0) += 1;
                         self.walk_supervisor_table(child, below, seen)?;
                         None
                     }
@@ -87,6 +111,7 @@ impl<P: Platform> Manager<P> {
                 return Err(bad);
             }
         }
+        seen.charged_tables += 1;
         seen.add_table(table, used)
     }
 
@@ -106,26 +131,33 @@ impl<P: Platform> Manager<P> {
             seen,
             totals,
         };
-        walk.upper(space.root(), Level::Root, 0)?;
+        walk.upper(space.root(), Level::Root, 0, Reach::Own)?;
         walk.finish()
     }
 }
 
 impl<P: Platform> Walk<'_, P> {
-    fn upper(&mut self, table: Pfn, level: Level, base: u64) -> Result<(), Violation> {
+    fn upper(
+        &mut self,
+        table: Pfn,
+        level: Level,
+        base: u64,
+        reach: Reach,
+    ) -> Result<(), Violation> {
         let mut used = 1;
         self.totals.tables += 1;
         for index in EntryIndex::all() {
             let raw = self.manager.store.load(table, index);
             let bad = Violation::BadEntry { table, index, raw };
-            let child = match UpperEntry::decode(raw).ok_or(bad)? {
+            let found = UpperEntry::decode(raw).ok_or(bad)?;
+            let child = match found {
                 UpperEntry::Empty => continue,
                 UpperEntry::Large(_) => return Err(bad),
-                UpperEntry::Table(child) => child,
+                UpperEntry::Table(child) | UpperEntry::Shared(child) => child,
             };
             used += 1;
             if level == Level::Root && index == SUPERVISOR_SLOT {
-                if child != self.manager.supervisor {
+                if found != UpperEntry::Table(self.manager.supervisor) {
                     return Err(bad);
                 }
                 continue;
@@ -137,23 +169,64 @@ impl<P: Platform> Walk<'_, P> {
                     frame: child,
                 });
             }
-            if self.db.entry(child).owner != (Owner::Entry { table, index }) {
-                return Err(Violation::BadTable { table: child });
+            if reach.counts() {
+                *self.seen.parents.entry(child).or_insert(0) += 1;
             }
+            let below = self.reach_below((table, index), found, child, reach)?;
             let base = base + index.get() as u64 * level.pages();
             match level {
-                Level::Directory => self.leaf_table(child, base)?,
-                Level::Root => self.upper(child, Level::Pointers, base)?,
-                Level::Pointers | Level::Leaf => self.upper(child, Level::Directory, base)?,
+                Level::Directory => self.leaf_table(child, base, below)?,
+                Level::Root => self.upper(child, Level::Pointers, base, below)?,
+                Level::Pointers | Level::Leaf => {
+                    self.upper(child, Level::Directory, base, below)?;
+                }
             }
         }
-        if used == 1 {
-            return Err(Violation::BadTable { table });
-        }
-        self.seen.add_table(table, used)
+        self.count_table(table, used, reach)
     }
 
-    fn leaf_table(&mut self, table: Pfn, base: u64) -> Result<(), Violation> {
+    /// How a table is reached through an entry, if the entry may name it so.
+    fn reach_below(
+        &self,
+        (table, index): (Pfn, EntryIndex),
+        found: UpperEntry,
+        child: Pfn,
+        above: Reach,
+    ) -> Result<Reach, Violation> {
+        let owner = self.db.entry(child).owner;
+        let owned = owner == Owner::Entry { table, index };
+        let several = self.db.has_other_parents(child);
+        let own = above == Reach::Own && found == UpperEntry::Table(child);
+        // An entry with all rights names a table that no other does, even where it is shared from above.
+        let alone = own || found == UpperEntry::Table(child);
+        let fits = match alone {
+            true => !several && (owned || (!own && owner == Owner::Tables)),
+            false if several => owner == Owner::Tables,
+            false => owned || owner == Owner::Tables,
+        };
+        if !fits {
+            return Err(Violation::BadTable { table: child });
+        }
+        let first = !self.seen.tables.contains_key(&child);
+        Ok(match own {
+            true => Reach::Own,
+            false => Reach::Shared { first },
+        })
+    }
+
+    fn count_table(&mut self, table: Pfn, used: u32, reach: Reach) -> Result<(), Violation> {
+        // A shared table is never freed because it is empty, nor is what unsharing made of it.
+        if used == 1 && self.manager.fork_mode() == ForkMode::Eager {
+            return Err(Violation::BadTable { table });
+        }
+        if reach.counts() {
+            self.seen.add_table(table, used)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn leaf_table(&mut self, table: Pfn, base: u64, reach: Reach) -> Result<(), Violation> {
         let mut used = 1;
         self.totals.tables += 1;
         for index in EntryIndex::all() {
@@ -163,18 +236,23 @@ impl<P: Platform> Walk<'_, P> {
             let entry = Entry::decode(raw).ok_or(bad)?;
             match entry {
                 Entry::Empty => continue,
-                Entry::Valid(entry) => self.page(table, index, vpn, entry)?,
+                Entry::Valid(entry) => self.page((table, index), vpn, entry, reach)?,
                 Entry::Transition(_) | Entry::PageFile(_) | Entry::Prototype(_) => {
-                    self.absent((table, index), vpn, entry)?;
+                    self.absent((table, index), vpn, entry, reach)?;
                 }
                 Entry::DemandZero(_) | Entry::Decommitted => return Err(bad),
             }
             used += 1;
         }
-        if used == 1 {
-            return Err(Violation::BadTable { table });
+        self.count_table(table, used, reach)
+    }
+
+    /// A private page was found.
+    fn count_private(&mut self, reach: Reach) {
+        match reach {
+            Reach::Own => self.totals.private += 1,
+            Reach::Shared { first } => self.seen.shared_private += u64::from(first),
         }
-        self.seen.add_table(table, used)
     }
 
     /// A page that is not mapped here.
@@ -183,6 +261,7 @@ impl<P: Platform> Walk<'_, P> {
         place: (Pfn, EntryIndex),
         vpn: Vpn,
         entry: Entry,
+        reach: Reach,
     ) -> Result<(), Violation> {
         let space = self.space.id();
         if self.state.vads.find(vpn).is_none() {
@@ -190,35 +269,43 @@ impl<P: Platform> Walk<'_, P> {
         }
         match entry {
             Entry::Transition(frame) => {
-                let known = self.manager.layout.data.contains(frame)
-                    && self.seen.transition.insert(frame, place).is_none();
+                let mut fresh = || self.seen.transition.insert(frame, place).is_none();
+                let known =
+                    self.manager.layout.data.contains(frame) && (!reach.counts() || fresh());
                 if !known {
                     return Err(Violation::WrongOwner { space, vpn, frame });
                 }
-                self.totals.private += 1;
+                self.count_private(reach);
             }
             Entry::PageFile(slot) => {
-                self.seen.add_slot(slot)?;
-                self.totals.private += 1;
+                if reach.counts() {
+                    self.seen.add_slot(slot)?;
+                }
+                self.count_private(reach);
             }
-            Entry::Prototype(block) => self.refer(block),
+            Entry::Prototype(block) => self.refer(block, reach),
             Entry::Empty | Entry::Valid(_) | Entry::DemandZero(_) | Entry::Decommitted => {}
         }
         Ok(())
     }
 
     /// An entry refers to a clone block.
-    fn refer(&mut self, block: BlockId) {
-        *self.seen.blocks.entry(block).or_insert(0) += 1;
+    fn refer(&mut self, block: BlockId, reach: Reach) {
+        if reach.counts() {
+            *self.seen.blocks.entry(block).or_insert(0) += 1;
+        }
+        if block.header == HeaderId::LAZY {
+            return;
+        }
         *self.totals.descriptors.entry(block.header).or_insert(0) += 1;
     }
 
     fn page(
         &mut self,
-        table: Pfn,
-        index: EntryIndex,
+        (table, index): (Pfn, EntryIndex),
         vpn: Vpn,
         entry: ValidEntry,
+        reach: Reach,
     ) -> Result<(), Violation> {
         let (space, frame) = (self.space.id(), entry.frame);
         let vad = self
@@ -238,15 +325,11 @@ impl<P: Platform> Walk<'_, P> {
         match self.db.entry(frame).owner {
             Owner::Clone(block) => {
                 expected |= EntryFlags::PROTOTYPE | EntryFlags::COPY_ON_WRITE;
-                let header = self.db.clones.header(block.header).ok_or(wrong_owner)?;
-                let named = header
-                    .blocks()
-                    .get(block.index as usize)
-                    .and_then(|b| b.content());
+                let named = self.db.clones.block(block).and_then(|b| b.content());
                 if named != Some(BlockContent::Resident(frame)) {
                     return Err(wrong_owner);
                 }
-                self.refer(block);
+                self.refer(block, reach);
             }
             Owner::Section { section, page } => {
                 let source = self.state.source(vpn).ok_or(wrong_owner)?;
@@ -258,7 +341,13 @@ impl<P: Platform> Walk<'_, P> {
                 }
                 expected = view_flags(source.prot, source.sharing);
             }
-            owner if owner == (Owner::Entry { table, index }) => self.totals.private += 1,
+            owner if owner == (Owner::Entry { table, index }) => {
+                let pinned = self.db.entry(frame).write_pins() > 0;
+                if pinned && self.db.has_other_parents(table) {
+                    return Err(Violation::SharedPin { table, frame });
+                }
+                self.count_private(reach);
+            }
             _ => return Err(wrong_owner),
         }
         let expected = expected.with_prot(vad.prot);
@@ -274,16 +363,19 @@ impl<P: Platform> Walk<'_, P> {
         let shared = vad
             .view()
             .is_some_and(|(_, _, sharing)| sharing == Sharing::Shared);
-        if entry.flags.contains(EntryFlags::WRITABLE) && !shared {
+        if entry.flags.contains(EntryFlags::WRITABLE) && !shared && reach == Reach::Own {
             self.seen.writers.insert(frame, space);
         }
-        *self.seen.mapped.entry(frame).or_insert(0) += 1;
-        self.totals.resident += 1;
+        if reach.counts() {
+            *self.seen.mapped.entry(frame).or_insert(0) += 1;
+        }
+        self.totals.resident += u64::from(reach == Reach::Own);
         Ok(())
     }
 
     fn finish(self) -> Result<(), Violation> {
         let (space, state, totals) = (self.space.id(), self.state, self.totals);
+        self.seen.charged_tables += totals.tables;
         let pages = state.vads.iter().map(|vad| vad.range.count()).sum();
         let charged = state.vads.iter().map(Vad::charge).sum();
         let counts = [

@@ -1,5 +1,7 @@
 //! The operations on frames: take, activate, share, hold, release.
 
+use alloc::collections::BTreeSet;
+
 use super::entry::{Original, Owner, PfnEntry, PfnFlags, PfnState};
 use super::token::{FreeFrame, ReadyFrame, Taken, ZeroedFrame};
 use super::zone::Zone;
@@ -42,8 +44,13 @@ pub(crate) struct PfnDatabase {
     pub(crate) slots: SlotMap,
     /// Slots that writes under way have taken and no page has yet.
     pub(crate) slots_in_write: u32,
-    /// Frames with at least one write pin: zero lets a fork skip looking for them.
-    write_pinned: u32,
+    /// Frames with at least one write pin: a fork need not look for them.
+    write_pinned: BTreeSet<Pfn>,
+    /// The tables of all spaces, each space's counted by itself, and the supervisor's: what there would
+    /// be if none were shared. See [`Self::promised_tables`].
+    pub(super) table_charge: u64,
+    /// Pages of the commit account charged for clone blocks that are made one by one.
+    pub(super) lazy_charged: u64,
     #[cfg(feature = "fault-injection")]
     pub(crate) faults: crate::limits::FailPlan,
 }
@@ -59,7 +66,9 @@ impl PfnDatabase {
             commit: Commit::default(),
             slots: SlotMap::default(),
             slots_in_write: 0,
-            write_pinned: 0,
+            write_pinned: BTreeSet::new(),
+            table_charge: 0,
+            lazy_charged: 0,
             #[cfg(feature = "fault-injection")]
             faults: crate::limits::FailPlan::Never,
         })
@@ -99,10 +108,22 @@ impl PfnDatabase {
                 .or_else(|| zone.pop(PfnState::Zeroed).map(zeroed))
                 .or_else(|| zone.take_untouched().map(zeroed))
                 .or_else(|| self.take_standby(store).map(free)),
-            (ZoneKind::Tables, _) => (zone.take_untouched().map(zeroed))
-                .or_else(|| zone.pop(PfnState::Zeroed).map(zeroed))
-                .or_else(|| zone.pop(PfnState::Free).map(free)),
+            (ZoneKind::Tables, _) => self.take_table(),
         }
+    }
+
+    /// Takes a table frame that was promised; a test cannot make that fail.
+    pub(crate) fn take_promised(&mut self) -> Option<Taken> {
+        self.take_table()
+    }
+
+    fn take_table(&mut self) -> Option<Taken> {
+        let zone = &mut self.tables;
+        let free = |pfn| Taken::Free(FreeFrame::new(pfn));
+        let zeroed = |pfn| Taken::Zeroed(ZeroedFrame::new(pfn));
+        (zone.take_untouched().map(zeroed))
+            .or_else(|| zone.pop(PfnState::Zeroed).map(zeroed))
+            .or_else(|| zone.pop(PfnState::Free).map(free))
     }
 
     /// Takes the oldest standby page's frame; its owner is told where the content is.
@@ -243,7 +264,9 @@ impl PfnDatabase {
                 };
                 self.zone_of(pfn).push_owned(pfn, state);
             }
-            Owner::Root | Owner::Supervisor => debug_assert!(false, "{pfn:?} is a table in use"),
+            Owner::Root | Owner::Supervisor | Owner::Tables => {
+                debug_assert!(false, "{pfn:?} is a table in use");
+            }
         }
     }
 
@@ -256,10 +279,8 @@ impl PfnDatabase {
         );
         *entry.refs_mut() += 1;
         if write {
-            entry.write_pins += 1;
-            if entry.write_pins == 1 {
-                self.write_pinned += 1;
-            }
+            *entry.write_pins_mut() += 1;
+            self.write_pinned.insert(pfn);
             self.mark_modified(pfn);
         }
     }
@@ -268,10 +289,10 @@ impl PfnDatabase {
     pub(crate) fn unpin(&mut self, pfn: Pfn, write: bool) {
         if write {
             let entry = self.entry_mut(pfn);
-            debug_assert!(entry.write_pins > 0, "{pfn:?} has no write pin");
-            entry.write_pins -= 1;
-            if entry.write_pins == 0 {
-                self.write_pinned -= 1;
+            debug_assert!(entry.write_pins() > 0, "{pfn:?} has no write pin");
+            *entry.write_pins_mut() -= 1;
+            if entry.write_pins() == 0 {
+                self.write_pinned.remove(&pfn);
             }
             // Its holder may have stored after the page was written out.
             self.mark_modified(pfn);
@@ -280,8 +301,8 @@ impl PfnDatabase {
     }
 
     /// Frames with a write pin.
-    pub(crate) fn write_pinned(&self) -> u32 {
-        self.write_pinned
+    pub(crate) fn write_pinned(&self) -> &BTreeSet<Pfn> {
+        &self.write_pinned
     }
 
     /// The dirty bit of an entry that maps the frame is about to be lost: keep it here. What is in the
@@ -312,7 +333,8 @@ impl PfnDatabase {
             | Owner::Entry { .. }
             | Owner::Section { .. }
             | Owner::Root
-            | Owner::Supervisor => None,
+            | Owner::Supervisor
+            | Owner::Tables => None,
         }
     }
 

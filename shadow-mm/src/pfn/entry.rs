@@ -61,8 +61,10 @@ pub(crate) enum Owner {
     /// Nobody: when it is let go the frame is free.
     None,
     /// This entry, in this table. The table is also the *containing* frame, whose share count this
-    /// frame's entry holds up.
+    /// frame's entry holds up. Of a table: the only entry that names it.
     Entry { table: Pfn, index: EntryIndex },
+    /// Several entries of upper tables: the frame is a table, and shared.
+    Tables,
     /// A clone block; any number of entries map the frame.
     Clone(BlockId),
     /// A page of a section; any number of entries map the frame.
@@ -116,8 +118,8 @@ pub(crate) struct PfnEntry {
     /// frame before.
     refs_or_prev: u32,
     pub(crate) owner: Owner,
-    /// How many of the references may store into the frame.
-    pub(crate) write_pins: u32,
+    /// How many of the references may store into the frame. Of a table: its parents but one.
+    write_pins: u32,
     original: u32,
     state: PfnState,
     pub(crate) flags: PfnFlags,
@@ -162,6 +164,20 @@ impl PfnEntry {
         } else {
             self.refs_or_prev
         }
+    }
+
+    /// How many of the references may store into a data frame.
+    pub(crate) fn write_pins(&self) -> u32 {
+        self.write_pins
+    }
+
+    pub(super) fn write_pins_mut(&mut self) -> &mut u32 {
+        &mut self.write_pins
+    }
+
+    /// How many entries of upper tables name a table.
+    pub(crate) fn parents(&self) -> u32 {
+        self.write_pins + 1
     }
 
     /// The share count of a frame in use, to change it.

@@ -196,7 +196,7 @@ impl Zone {
         );
         entry.owner = Owner::None;
         entry.flags = PfnFlags::empty();
-        entry.write_pins = 0;
+        *entry.write_pins_mut() = 0;
         entry.set_original(Original::Zero);
         self.link(pfn, state, NO_LINK);
     }

@@ -6,11 +6,14 @@
 //! * A **clone descriptor** is one space's interest in one header: how many of the space's entries refer
 //!   to the header's blocks. It is kept in the space; the header counts the descriptors.
 //!
+//! Blocks that are made one by one, when a shared table is copied, have neither: see [`super::lazy`].
+//!
 //! A block at zero gives its frame back; a descriptor at zero leaves its space; a header nobody
 //! describes is freed with its blocks. Everything here is protected by the PFN lock.
 
 use alloc::vec::Vec;
 
+use super::lazy::LazyBlocks;
 use crate::addr::{PAGE_SIZE, Pfn};
 use crate::page_file::Slot;
 
@@ -125,6 +128,7 @@ pub(crate) struct CloneTable {
     headers: Vec<Option<Header>>,
     vacant: Vec<HeaderId>,
     live_blocks: u64,
+    pub(crate) lazy: LazyBlocks,
 }
 
 impl CloneTable {
@@ -149,7 +153,8 @@ impl CloneTable {
         }
         let id = u32::try_from(self.headers.len())
             .ok()
-            .and_then(HeaderId::new);
+            .and_then(HeaderId::new)
+            .filter(|id| *id != HeaderId::LAZY);
         let id = id.ok_or(CloneTableFull)?;
         self.headers.try_reserve(1).map_err(|_| CloneTableFull)?;
         self.vacant
@@ -162,6 +167,10 @@ impl CloneTable {
     /// Makes a block that is referred to twice: by the parent and by the child.
     pub(crate) fn make_block(&mut self, header: HeaderId, content: BlockContent) -> BlockId {
         self.live_blocks += 1;
+        if header == HeaderId::LAZY {
+            let index = self.lazy.make(Block { content, count: 2 });
+            return BlockId { header, index };
+        }
         let owner = self.header_mut(header);
         let index = owner.blocks.len() as u32;
         debug_assert!(
@@ -187,15 +196,18 @@ impl CloneTable {
             return None;
         }
         let content = block.content;
-        self.header_mut(id.header).live -= 1;
+        if id.header == HeaderId::LAZY {
+            self.lazy.vacate(id.index);
+        } else {
+            self.header_mut(id.header).live -= 1;
+        }
         self.live_blocks -= 1;
         Some(content)
     }
 
     /// Where a living block's page is.
     pub(crate) fn content(&self, id: BlockId) -> BlockContent {
-        let header = self.header(id.header);
-        let block = header.and_then(|h| h.blocks.get(id.index as usize));
+        let block = self.block(id);
         debug_assert!(block.is_some_and(|b| b.count > 0), "{id:?} is dead");
         block.map_or(BlockContent::Zero, |b| b.content)
     }
@@ -207,9 +219,7 @@ impl CloneTable {
 
     /// How many entries refer to the block.
     pub(crate) fn references(&self, block: BlockId) -> u32 {
-        self.header(block.header)
-            .and_then(|h| h.blocks.get(block.index as usize))
-            .map_or(0, |b| b.count)
+        self.block(block).map_or(0, |b| b.count)
     }
 
     /// One more space describes the header.
@@ -267,7 +277,18 @@ impl CloneTable {
             .expect("a live clone header")
     }
 
+    /// A block, dead or alive, if there is or was one of this name.
+    pub(crate) fn block(&self, id: BlockId) -> Option<&Block> {
+        if id.header == HeaderId::LAZY {
+            return self.lazy.get(id.index);
+        }
+        self.header(id.header)?.blocks.get(id.index as usize)
+    }
+
     fn block_mut(&mut self, id: BlockId) -> &mut Block {
+        if id.header == HeaderId::LAZY {
+            return self.lazy.get_mut(id.index).expect("a live clone block");
+        }
         &mut self.header_mut(id.header).blocks[id.index as usize]
     }
 }

@@ -3,10 +3,11 @@
 //! There are two kinds: the fork prototype of [`clone_block`], and the page of a [`section`].
 
 mod clone_block;
+mod lazy;
 mod pending;
 mod section;
 
-pub(crate) use clone_block::{BlockContent, CloneTable, CloneTableFull, Header};
+pub(crate) use clone_block::{Block, BlockContent, CloneTable, CloneTableFull, Header};
 pub use clone_block::{BlockId, HeaderId};
 pub(crate) use pending::{Claim, Record};
 pub use pending::{Pending, Progress};

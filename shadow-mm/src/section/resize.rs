@@ -37,6 +37,7 @@ impl<P: Platform> Manager<P> {
         self.for_each_viewer(section, |space, state, views| {
             let mut flush = space.no_flush();
             for range in views.iter().filter_map(|view| beyond(view, first_gone)) {
+                self.own_edges_now((space, &mut *state), range, &mut flush);
                 self.zap(space, state, range, &mut flush);
             }
             flushes.push(flush.finish());

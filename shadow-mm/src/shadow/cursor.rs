@@ -23,10 +23,21 @@ pub(crate) struct Cursor<'a, S> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LeafRun {
     pub(crate) table: Pfn,
+    /// Whether other spaces reach the table too, or may.
+    pub(crate) shared: bool,
     range: VpnRange,
 }
 
 impl LeafRun {
+    /// All entries of a table that nothing names.
+    pub(crate) fn whole(table: Pfn, range: VpnRange) -> Self {
+        Self {
+            table,
+            shared: true,
+            range,
+        }
+    }
+
     /// The entries and the pages they translate.
     pub(crate) fn pages(self) -> impl Iterator<Item = (EntryIndex, Vpn)> {
         self.range.iter().map(|vpn| (vpn.index(Level::Leaf), vpn))
@@ -35,6 +46,17 @@ impl LeafRun {
     pub(crate) fn range(self) -> VpnRange {
         self.range
     }
+}
+
+/// The entry that translates a page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LeafEntry {
+    pub(crate) table: Pfn,
+    pub(crate) index: EntryIndex,
+    pub(crate) entry: Entry,
+    /// Whether other spaces reach the table too, or may: then the entry can change at any moment unless
+    /// the PFN lock is held.
+    pub(crate) shared: bool,
 }
 
 /// Counts the tables that pages visited in rising order need below an empty root.
@@ -87,34 +109,40 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
 
     /// The leaf table that translates a page, if the path to it exists.
     pub(crate) fn find_leaf(&self, vpn: Vpn) -> Option<Pfn> {
-        self.descend(vpn).0
-    }
-
-    /// How many tables are missing on the path to a page's leaf entry.
-    pub(crate) fn missing_tables(&self, vpn: Vpn) -> usize {
-        self.descend(vpn).1
-    }
-
-    /// The leaf table, or how many tables are missing.
-    fn descend(&self, vpn: Vpn) -> (Option<Pfn>, usize) {
-        let mut table = self.root;
-        for (above, level) in [Level::Root, Level::Pointers, Level::Directory]
-            .iter()
-            .enumerate()
-        {
-            match self.upper(table, vpn.index(*level)) {
-                UpperEntry::Table(below) => table = below,
-                UpperEntry::Empty | UpperEntry::Large(_) => return (None, 3 - above),
-            }
+        let mut leaf = None;
+        for (level, found) in self.path(vpn) {
+            leaf = found.table().filter(|_| level == Level::Directory);
         }
-        (Some(table), 0)
+        leaf
+    }
+
+    /// The entries on the way to a page's leaf table, with their levels, up to the first that names no table.
+    pub(crate) fn path(&self, vpn: Vpn) -> impl Iterator<Item = (Level, UpperEntry)> {
+        let mut table = Some(self.root);
+        let levels = [Level::Root, Level::Pointers, Level::Directory];
+        levels.into_iter().map_while(move |level| {
+            let found = self.upper(table?, vpn.index(level));
+            table = found.table();
+            Some((level, found))
+        })
     }
 
     /// The entry that translates a page and where it is, if its leaf table exists.
-    pub(crate) fn lookup(&self, vpn: Vpn) -> Option<(Pfn, EntryIndex, Entry)> {
-        let table = self.find_leaf(vpn)?;
-        let index = vpn.index(Level::Leaf);
-        Some((table, index, self.leaf(table, index)))
+    pub(crate) fn lookup(&self, vpn: Vpn) -> Option<LeafEntry> {
+        let (mut leaf, mut shared) = (None, false);
+        for (level, found) in self.path(vpn) {
+            leaf = found.table().filter(|_| level == Level::Directory);
+            // What lies below a shared table is shared.
+            shared |= matches!(found, UpperEntry::Shared(_));
+        }
+        let (table, index) = (leaf?, vpn.index(Level::Leaf));
+        let entry = self.leaf(table, index);
+        Some(LeafEntry {
+            table,
+            index,
+            entry,
+            shared,
+        })
     }
 
     /// Calls `visit` for the part of every existing leaf table that translates pages of the range,
@@ -132,29 +160,43 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         range: VpnRange,
         mut visit: impl FnMut(LeafRun) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        self.leaves_below(self.root, Level::Root, range, &mut visit)
+        let table = self.root;
+        let root = LeafRun {
+            table,
+            shared: false,
+            range,
+        };
+        self.leaves_below(root, Level::Root, &mut visit)
     }
 
+    /// `above` is the part of a table of the given level that the range covers.
     fn leaves_below(
         &self,
-        table: Pfn,
+        above: LeafRun,
         level: Level,
-        range: VpnRange,
         visit: &mut impl FnMut(LeafRun) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         let Some(below) = level.below() else {
-            return visit(LeafRun { table, range });
+            return visit(above);
         };
-        for (index, part) in parts(level, range) {
-            if let UpperEntry::Table(child) = self.upper(table, index) {
-                self.leaves_below(child, below, part, visit)?;
-            }
+        for (index, range) in parts(level, above.range) {
+            let (table, shared) = match self.upper(above.table, index) {
+                UpperEntry::Table(table) => (table, above.shared),
+                UpperEntry::Shared(table) => (table, true),
+                UpperEntry::Empty | UpperEntry::Large(_) => continue,
+            };
+            let run = LeafRun {
+                table,
+                shared,
+                range,
+            };
+            self.leaves_below(run, below, visit)?;
         }
         ControlFlow::Continue(())
     }
 
     /// The leaf table that translates a page; tables missing on the path come out of `supply`, which
-    /// must have as many as [`Self::missing_tables`] says.
+    /// must have as many as are missing. No table on the path is shared.
     ///
     /// # Panics
     /// If the supply is too small: the caller counted wrong.
@@ -180,8 +222,13 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         let mut level = top;
         while level != wanted {
             let index = vpn.index(level);
-            table = match self.upper(table, index) {
-                UpperEntry::Table(below) => below,
+            let found = self.upper(table, index);
+            debug_assert!(
+                !matches!(found, UpperEntry::Shared(_)),
+                "{vpn:?} lies in a shared table"
+            );
+            table = match found {
+                UpperEntry::Table(below) | UpperEntry::Shared(below) => below,
                 UpperEntry::Empty | UpperEntry::Large(_) => {
                     let frame = supply.pop().expect("table frames were reserved");
                     self.link(db, table, index, frame)
@@ -193,8 +240,15 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
     }
 
     /// Makes a new, empty table and names it in an empty entry of an upper table.
-    fn link(&self, db: &mut PfnDatabase, table: Pfn, index: EntryIndex, frame: ZeroedFrame) -> Pfn {
+    pub(crate) fn link(
+        &self,
+        db: &mut PfnDatabase,
+        table: Pfn,
+        index: EntryIndex,
+        frame: ZeroedFrame,
+    ) -> Pfn {
         let below = db.activate(frame.into(), Owner::Entry { table, index });
+        db.charge_tables(1);
         self.link_existing(db, table, index, below);
         below
     }
@@ -312,7 +366,7 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
 
 /// The entries of one table that translate pages of the range, each with its pages. The range lies below
 /// the one entry of the next level up, so there are at most 512.
-pub(super) fn parts(level: Level, range: VpnRange) -> impl Iterator<Item = (EntryIndex, VpnRange)> {
+pub(crate) fn parts(level: Level, range: VpnRange) -> impl Iterator<Item = (EntryIndex, VpnRange)> {
     let first = range.start().index(level);
     let last = range.last().index(level);
     EntryIndex::through(first, last).filter_map(move |index| {

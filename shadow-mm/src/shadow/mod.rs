@@ -2,8 +2,9 @@
 
 mod cursor;
 mod prune;
+mod share;
 
-pub(crate) use cursor::{Cursor, LeafRun, TableCount, retarget};
+pub(crate) use cursor::{Cursor, LeafRun, TableCount, parts, retarget};
 
 use crate::addr::EntryIndex;
 

@@ -12,7 +12,7 @@ const EMPTY_TABLE_SHARE: u32 = 1;
 
 impl<S: FrameStore> Cursor<'_, S> {
     /// Unlinks every table on the paths to the range's pages that has no entry in use any more; never
-    /// the root. The frames wait for the flush. Gives back how many tables went.
+    /// the root, and never one that is or may be shared. The frames wait for the flush. Gives back how many tables went.
     pub(crate) fn prune(&self, db: &mut PfnDatabase, range: VpnRange, flush: &mut Flush) -> u64 {
         self.prune_below(db, (self.root, Level::Root), range, flush)
     }
@@ -36,6 +36,7 @@ impl<S: FrameStore> Cursor<'_, S> {
                 continue;
             }
             self.unlink(db, table, index);
+            db.release_tables(1);
             db.drop_table_held(child);
             flush.whole_table(child);
             flush.hold(child);

@@ -52,6 +52,11 @@ impl SimMmu {
         }
     }
 
+    /// Loads another root. What the TLB knows stays: nothing is dropped here that a flush must name.
+    pub fn set_root(&mut self, root: Pfn) {
+        self.root = root;
+    }
+
     /// Translates for an access of ring 3, and sets accessed and dirty as hardware would. A translation
     /// that the TLB has is used even if the tables say something else by now.
     ///
@@ -111,15 +116,22 @@ fn walk(
     let absent = PageFault { va, present: false };
     let mut path = Vec::new();
     let mut table = root;
+    // What an entry on the way does not allow, the leaf cannot.
+    let mut denied = EntryFlags::empty();
     for level in [Level::Root, Level::Pointers, Level::Directory] {
         let index = vpn.index(level);
         path.push((table, index));
         match UpperEntry::decode(store.load(table, index)) {
             Some(UpperEntry::Table(below)) => table = below,
+            Some(UpperEntry::Shared(below)) => {
+                table = below;
+                denied = EntryFlags::WRITABLE;
+            }
             Some(UpperEntry::Large(large)) => {
                 let inside = vpn.get() % level.pages();
                 let frame = Pfn::new(large.frame.get() + inside as u32);
-                let entry = ValidEntry { frame, ..large };
+                let flags = large.flags - denied;
+                let entry = ValidEntry { frame, flags };
                 let allowed = allows(entry, access).then_some(Cached { entry, path });
                 return allowed.ok_or(PageFault { va, present: true });
             }
@@ -128,7 +140,7 @@ fn walk(
     }
     let index = vpn.index(Level::Leaf);
     path.push((table, index));
-    let entry = use_leaf(store, (table, index), va, access)?;
+    let entry = use_leaf(store, (table, index), (va, denied), access)?;
     Ok(Cached { entry, path })
 }
 
@@ -136,7 +148,7 @@ fn walk(
 fn use_leaf(
     store: &impl FrameStore,
     (table, index): (Pfn, EntryIndex),
-    va: GuestVa,
+    (va, denied): (GuestVa, EntryFlags),
     access: Access,
 ) -> Result<ValidEntry, PageFault> {
     loop {
@@ -144,7 +156,8 @@ fn use_leaf(
         let Some(Entry::Valid(old)) = Entry::decode(raw) else {
             return Err(PageFault { va, present: false });
         };
-        if !allows(old, access) {
+        let effective = old.with_flags(old.flags - denied);
+        if !allows(effective, access) {
             return Err(PageFault { va, present: true });
         }
         let dirty = if access == Access::Write {
@@ -157,7 +170,7 @@ fn use_leaf(
             .compare_exchange(table, index, raw, Entry::Valid(new).encode())
             .is_ok()
         {
-            return Ok(new);
+            return Ok(new.with_flags(new.flags - denied));
         }
     }
 }

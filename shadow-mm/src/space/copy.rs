@@ -11,6 +11,7 @@ use crate::outcome::{FaultKind, FaultOutcome};
 use crate::pfn::{Owner, ReadyFrame, Taken};
 use crate::pte::{EntryFlags, ValidEntry};
 use crate::shadow::Cursor;
+use crate::space::books::Books;
 use crate::space::fault::{Found, resolution, used};
 use crate::space::protect::take_over;
 use crate::space::zap::drop_page;
@@ -68,7 +69,7 @@ impl<P: Platform> Manager<P> {
         let flags = entry.flags.unshared() | used(Access::Write);
         let replaced = cursor.rewrite(table, index, |_| ValidEntry { frame, flags });
         let old = replaced.map_or(entry, |(old, _)| old);
-        drop_page(&mut db, state, old);
+        drop_page(&mut db, &mut Books::Own(state), old);
         drop(db);
         state.gained_private(1);
         add(&self.counters.entries_written, 1);

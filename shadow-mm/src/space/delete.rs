@@ -8,6 +8,7 @@ use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::shadow::{Cursor, SUPERVISOR_SLOT};
 use crate::space::Space;
+use crate::space::leave::Leaving;
 
 impl<P: Platform> Manager<P> {
     /// Takes everything from a space: mappings, pages, tables, clone references, the root. A second call
@@ -24,11 +25,11 @@ impl<P: Platform> Manager<P> {
         self.forget_viewer(space.id(), &vads);
         let end = self.limits.user_end.vpn().get();
         if let Some(all) = Vpn::new(0).and_then(|zero| VpnRange::between(zero, end)) {
-            self.zap(space, &mut state, all, &mut flush);
+            self.zap_leaving(space, &mut state, (all, Leaving::Space), &mut flush);
         }
         state.alive = false;
         self.spaces.lock().remove(&space.id());
-        state.tables = 0;
+        let tables = core::mem::take(&mut state.tables);
         debug_assert_eq!(
             (state.resident, state.private),
             (0, 0),
@@ -40,6 +41,7 @@ impl<P: Platform> Manager<P> {
         );
         let mut db = self.pfns.lock();
         db.commit.release(vads.charged());
+        db.release_tables(tables);
         Cursor::new(&self.store, space.root()).unlink(&mut db, space.root(), SUPERVISOR_SLOT);
         db.drop_table_held(space.root());
         flush.whole_table(space.root());

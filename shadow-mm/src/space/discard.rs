@@ -5,6 +5,7 @@ use crate::backend::Platform;
 use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::space::Space;
+use crate::space::own::Owning;
 
 /// What became of a discard.
 #[derive(Debug)]
@@ -31,6 +32,9 @@ pub enum DiscardError {
         /// The range.
         range: VpnRange,
     },
+    /// Shared tables on an edge of the range cannot be copied, for now (`EAGAIN`); nothing has changed.
+    #[error("no memory for copies of page tables")]
+    NoMemory,
 }
 
 impl<P: Platform> Manager<P> {
@@ -43,6 +47,16 @@ impl<P: Platform> Manager<P> {
             let result = Err(DiscardError::TooManyPieces { range });
             return Discarded { flush, result };
         }
+        let Some(mut edges) = self.reserve_edges(space, range) else {
+            let result = Err(DiscardError::NoMemory);
+            return Discarded { flush, result };
+        };
+        let owning = Owning {
+            tables: &mut edges.tables,
+            flush: &mut flush,
+        };
+        self.own_edges((space, &mut *state), range, owning);
+        self.give_back(edges);
         self.zap(space, &mut state, range, &mut flush);
         let covered = state
             .vads

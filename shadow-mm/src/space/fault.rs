@@ -10,6 +10,7 @@ use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOutcome, Resolution};
 use crate::pfn::{Original, Owner, Want};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::space::own::Owning;
 use crate::space::transition::Absent;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
@@ -44,8 +45,21 @@ impl<P: Platform> Manager<P> {
             return FaultOutcome::Denied(Denied::Protection);
         }
         let view = vad.kind != MapKind::Anonymous || state.images.find(vpn).is_some();
-        match space.cursor(&self.store).lookup(vpn) {
-            Some((table, index, Entry::Valid(entry))) => {
+        let prot = vad.prot;
+        let found = space.cursor(&self.store).lookup(vpn);
+        let Some(found) = found.filter(|found| found.entry != Entry::Empty) else {
+            return match view {
+                true => self.view_fault(space, state, vpn, access),
+                false => self.demand_zero(space, state, vpn, access),
+            };
+        };
+        let (table, index) = (found.table, found.index);
+        match found.entry {
+            // Others may share the entry, but not the right to store.
+            Entry::Valid(_) if found.shared && access == Access::Write => {
+                self.own_page(space, state, vpn)
+            }
+            Entry::Valid(entry) => {
                 let allowed = access != Access::Write || entry.flags.contains(EntryFlags::WRITABLE);
                 if allowed {
                     return FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0));
@@ -55,17 +69,64 @@ impl<P: Platform> Manager<P> {
                 }
                 self.break_copy(space, state, vpn, (table, index, entry))
             }
-            None | Some((_, _, Entry::Empty)) if view => self.view_fault(space, state, vpn, access),
-            None | Some((_, _, Entry::Empty)) => self.demand_zero(space, state, vpn, access),
-            Some((table, index, _)) => {
+            Entry::Empty
+            | Entry::Transition(_)
+            | Entry::PageFile(_)
+            | Entry::Prototype(_)
+            | Entry::DemandZero(_)
+            | Entry::Decommitted => {
                 let absent = Absent {
                     vpn,
-                    access,
-                    prot: vad.prot,
+                    // A page that is shared comes back for all, and to nobody's use.
+                    access: if found.shared { Access::Read } else { access },
+                    prot,
                     place: (table, index),
+                    shared: found.shared,
                 };
                 self.bring_back(space, state, absent)
             }
+        }
+    }
+
+    /// A store to a page in a shared table: makes the path to it the space's own, and looks again.
+    fn own_page(
+        &self,
+        space: &Arc<Space<P>>,
+        state: &mut SpaceState<P::Backing>,
+        vpn: Vpn,
+    ) -> FaultOutcome<P> {
+        let cursor = space.cursor(&self.store);
+        let needs = self.needs(space, vpn);
+        let demand = Demand::tables(needs.tables());
+        let Some(mut reserve) = self.reserve_for(needs, demand) else {
+            return FaultOutcome::NoMemory;
+        };
+        let mut owned = resolution(space, FaultKind::Unshared, 0);
+        let owning = Owning {
+            tables: &mut reserve.tables,
+            flush: &mut owned.flush,
+        };
+        let table = self.own_leaf((space, &mut *state), &mut self.pfns.lock(), vpn, owning);
+        self.give_back(reserve);
+        // What was trimmed meanwhile is for the next fault: it may have to be read.
+        if !matches!(cursor.leaf(table, vpn.index(Level::Leaf)), Entry::Valid(_)) {
+            return FaultOutcome::Resolved(owned);
+        }
+        match self.resolve(space, state, vpn, Access::Write) {
+            FaultOutcome::Resolved(mut resolution) => {
+                if resolution.kind == FaultKind::Spurious {
+                    resolution.kind = FaultKind::Unshared;
+                }
+                resolution.flush = owned.flush.merge(resolution.flush);
+                FaultOutcome::Resolved(resolution)
+            }
+            // The path is owned, and the flush must not be lost: the next fault will say what is wrong.
+            FaultOutcome::Denied(_)
+            | FaultOutcome::NoMemory
+            | FaultOutcome::Read(_)
+            | FaultOutcome::Wait(_)
+            | FaultOutcome::PageIn(_)
+            | FaultOutcome::Collided => FaultOutcome::Resolved(owned),
         }
     }
 
@@ -78,15 +139,15 @@ impl<P: Platform> Manager<P> {
         access: Access,
     ) -> FaultOutcome<P> {
         let cursor = space.cursor(&self.store);
-        let (tables, index) = (cursor.missing_tables(vpn), vpn.index(Level::Leaf));
+        let (needs, index) = (self.needs(space, vpn), vpn.index(Level::Leaf));
         let extra = self.empty_run(space, vpn, window(state, vpn)) - 1;
         let demand = Demand {
-            tables,
+            tables: needs.tables(),
             data: 1,
             extra,
             want: Want::Zeroes,
         };
-        let Some(mut reserve) = self.reserve(demand) else {
+        let Some(mut reserve) = self.reserve_for(needs, demand) else {
             return FaultOutcome::NoMemory;
         };
         let frames: Vec<_> = reserve
@@ -103,8 +164,13 @@ impl<P: Platform> Manager<P> {
             window: mapped as u8,
         };
         let flags = EntryFlags::private(vad.prot);
+        let mut outcome = resolution(space, FaultKind::DemandZero, mapped as u32);
         let mut db = self.pfns.lock();
-        let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
+        let owning = Owning {
+            tables: &mut reserve.tables,
+            flush: &mut outcome.flush,
+        };
+        let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
         for (index, frame) in EntryIndex::onward(index).zip(frames) {
             let owner = Owner::Entry { table, index };
             let frame = db.activate_clean(frame.into(), owner, Original::Zero);
@@ -112,10 +178,10 @@ impl<P: Platform> Manager<P> {
         }
         drop(db);
         cursor.mark_used(table, index, used(access));
-        state.tables += tables as u64;
+        self.give_back(reserve);
         state.gained_private(mapped as u64);
         add(&self.counters.entries_written, mapped as u64);
-        FaultOutcome::Resolved(resolution(space, FaultKind::DemandZero, mapped as u32))
+        FaultOutcome::Resolved(outcome)
     }
 
     /// How many of `most` pages from an empty one on have empty entries in one leaf table; at least one.

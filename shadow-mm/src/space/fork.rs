@@ -1,4 +1,5 @@
-//! Fork of an address space: the eager clone (system 1).
+//! Fork of an address space: the eager clone (system 1), and which kind of fork it is. The other kind, which shares
+//! the tables instead, is in [`super::share`].
 //!
 //! Everything that can be allocated is allocated before the first entry changes, so a fork either
 //! happens or leaves no trace. The parent stays locked throughout; the child is not visible to anybody
@@ -20,6 +21,16 @@ use crate::space::state::Descriptors;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
 use crate::vad::{ImageSet, Vad, VadFlags, VadSet};
+
+/// How spaces are forked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ForkMode {
+    /// The child gets tables of its own, and every page is visited.
+    #[default]
+    Eager,
+    /// The child shares the tables, and one is copied when, and only when, one side changes something in it.
+    Shared,
+}
 
 /// A fork that happened.
 #[must_use]
@@ -84,7 +95,7 @@ pub(super) struct ForkPlan<B> {
     pub(super) reserve: Reserve,
 }
 
-type Inherited<P> = (VadSet<<P as Platform>::Backing>, Vec<VpnRange>);
+pub(super) type Inherited<P> = (VadSet<<P as Platform>::Backing>, Vec<VpnRange>);
 
 /// A fork's running state.
 pub(super) struct Cloning<'a, B> {
@@ -109,13 +120,24 @@ impl<P: Platform> Manager<P> {
         if !state.alive {
             return Err(ForkError::SpaceDeleted);
         }
-        let mut plan = self.plan_fork(parent, &state)?;
+        match self.fork_mode() {
+            ForkMode::Eager => self.fork_eagerly(parent, &mut state),
+            ForkMode::Shared => self.fork_shared(parent, &mut state),
+        }
+    }
+
+    fn fork_eagerly(
+        &self,
+        parent: &Arc<Space<P>>,
+        state: &mut SpaceState<P::Backing>,
+    ) -> Result<Forked<P>, ForkError> {
+        let mut plan = self.plan_fork(parent, state)?;
         let root = plan.reserve.tables.pop().expect("a root was reserved");
         let child_root = self.make_root(root);
         plan.tables = plan.reserve.tables.len();
         let ranges = core::mem::take(&mut plan.ranges);
         let mut clone = Cloning {
-            parent: &mut state,
+            parent: &mut *state,
             plan,
             child_root,
             flush: parent.no_flush(),
@@ -129,17 +151,28 @@ impl<P: Platform> Manager<P> {
             cursor.for_each_leaf(range, |run| self.clone_leaf(parent, &mut clone, run));
         }
         let (child, flush, touched) = self.finish_fork(clone);
+        Ok(self.publish_fork(state, (child_root, child), flush, touched))
+    }
+
+    /// The child is there. The parent is still locked: who truncates a section sees the child as soon as the
+    /// parent.
+    pub(super) fn publish_fork(
+        &self,
+        parent: &SpaceState<P::Backing>,
+        (child_root, child): (Pfn, SpaceState<P::Backing>),
+        flush: Flush,
+        touched: u64,
+    ) -> Forked<P> {
         add(&self.counters.forks, 1);
         add(&self.counters.fork_entries, touched);
         self.counters.fork_entries_last.store(touched, Relaxed);
         let child = self.publish(child_root, child);
-        // The parent is still locked: who truncates a section sees the child as soon as the parent.
-        self.add_viewers(child.id(), &state.vads);
-        Ok(Forked {
+        self.add_viewers(child.id(), &parent.vads);
+        Forked {
             child,
             flush: flush.finish(),
             entries_touched: touched,
-        })
+        }
     }
 
     /// The child's state, the parent's flush, and the entries visited; what was not needed goes back.
@@ -158,8 +191,7 @@ impl<P: Platform> Manager<P> {
         let unused = core::mem::take(&mut plan.reserve);
         let mut child = SpaceState::new(plan.vads, plan.descriptors);
         child.images = plan.images;
-        (child.working_set.min, child.working_set.max) =
-            (parent.working_set.min, parent.working_set.max);
+        child.working_set.inherit(&parent.working_set);
         child.tables += (plan.tables - unused.tables.len()) as u64;
         child.gained_resident(resident);
         child.private = private;
@@ -188,7 +220,7 @@ impl<P: Platform> Manager<P> {
         for range in &ranges {
             cursor.for_each_leaf(*range, |run| count.add(run.range()));
         }
-        let pinned = u64::from(self.pfns.lock().write_pinned()).min(state.private) as usize;
+        let pinned = (self.pfns.lock().write_pinned().len() as u64).min(state.private) as usize;
         let tables = count.tables() + 1;
         let demand = Demand {
             tables,
@@ -230,7 +262,10 @@ impl<P: Platform> Manager<P> {
     }
 
     /// The child's mappings, and the ranges whose pages it shares, rising.
-    fn inherited(&self, state: &SpaceState<P::Backing>) -> Result<Inherited<P>, ForkError> {
+    pub(super) fn inherited(
+        &self,
+        state: &SpaceState<P::Backing>,
+    ) -> Result<Inherited<P>, ForkError> {
         let mappings = state.vads.len();
         let mut ranges = Vec::new();
         let failed = self.pfns.lock().injected_failure();
@@ -286,7 +321,7 @@ impl<P: Platform> Manager<P> {
 }
 
 /// The image under the child: the parent's, but where the child gets no mapping, or an empty one.
-fn inherited_image<B: Clone + Eq>(state: &SpaceState<B>) -> Arc<ImageSet<B>> {
+pub(super) fn inherited_image<B: Clone + Eq>(state: &SpaceState<B>) -> Arc<ImageSet<B>> {
     let lost = VadFlags::DONT_FORK | VadFlags::WIPE_ON_FORK;
     let loses = |vad: &Vad<B>| vad.flags.intersects(lost);
     if state.images.is_empty() || !state.vads.iter().any(loses) {

@@ -7,6 +7,7 @@ use crate::commit::NoCommit;
 use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::proto::SectionPage;
+use crate::space::own::Owning;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
 use crate::vad::{FaultAround, MAX_MAPPINGS, MapKind, Vad, VadFlags, VadTag};
@@ -86,6 +87,9 @@ pub enum MapError {
         /// Pages that would be charged.
         pages: u64,
     },
+    /// Shared tables on an edge of the range cannot be copied, for now (`ENOMEM`).
+    #[error("no memory for copies of page tables")]
+    NoMemory,
     /// The space has as many mappings as it may have (`ENOMEM`).
     #[error("the address space has its {MAX_MAPPINGS} mappings")]
     TooManyMappings,
@@ -137,17 +141,28 @@ impl<P: Platform> Manager<P> {
             around: FaultAround::default(),
         };
         vad.flags.set(VadFlags::CHARGED, vad.needs_charge(prot));
+        let edges = self.reserve_edges(space, range);
+        let mut edges = edges.ok_or(MapError::NoMemory)?;
         let (released, charged) = (state.vads.charged_in(range), vad.charge());
         let commit = {
             let mut db = self.pfns.lock();
             db.reap();
             db.commit.exchange(released, charged)
         };
-        commit.map_err(|NoCommit| MapError::NoCommit { pages: charged })?;
+        if commit == Err(NoCommit) {
+            self.give_back(edges);
+            return Err(MapError::NoCommit { pages: charged });
+        }
         let replaced = state.vads.carve(range);
         if !replaced.is_empty() {
+            let owning = Owning {
+                tables: &mut edges.tables,
+                flush: &mut flush,
+            };
+            self.own_edges((space, &mut *state), range, owning);
             self.zap(space, &mut state, range, &mut flush);
         }
+        self.give_back(edges);
         state.vads.insert(vad);
         state.update_peak_pages();
         drop(state);

@@ -1,6 +1,7 @@
 //! Address spaces. One verb a file; each is an `impl` block of [`crate::Manager`].
 
 mod advise;
+mod books;
 mod clone_leaf;
 mod copy;
 mod delete;
@@ -9,13 +10,16 @@ mod fault;
 mod file_read;
 mod fork;
 mod image;
+mod leave;
 mod map;
+mod own;
 mod page_in;
 mod pin;
 mod protect;
 mod query;
 mod remap;
 mod save;
+mod share;
 mod state;
 mod transition;
 mod trim;
@@ -25,6 +29,7 @@ mod view_in;
 mod zap;
 
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::addr::{Pfn, SpaceId};
 use crate::backend::{FrameStore, Platform, SpaceMutex};
@@ -33,7 +38,7 @@ use crate::shadow::Cursor;
 
 pub use advise::{AdviseError, VadAdvice};
 pub use discard::{DiscardError, Discarded};
-pub use fork::{ForkError, Forked};
+pub use fork::{ForkError, ForkMode, Forked};
 pub use image::ImageError;
 pub use map::{MapError, MapRequest, Mapped, Placement};
 pub use protect::{ProtectError, Protected};
@@ -51,7 +56,8 @@ pub(crate) use view::view_flags;
 /// [`crate::Manager::delete_space`]; dropping it without that keeps its frames for ever.
 pub struct Space<P: Platform> {
     id: SpaceId,
-    root: Pfn,
+    /// Changes when the space is forked, under the space lock.
+    root: AtomicU32,
     unannounced: Unannounced,
     /// The space lock: taken before the PFN lock, and never two of them at once.
     pub(crate) state: SpaceMutex<P, SpaceState<P::Backing>>,
@@ -61,7 +67,7 @@ impl<P: Platform> Space<P> {
     pub(crate) fn new(id: SpaceId, root: Pfn, state: SpaceState<P::Backing>) -> Self {
         Self {
             id,
-            root,
+            root: AtomicU32::new(root.get()),
             unannounced: Unannounced::default(),
             state: SpaceMutex::<P, _>::new(state),
         }
@@ -81,28 +87,33 @@ impl<P: Platform> Space<P> {
         self.unannounced.count()
     }
 
-    /// The top-level table: what CR3 must hold.
+    /// The top-level table: what CR3 must hold. A fork that shares tables gives the space another one, and
+    /// whoever still runs on the old one must load the new.
     #[must_use]
     pub fn root(&self) -> Pfn {
-        self.root
+        Pfn::new(self.root.load(Ordering::SeqCst))
+    }
+
+    /// Gives the space, which is locked, another top-level table.
+    pub(crate) fn set_root(&self, root: Pfn) {
+        self.root.store(root.get(), Ordering::SeqCst);
     }
 
     pub(crate) fn cursor<'a, S: FrameStore>(&self, store: &'a S) -> Cursor<'a, S> {
-        Cursor::new(store, self.root)
+        Cursor::new(store, self.root())
     }
 
     /// A flush of this space with nothing in it yet.
     pub(crate) fn no_flush(&self) -> Flush {
-        Flush::none(self.id, self.root, &self.unannounced)
+        Flush::none(self.id, self.root(), &self.unannounced)
     }
 }
 
 impl<P: Platform> fmt::Debug for Space<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, root, .. } = self;
         f.debug_struct("Space")
-            .field("id", id)
-            .field("root", root)
+            .field("id", &self.id)
+            .field("root", &self.root())
             .finish_non_exhaustive()
     }
 }

@@ -236,13 +236,13 @@ impl<P: Platform> Manager<P> {
             return again;
         }
         let found = space.cursor(&self.store).lookup(vpn);
-        let same = match found {
-            Some((_, _, Entry::Transition(found))) => found == frame,
-            Some((_, _, Entry::Prototype(block))) => {
+        let same = match found.map(|found| found.entry) {
+            Some(Entry::Transition(found)) => found == frame,
+            Some(Entry::Prototype(block)) => {
                 self.pfns.lock().clones.content(block) == BlockContent::Resident(frame)
             }
             // A page of shared memory.
-            Some((_, _, Entry::Empty)) | None => {
+            Some(Entry::Empty) | None => {
                 let source = state.source(vpn);
                 let page = source.and_then(|source| Some((source.page(vpn)?, source.section)));
                 page.is_some_and(|(page, section)| {

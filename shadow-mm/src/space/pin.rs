@@ -2,14 +2,17 @@
 
 use alloc::sync::Arc;
 
-use crate::access::{Access, Denied};
-use crate::addr::Vpn;
+use crate::access::Access;
+use crate::addr::{Pfn, Vpn};
 use crate::backend::Platform;
 use crate::manager::Manager;
 use crate::outcome::{FaultKind, FaultOutcome, Pin, PinOutcome};
-use crate::pte::Entry;
+use crate::pte::{Entry, EntryFlags};
 use crate::space::Space;
 use crate::space::fault::used;
+
+/// How often a page that somebody takes again before it can be pinned is resolved.
+const TRIES: usize = 8;
 
 impl<P: Platform> Manager<P> {
     /// Pins the frame behind a page for an access of the embedder's.
@@ -19,44 +22,61 @@ impl<P: Platform> Manager<P> {
     /// holder stores is seen by this space alone.
     pub fn pin(&self, space: &Arc<Space<P>>, vpn: Vpn, access: Access) -> PinOutcome<P> {
         let mut state = space.state.lock();
-        let outcome = self.resolve(space, &mut state, vpn, access);
-        let resolution = match outcome {
-            FaultOutcome::Resolved(resolution) => resolution,
-            other => {
-                self.count(&other);
-                return match other {
-                    FaultOutcome::Read(ticket) => PinOutcome::Read(ticket),
-                    FaultOutcome::Wait(pending) => PinOutcome::Wait(pending),
-                    FaultOutcome::PageIn(ticket) => PinOutcome::PageIn(ticket),
-                    FaultOutcome::Collided => PinOutcome::Collided,
-                    FaultOutcome::Denied(denied) => PinOutcome::Denied(denied),
-                    FaultOutcome::NoMemory | FaultOutcome::Resolved(_) => PinOutcome::NoMemory,
-                };
+        for _ in 0..TRIES {
+            let resolution = match self.resolve(space, &mut state, vpn, access) {
+                FaultOutcome::Resolved(resolution) => resolution,
+                other => {
+                    self.count(&other);
+                    return not_pinned(other);
+                }
+            };
+            if resolution.kind != FaultKind::Spurious {
+                self.counters.resolved(resolution.kind);
             }
-        };
-        if resolution.kind != FaultKind::Spurious {
-            self.counters.resolved(resolution.kind);
+            if let Some(pfn) = self.pin_found(space, vpn, access) {
+                let write = access == Access::Write;
+                return PinOutcome::Pinned(Pin { pfn, write }, resolution.flush);
+            }
+            if !resolution.flush.is_empty() {
+                return PinOutcome::Again(resolution.flush);
+            }
         }
+        PinOutcome::Again(space.no_flush())
+    }
+
+    /// Pins the frame of a page that was resolved, unless somebody who shares its table has taken it again, or the
+    /// access needs more.
+    fn pin_found(&self, space: &Space<P>, vpn: Vpn, access: Access) -> Option<Pfn> {
         let cursor = space.cursor(&self.store);
-        let Some((table, index, Entry::Valid(entry))) = cursor.lookup(vpn) else {
-            debug_assert!(false, "{vpn:?} was resolved but is not valid");
-            return PinOutcome::Denied(Denied::NotMapped);
-        };
         let write = access == Access::Write;
-        self.pfns.lock().pin(entry.frame, write);
-        cursor.mark_used(table, index, used(access));
-        PinOutcome::Pinned(
-            Pin {
-                pfn: entry.frame,
-                write,
-            },
-            resolution.flush,
-        )
+        let mut db = self.pfns.lock();
+        let found = cursor.lookup(vpn)?;
+        let Entry::Valid(entry) = found.entry else {
+            return None;
+        };
+        if write && (found.shared || !entry.flags.contains(EntryFlags::WRITABLE)) {
+            return None;
+        }
+        db.pin(entry.frame, write);
+        cursor.mark_used(found.table, found.index, used(access));
+        Some(entry.frame)
     }
 
     /// Gives a pin back.
     pub fn unpin(&self, pin: Pin) {
         let (pfn, write) = pin.into_parts();
         self.pfns.lock().unpin(pfn, write);
+    }
+}
+
+/// What an outcome without a page means for a pin.
+fn not_pinned<P: Platform>(outcome: FaultOutcome<P>) -> PinOutcome<P> {
+    match outcome {
+        FaultOutcome::Read(ticket) => PinOutcome::Read(ticket),
+        FaultOutcome::Wait(pending) => PinOutcome::Wait(pending),
+        FaultOutcome::PageIn(ticket) => PinOutcome::PageIn(ticket),
+        FaultOutcome::Collided => PinOutcome::Collided,
+        FaultOutcome::Denied(denied) => PinOutcome::Denied(denied),
+        FaultOutcome::NoMemory | FaultOutcome::Resolved(_) => PinOutcome::NoMemory,
     }
 }

@@ -10,10 +10,11 @@ use crate::addr::{EntryIndex, Pfn, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::commit::NoCommit;
 use crate::flush::{Flush, TableEdits};
-use crate::manager::Manager;
+use crate::manager::{Demand, Manager};
 use crate::pfn::{Owner, PfnDatabase};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::shadow::LeafRun;
+use crate::space::own::Owning;
 use crate::space::zap::may_be_stale;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
@@ -41,6 +42,12 @@ pub enum ProtectError {
     /// Cutting mappings would make one too many (`ENOMEM`); nothing has changed.
     #[error("the address space has its {MAX_MAPPINGS} mappings")]
     TooManyMappings,
+    /// Shared tables that would have to be copied cannot be, for now (`ENOMEM`); nothing has changed.
+    #[error("no memory for copies of {tables} page tables")]
+    NoMemory {
+        /// Tables to be copied.
+        tables: usize,
+    },
     /// Pages that become writable cannot be promised (`ENOMEM`); nothing has changed.
     #[error("{pages} pages of private memory cannot be promised")]
     NoCommit {
@@ -65,8 +72,15 @@ impl<P: Platform> Manager<P> {
                 result: Err(ProtectError::TooManyMappings),
             };
         }
+        let needs = self.range_needs(space, covered);
+        let tables = needs.tables();
+        let Some(mut reserve) = self.reserve_for(needs, Demand::tables(tables)) else {
+            let result = Err(ProtectError::NoMemory { tables });
+            return Protected { flush, result };
+        };
         let pages = state.vads.uncharged_in(covered, prot);
         if self.pfns.lock().commit.charge(pages) == Err(NoCommit) {
+            self.give_back(reserve);
             return Protected {
                 flush,
                 result: Err(ProtectError::NoCommit { pages }),
@@ -79,6 +93,12 @@ impl<P: Platform> Manager<P> {
             }
             state.vads.insert(vad);
         }
+        let owning = Owning {
+            tables: &mut reserve.tables,
+            flush: &mut flush,
+        };
+        self.own_range((space, &mut *state), covered, owning);
+        self.give_back(reserve);
         space.cursor(&self.store).for_each_leaf(covered, |run| {
             self.protect_leaf(space, &mut state, run, prot, &mut flush);
         });

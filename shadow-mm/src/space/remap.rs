@@ -10,6 +10,7 @@ use crate::manager::{Demand, Manager, Reserve};
 use crate::pfn::Owner;
 use crate::pte::{Entry, EntryFlags};
 use crate::shadow::{LeafRun, TableCount};
+use crate::space::own::Owning;
 use crate::space::zap::may_be_stale;
 use crate::space::{MapError, Mapped, Placement, Space, SpaceState};
 use crate::stats::add;
@@ -135,6 +136,14 @@ impl<P: Platform> Manager<P> {
             if state.vads.len_without(tail) > MAX_MAPPINGS {
                 return Err(RemapError::Place(MapError::TooManyMappings));
             }
+            let edges = self.reserve_edges(space, tail);
+            let mut edges = edges.ok_or(RemapError::Place(MapError::NoMemory))?;
+            let owning = Owning {
+                tables: &mut edges.tables,
+                flush: &mut flush,
+            };
+            self.own_edges((space, &mut *state), tail, owning);
+            self.give_back(edges);
             self.pfns.lock().commit.release(state.vads.charged_in(tail));
             state.vads.carve(tail);
             self.zap(space, state, tail, &mut flush);
@@ -176,7 +185,12 @@ impl<P: Platform> Manager<P> {
         let (old, new) = (request.old, self.new_place(state, request)?);
         let kept = VpnRange::new(old.start(), new.count().min(old.count())).unwrap_or(old);
         let tables = self.tables_for_move(space, kept, new);
-        let reserve = self.reserve(Demand::tables(tables));
+        // Entries are moved one by one, so all their tables must be the space's own.
+        let needs = self.range_needs(space, kept);
+        let edges = [old, new].map(|range| self.edge_needs(space, range).tables());
+        // Some of them are counted twice: only the first time are they promised.
+        let tables = tables + needs.tables() + edges.iter().sum::<usize>();
+        let reserve = self.reserve_for(needs, Demand::tables(tables));
         let mut reserve = reserve.ok_or(RemapError::NoMemory { tables })?;
         let charged = match state.vads.charged_in(old) {
             0 => 0,
@@ -188,6 +202,14 @@ impl<P: Platform> Manager<P> {
             return Err(error);
         }
         let mut flush = space.no_flush();
+        self.own_for_move(
+            (space, &mut *state),
+            (old, kept, new),
+            Owning {
+                tables: &mut reserve.tables,
+                flush: &mut flush,
+            },
+        );
         let replaced = state.vads.carve(new);
         self.zap(space, state, new, &mut flush);
         let mut moved = state.vads.carve(old);
@@ -206,6 +228,29 @@ impl<P: Platform> Manager<P> {
             range: new,
             flush: flush.finish(),
         })
+    }
+
+    /// Owns what is moved, and the edges of what is emptied.
+    fn own_for_move(
+        &self,
+        (space, state): (&Space<P>, &mut SpaceState<P::Backing>),
+        (old, kept, new): (VpnRange, VpnRange, VpnRange),
+        owning: Owning<'_>,
+    ) {
+        let Owning { tables, flush } = owning;
+        let mut own = |range, edges| {
+            let owning = Owning {
+                tables: &mut *tables,
+                flush: &mut *flush,
+            };
+            match edges {
+                true => self.own_edges((space, &mut *state), range, owning),
+                false => self.own_range((space, &mut *state), range, owning),
+            }
+        };
+        own(kept, false);
+        own(old, true);
+        own(new, true);
     }
 
     /// Where the pages go, if they may.

@@ -79,7 +79,11 @@ fn saved(db: &PfnDatabase, (table, index): (Pfn, EntryIndex), entry: Entry) -> O
         Entry::Valid(valid) => match db.entry(valid.frame).owner {
             Owner::Clone(block) => (block_key(block), BlockContent::Resident(valid.frame)),
             Owner::Entry { .. } => (private, BlockContent::Resident(valid.frame)),
-            Owner::Section { .. } | Owner::None | Owner::Root | Owner::Supervisor => return None,
+            Owner::Section { .. }
+            | Owner::None
+            | Owner::Tables
+            | Owner::Root
+            | Owner::Supervisor => return None,
         },
         Entry::Transition(frame) => (private, BlockContent::Resident(frame)),
         Entry::PageFile(slot) => (private, BlockContent::PageFile(slot)),

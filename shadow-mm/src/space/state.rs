@@ -17,11 +17,14 @@ pub(crate) struct SpaceState<B> {
     /// What lies under it. Forks share it until one of them takes pages away.
     pub(crate) images: Arc<ImageSet<B>>,
     pub(crate) descriptors: Descriptors,
-    /// Valid entries below the root, the supervisor's not.
+    /// Valid entries of tables that only this space reaches, the supervisor's not.
     pub(crate) resident: u64,
-    /// Pages this space owns alone: valid, in transition, or in the page file.
+    /// Pages this space owns alone, in tables that only it reaches: valid, in transition, or in the page
+    /// file.
     pub(crate) private: u64,
-    /// Page tables, the root included.
+    /// Valid entries of the tables it shares, when they were last counted: others trim them too.
+    pub(crate) inherited: u64,
+    /// Page tables it reaches, shared ones and the root included.
     pub(crate) tables: u64,
     pub(crate) peak_resident: u64,
     pub(crate) peak_pages: u64,
@@ -40,6 +43,11 @@ pub(crate) struct WorkingSet {
 }
 
 impl WorkingSet {
+    /// Takes over the limits of a parent.
+    pub(crate) fn inherit(&mut self, parent: &Self) {
+        (self.min, self.max) = (parent.min, parent.max);
+    }
+
     /// Pages that a process needs to get on: a few of text, data and stack.
     const DEFAULT_MIN: u64 = 16;
     const START: Vpn = match Vpn::new(0) {
@@ -64,6 +72,7 @@ impl<B: Clone + Eq> SpaceState<B> {
             descriptors,
             resident: 0,
             private: 0,
+            inherited: 0,
             tables: 1,
             peak_resident: 0,
             working_set: WorkingSet::DEFAULT,
@@ -79,7 +88,26 @@ impl<B: Clone + Eq> SpaceState<B> {
     /// `pages` more entries became valid.
     pub(crate) fn gained_resident(&mut self, pages: u64) {
         self.resident += pages;
-        self.peak_resident = self.peak_resident.max(self.resident);
+        self.peak_resident = self.peak_resident.max(self.visible());
+    }
+
+    /// Valid entries it reaches, as far as is known.
+    pub(crate) fn visible(&self) -> u64 {
+        self.resident + self.inherited
+    }
+
+    /// So many shared tables are gone, with their part of what the space inherited.
+    pub(crate) fn lose_tables(&mut self, tables: u64) {
+        let share = u128::from(self.inherited) * u128::from(tables) / u128::from(self.tables);
+        self.inherited -= share as u64;
+        self.tables -= tables;
+    }
+
+    /// A shared table with so many valid entries is this space's own now, or its copy is.
+    pub(crate) fn owns_table(&mut self, resident: u64, private: u64) {
+        self.inherited = self.inherited.saturating_sub(resident);
+        self.private += private;
+        self.gained_resident(resident);
     }
 
     /// Mappings were added.
@@ -124,7 +152,10 @@ impl Descriptors {
         db: &mut PfnDatabase,
         block: BlockId,
     ) -> Option<BlockContent> {
-        let last = db.clones.drop_reference(block);
+        let last = db.drop_block_reference(block);
+        if block.header == HeaderId::LAZY {
+            return last;
+        }
         if let Some(count) = self.counts.get_mut(&block.header) {
             *count -= 1;
             if *count == 0 {

@@ -28,6 +28,19 @@ pub(super) struct Absent {
     /// What the mapping allows.
     pub(super) prot: Prot,
     pub(super) place: (Pfn, EntryIndex),
+    /// Whether the table is shared: the page comes back for all who share it, under the PFN lock alone.
+    pub(super) shared: bool,
+}
+
+impl Absent {
+    /// The entry is valid now.
+    fn count<B: Clone + Eq>(&self, state: &mut SpaceState<B>) {
+        if self.shared {
+            state.inherited += 1;
+        } else {
+            state.gained_resident(1);
+        }
+    }
 }
 
 /// What an entry in use turns out to be once the PFN lock is held.
@@ -53,7 +66,7 @@ impl<P: Platform> Manager<P> {
         let seen = self.map_resident(space, &mut self.pfns.lock(), absent);
         match seen {
             Seen::Mapped(block_page) => {
-                state.gained_resident(1);
+                absent.count(state);
                 add(&self.counters.entries_written, 1);
                 match block_page {
                     Some(found) => self.break_copy(space, state, absent.vpn, found),
@@ -133,7 +146,7 @@ impl<P: Platform> Manager<P> {
             .cursor(&self.store)
             .replace(absent.place, Entry::Valid(entry));
         drop(db);
-        state.gained_resident(1);
+        absent.count(state);
         add(&self.counters.entries_written, 1);
         if absent.access == Access::Write {
             return self.break_copy(space, state, absent.vpn, (table, index, entry));

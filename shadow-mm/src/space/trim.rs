@@ -6,6 +6,9 @@
 //! can still store to it does it come to the modified or the standby list. Pages that
 //! are nowhere but in no need to be anywhere, zeroes and the unchanged pages of files, are simply dropped.
 //!
+//! In a table that spaces share, what one of them trims goes from all of them at once, and the flush is *wide*.
+//! The table stays, even if it is empty then.
+//!
 //! Where there is no page file, or it is full, only those are taken.
 
 use core::ops::ControlFlow;
@@ -17,6 +20,7 @@ use crate::manager::Manager;
 use crate::pfn::{Original, Owner, PfnDatabase, PfnFlags};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::shadow::{Cursor, LeafRun};
+use crate::space::books::Books;
 use crate::space::zap::drop_page;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
@@ -75,10 +79,10 @@ impl<P: Platform> Manager<P> {
     pub fn trim(&self, space: &Space<P>, goal: u64, mode: TrimMode) -> Trimmed {
         let mut state = space.state.lock();
         let spare = match mode {
-            TrimMode::Any => state.resident,
+            TrimMode::Any => state.visible(),
             TrimMode::AgeOnly => 0,
             TrimMode::Old | TrimMode::Unused => {
-                state.resident.saturating_sub(state.working_set.min)
+                state.visible().saturating_sub(state.working_set.min)
             }
         };
         let mut trimming = Trimming {
@@ -156,7 +160,12 @@ impl<P: Platform> Manager<P> {
         trimming: &mut Trimming,
     ) {
         let mut edits = TableEdits::new(run.table);
-        let mut written = 0;
+        let (mut written, before) = (0, trimming.pages);
+        let mut books = if run.shared {
+            Books::Shared
+        } else {
+            Books::Own(&mut *state)
+        };
         let mut db = self.pfns.lock();
         for (index, vpn) in run.pages() {
             let place = (run.table, index);
@@ -169,7 +178,7 @@ impl<P: Platform> Manager<P> {
             // Where page tables are shadowed, hardware does not set the bit again without a flush.
             let mut stale = aged.is_some_and(|(old, _)| old.flags.contains(EntryFlags::ACCESSED));
             if !trimming.is_done() && trimming.takes(entry) {
-                stale |= take_page(&mut db, cursor, state, trimming, (place, entry));
+                stale |= take_page(&mut db, cursor, &mut books, trimming, (place, entry));
             }
             if stale {
                 edits.add(index, vpn);
@@ -177,6 +186,12 @@ impl<P: Platform> Manager<P> {
             }
         }
         drop(db);
+        if run.shared {
+            state.inherited = state.inherited.saturating_sub(trimming.pages - before);
+            if written > 0 && cfg!(not(mutant = "narrow_trim")) {
+                trimming.flush.widen();
+            }
+        }
         if cfg!(not(mutant = "unflushed_trim")) {
             trimming.flush.absorb(edits);
         }
@@ -205,7 +220,7 @@ impl Trimming {
 fn take_page<B: Clone + Eq, S: crate::backend::FrameStore>(
     db: &mut PfnDatabase,
     cursor: &Cursor<'_, S>,
-    state: &mut SpaceState<B>,
+    books: &mut Books<'_, B>,
     trimming: &mut Trimming,
     ((table, index), entry): ((Pfn, EntryIndex), ValidEntry),
 ) -> bool {
@@ -219,14 +234,14 @@ fn take_page<B: Clone + Eq, S: crate::backend::FrameStore>(
                 return false;
             }
             Entry::Valid(old) => {
-                drop_page(db, state, old);
+                drop_page(db, books, old);
                 trimming.dropped = true;
             }
             other => debug_assert!(false, "a valid entry became {other:?}"),
         },
         Fate::Unmapped => {
             if let Entry::Valid(old) = cursor.remove(db, table, index) {
-                drop_page(db, state, old);
+                drop_page(db, books, old);
                 trimming.dropped = true;
             }
         }
@@ -237,7 +252,7 @@ fn take_page<B: Clone + Eq, S: crate::backend::FrameStore>(
                 db.mark_modified(entry.frame);
             }
             db.drop_share_held(entry.frame);
-            state.resident -= 1;
+            books.lose_resident();
         }
     }
     trimming.flush.hold(entry.frame);
@@ -257,7 +272,7 @@ fn fate(
     match (page.owner, page.original()) {
         // A pin keeps it, or a flush or a write that has not ended yet.
         (Owner::Entry { .. }, _) if page.refs() > 0 => Fate::Stays,
-        (_, _) if page.write_pins > 0 => Fate::Stays,
+        (_, _) if page.write_pins() > 0 => Fate::Stays,
         (Owner::Entry { .. }, Original::Zero | Original::File) if !dirty => Fate::Dropped,
         (Owner::Entry { table: t, index: i }, _) if page_file || !dirty => {
             debug_assert_eq!((t, i), (table, index));
@@ -273,7 +288,7 @@ fn fate(
         }
         // The section has it, or a truncation that is under way will take the entry.
         (Owner::Section { .. } | Owner::None, _) => Fate::Unmapped,
-        (Owner::Root | Owner::Supervisor, _) => {
+        (Owner::Root | Owner::Supervisor | Owner::Tables, _) => {
             debug_assert!(false, "{:?} is a table and mapped", entry.frame);
             Fate::Stays
         }

@@ -21,9 +21,11 @@ use crate::outcome::{FaultKind, FaultOf, FaultOutcome};
 use crate::pfn::{Owner, Taken, Want};
 use crate::proto::{Pending, Proto, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::space::books::Books;
 use crate::space::fault::{resolution, used, window};
 use crate::space::file_read::Started;
 use crate::space::image::{Origin, Source};
+use crate::space::own::Owning;
 use crate::space::view_in::ViewIn;
 use crate::space::zap::drop_page;
 use crate::space::{Space, SpaceState};
@@ -166,7 +168,7 @@ impl<P: Platform> Manager<P> {
         from: Pfn,
     ) -> FaultOutcome<P> {
         let cursor = space.cursor(&self.store);
-        let tables = cursor.missing_tables(vpn);
+        let needs = self.needs(space, vpn);
         let Some(source) = state.source(vpn) else {
             self.release_sources(&[(vpn, from)]);
             return FaultOutcome::Denied(Denied::NotMapped);
@@ -174,12 +176,12 @@ impl<P: Platform> Manager<P> {
         let flags = EntryFlags::private(source.prot);
         let mut sources = self.hold_sources(space, &source, (vpn, from));
         let demand = Demand {
-            tables,
+            tables: needs.tables(),
             data: 1,
             extra: sources.len() - 1,
             want: Want::Anything,
         };
-        let Some(mut reserve) = self.reserve(demand) else {
+        let Some(mut reserve) = self.reserve_for(needs, demand) else {
             self.release_sources(&sources);
             return FaultOutcome::NoMemory;
         };
@@ -196,12 +198,16 @@ impl<P: Platform> Manager<P> {
         add(&self.counters.pages_copied, made);
         let mut outcome = resolution(space, FaultKind::CopyOnWrite, made as u32);
         let mut db = self.pfns.lock();
-        let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
+        let owning = Owning {
+            tables: &mut reserve.tables,
+            flush: &mut outcome.flush,
+        };
+        let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
         let mut edits = TableEdits::new(table);
         for ((at, from), copy) in sources.iter().zip(copies) {
             let index = at.index(Level::Leaf);
             if let Entry::Valid(old) = cursor.remove(&mut db, table, index) {
-                drop_page(&mut db, state, old);
+                drop_page(&mut db, &mut Books::Own(&mut *state), old);
                 outcome.flush.hold(old.frame);
                 edits.add(index, *at);
             }
@@ -217,7 +223,7 @@ impl<P: Platform> Manager<P> {
         }
         drop(db);
         outcome.flush.absorb(edits);
-        state.tables += tables as u64;
+        self.give_back(reserve);
         state.gained_private(made);
         add(&self.counters.entries_written, made);
         FaultOutcome::Resolved(outcome)
@@ -285,17 +291,22 @@ impl<P: Platform> Manager<P> {
         access: Access,
     ) -> Option<FaultOutcome<P>> {
         let cursor = space.cursor(&self.store);
-        let tables = cursor.missing_tables(vpn);
-        let Some(mut reserve) = self.reserve(Demand::tables(tables)) else {
+        let needs = self.needs(space, vpn);
+        let demand = Demand::tables(needs.tables());
+        let Some(mut reserve) = self.reserve_for(needs, demand) else {
             return Some(FaultOutcome::NoMemory);
         };
         let source = state.source(vpn)?;
         let flags = view_flags(source.prot, source.sharing);
+        let mut outcome = resolution(space, FaultKind::Mapped, 0);
         let mut db = self.pfns.lock();
-        let mut mapped = 0;
         let (id, wanted) = (source.section.id(), source.page(vpn)?);
         if db.mappable(id, wanted).is_some() {
-            let table = cursor.ensure_leaf(&mut db, vpn, &mut reserve.tables);
+            let owning = Owning {
+                tables: &mut reserve.tables,
+                flush: &mut outcome.flush,
+            };
+            let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
             for vpn in around(&source, vpn).iter() {
                 let (index, page) = (vpn.index(Level::Leaf), source.page(vpn));
                 let frame = page.and_then(|page| db.mappable(id, page));
@@ -305,26 +316,22 @@ impl<P: Platform> Manager<P> {
                 };
                 db.map_again(frame);
                 cursor.install(&mut db, table, index, ValidEntry { frame, flags });
-                mapped += 1;
+                outcome.mapped += 1;
             }
             drop(db);
             cursor.mark_used(table, vpn.index(Level::Leaf), used(access));
-            state.tables += tables as u64;
         } else {
             drop(db);
         }
         self.give_back(reserve);
+        let mapped = u64::from(outcome.mapped);
         if mapped == 0 {
             return None;
         }
         state.gained_resident(mapped);
         add(&self.counters.entries_written, mapped);
         add(&self.counters.pages_mapped_around, mapped - 1);
-        Some(FaultOutcome::Resolved(resolution(
-            space,
-            FaultKind::Mapped,
-            mapped as u32,
-        )))
+        Some(FaultOutcome::Resolved(outcome))
     }
 }
 

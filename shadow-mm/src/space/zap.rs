@@ -7,7 +7,9 @@ use crate::manager::Manager;
 use crate::pfn::PfnDatabase;
 use crate::proto::BlockContent;
 use crate::pte::{Entry, EntryFlags, ValidEntry};
-use crate::shadow::LeafRun;
+use crate::shadow::{Cursor, LeafRun};
+use crate::space::books::Books;
+use crate::space::leave::Leaving;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
 
@@ -15,11 +17,25 @@ impl<P: Platform> Manager<P> {
     /// Empties every entry of the range, drops what the entries referred to, and frees the tables that
     /// became empty. The frames wait for the flush. Pages beyond the user range are left alone: there
     /// are the supervisor's tables, which all spaces share.
+    ///
+    /// The caller owns the edges ([`Manager::own_edges`]): a shared table then translates pages of the range
+    /// only, and is let go as a whole.
     pub(crate) fn zap(
         &self,
         space: &Space<P>,
         state: &mut SpaceState<P::Backing>,
         range: VpnRange,
+        flush: &mut Flush,
+    ) {
+        self.zap_leaving(space, state, (range, Leaving::Range), flush);
+    }
+
+    /// As [`Self::zap`], perhaps of a space that goes for good.
+    pub(super) fn zap_leaving(
+        &self,
+        space: &Space<P>,
+        state: &mut SpaceState<P::Backing>,
+        (range, leaving): (VpnRange, Leaving),
         flush: &mut Flush,
     ) {
         let part = if cfg!(mutant = "supervisor_zapped") {
@@ -34,24 +50,26 @@ impl<P: Platform> Manager<P> {
             drop(state.carve_image(range));
         }
         let cursor = space.cursor(&self.store);
-        let mut found = false;
+        let mut found = self.drop_shared(space, state, (range, leaving), flush);
+        // Unsharing may have left tables with nothing in them.
+        found |= leaving == Leaving::Space;
         cursor.for_each_leaf(range, |run| {
             found = true;
-            self.zap_leaf(space, state, run, flush);
+            self.zap_leaf(&cursor, &mut Books::Own(state), run, flush);
         });
         if found {
             state.tables -= cursor.prune(&mut self.pfns.lock(), range, flush);
         }
     }
 
-    fn zap_leaf(
+    /// Empties the entries of the run.
+    pub(super) fn zap_leaf(
         &self,
-        space: &Space<P>,
-        state: &mut SpaceState<P::Backing>,
+        cursor: &Cursor<'_, P::Store>,
+        books: &mut Books<'_, P::Backing>,
         run: LeafRun,
         flush: &mut Flush,
     ) {
-        let cursor = space.cursor(&self.store);
         let mut db = self.pfns.lock();
         let mut edits = TableEdits::new(run.table);
         let mut removed = 0;
@@ -60,7 +78,7 @@ impl<P: Platform> Manager<P> {
                 continue;
             }
             let old = cursor.remove(&mut db, run.table, index);
-            if drop_entry(&mut db, state, old, flush) {
+            if drop_entry(&mut db, books, old, flush) {
                 edits.add(index, vpn);
             }
             removed += 1;
@@ -70,17 +88,17 @@ impl<P: Platform> Manager<P> {
     }
 }
 
-/// A space's entry is gone: what it referred to follows. True if a translation may be stale.
+/// An entry is gone: what it referred to follows. True if a translation may be stale.
 fn drop_entry<B: Clone + Eq>(
     db: &mut PfnDatabase,
-    state: &mut SpaceState<B>,
+    books: &mut Books<'_, B>,
     old: Entry,
     flush: &mut Flush,
 ) -> bool {
     let stale = may_be_stale(db, old);
     match old {
         Entry::Valid(page) => {
-            drop_page(db, state, page);
+            drop_page(db, books, page);
             if cfg!(mutant = "early_reuse") {
                 db.release(page.frame);
             } else {
@@ -88,15 +106,15 @@ fn drop_entry<B: Clone + Eq>(
             }
         }
         Entry::Transition(frame) => {
-            state.private -= 1;
+            books.lose_private(db);
             db.orphan(frame);
         }
         Entry::PageFile(slot) => {
-            state.private -= 1;
+            books.lose_private(db);
             db.slots.free(slot);
         }
         Entry::Prototype(block) => {
-            if let Some(content) = state.descriptors.drop_reference(db, block) {
+            if let Some(content) = books.drop_reference(db, block) {
                 drop_content(db, content);
             }
         }
@@ -128,22 +146,22 @@ pub(super) fn may_be_stale(db: &PfnDatabase, entry: Entry) -> bool {
     }
 }
 
-/// A space's entry for a frame is gone: the share, the clone block's reference and the counts follow.
+/// An entry for a frame is gone: the share, the clone block's reference and the counts follow.
 /// The frame keeps a reference for the flush.
 pub(super) fn drop_page<B: Clone + Eq>(
     db: &mut PfnDatabase,
-    state: &mut SpaceState<B>,
+    books: &mut Books<'_, B>,
     old: ValidEntry,
 ) {
     if old.flags.contains(EntryFlags::DIRTY) {
         db.mark_modified(old.frame);
     }
     let ownerless = match db.block_of(old.frame) {
-        Some(block) => state.descriptors.drop_reference(db, block).is_some(),
+        Some(block) => books.drop_reference(db, block).is_some(),
         // A section's page, or one its section has lost.
         None if old.flags.contains(EntryFlags::PROTOTYPE) => false,
         None => {
-            state.private -= 1;
+            books.lose_private(db);
             true
         }
     };
@@ -151,5 +169,5 @@ pub(super) fn drop_page<B: Clone + Eq>(
     if ownerless {
         db.orphan(old.frame);
     }
-    state.resident -= 1;
+    books.lose_resident();
 }

@@ -91,9 +91,15 @@ impl Cpu {
         }
     }
 
+    /// Does what a flush asks for.
+    pub(crate) fn drop_stale(&mut self, flush: &Flush) {
+        self.mmu.flush(flush);
+        self.mmu.set_root(self.space.root());
+    }
+
     /// Does what a flush asks for, and acknowledges it.
     pub(crate) fn flush(&mut self, mm: &Mm, flush: Flush) {
-        self.mmu.flush(&flush);
+        self.drop_stale(&flush);
         mm.flushed(flush);
     }
 

@@ -15,7 +15,7 @@ mod world;
 
 use ops::Op;
 use proptest::prelude::*;
-use shadow_mm::CommitLimit;
+use shadow_mm::{CommitLimit, ForkMode};
 use world::World;
 
 fn cases() -> u32 {
@@ -35,13 +35,15 @@ proptest! {
 
     #[test]
     fn any_history_matches_the_model(
+        shared in any::<bool>(),
         data in prop_oneof![3 => 100u32..400, 1 => 8u32..60],
         tables in prop_oneof![3 => 40u32..80, 1 => 8u32..20],
         slots in prop_oneof![3 => 100u64..400, 1 => 1u64..40, 1 => Just(0u64)],
         limit in prop_oneof![1 => Just(None), 1 => (1u64..120).prop_map(Some)],
         ops in prop::collection::vec(ops::any_op(), 1..120),
     ) {
-        let mut world = World::new(data, tables, slots, limit.map_or(CommitLimit::Unlimited, CommitLimit::Pages));
+        let mode = if shared { ForkMode::Shared } else { ForkMode::Eager };
+        let mut world = World::new(mode, (data, tables), slots, limit.map_or(CommitLimit::Unlimited, CommitLimit::Pages));
         for (step, op) in ops.iter().enumerate() {
             world.apply(op).map_err(|e| TestCaseError::fail(format!("step {step}, {op:?}: {e}")))?;
         }
@@ -52,7 +54,13 @@ proptest! {
 /// Forks of forks, each writing one page: the shape of a shell pipeline, long.
 #[test]
 fn long_fork_chain_stays_exact() {
-    let mut world = World::new(4000, 4000, 0, CommitLimit::Unlimited);
+    for mode in [ForkMode::Eager, ForkMode::Shared] {
+        long_fork_chain(mode);
+    }
+}
+
+fn long_fork_chain(mode: ForkMode) {
+    let mut world = World::new(mode, (4000, 4000), 0, CommitLimit::Unlimited);
     let anon = ops::MapOp {
         page: 0,
         count: 12,

@@ -52,7 +52,7 @@ impl World {
         }
         let ticket = self.page_ins.swap_remove(n % self.page_ins.len());
         match self.fill_page_in(ticket, end) {
-            FaultOutcome::Resolved(done) => self.unacknowledged.push(done.flush),
+            FaultOutcome::Resolved(done) => self.flush_space(done.flush),
             FaultOutcome::Denied(_) | FaultOutcome::NoMemory | FaultOutcome::Wait(_) => {}
             FaultOutcome::Read(_) | FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
                 return Err("a read after a read".into());

@@ -69,7 +69,7 @@ impl World {
         // The two vCPUs take turns.
         let process = &mut self.processes[which];
         core::mem::swap(&mut process.cpu, &mut process.other);
-        for _ in 0..4 {
+        for _ in 0..6 {
             let process = &mut self.processes[which];
             if let Ok(found) = process.cpu.mmu.translate(self.mm.store(), at, access) {
                 return Ok(Some(Ok(found.frame)));
@@ -254,6 +254,10 @@ impl World {
                 agree("pin", Ok(()), verdict)
             }
             PinOutcome::Denied(denied) => agree("pin", Err(denied), verdict),
+            PinOutcome::Again(flush) => {
+                self.flush(which, flush);
+                agree("pin", Ok(()), verdict)
+            }
             PinOutcome::NoMemory | PinOutcome::Collided => Ok(()),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, DiscardError, MapError, MapKind, MapRequest, PAGE_SIZE, Placement, Prot, ProtectError,
-    RemapError, RemapRequest, VadAdvice, VpnRange,
+    RemapError, RemapRequest, UnmapError, VadAdvice, VpnRange,
 };
 
 use super::common::{range, request, vpn};
@@ -122,7 +122,7 @@ impl World {
         let mapped = self.mm.map(&self.processes[which].cpu.space, wanted);
         let mapped = match mapped {
             // Whether it is promised is the manager's to say; that nothing changed shows later.
-            Err(MapError::NoCommit { .. }) => return Ok(()),
+            Err(MapError::NoCommit { .. } | MapError::NoMemory) => return Ok(()),
             mapped => mapped.map_err(|e| e.to_string())?,
         };
         let id = self.processes[which].id;
@@ -160,7 +160,11 @@ impl World {
 
     fn unmap(&mut self, which: usize, range: VpnRange) -> Outcome {
         let flush = self.mm.unmap(&self.processes[which].cpu.space, range);
-        self.flush(which, flush.map_err(|e| e.to_string())?);
+        let flush = match flush {
+            Err(UnmapError::NoMemory) => return Ok(()),
+            flush => flush.map_err(|e| e.to_string())?,
+        };
+        self.flush(which, flush);
         self.forget(which, range);
         Ok(())
     }
@@ -186,7 +190,10 @@ impl World {
             .mm
             .protect(&self.processes[which].cpu.space, range, prot);
         self.flush(which, done.flush);
-        if matches!(done.result, Err(ProtectError::NoCommit { .. })) {
+        if matches!(
+            done.result,
+            Err(ProtectError::NoCommit { .. } | ProtectError::NoMemory { .. })
+        ) {
             return Ok(());
         }
         let prefix = self.prefix(which, range);
@@ -205,6 +212,9 @@ impl World {
     fn discard(&mut self, which: usize, range: VpnRange) -> Outcome {
         let done = self.mm.discard(&self.processes[which].cpu.space, range);
         self.flush(which, done.flush);
+        if done.result == Err(DiscardError::NoMemory) {
+            return Ok(());
+        }
         let hole = range.start().get() + self.prefix(which, range).len() as u64;
         let expected = if hole == range.end() {
             Ok(())

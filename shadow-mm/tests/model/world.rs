@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, CommitLimit, Denied, Flush, FrameStore, IoTicket, PageIn, Pfn, Pin, Prot,
+    Access, CommitLimit, Denied, Flush, ForkMode, FrameStore, IoTicket, PageIn, Pfn, Pin, Prot,
     SupervisorRights, Vpn, WriteTicket,
 };
 
@@ -90,8 +90,14 @@ pub(crate) struct World {
 pub(crate) type Outcome = Result<(), String>;
 
 impl World {
-    pub(crate) fn new(data: u32, tables: u32, slots: u64, limit: CommitLimit) -> Self {
+    pub(crate) fn new(
+        mode: ForkMode,
+        (data, tables): (u32, u32),
+        slots: u64,
+        limit: CommitLimit,
+    ) -> Self {
         let mm = manager(data, tables);
+        mm.set_fork_mode(mode);
         mm.set_commit_limit(limit);
         mm.add_page_file(slots).expect("a page file");
         mm.map_supervisor(va(SUPERVISOR_VA), 1, 1, SupervisorRights::USER)
@@ -221,8 +227,12 @@ impl World {
 
     /// Drops a flush's translations at once, and lets its frames go only later.
     pub(crate) fn flush(&mut self, which: usize, flush: Flush) {
-        self.processes[which].cpu.mmu.flush(&flush);
-        self.processes[which].other.mmu.flush(&flush);
+        for (n, process) in self.processes.iter_mut().enumerate() {
+            if n == which || flush.is_wide() {
+                process.cpu.drop_stale(&flush);
+                process.other.drop_stale(&flush);
+            }
+        }
         self.unacknowledged.push(flush);
     }
 

@@ -15,6 +15,7 @@ mod programs;
 mod real;
 mod shared;
 mod shell;
+mod stress;
 mod terminal;
 
 fn main() -> ExitCode {
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         shell::cases(),
         shared::cases(),
         real::cases(),
+        stress::cases(),
         terminal::cases(),
         options::cases(),
         confinement::cases(),

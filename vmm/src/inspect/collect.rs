@@ -40,9 +40,10 @@ const STATES: [PfnState; 7] = [
     PfnState::ModifiedNoWrite,
 ];
 /// The owners in the legend, in its order.
-const OWNERS: [(FrameOwner, &str); 6] = [
+const OWNERS: [(FrameOwner, &str); 7] = [
     (FrameOwner::Nobody, "nobody"),
     (FrameOwner::Entry, "one entry"),
+    (FrameOwner::Tables, "shared table"),
     (FrameOwner::Clone, "clone block"),
     (FrameOwner::Root, "address space"),
     (FrameOwner::Supervisor, "supervisor"),

@@ -144,6 +144,7 @@ impl Memory {
                 },
                 PinOutcome::Wait(pending) => self.wait(&pending).map_err(AccessError::Denied)?,
                 PinOutcome::Collided => self.reads.wait(seen),
+                PinOutcome::Again(flush) => self.submit(flush),
                 PinOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),
                 PinOutcome::NoMemory if self.make_room() => {}
                 PinOutcome::NoMemory => return Err(AccessError::NoMemory),

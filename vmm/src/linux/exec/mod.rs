@@ -86,6 +86,7 @@ pub fn map_errno(error: MapError) -> Errno {
         | MapError::BadRange { .. }
         | MapError::NoSpace { .. }
         | MapError::NoCommit { .. }
+        | MapError::NoMemory
         | MapError::TooManyMappings => Errno::NOMEM,
     }
 }

@@ -103,7 +103,7 @@ fn apply(c: &Ctx<'_>, advice: Advice, part: VpnRange) -> Result<(), Errno> {
             super::guard::discarded(c, part);
             discarded.result.map_err(|error| match error {
                 DiscardError::NotMapped { .. } => Errno::NOMEM,
-                DiscardError::TooManyPieces { .. } => Errno::AGAIN,
+                DiscardError::TooManyPieces { .. } | DiscardError::NoMemory => Errno::AGAIN,
             })?;
         }
         Advice::Fork(what) => memory

@@ -1,0 +1,112 @@
+//! Clone blocks made one by one, when a shared table is copied.
+//!
+//! They have no header of their own: one pseudo-header, [`HeaderId::LAZY`], stands for all of them, no
+//! space describes it, and a block's place is used again once nothing refers to it.
+
+use alloc::vec::Vec;
+
+use super::clone_block::{Block, HeaderId};
+use crate::addr::PAGE_SIZE;
+
+impl HeaderId {
+    /// Stands for the blocks made one by one.
+    pub(crate) const LAZY: Self = match Self::new(Self::COUNT - 1) {
+        Some(id) => id,
+        None => unreachable!(),
+    };
+}
+
+/// Blocks in one piece of memory: a page's worth, so that growing never moves what is there.
+const CHUNK: usize = PAGE_SIZE / size_of::<Block>();
+
+/// The blocks.
+#[derive(Debug, Default)]
+pub(crate) struct LazyBlocks {
+    chunks: Vec<Vec<Block>>,
+    /// Places of blocks that nothing refers to.
+    vacant: Vec<u32>,
+    live: u64,
+    /// Blocks that may still have to be made: one for each private page in a shared table.
+    promised: u64,
+}
+
+impl LazyBlocks {
+    /// Makes a block; gives back its place.
+    pub(super) fn make(&mut self, block: Block) -> u32 {
+        self.live += 1;
+        if let Some(place) = self.vacant.pop() {
+            if let Some(old) = self.get_mut(place) {
+                *old = block;
+            }
+            return place;
+        }
+        match self.chunks.last_mut() {
+            Some(chunk) if chunk.len() < CHUNK => chunk.push(block),
+            Some(_) | None => {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                chunk.push(block);
+                self.chunks.push(chunk);
+            }
+        }
+        (self.places() - 1) as u32
+    }
+
+    /// Nothing refers to the block any more.
+    pub(super) fn vacate(&mut self, place: u32) {
+        self.live -= 1;
+        if self.live == 0 {
+            self.chunks = Vec::new();
+            self.vacant = Vec::new();
+        } else {
+            self.vacant.push(place);
+        }
+    }
+
+    pub(super) fn get(&self, place: u32) -> Option<&Block> {
+        self.chunks
+            .get(place as usize / CHUNK)?
+            .get(place as usize % CHUNK)
+    }
+
+    pub(super) fn get_mut(&mut self, place: u32) -> Option<&mut Block> {
+        self.chunks
+            .get_mut(place as usize / CHUNK)?
+            .get_mut(place as usize % CHUNK)
+    }
+
+    fn places(&self) -> usize {
+        let full = self.chunks.len().saturating_sub(1) * CHUNK;
+        full + self.chunks.last().map_or(0, Vec::len)
+    }
+
+    /// So many more may have to be made.
+    pub(crate) fn promise(&mut self, blocks: u64) {
+        self.promised += blocks;
+    }
+
+    /// So many fewer.
+    pub(crate) fn unpromise(&mut self, blocks: u64) {
+        debug_assert!(blocks <= self.promised, "a block was not promised");
+        self.promised -= blocks;
+    }
+
+    /// Blocks that may still have to be made.
+    pub(crate) fn promised(&self) -> u64 {
+        self.promised
+    }
+
+    /// Blocks something refers to.
+    pub(crate) fn live(&self) -> u64 {
+        self.live
+    }
+
+    /// Pages of the host's memory that those there are and may be take.
+    pub(crate) fn pages(&self) -> u64 {
+        (self.live + self.promised).div_ceil(CHUNK as u64)
+    }
+
+    /// The blocks and their places, those without references too.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Block)> {
+        (0..).zip(self.chunks.iter().flatten())
+    }
+}
