@@ -21,21 +21,23 @@ pub const VDSO_CODE_VA: u64 = MONITOR_CODE_VA + 0x20_0000;
 pub const VDSO_CODE_PAGES: u64 = 4;
 /// The vDSO's data page: user, read-only.
 pub const VDSO_DATA_VA: u64 = MONITOR_CODE_VA + 0x21_0000;
-/// The areas of the virtual CPUs, [`CPU_AREA_PAGES`] pages each. Supervisor, writable.
-pub const CPU_AREA_VA: u64 = MONITOR_CODE_VA + 0x100_0000;
+/// The pool of what the VMM and the monitor share: its page N is at `POOL_VA + N * 4096`, in frame
+/// [`frame::POOL`] + N, if it is mapped at all. Supervisor, writable. The virtual CPUs' areas are in it.
+pub const POOL_VA: u64 = MONITOR_CODE_VA + 0x100_0000;
 /// The table zone, mapped in one piece for the monitor's touches: the table with guest-physical
 /// address A is at `TABLES_VA + A`. Supervisor, writable.
 pub const TABLES_VA: u64 = MONITOR_CODE_VA + 0x10_0000_0000;
 
-/// Pages of one virtual CPU's area: TSS with I/O bitmap, stack, list of touches.
+/// Pages of one virtual CPU's area: stack, TSS with I/O bitmap, list of touches. A stack that is too deep and a list that is
+/// too long both leave the area, at either end.
 pub const CPU_AREA_PAGES: u64 = 3;
 /// Virtual CPUs there is room for.
 pub const MAX_CPUS: u64 = 128;
 
-/// Offset of the TSS in a virtual CPU's area.
-pub const AREA_TSS: u64 = 0;
-/// Offset of the end of the stack (it grows down from here).
-pub const AREA_STACK_TOP: u64 = 0x2000;
+/// Offset of the end of the stack in a virtual CPU's area (it grows down from here).
+pub const AREA_STACK_TOP: u64 = 0x1000;
+/// Offset of the TSS.
+pub const AREA_TSS: u64 = 0x1000;
 /// Offset of the list of addresses `enter` touches.
 pub const AREA_LIST: u64 = 0x2000;
 /// Added to an address in the list: the whole table's shadow is to be dropped, not one entry's.
@@ -57,8 +59,8 @@ pub mod frame {
     pub const VDSO_DATA: u64 = 5;
     /// First frame of the vDSO's image.
     pub const VDSO_CODE: u64 = 8;
-    /// First frame of the virtual CPUs' areas.
-    pub const CPU_AREA: u64 = 16;
+    /// First frame of the pool.
+    pub const POOL: u64 = 16;
     /// Frames in the monitor zone: 2 MiB, so that the table zone after it is aligned to large pages.
     pub const ZONE: u64 = 512;
 }
@@ -85,16 +87,13 @@ pub mod selector {
     pub const TSS: u16 = 0x40;
 }
 
-/// The address of virtual CPU `index`'s area.
+/// Pages of the pool.
+pub const POOL_PAGES: u64 = frame::ZONE - frame::POOL;
+
+/// The address of a page of the pool.
 #[must_use]
-pub const fn cpu_area(index: u64) -> u64 {
-    CPU_AREA_VA + index * CPU_AREA_PAGES * 4096
+pub const fn pool_page(page: u64) -> u64 {
+    POOL_VA + page * 4096
 }
 
-/// The first frame of virtual CPU `index`'s area.
-#[must_use]
-pub const fn cpu_area_frame(index: u64) -> u64 {
-    frame::CPU_AREA + index * CPU_AREA_PAGES
-}
-
-const _: () = assert!(frame::CPU_AREA + MAX_CPUS * CPU_AREA_PAGES <= frame::ZONE);
+const _: () = assert!(MAX_CPUS * CPU_AREA_PAGES <= POOL_PAGES);

@@ -1,9 +1,7 @@
 //! The tables the processor reads: GDT, IDT and TSS, as bytes to be copied into guest memory
 //! (Intel SDM volume 3, sections 3.5, 6.14 and 8.7).
 
-use crate::abi::{
-    AREA_STACK_TOP, AREA_TSS, MAX_CPUS, MONITOR_CODE_VA, PORT_SYSCALL, cpu_area, selector,
-};
+use crate::abi::{AREA_STACK_TOP, AREA_TSS, MAX_CPUS, MONITOR_CODE_VA, PORT_SYSCALL, selector};
 use crate::monitor::{STUB_STRIDE, VECTORS};
 
 /// Bytes of the TSS without its I/O bitmap.
@@ -14,7 +12,7 @@ const BITMAP_PORTS: usize = 64;
 /// Offset of the TSS's last byte: bitmap, then the byte of ones the processor wants after it.
 pub const TSS_LIMIT: u32 = (TSS_BYTES + BITMAP_PORTS / 8) as u32;
 
-/// The GDT, with a TSS descriptor for every virtual CPU there may be.
+/// The GDT, with room for a TSS descriptor for every virtual CPU there may be.
 #[must_use]
 pub fn gdt() -> Vec<u8> {
     let mut entries = vec![0_u64; 8 + 2 * MAX_CPUS as usize];
@@ -22,16 +20,22 @@ pub fn gdt() -> Vec<u8> {
     entries[usize::from(selector::KERNEL_DS / 8)] = 0x00cf_9300_0000_ffff;
     entries[usize::from(selector::USER_DS / 8)] = 0x00cf_f300_0000_ffff;
     entries[usize::from(selector::USER_CS / 8)] = 0x00af_fb00_0000_ffff;
-    for cpu in 0..MAX_CPUS {
-        let base = cpu_area(cpu) + AREA_TSS;
-        let at = usize::from(selector::TSS / 8) + 2 * cpu as usize;
-        entries[at] = u64::from(TSS_LIMIT)
-            | (base & 0x00ff_ffff) << 16
-            | 0x8b << 40
-            | (base >> 24 & 0xff) << 56;
-        entries[at + 1] = base >> 32;
-    }
     entries.iter().flat_map(|e| e.to_le_bytes()).collect()
+}
+
+/// The TSS descriptor of the virtual CPU whose area is at `area`.
+#[must_use]
+pub fn tss_descriptor(area: u64) -> [u8; 16] {
+    let base = area + AREA_TSS;
+    let low =
+        u64::from(TSS_LIMIT) | (base & 0x00ff_ffff) << 16 | 0x8b << 40 | (base >> 24 & 0xff) << 56;
+    (u128::from(base >> 32) << 64 | u128::from(low)).to_le_bytes()
+}
+
+/// Offset in the GDT of the TSS descriptor of virtual CPU `cpu`.
+#[must_use]
+pub const fn tss_descriptor_offset(cpu: u64) -> u64 {
+    selector::TSS as u64 + 16 * cpu
 }
 
 /// The IDT: every exception to its stub in ring 0. `INT3` and `INTO` may be raised by ring 3, as on
@@ -62,11 +66,11 @@ pub enum SyscallPort {
     Open,
 }
 
-/// The TSS of virtual CPU `cpu` with its I/O bitmap.
+/// The TSS of the virtual CPU whose area is at `area`, with its I/O bitmap.
 #[must_use]
-pub fn tss(cpu: u64, port: SyscallPort) -> Vec<u8> {
+pub fn tss(area: u64, port: SyscallPort) -> Vec<u8> {
     let mut bytes = vec![0_u8; TSS_BYTES];
-    let stack = cpu_area(cpu) + AREA_STACK_TOP;
+    let stack = area + AREA_STACK_TOP;
     bytes[4..12].copy_from_slice(&stack.to_le_bytes());
     bytes[102..104].copy_from_slice(&(TSS_BYTES as u16).to_le_bytes());
     bytes.extend(std::iter::repeat_n(0xff_u8, BITMAP_PORTS / 8 + 1));

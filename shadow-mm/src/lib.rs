@@ -82,7 +82,10 @@ pub use manager::{CreateError, Manager};
 pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, Resolution};
 pub use page_file::{PageIn, Slot, WriteTicket, Written};
 pub use pfn::PfnState;
-pub use pool::{Quarantine, QuarantineLimits, SLACK_BYTE, slack_damage};
+pub use pool::{
+    NonPagedPool, NotAllocated, PoolFull, PoolMode, PoolPages, PoolUsage, Quarantine,
+    QuarantineLimits, SLACK_BYTE, slack_damage,
+};
 pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, SectionPage};
 pub use section::{Charge, SectionAt, SectionError, WriteBack, WriteFailed};
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};

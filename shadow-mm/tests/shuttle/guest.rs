@@ -1,12 +1,13 @@
 //! A machine with several virtual CPUs for each guest, and shoot-downs between them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shadow_mm::sim::{SimFile, SimMmu};
 use shadow_mm::{
     Access, Denied, FaultOutcome, Flush, FrameStore, GuestVa, IoTicket, Limits, Manager, MapKind,
-    MapRequest, PAGE_SIZE, Pfn, PfnRange, Placement, PoolLayout, Progress, Prot, Space, VadFlags,
-    VadTag, Vpn, VpnRange,
+    MapRequest, PAGE_SIZE, PageIn, Pfn, PfnRange, Placement, PoolLayout, Progress, Prot, Space,
+    TrimMode, VadFlags, VadTag, Vpn, VpnRange,
 };
 use shuttle::sync::Mutex;
 
@@ -19,6 +20,12 @@ pub(crate) const BASE: u64 = 0x1_0000;
 pub(crate) const RW: Prot = Prot::READ.union(Prot::WRITE);
 /// Data frames of the machine.
 const DATA: u32 = 48;
+
+/// Slots of the page file.
+const SLOTS: u64 = 32;
+
+/// What the page file and a written file contain: the first bytes of each page, by offset.
+pub(crate) type Disk = Arc<Mutex<BTreeMap<u64, [u8; 4]>>>;
 
 /// A machine with a small pool.
 pub(crate) fn machine() -> Arc<Mm> {
@@ -35,7 +42,9 @@ pub(crate) fn machine() -> Arc<Mm> {
         min_va: va(0x1_0000),
     };
     let store = ModelStore::new(frames(0, 16 + DATA + 32));
-    Arc::new(Manager::new(store, layout, limits).expect("a manager"))
+    let mm = Manager::new(store, layout, limits).expect("a manager");
+    mm.add_page_file(SLOTS).expect("a page file");
+    Arc::new(mm)
 }
 
 fn va(address: u64) -> GuestVa {
@@ -60,20 +69,28 @@ pub(crate) struct Guest {
     pub(crate) mm: Arc<Mm>,
     pub(crate) space: Arc<Space<Model>>,
     cpus: [Mutex<SimMmu>; 2],
+    page_file: Disk,
 }
 
 impl Guest {
     pub(crate) fn new(mm: &Arc<Mm>) -> Arc<Self> {
         let space = mm.create_space().expect("a space");
-        Self::of(mm, space)
+        Self::of(mm, space, Disk::default())
     }
 
-    pub(crate) fn of(mm: &Arc<Mm>, space: Arc<Space<Model>>) -> Arc<Self> {
+    /// Another guest of the same machine.
+    pub(crate) fn another(&self) -> Arc<Self> {
+        let space = self.mm.create_space().expect("a space");
+        Self::of(&self.mm, space, Arc::clone(&self.page_file))
+    }
+
+    fn of(mm: &Arc<Mm>, space: Arc<Space<Model>>, page_file: Disk) -> Arc<Self> {
         let cpus = [0, 1].map(|_| Mutex::new(SimMmu::new(space.root())));
         Arc::new(Self {
             mm: Arc::clone(mm),
             space,
             cpus,
+            page_file,
         })
     }
 
@@ -112,7 +129,11 @@ impl Guest {
     pub(crate) fn fork(&self) -> Option<Arc<Self>> {
         let forked = self.mm.fork(&self.space).ok()?;
         self.shoot(forked.flush);
-        Some(Self::of(&self.mm, forked.child))
+        Some(Self::of(
+            &self.mm,
+            forked.child,
+            Arc::clone(&self.page_file),
+        ))
     }
 
     /// Stores a byte on virtual CPU `cpu`.
@@ -140,7 +161,7 @@ impl Guest {
         instruction: impl FnOnce(Pfn),
     ) -> Result<(), Denied> {
         let at = vpn(page).va();
-        for _ in 0..100 {
+        for _ in 0..10_000 {
             {
                 let mut mmu = self.cpus[cpu].lock().expect("a virtual CPU");
                 if let Ok(found) = mmu.translate(self.mm.store(), at, access) {
@@ -172,11 +193,18 @@ impl Guest {
                     Progress::Failed => return Err(Denied::IoError),
                 }
             },
-            FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
-                panic!("there is no page file")
+            FaultOutcome::PageIn(ticket) => {
+                self.read_slots(&ticket);
+                let length = ticket.length();
+                let completed = self.mm.complete_page_in(ticket, Ok(length));
+                self.settle(completed)
+            }
+            // Somebody reads it; or has all frames, for a while.
+            FaultOutcome::Collided | FaultOutcome::NoMemory => {
+                shuttle::thread::yield_now();
+                Ok(())
             }
             FaultOutcome::Denied(denied) => Err(denied),
-            FaultOutcome::NoMemory => panic!("the pool is too small for the scenario"),
         }
     }
 
@@ -187,6 +215,52 @@ impl Guest {
             self.mm.store().write(*frame, 0, &content);
         }
         ticket.length()
+    }
+
+    fn read_slots(&self, ticket: &PageIn<Model>) {
+        for (n, frame) in (0u64..).zip(ticket.frames()) {
+            let at = ticket.offset() + n * PAGE_SIZE as u64;
+            let bytes = self.page_file.lock().expect("the page file")[&at];
+            self.mm.store().write(*frame, 0, &bytes);
+        }
+    }
+
+    /// Copies frames to a file.
+    pub(crate) fn copy_out(&self, disk: &Disk, offset: u64, frames: &[Pfn]) {
+        for (n, frame) in (0u64..).zip(frames) {
+            let mut bytes = [0; 4];
+            self.mm.store().read(*frame, 0, &mut bytes);
+            let at = offset + n * PAGE_SIZE as u64;
+            disk.lock().expect("a disk").insert(at, bytes);
+        }
+    }
+
+    /// Takes all pages away that can be taken.
+    pub(crate) fn trim(&self) {
+        let trimmed = self.mm.trim(&self.space, 1000, TrimMode::Any);
+        self.shoot(trimmed.flush);
+    }
+
+    /// One write to the page file, if there is something to be written.
+    pub(crate) fn write_modified(&self) {
+        if let Some(ticket) = self.mm.start_write() {
+            self.copy_out(&self.page_file, ticket.offset(), ticket.frames());
+            let _ = self.mm.complete_write(ticket, Ok(()));
+        }
+    }
+
+    /// Uses every frame for something else that can be.
+    pub(crate) fn take_standby(&self) {
+        let eater = self.another();
+        eater.map(u64::from(DATA), MapKind::Anonymous);
+        for page in BASE.. {
+            let fault = self.mm.fault(&eater.space, vpn(page).va(), Access::Write);
+            match fault {
+                FaultOutcome::Resolved(done) => eater.shoot(done.flush),
+                _ => break,
+            }
+        }
+        eater.delete();
     }
 
     /// Ends the guest.
@@ -206,5 +280,9 @@ pub(crate) fn finish(mm: &Mm, guests: &[&Arc<Guest>]) {
     mm.check(&[]).expect("with the guests gone");
     let stats = mm.stats();
     assert_eq!(stats.data.available(), u64::from(DATA), "{stats:?}");
-    assert_eq!(stats.clone_headers, 0, "{stats:?}");
+    assert_eq!(
+        (stats.clone_headers, stats.page_file_used),
+        (0, 0),
+        "{stats:?}"
+    );
 }

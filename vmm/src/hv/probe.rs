@@ -218,8 +218,9 @@ impl Probe {
         let root = memory.frame();
         map_monitor(&mut memory, root);
         map_program(&mut memory, root);
-        let area = CpuArea::new(region, (abi::cpu_area_frame(0) * 4096) as usize);
-        area.write_tss(&descriptors::tss(0, SyscallPort::Open));
+        let va = abi::pool_page(0);
+        let area = CpuArea::new(region, (abi::frame::POOL * 4096) as usize, va);
+        area.write_tss(&descriptors::tss(va, SyscallPort::Open));
         let cpu = Vcpu::new(
             &vm,
             CpuSetup {
@@ -329,9 +330,14 @@ fn map_monitor(memory: &mut Memory, root: u64) {
         abi::SYSCALL_STUB_VA,
         (frame::SYSCALL_STUB * 4096) | PRESENT | USER,
     );
+    let tss = descriptors::tss_descriptor(abi::pool_page(0));
+    memory.put(
+        frame::GDT * 4096 + descriptors::tss_descriptor_offset(0),
+        &tss,
+    );
     for page in 0..abi::CPU_AREA_PAGES {
-        let at = (abi::cpu_area_frame(0) + page) * 4096;
-        memory.map(root, abi::cpu_area(0) + page * 4096, at | PRESENT | WRITE);
+        let at = (frame::POOL + page) * 4096;
+        memory.map(root, abi::pool_page(page), at | PRESENT | WRITE);
     }
 }
 

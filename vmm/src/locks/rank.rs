@@ -107,6 +107,8 @@ ranks! {
     Guards,
     /// The files that are mapped.
     MappedFiles,
+    /// The pool of what the VMM and the monitor share.
+    MonitorPool,
     /// The memory manager's supervisor tables.
     Supervisor,
     /// An address space.

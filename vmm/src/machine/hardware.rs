@@ -6,8 +6,8 @@ use guest::abi::{self, frame};
 use guest::descriptors::{self, SyscallPort};
 use guest::monitor;
 use shadow_mm::{
-    CreateError, GuestVa, LayoutError, Limits, Manager, Pfn, PfnRange, PoolLayout, SupervisorError,
-    SupervisorRights,
+    CreateError, GuestVa, LayoutError, Limits, Manager, NonPagedPool, Pfn, PfnRange, PoolFull,
+    PoolLayout, PoolMode, SupervisorError, SupervisorRights,
 };
 use vm_memory::Bytes;
 
@@ -16,6 +16,7 @@ use crate::hv::kvm::vcpu::{CpuSetup, Vcpu};
 use crate::hv::kvm::vm::{self, Slot, Vm, VmError};
 use crate::hv::probe::{self, HostProfile, Paging, ProbeError};
 use crate::hv::{CpuError, SyscallRing};
+use crate::locks::{Mutex, rank};
 use crate::memory::{FRAME, Flushes, Memory, Pool, PoolError, Space, VmmPlatform};
 
 /// Frames of a large page.
@@ -56,6 +57,9 @@ pub enum HardwareError {
     /// The memory manager has no room for the monitor.
     #[error("the monitor cannot be mapped")]
     Monitor(#[from] SupervisorError),
+    /// There are too many virtual CPUs.
+    #[error("a virtual CPU has no room for its stack")]
+    Area(#[from] PoolFull),
 }
 
 /// The machine below the Linux layer.
@@ -69,6 +73,14 @@ pub struct Hardware {
     pub vm: Arc<Vm>,
     /// A space without programs, for a virtual CPU that only touches tables.
     pub idle: Arc<Space<VmmPlatform>>,
+    /// What the VMM and the monitor share and is not there from the start: the virtual CPUs' areas. A special pool: a
+    /// monitor that leaves an area's ends faults.
+    monitor_pool: Mutex<rank::MonitorPool, NonPagedPool>,
+}
+
+/// The pool of a machine whose virtual CPUs have no areas yet.
+fn monitor_pool() -> NonPagedPool {
+    NonPagedPool::new(abi::POOL_PAGES as u32, PoolMode::Special)
 }
 
 fn va(address: u64) -> GuestVa {
@@ -128,6 +140,7 @@ impl Hardware {
             memory,
             vm,
             idle,
+            monitor_pool: Mutex::new(monitor_pool()),
         })
     }
 
@@ -140,17 +153,13 @@ impl Hardware {
             SyscallRing::Zero => SyscallPort::Closed,
             SyscallRing::Three => SyscallPort::Open,
         };
-        let first = abi::cpu_area_frame(index);
-        let region = Arc::clone(self.memory.manager.store().region());
-        let area = CpuArea::new(region, first as usize * FRAME);
-        area.write_tss(&descriptors::tss(index, port));
-        let rights = SupervisorRights::WRITE;
-        self.memory.manager.map_supervisor(
-            va(abi::cpu_area(index)),
-            first,
-            abi::CPU_AREA_PAGES,
-            rights,
-        )?;
+        let (first, area) = self.area()?;
+        area.write_tss(&descriptors::tss(area.va(), port));
+        put_at(
+            self.memory.manager.store(),
+            frame::GDT * FRAME as u64 + descriptors::tss_descriptor_offset(index),
+            &descriptors::tss_descriptor(area.va()),
+        );
         // No root yet: the first entry changes to the thread's own.
         let setup = CpuSetup {
             index,
@@ -161,7 +170,34 @@ impl Hardware {
             syscall: self.profile.syscall,
             iret: self.profile.iret,
         };
-        Ok(Vcpu::new(&self.vm, setup)?)
+        let made = Vcpu::new(&self.vm, setup);
+        if made.is_err() {
+            let freed = self.monitor_pool.lock().free(first);
+            debug_assert!(freed.is_ok(), "{freed:?}");
+        }
+        Ok(made?)
+    }
+
+    /// The area of a virtual CPU, in the monitor's pool: its first page there, and what it is.
+    fn area(&self) -> Result<(u32, CpuArea), HardwareError> {
+        let got = self
+            .monitor_pool
+            .lock()
+            .allocate(abi::CPU_AREA_PAGES as u32)?;
+        for run in &got.unbacked {
+            let (first, pages) = (u64::from(run.start), u64::from(run.end - run.start));
+            self.memory.manager.map_supervisor(
+                va(abi::pool_page(first)),
+                frame::POOL + first,
+                pages,
+                SupervisorRights::WRITE,
+            )?;
+        }
+        let first = u64::from(got.pages.start);
+        let region = Arc::clone(self.memory.manager.store().region());
+        let offset = (frame::POOL + first) as usize * FRAME;
+        let area = CpuArea::new(region, offset, abi::pool_page(first));
+        Ok((got.pages.start, area))
     }
 
     /// Shows ring 3 the vDSO.
@@ -205,7 +241,11 @@ fn add_slots(vm: &Vm, pool: &Pool, layout: PoolLayout) -> Result<(), VmError> {
 }
 
 fn put(pool: &Pool, first: u64, bytes: &[u8]) {
-    let to = pool.bytes(first * FRAME as u64, bytes.len());
+    put_at(pool, first * FRAME as u64, bytes);
+}
+
+fn put_at(pool: &Pool, gpa: u64, bytes: &[u8]) {
+    let to = pool.bytes(gpa, bytes.len());
     to.write_slice(bytes, 0).expect("the same length");
 }
 
@@ -247,6 +287,18 @@ fn install_monitor(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn areas_of_all_virtual_cpus_fit_and_the_first_have_gaps() {
+        let mut pool = monitor_pool();
+        let mut area = || {
+            let got = pool.allocate(abi::CPU_AREA_PAGES as u32).expect("room");
+            got.pages
+        };
+        let areas: Vec<_> = (0..abi::MAX_CPUS).map(|_| area()).collect();
+        assert!(areas[0].start >= areas[1].end + 2, "two gaps in between");
+        assert!(pool.usage().unguarded < abi::MAX_CPUS as u32 / 3 * 2);
+    }
 
     #[test]
     fn zones_follow_each_other_and_tables_are_large_pages() {

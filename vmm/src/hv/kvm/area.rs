@@ -10,13 +10,20 @@ use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 pub struct CpuArea {
     memory: Arc<MmapRegion>,
     offset: usize,
+    va: u64,
 }
 
 impl CpuArea {
-    /// The area at byte `offset` of `memory`.
+    /// The area at byte `offset` of `memory`, which the monitor sees at `va`.
     #[must_use]
-    pub fn new(memory: Arc<MmapRegion>, offset: usize) -> Self {
-        Self { memory, offset }
+    pub fn new(memory: Arc<MmapRegion>, offset: usize, va: u64) -> Self {
+        Self { memory, offset, va }
+    }
+
+    /// Where the monitor sees it.
+    #[must_use]
+    pub fn va(&self) -> u64 {
+        self.va
     }
 
     fn at(&self, offset: u64, len: usize) -> vm_memory::VolatileSlice<'_> {

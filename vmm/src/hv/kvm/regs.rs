@@ -1,6 +1,6 @@
 //! What a virtual CPU starts with: control registers, segments and MSRs.
 
-use guest::abi::{GDT_VA, IDT_VA, SYSCALL_STUB_VA, cpu_area, selector};
+use guest::abi::{AREA_TSS, GDT_VA, IDT_VA, SYSCALL_STUB_VA, selector};
 use guest::descriptors::TSS_LIMIT;
 use kvm_bindings::{kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 
@@ -50,8 +50,13 @@ pub fn segment(sel: u16) -> kvm_segment {
     }
 }
 
-/// Fills `sregs` for virtual CPU `index`: 64-bit mode on `root`, ring 3.
-pub fn initial_sregs(sregs: &mut kvm_sregs, index: u64, root: u64, cr4_features: u64) {
+/// Fills `sregs` for virtual CPU `index`, whose area is at `area`: 64-bit mode on `root`, ring 3.
+pub fn initial_sregs(
+    sregs: &mut kvm_sregs,
+    (index, area): (u64, u64),
+    root: u64,
+    cr4_features: u64,
+) {
     sregs.cr0 = CR0;
     sregs.cr3 = root;
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | cr4_features;
@@ -79,7 +84,7 @@ pub fn initial_sregs(sregs: &mut kvm_sregs, index: u64, root: u64, cr4_features:
         ..Default::default()
     };
     sregs.tr = kvm_segment {
-        base: cpu_area(index),
+        base: area + AREA_TSS,
         limit: TSS_LIMIT,
         selector: selector::TSS + 16 * index as u16,
         type_: 11,

@@ -93,7 +93,8 @@ impl Vcpu {
         fd.set_cpuid2(&vm.cpuid)
             .map_err(refused("the CPUID leaves"))?;
         let mut sregs = fd.get_sregs().map_err(refused("the system registers"))?;
-        initial_sregs(&mut sregs, setup.index, setup.root, setup.cr4);
+        let place = (setup.index, setup.area.va());
+        initial_sregs(&mut sregs, place, setup.root, setup.cr4);
         fd.set_sregs(&sregs).map_err(refused("64-bit mode"))?;
         if setup.xcr0 != 0 {
             let mut xcrs = fd.get_xcrs().map_err(refused("XCR0"))?;
@@ -246,7 +247,7 @@ impl Vcpu {
         let s = self.fd.sync_regs_mut();
         put_regs(&mut s.regs, regs);
         s.regs.rip = MONITOR_CODE_VA + monitor::enter_offset();
-        s.regs.rsp = abi::cpu_area(self.index) + at;
+        s.regs.rsp = self.area.va() + at;
         self.call_monitor((regs.fs_base, regs.gs_base), root, touches);
     }
 
@@ -254,12 +255,12 @@ impl Vcpu {
     fn load_enter_out(&mut self, root: u64, touches: usize) {
         let s = self.fd.sync_regs_mut();
         s.regs.rip = MONITOR_CODE_VA + monitor::enter_out_offset();
-        s.regs.rsp = abi::cpu_area(self.index) + abi::AREA_STACK_TOP;
+        s.regs.rsp = self.area.va() + abi::AREA_STACK_TOP;
         self.call_monitor(self.bases, root, touches);
     }
 
     fn call_monitor(&mut self, bases: (u64, u64), root: u64, touches: usize) {
-        let list = abi::cpu_area(self.index) + abi::AREA_LIST;
+        let list = self.area.va() + abi::AREA_LIST;
         let s = self.fd.sync_regs_mut();
         s.regs.rflags = 2;
         s.regs.rax = root;
@@ -445,7 +446,7 @@ impl Vcpu {
         cr2: u64,
         regs: &mut Regs,
     ) -> Exit {
-        let top = abi::cpu_area(self.index) + abi::AREA_STACK_TOP;
+        let top = self.area.va() + abi::AREA_STACK_TOP;
         let with_code = monitor::has_error_code(vector);
         let length = if with_code { 48 } else { 40 };
         if gp.rsp != top - length {

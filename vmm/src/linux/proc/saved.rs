@@ -26,6 +26,8 @@ use crate::linux::thread::{AltStack, Fpu, Regs, Thread, ThreadShared, Tid, Xsave
 
 /// Counters and times are below this, so that sums of them are numbers.
 const LARGEST: u64 = 1 << 62;
+/// Bytes of the instruction `SYSCALL`.
+const SYSCALL_BYTES: u64 = 2;
 /// Bytes that argument or environment strings have at most.
 const MOST_STRINGS: u64 = 64 << 20;
 /// Bytes of an auxiliary vector at most.
@@ -270,7 +272,7 @@ impl SavedThread {
         Self {
             tid: t.tid,
             pid: t.pid,
-            regs: t.regs,
+            regs: before_call(t.regs),
             fpu: match &t.fpu {
                 Fpu::Saved(area) => Some(area.clone()),
                 Fpu::Initial | Fpu::Live => None,
@@ -348,6 +350,20 @@ impl SavedThread {
                 cpu_time: AtomicU64::new(self.cpu_time),
             }),
         })
+    }
+}
+
+/// Where `SYSCALL` ends up in ring 3, a thread may have been stopped there, before the call was seen. It makes
+/// the call again: on another host the place may not be a program's. `SYSCALL` has left RIP in RCX and RFLAGS
+/// in R11.
+fn before_call(regs: Regs) -> Regs {
+    if regs.rip != guest::abi::SYSCALL_STUB_VA {
+        return regs;
+    }
+    Regs {
+        rip: regs.rcx.wrapping_sub(SYSCALL_BYTES),
+        rflags: regs.r11,
+        ..regs
     }
 }
 

@@ -27,8 +27,7 @@ impl SavedContent {
         if let Some((inode, path)) = memfs::saved::saved_content(&any, s) {
             return Ok(Self::Memory(inode, path));
         }
-        let saved = host::saved_content(&any, s.k);
-        Ok(Self::Host(saved.expect("there are two kinds")?))
+        host::saved_content(&any, s).expect("there are two kinds")
     }
 
     pub(super) fn load(&self, l: &Loader<'_>) -> Result<Backing, RestoreError> {

@@ -17,8 +17,8 @@
 //! * What must differ between two guests made of one: [`identity`].
 //!
 //! # Known holes
-//! A file of the host that is open and was deleted is refused. What a terminal had not delivered yet stays
-//! there. A guest with `--guard-alloc` is refused.
+//! A file of the host that is open and was renamed, or was deleted and is open for writing only, is refused. What
+//! a terminal had not delivered yet stays there. A guest with `--guard-alloc` is refused.
 
 pub mod content;
 pub mod error;

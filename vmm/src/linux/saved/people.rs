@@ -6,7 +6,7 @@ use super::error::{Damaged, RestoreError, require};
 use super::load::Loader;
 use super::records::Records;
 use crate::linux::proc::futex::saved::SavedWord;
-use crate::linux::process::{INIT, Life, PID_MAX, Pid, Process, State};
+use crate::linux::process::{INIT, Life, PID_MAX, Pid, Process, State, TtyState};
 use crate::linux::thread::Thread;
 
 /// Puts the processes into the kernel; gives their threads, those that would run first in their order.
@@ -40,7 +40,11 @@ pub(super) fn load(l: &Loader<'_>, records: &Records) -> Result<Vec<Thread>, Res
     let mut state = l.k.state();
     state.next_pid = machine.next_pid;
     state.main = machine.main;
-    state.tty = machine.tty_state;
+    // Who started the VMM is asked anew.
+    state.tty = TtyState {
+        outer_shell: false,
+        ..machine.tty_state
+    };
     load_futexes(l, records, &mut state)?;
     state.procs = processes;
     Ok(threads)

@@ -49,10 +49,10 @@ impl Records {
         self.tree.host_directories()
     }
 
-    /// Processors the guest was told about.
+    /// Processors the guest was told about; 1 to 1024, whatever the records say.
     #[must_use]
     pub fn cpus(&self) -> usize {
-        usize::try_from(self.machine.limits.cpus).unwrap_or(usize::MAX)
+        self.machine.limits.cpus.clamp(1, 1024) as usize
     }
 
     /// The guest's `CLOCK_MONOTONIC` when it was saved, in nanoseconds.

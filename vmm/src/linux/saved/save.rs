@@ -1,5 +1,6 @@
 //! Saving: from the processes to everything they hold.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Records;
@@ -33,6 +34,8 @@ pub struct Saver<'a> {
     sockets: Seen<Socket>,
     inodes: Seen<Inode>,
     contents: Seen<dyn Content>,
+    /// Deleted files of the host, by device and inode number: what they hold.
+    orphans: BTreeMap<(u64, u64), Arc<Inode>>,
 }
 
 impl<'a> Saver<'a> {
@@ -46,6 +49,7 @@ impl<'a> Saver<'a> {
             sockets: Seen::default(),
             inodes: Seen::default(),
             contents: Seen::default(),
+            orphans: BTreeMap::new(),
         }
     }
 
@@ -71,6 +75,21 @@ impl<'a> Saver<'a> {
 
     pub(in crate::linux) fn socket(&mut self, socket: &Arc<Socket>) -> SocketIx {
         SocketIx(self.sockets.number(socket))
+    }
+
+    /// The file in memory that a deleted file of the host becomes, made by `copy` the first time.
+    pub(in crate::linux) fn orphan(
+        &mut self,
+        id: (u64, u64),
+        copy: impl FnOnce(&Kernel) -> Result<Arc<Inode>, Refused>,
+    ) -> Result<InodeIx, Refused> {
+        let inode = match self.orphans.get(&id) {
+            Some(inode) => Arc::clone(inode),
+            None => copy(self.k)?,
+        };
+        let number = self.inode(&inode);
+        self.orphans.insert(id, inode);
+        Ok(number)
     }
 
     pub(in crate::linux) fn inode(&mut self, inode: &Arc<Inode>) -> InodeIx {

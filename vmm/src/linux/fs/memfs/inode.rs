@@ -42,6 +42,21 @@ pub(super) struct Meta {
     ctime: Time,
 }
 
+impl Meta {
+    /// Those of a regular file that has no name.
+    pub(super) fn of(stat: &Stat) -> Self {
+        Self {
+            mode: stat.mode,
+            uid: stat.uid,
+            gid: stat.gid,
+            nlink: 0,
+            atime: stat.atime,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+        }
+    }
+}
+
 /// An entry of a directory.
 #[derive(Debug)]
 pub(super) struct Entry {

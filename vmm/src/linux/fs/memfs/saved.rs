@@ -1,5 +1,6 @@
 //! Trees in memory as data: every inode that has a name, is open or is mapped.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,14 +13,15 @@ use super::fifo::{Fifo, FifoFile};
 use super::file::{MemContent, MemFile};
 use super::inode::{Body, Inode, Maker, Meta};
 use crate::linux::fd::pipe::Pipe;
-use crate::linux::file::{File, Location};
+use crate::linux::file::{File, Location, Stat};
+use crate::linux::fs::budget::Budget;
 use crate::linux::fs::mount::ANONYMOUS_DEV;
 use crate::linux::fs::{NAME_MAX, Vfs};
 use crate::linux::saved::error::{Damaged, Refused, RestoreError, require};
 use crate::linux::saved::tables::{InodeIx, PipeIx};
 use crate::linux::saved::{Loader, Saver};
 use crate::memory::Backing;
-use crate::snapshot::records::{BytesRef, LoadMemory, SaveMemory};
+use crate::snapshot::records::{BytesRef, LoadMemory, PAGE_BYTES, SaveMemory};
 
 /// An inode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -224,6 +226,16 @@ pub struct SavedMemFile {
 }
 
 impl SavedMemFile {
+    /// A file without a name whose guest path was `path`.
+    pub(in crate::linux) fn nameless(inode: InodeIx, path: &[u8], append: bool) -> Self {
+        Self {
+            inode,
+            at: None,
+            path: [path, b" (deleted)"].concat(),
+            append,
+        }
+    }
+
     pub(super) fn of(file: &MemFile, s: &mut Saver<'_>) -> Self {
         Self {
             inode: s.inode(&file.content.inode),
@@ -252,6 +264,46 @@ fn load_content(inode: &Arc<Inode>, path: Vec<u8>) -> Result<MemContent, Damaged
         inode: Arc::clone(inode),
         path,
     })
+}
+
+/// A file in memory with the attributes of `stat` and the bytes that `content` holds, for a file of the host that
+/// has no name any more.
+///
+/// # Errors
+/// The host's; `ENOSPC` when it does not fit the limit on files in memory.
+pub(in crate::linux) fn copy_of(
+    budget: &Arc<Budget>,
+    stat: &Stat,
+    content: &OwnedFd,
+) -> Result<Arc<Inode>, Errno> {
+    let maker = Maker::new(ANONYMOUS_DEV, Arc::clone(budget));
+    let data = Data::new(budget);
+    let mut page = vec![0; PAGE_BYTES];
+    let mut at = 0;
+    // Holes are left out: a file of any length has no more pages than the host keeps.
+    while let Some(start) = data_from(content, at)?.filter(|&start| start < stat.size) {
+        at = start - start % PAGE_BYTES as u64;
+        let n = rustix::io::pread(content, &mut page[..], at)?;
+        if n == 0 {
+            break;
+        }
+        if data.write(Some(at), &page[..n])? < n {
+            return Err(Errno::NOSPC);
+        }
+        at += n as u64;
+    }
+    data.truncate(stat.size)?;
+    let meta = Meta::of(stat);
+    maker.make_again(Body::File(data), 2, meta)
+}
+
+/// Where the host keeps bytes of a file, from an offset on; `None` at its end.
+fn data_from(file: &OwnedFd, at: u64) -> Result<Option<u64>, Errno> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+        Ok(start) => Ok(Some(start)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// The inode and the path of a mapped file in memory.

@@ -35,6 +35,12 @@ fn files(g: &mut Guest) {
     let lock: [u64; 4] = [libc::F_WRLCK as u64, 1, 1, 0];
     g.m.mem(&g.t).write_obj(AT, &lock).unwrap();
     g.call(libc::SYS_fcntl, &[host, libc::F_SETLK as u64, AT]);
+    let orphan = g.open("/host/orphan", libc::O_CREAT | libc::O_RDWR);
+    g.call(libc::SYS_ftruncate, &[orphan, 1 << 40]);
+    g.write(orphan, "deleted");
+    g.keep("orphan", orphan);
+    let path = g.text("/host/orphan");
+    g.call(libc::SYS_unlink, &[path]);
     let directory = g.open("/d", libc::O_RDONLY | libc::O_DIRECTORY);
     g.call(libc::SYS_getdents64, &[directory, BUF, 64]);
     g.open("/proc/self/status", libc::O_RDONLY);
@@ -212,6 +218,11 @@ fn streams_and_files_have_what_was_in_them() {
     assert!(interval == 1 && (90..100).contains(&left), "{left}");
     assert_eq!(g.call(libc::SYS_lseek, &[40, 0, 1]), 2);
     assert_eq!(g.read(file), "llo");
+    let orphan = g.fds["orphan"];
+    assert_eq!(g.call(libc::SYS_lseek, &[orphan, 0, 2]), 1 << 40);
+    g.call(libc::SYS_lseek, &[orphan, 0, 0]);
+    g.call(libc::SYS_ftruncate, &[orphan, 7]);
+    assert_eq!(g.read(orphan), "deleted");
     let (gone, log) = (g.fds["gone"], g.fds["log"]);
     g.call(libc::SYS_lseek, &[gone, 0, 0]);
     assert_eq!(g.read(gone), "no name");
@@ -318,6 +329,15 @@ fn file_that_changed_or_went_is_refused() {
         matches!(refused, Err(Refused::Nameless { .. })),
         "{refused:?}"
     );
+}
+
+#[test]
+fn thread_stopped_before_its_call_makes_it_again() {
+    let mut g = Guest::new();
+    g.t.regs.rip = guest::abi::SYSCALL_STUB_VA;
+    (g.t.regs.rcx, g.t.regs.r11) = (0x40_1002, 0x246);
+    let (g, _) = g.save(Vec::new()).restore();
+    assert_eq!((g.t.regs.rip, g.t.regs.rflags), (0x40_1000, 0x246));
 }
 
 #[test]
