@@ -6,6 +6,7 @@ mod attacks;
 mod bad_input;
 mod boot;
 mod boot_input;
+mod boot_linux;
 mod confinement;
 mod guard;
 mod inspect;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         no_kvm::cases(),
         boot::cases(),
         boot_input::cases(),
+        boot_linux::cases(),
     ];
     tests::suite::main(groups.into_iter().flatten().collect())
 }
