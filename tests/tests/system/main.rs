@@ -15,6 +15,7 @@ mod programs;
 mod real;
 mod shared;
 mod shell;
+mod snapshot;
 mod stress;
 mod terminal;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         confinement::cases(),
         guard::cases(),
         inspect::cases(),
+        snapshot::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),
