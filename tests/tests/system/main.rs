@@ -6,6 +6,7 @@ mod attacks;
 mod bad_input;
 mod boot;
 mod boot_input;
+mod carried;
 mod confinement;
 mod guard;
 mod inspect;
@@ -15,6 +16,7 @@ mod programs;
 mod real;
 mod shared;
 mod shell;
+mod snapshot;
 mod stress;
 mod terminal;
 
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         confinement::cases(),
         guard::cases(),
         inspect::cases(),
+        snapshot::cases(),
+        carried::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),
