@@ -40,7 +40,7 @@ print(line, moved, sorted(said))
 
 /// A transaction that is half-way, in a database in memory of the guest.
 const DATABASE: &str = "import sys, sqlite3
-db = sqlite3.connect('/tmp/test.db', isolation_level=None)
+db = sqlite3.connect('/mnt/test.db', isolation_level=None)
 db.execute('create table t (n integer primary key, s text)')
 db.execute('begin')
 rows = lambda a, b: [(n, 'row %d' % n) for n in range(a, b)]
@@ -49,7 +49,7 @@ print('READY', flush=True)
 line = sys.stdin.readline().strip()
 db.executemany('insert into t values (?, ?)', rows(3000, 6000))
 db.execute('commit')
-db = sqlite3.connect('/tmp/test.db')
+db = sqlite3.connect('/mnt/test.db')
 print(line, *db.execute('select count(*), sum(n) from t').fetchone(),
       db.execute('pragma integrity_check').fetchone()[0])
 ";
@@ -57,7 +57,7 @@ print(line, *db.execute('select count(*), sum(n) from t').fetchone(),
 fn twice(context: &Context, program: &str, rest: &str) -> Checked {
     let file = context.write("program.py", program, 0o644)?;
     let file = file.to_string_lossy().into_owned();
-    let options = ["--root", "/", "--tmpfs", "/tmp"];
+    let options = ["--root", "/", "--tmpfs", "/mnt"];
     let guest = Guest::start_in(context, &options, &["python3", &file])?;
     let path = snapshot(context)?;
     drop(guest);
