@@ -64,7 +64,8 @@ build_base() {
   [ -s "$t/root/rig/modules/kvm-amd.ko" ] || die "no kvm-amd module in $image"
   install -m 755 "$here/rig.d/init" "$t/root/init"
   pack "$t/root" "$t/busybox" > "$t/base.cpio" || die "cannot pack the initramfs"
-  build_guest "$t"
+  build_guest "$t/kernel" "$t" guest.cpio
+  build_newer_guest "$t"
   rm -rf "$t/kernel" "$t/unpacked" "$t/root"
   echo "$version" > "$t/version"
   rm -rf "$base"; mv "$t" "$base"
@@ -72,21 +73,34 @@ build_base() {
   find "$cache" -mindepth 1 -maxdepth 1 -name 'base-*' -mtime +7 -exec rm -rf {} +
 }
 
-# What a guest inside the machine boots: the same kernel, and an initramfs with the virtio modules.
-build_guest() { # FOLDER, with the kernel unpacked
-  local root=$1/guest m found
+# What a guest inside the machine boots: an initramfs with the kernel's virtio modules.
+build_guest() { # KERNEL, unpacked; FOLDER, with a busybox; NAME of the initramfs there
+  local root=$2/guest m found
   mkdir -p "$root"/{bin,lib,dev,proc,sys}
-  cp "$1/busybox" "$root/bin/busybox"
+  cp "$2/busybox" "$root/bin/busybox"
   for m in virtio_ring virtio virtio_mmio virtio_blk virtio-rng virtio_console pvpanic pvpanic-mmio; do
-    found=$(find "$1/kernel/lib/modules" \( -name "$m.ko" -o -name "$m.ko.xz" \) | head -1)
+    found=$(find "$1/lib/modules" \( -name "$m.ko" -o -name "$m.ko.xz" \) | head -1)
     case $found in
-      *.xz) "$1/busybox" xz -dc < "$found" > "$root/lib/$m.ko";;
+      *.xz) "$2/busybox" xz -dc < "$found" > "$root/lib/$m.ko";;
       *.ko) cp "$found" "$root/lib/";;
     esac
   done
   install -m 755 "$here/rig.d/guest-init" "$root/init"
-  pack "$root" "$1/busybox" > "$1/guest.cpio" || die "cannot pack the guest's initramfs"
+  pack "$root" "$2/busybox" > "$2/$3" || die "cannot pack the guest's initramfs"
   rm -rf "$root"
+}
+
+# The newer of Debian's kernels, if it has one: only for guests.
+build_newer_guest() { # FOLDER, with a busybox
+  local image
+  image=$(first_dependency linux-image-6.12-cloud-amd64)
+  [ -n "$image" ] || { apt_update; image=$(first_dependency linux-image-6.12-cloud-amd64); }
+  [ -n "$image" ] || { note "apt knows no linux-image-6.12-cloud-amd64"; return 0; }
+  note "fetching $image"
+  unpack_deb "$image" "$1/newer"
+  cp "$1"/newer/boot/vmlinuz-* "$1/vmlinuz-6.12"
+  build_guest "$1/newer" "$1" guest-6.12.cpio
+  rm -rf "$1/newer"
 }
 
 # Packages of rig.d/userland that the host has, with what they depend on, as "name version" lines.

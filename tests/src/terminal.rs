@@ -24,6 +24,15 @@ pub const CTRL_Z: &str = "\x1a";
 /// Ctrl-\.
 pub const CTRL_BACKSLASH: &str = "\x1c";
 
+fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
 /// A pseudo-terminal with a session on it.
 #[derive(Debug)]
 pub struct Terminal {
@@ -51,15 +60,7 @@ impl Terminal {
         grantpt(&master)?;
         unlockpt(&master)?;
         let peer: OwnedFd = ioctl_tiocgptpeer(&master, flags)?;
-        tcsetwinsize(
-            &peer,
-            Winsize {
-                ws_row: 30,
-                ws_col: 100,
-                ws_xpixel: 0,
-                ws_ypixel: 0,
-            },
-        )?;
+        tcsetwinsize(&peer, size(30, 100))?;
         // setsid makes the session and gives it the terminal.
         let setsid = find_program("setsid").unwrap_or_else(|| "/rig/bin/setsid".into());
         let mut all = vec![setsid.to_string_lossy().into_owned(), "-c".to_owned()];
@@ -92,6 +93,14 @@ impl Terminal {
             all,
             patience,
         })
+    }
+
+    /// Makes it another size.
+    ///
+    /// # Errors
+    /// The terminal is gone.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<(), String> {
+        tcsetwinsize(&self.master, size(rows, columns)).map_err(|e| format!("resizing: {e}"))
     }
 
     /// Types.

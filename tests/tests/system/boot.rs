@@ -1,18 +1,17 @@
-//! `vmm boot`: our own flat kernel (`guest/kernels/flat.c`) on every host, and Debian's kernel where the
-//! processor's ring 0 is not emulated: in the rig, which brings it along.
+//! `vmm boot`: our own flat kernel (`guest/kernels/flat.c`) on every host. Debian's: [`super::boot_linux`].
 
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tests::case::{Case, Checked, Launch, PASSED, Verdict};
+use tests::case::{Case, Checked, Launch, PASSED};
 use tests::context::{Context, shorten};
 use tests::process::Output;
 use tests::terminal::Terminal;
 
-const ONLY_VMM: &str = "it is about vmm boot";
+pub(crate) const ONLY_VMM: &str = "it is about vmm boot";
 /// What vmm gives for each way to end.
-const RESET: i32 = 120;
-const PANIC: i32 = 121;
+pub(crate) const RESET: i32 = 120;
+pub(crate) const PANIC: i32 = 121;
 const TRIPLE_FAULT: i32 = 122;
 const TIMEOUT: i32 = 124;
 
@@ -23,26 +22,7 @@ fn flat<'a>(line: &'a str, options: &[&'a str]) -> Vec<&'a str> {
     all
 }
 
-fn linux<'a>(line: &'a str, options: &[&'a str]) -> Vec<&'a str> {
-    let mut all = vec!["--kernel", "{guest}/vmlinuz", "--initrd", "{guest}/initrd"];
-    all.extend(["--memory", "256M", "--timeout", "150", "--cmdline", line]);
-    all.extend(options);
-    all
-}
-
-/// Why a whole Linux cannot be booted here, if it cannot.
-fn no_linux(context: &Context) -> Option<Verdict> {
-    if std::env::var_os("VMM_TEST_GUEST").is_some() {
-        return None;
-    }
-    Some(Verdict::Skipped(if context.setup.host.in_rig() {
-        "VMM_TEST_GUEST names no kernel".to_owned()
-    } else {
-        "whole kernels are booted in the rig: /dev/kvm may emulate ring 0".to_owned()
-    }))
-}
-
-fn expect(output: &Output, status: i32, text: &str) -> Result<(), String> {
+pub(crate) fn expect(output: &Output, status: i32, text: &str) -> Result<(), String> {
     if output.status == status && output.out().contains(text) {
         return Ok(());
     }
@@ -54,7 +34,12 @@ fn expect(output: &Output, status: i32, text: &str) -> Result<(), String> {
     ))
 }
 
-fn run(context: &Context, options: &[&str], status: i32, text: &str) -> Result<Output, String> {
+pub(crate) fn run(
+    context: &Context,
+    options: &[&str],
+    status: i32,
+    text: &str,
+) -> Result<Output, String> {
     let output = context.boot(options, &Launch::default())?;
     expect(&output, status, text)?;
     Ok(output)
@@ -209,91 +194,6 @@ fn terminal_after_a_crash(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
-fn debian(context: &Context, cpus: &'static str) -> Checked {
-    if let Some(skip) = no_linux(context) {
-        return Ok(skip);
-    }
-    let line = "console=ttyS0 panic=-1 quiet do=smp";
-    let output = run(context, &linux(line, &["--cpus", cpus]), 0, "Power down")?;
-    let text = output.out();
-    for wanted in [format!(" {cpus} processors"), line.to_owned()] {
-        if !text.contains(&wanted) {
-            return Err(format!("no {wanted:?} in\n{}", shorten(&text, 20)));
-        }
-    }
-    let count: usize = cpus.parse().map_err(|_| "a number")?;
-    match text.matches(": 2000").count() {
-        n if n == count => Ok(PASSED),
-        n => Err(format!("{n} workers of {count}:\n{}", shorten(&text, 20))),
-    }
-}
-
-fn linux_ends(context: &Context) -> Checked {
-    if let Some(skip) = no_linux(context) {
-        return Ok(skip);
-    }
-    for (action, status) in [("reset", RESET), ("panic", PANIC)] {
-        let line = format!("console=ttyS0 panic=-1 quiet do={action}");
-        run(context, &linux(&line, &[]), status, "user space: ")
-            .map_err(|why| format!("{action}: {why}"))?;
-    }
-    Ok(PASSED)
-}
-
-/// A shell in the initramfs, told what to do through a pipe.
-fn linux_shell(context: &Context) -> Checked {
-    if let Some(skip) = no_linux(context) {
-        return Ok(skip);
-    }
-    let input = "echo $((6 * 7)) of $(uname -s); head -c 100000 /dev/zero | wc -c; poweroff -f\n";
-    let launch = Launch::default().stdin(input);
-    let output = context.boot(&linux("console=ttyS0 panic=-1 quiet", &[]), &launch)?;
-    expect(&output, 0, "42 of Linux")?;
-    expect(&output, 0, "100000")?;
-    Ok(PASSED)
-}
-
-/// A disk is written, flushed and partly zeroed, another only read; the host looks at the files.
-fn linux_disks(context: &Context) -> Checked {
-    if let Some(skip) = no_linux(context) {
-        return Ok(skip);
-    }
-    const BYTES: usize = 4 << 20;
-    let source: Vec<u8> = (0..BYTES as u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
-    let target = context.write("target", vec![0xee; 2 * BYTES], 0o644)?;
-    let copied_from = context.write("source", &source, 0o644)?;
-    let input = "dd if=/dev/vdb of=/dev/vda bs=4096 seek=1 && sync && \
-        blkdiscard -z -o 0 -l 4096 /dev/vda 2> /dev/null || dd if=/dev/zero of=/dev/vda bs=4096 count=1; \
-        (echo no > /dev/vdb) 2> /dev/null || echo it is read-only; \
-        head -c 64 /dev/hwrng | wc -c; sync; poweroff -f\n"
-        .replace("        ", "");
-    let launch = Launch::default().stdin(input.replace("\\\n", ""));
-    let disks = [
-        "--disk",
-        "{work}/target",
-        "--disk",
-        "{work}/source:ro",
-        "--cpus",
-        "2",
-    ];
-    let output = context.boot(&linux("console=ttyS0 panic=-1 quiet", &disks), &launch)?;
-    expect(&output, 0, "it is read-only")?;
-    expect(&output, 0, "64")?;
-    let read = |path: &std::path::Path| std::fs::read(path).map_err(|e| e.to_string());
-    let written = read(&target)?;
-    let (first, rest) = written.split_at(4096);
-    let (copied, untouched) = rest.split_at(BYTES);
-    if first.iter().any(|&b| b != 0) || copied != source || untouched.iter().any(|&b| b != 0xee) {
-        return Err("the disk does not have what was written".to_owned());
-    }
-    if read(&copied_from)? != source {
-        return Err("a read-only disk has changed".to_owned());
-    }
-    Ok(PASSED)
-}
-
 pub(crate) fn cases() -> Vec<Case> {
     let flat = [
         Case::function("boot/flat/ways_to_end", ways_to_end),
@@ -309,15 +209,5 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("boot/flat/terminal_after_a_crash", terminal_after_a_crash)
             .needs(&["stty", "cmp"]),
     ];
-    let linux = [
-        Case::function("boot/linux/1_cpu", |context| debian(context, "1")),
-        Case::function("boot/linux/2_cpus", |context| debian(context, "2")),
-        Case::function("boot/linux/4_cpus", |context| debian(context, "4")),
-        Case::function("boot/linux/reset_and_panic", linux_ends),
-        Case::function("boot/linux/shell", linux_shell),
-        Case::function("boot/linux/disks", linux_disks),
-    ];
-    let linux = linux.map(|case| case.seconds(120));
-    let all = flat.into_iter().chain(linux);
-    all.map(|case| case.not_native(ONLY_VMM)).collect()
+    flat.map(|case| case.not_native(ONLY_VMM)).into()
 }

@@ -171,6 +171,9 @@ fn initrds_and_options(context: &Context) -> Checked {
         (["--timeout", "0"], "--timeout"),
         (["--cmdline", &long], "--cmdline"),
         (["--console", &missing], "--console"),
+        (["--console", "virtio:/no/such/folder/log"], "--console"),
+        (["--console=stdio", "--console=virtio:stdio"], "stdio"),
+        (["--console=pty", "--console=stdio"], "--console"),
         (["--bogus", "1"], "--bogus"),
     ] {
         let all = [&["--kernel", "{work}/kernel"][..], &options].concat();

@@ -6,6 +6,7 @@ mod attacks;
 mod bad_input;
 mod boot;
 mod boot_input;
+mod boot_linux;
 mod carried;
 mod confinement;
 mod guard;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         no_kvm::cases(),
         boot::cases(),
         boot_input::cases(),
+        boot_linux::cases(),
     ];
     tests::suite::main(groups.into_iter().flatten().collect())
 }

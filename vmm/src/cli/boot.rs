@@ -12,8 +12,10 @@ use crate::kernel::config::DiskConfig;
 use crate::kernel::console::ConsoleChoice;
 use crate::kernel::{self, BootConfig, End, config, memory};
 
-/// What a kernel is told when nobody says anything else.
+/// What a kernel is told when nobody says anything else, by which consoles there are.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
+const WITH_VIRTIO: &str = "console=hvc0 panic=-1";
+const WITH_BOTH: &str = "console=ttyS0 console=hvc0 panic=-1";
 
 /// Boot a Linux kernel in a virtual machine
 ///
@@ -36,9 +38,9 @@ pub(super) struct BootArgs {
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
 
-    /// Its command line
-    #[arg(long, value_name = "STRING", default_value = COMMAND_LINE, allow_hyphen_values = true)]
-    cmdline: OsString,
+    /// Its command line [default: console=ttyS0 panic=-1, or hvc0 with a virtio console]
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    cmdline: Option<OsString>,
 
     /// Processors of the machine
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(config::MAX_CPUS)))]
@@ -52,9 +54,11 @@ pub(super) struct BootArgs {
     #[arg(long, value_name = "FILE[:ro]")]
     disk: Vec<OsString>,
 
-    /// The first serial port: this terminal or pipe, a new pseudo-terminal, or a file for its output
-    #[arg(long, value_name = "stdio|pty|FILE", default_value = "stdio")]
-    console: OsString,
+    /// A console: this terminal or pipe, a new pseudo-terminal, or a file for its output. It is the
+    /// first serial port, or with virtio: before it a virtio console, hvc0, which knows the size of its
+    /// terminal; once for each [default: stdio]
+    #[arg(long, value_name = "[virtio:]stdio|pty|FILE")]
+    console: Vec<OsString>,
 
     /// End the machine after this many seconds, with status 124
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
@@ -75,22 +79,52 @@ impl BootArgs {
                 self.memory
             ));
         }
-        let console = match self.console.as_bytes() {
-            b"stdio" => ConsoleChoice::Stdio,
-            b"pty" => ConsoleChoice::Pty,
-            _ => ConsoleChoice::File(PathBuf::from(&self.console)),
+        let [serial, virtio_console] = consoles(&self.console)?;
+        let line = match (&self.cmdline, &serial, &virtio_console) {
+            (Some(line), ..) => line.as_bytes(),
+            (None, _, None) => COMMAND_LINE.as_bytes(),
+            (None, None, Some(_)) => WITH_VIRTIO.as_bytes(),
+            (None, Some(_), Some(_)) => WITH_BOTH.as_bytes(),
         };
         Ok(BootConfig {
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
-            command_line: self.cmdline.as_bytes().to_vec(),
+            command_line: line.to_vec(),
             cpus: self.cpus,
             memory: self.memory.0 & !(PAGE - 1),
             disks: self.disk.iter().map(|text| disk(text)).collect(),
-            console,
+            serial,
+            virtio_console,
             timeout: self.timeout,
         })
     }
+}
+
+/// Where the serial port and the virtio console go.
+fn consoles(texts: &[OsString]) -> Result<[Option<ConsoleChoice>; 2], String> {
+    let [mut serial, mut virtio] = [None, None];
+    for text in texts {
+        let bytes = text.as_bytes();
+        let (slot, place) = match bytes.strip_prefix(b"virtio:") {
+            Some(place) => (&mut virtio, place),
+            None => (&mut serial, bytes),
+        };
+        let choice = match place {
+            b"stdio" => ConsoleChoice::Stdio,
+            b"pty" => ConsoleChoice::Pty,
+            _ => ConsoleChoice::File(PathBuf::from(OsStr::from_bytes(place))),
+        };
+        if slot.replace(choice).is_some() {
+            return Err("--console: one for the serial port, and one for virtio".to_owned());
+        }
+    }
+    if serial == Some(ConsoleChoice::Stdio) && virtio == serial {
+        return Err("--console: only one can be stdio".to_owned());
+    }
+    if texts.is_empty() {
+        serial = Some(ConsoleChoice::Stdio);
+    }
+    Ok([serial, virtio])
 }
 
 fn disk(text: &OsStr) -> DiskConfig {

@@ -9,6 +9,7 @@
 //! for room in the console's output, which the end of the machine also gives.
 
 mod bus;
+pub mod keyboard;
 pub mod power;
 pub mod serial;
 pub mod virtio;

@@ -19,6 +19,8 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{SerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::keyboard::{Keyboard, ScreenSize};
+
 /// The first port.
 pub const COM1: u16 = 0x3f8;
 /// Its number of ports.
@@ -109,34 +111,6 @@ impl Serial {
         })
     }
 
-    /// How many more bytes may be typed now.
-    #[must_use]
-    pub fn room(&self) -> usize {
-        WAITING - self.waiting.lock().len()
-    }
-
-    /// Types, as far as there is room; returns how much. [`Self::feed`] comes next.
-    pub fn input(&self, bytes: &[u8]) -> usize {
-        let mut waiting = self.waiting.lock();
-        let count = bytes.len().min(WAITING - waiting.len());
-        waiting.extend(&bytes[..count]);
-        count
-    }
-
-    /// Gives the guest what waits, if it listens and as its FIFO has room. False if something still
-    /// waits that it may have later without doing anything: try again soon.
-    #[must_use]
-    pub fn feed(&self) -> bool {
-        if let Some(mut port) = self.port.try_lock() {
-            self.fill(&mut port, Occasion::Quiet);
-            // With a full FIFO, it comes for more by itself.
-            if port.fifo_capacity() == 0 {
-                return true;
-            }
-        }
-        self.waiting.lock().is_empty()
-    }
-
     /// Whether the guest waits for input. Until it does, what is typed is kept from it.
     fn listening(&self, port: &Port, occasion: Occasion) -> bool {
         let receives = port.state().interrupt_enable & RECEIVE != 0;
@@ -218,6 +192,33 @@ impl Serial {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the saved serial port holds more than a port can")]
 pub struct RestoreError;
+
+impl Keyboard for Serial {
+    fn room(&self) -> usize {
+        WAITING - self.waiting.lock().len()
+    }
+
+    fn input(&self, bytes: &[u8]) -> usize {
+        let mut waiting = self.waiting.lock();
+        let count = bytes.len().min(WAITING - waiting.len());
+        waiting.extend(&bytes[..count]);
+        count
+    }
+
+    fn feed(&self) -> bool {
+        if let Some(mut port) = self.port.try_lock() {
+            self.fill(&mut port, Occasion::Quiet);
+            // With a full FIFO, it comes for more by itself.
+            if port.fifo_capacity() == 0 {
+                return true;
+            }
+        }
+        self.waiting.lock().is_empty()
+    }
+
+    /// A serial line does not carry it.
+    fn resize(&self, _size: ScreenSize) {}
+}
 
 impl DevicePio for Serial {
     fn pio_read(&self, _base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {

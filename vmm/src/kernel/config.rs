@@ -24,8 +24,10 @@ pub struct BootConfig {
     pub memory: u64,
     /// Its disks, in order.
     pub disks: Vec<DiskConfig>,
-    /// Where the console goes.
-    pub console: ConsoleChoice,
+    /// Where the serial port goes; nowhere, without.
+    pub serial: Option<ConsoleChoice>,
+    /// Where the virtio console goes; without, the machine has none.
+    pub virtio_console: Option<ConsoleChoice>,
     /// End after this long.
     pub timeout: Option<Duration>,
 }

@@ -1,7 +1,6 @@
 //! The guest's console: this terminal or pipe, a file, or a pseudo-terminal of its own.
 //!
-//! On a terminal every key goes to the guest; `Ctrl-A x` ends the machine, `Ctrl-A Ctrl-A` sends one
-//! `Ctrl-A`.
+//! On a terminal every key goes to the guest, but for an escape sequence (`input`).
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
@@ -9,15 +8,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 
 use super::BootError;
-use super::end::{End, Ending, Watch};
+use super::end::Ending;
+use super::input::{self, Escape, Input};
 use super::output::{Full, copy};
 use super::terminal::RawMode;
-use crate::devices::serial::Serial;
+use crate::devices::keyboard::{Keyboard, ScreenSize};
 
 /// Where a console goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,175 +122,73 @@ impl Console {
         }
     }
 
+    /// The screen, if the console is one: where its size comes from, and who is told.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn screen(&self, keyboard: &Arc<dyn Keyboard>) -> Result<Option<Screen>, BootError> {
+        let Some(_) = self.size() else {
+            return Ok(None);
+        };
+        Ok(Some(Screen {
+            fd: copy(&self.output).map_err(BootError::Thread)?,
+            keyboard: Arc::clone(keyboard),
+        }))
+    }
+
+    /// How large the screen is, if the console is one.
+    #[must_use]
+    pub fn size(&self) -> Option<ScreenSize> {
+        size(&self.output)
+    }
+
     /// Starts the thread that brings input to the guest, if there can be any.
     ///
     /// # Errors
     /// No thread.
     pub fn start_input(
         &mut self,
-        serial: &Arc<Serial>,
+        keyboard: &Arc<dyn Keyboard>,
         ending: &Arc<Ending>,
     ) -> Result<(), BootError> {
         let Some(fd) = self.input.take() else {
             return Ok(());
         };
-        let input = Input {
-            fd,
-            escape: self.interactive.then(Escape::default),
-            serial: Arc::clone(serial),
-        };
-        let ending = Arc::clone(ending);
-        std::thread::Builder::new()
-            .name("console-input".to_owned())
-            .spawn(move || {
-                let _watch = Watch {
-                    ending: &ending,
-                    thread: "console input",
-                };
-                input.run(&ending);
-            })
-            .map_err(BootError::Thread)?;
-        Ok(())
+        let screen = self.screen(keyboard)?;
+        let keyboard = Arc::clone(keyboard);
+        let escape = self.interactive.then(Escape::default);
+        input::start(Input::new(fd, escape, keyboard, screen), ending).map_err(BootError::Thread)
     }
 }
 
-/// The input thread's.
-struct Input {
+/// A terminal that shows what a guest writes.
+#[derive(Debug)]
+pub struct Screen {
     fd: OwnedFd,
-    escape: Option<Escape>,
-    serial: Arc<Serial>,
+    keyboard: Arc<dyn Keyboard>,
 }
 
-impl Input {
-    fn run(mut self, ending: &Ending) {
-        // The guest has been given what there is.
-        let mut fed = true;
-        let mut open = true;
-        while !ending.has_come() && (open || !fed) {
-            let room = self.serial.room();
-            if open && room > 0 {
-                match self.read(room, if fed { None } else { Some(10) }) {
-                    Got::Bytes(bytes) => {
-                        if self.type_in(&bytes) == Typed::Quit {
-                            ending.tell(End::Quit);
-                            return;
-                        }
-                    }
-                    Got::Nothing => {}
-                    Got::End => open = false,
-                }
-            } else {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-            fed = self.serial.feed();
+impl Screen {
+    /// Looks how large it is, and tells the guest if that has changed.
+    pub fn look(&self) {
+        if let Some(size) = size(&self.fd) {
+            self.keyboard.resize(size);
         }
     }
-
-    /// Reads at most `room` bytes, waiting at most so many milliseconds.
-    fn read(&self, room: usize, wait: Option<i64>) -> Got {
-        let timeout = wait.map(|ms| Timespec {
-            tv_sec: 0,
-            tv_nsec: ms * 1_000_000,
-        });
-        let mut one = [PollFd::new(&self.fd, PollFlags::IN)];
-        match poll(&mut one, timeout.as_ref()) {
-            Ok(0) | Err(Errno::INTR) => return Got::Nothing,
-            Ok(_) => {}
-            Err(_) => return Got::End,
-        }
-        let mut buffer = [0; 1024];
-        // An escaped byte can bring one more than was read.
-        let most = buffer.len().min(room.saturating_sub(1)).max(1);
-        match rustix::io::read(&self.fd, &mut buffer[..most]) {
-            Ok(0) => Got::End,
-            Ok(n) => Got::Bytes(buffer[..n].to_vec()),
-            Err(Errno::INTR | Errno::AGAIN) => Got::Nothing,
-            Err(_) => Got::End,
-        }
-    }
-
-    fn type_in(&mut self, bytes: &[u8]) -> Typed {
-        let Some(escape) = &mut self.escape else {
-            self.serial.input(bytes);
-            return Typed::Sent;
-        };
-        for &byte in bytes {
-            match escape.next(byte) {
-                Key::Send(keys) => {
-                    self.serial.input(&keys);
-                }
-                Key::Quit => return Typed::Quit,
-            }
-        }
-        Typed::Sent
-    }
 }
 
-enum Got {
-    Bytes(Vec<u8>),
-    Nothing,
-    End,
-}
-
-#[derive(PartialEq, Eq)]
-enum Typed {
-    Sent,
-    Quit,
-}
-
-const CTRL_A: u8 = 1;
-
-/// What was typed, in view of the escape sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Key {
-    Send(Vec<u8>),
-    Quit,
-}
-
-/// Looks for the escape sequence.
-#[derive(Clone, Copy, Debug, Default)]
-struct Escape {
-    pending: bool,
-}
-
-impl Escape {
-    fn next(&mut self, byte: u8) -> Key {
-        match (std::mem::take(&mut self.pending), byte) {
-            (false, CTRL_A) => {
-                self.pending = true;
-                Key::Send(Vec::new())
-            }
-            (false, byte) => Key::Send(vec![byte]),
-            (true, b'x' | b'X') => Key::Quit,
-            (true, CTRL_A) => Key::Send(vec![CTRL_A]),
-            (true, byte) => Key::Send(vec![CTRL_A, byte]),
-        }
-    }
+fn size(terminal: impl AsFd) -> Option<ScreenSize> {
+    let size = rustix::termios::tcgetwinsize(terminal).ok()?;
+    Some(ScreenSize {
+        columns: size.ws_col,
+        rows: size.ws_row,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernel::output::Output;
-
-    fn typed(bytes: &[u8]) -> (Vec<u8>, bool) {
-        let mut escape = Escape::default();
-        let mut sent = Vec::new();
-        for &byte in bytes {
-            match escape.next(byte) {
-                Key::Send(keys) => sent.extend(keys),
-                Key::Quit => return (sent, true),
-            }
-        }
-        (sent, false)
-    }
-
-    #[test]
-    fn only_the_escape_sequence_is_kept_from_the_guest() {
-        assert_eq!(typed(b"ax\x01\x01x"), (b"ax\x01x".to_vec(), false));
-        assert_eq!(typed(b"a\x01b"), (b"a\x01b".to_vec(), false));
-        assert_eq!(typed(b"a\x01xz"), (b"a".to_vec(), true));
-    }
 
     #[test]
     fn pseudo_terminal_has_a_name_and_nobody_needs_to_open_it() {

@@ -7,31 +7,36 @@ use std::sync::Arc;
 use kvm_bindings::CpuId;
 
 use super::config::BootConfig;
-use super::console::Console;
+use super::console::{Console, ConsoleChoice};
 use super::cpuid::{self, Shape};
 use super::end::{End, Ending};
 use super::image;
 use super::memory::{self, Memory};
 use super::output::{Output, Writer};
 use super::params::{self, Params};
-use super::virtio::VirtioDevices;
-use super::{BootError, layout, start};
-use super::{acpi, firmware};
+use super::virtio::{self, VirtioDevices};
+use super::{BootError, acpi, firmware, layout, msrs, start};
 use crate::devices::Devices;
+use crate::devices::keyboard::{Keyboard, ScreenSize};
 use crate::devices::power::{Power, PowerEvent};
 use crate::devices::serial::{self, Serial};
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::console::{Console as VirtioConsole, Port};
 use crate::devices::virtio::rng::Rng;
 use crate::hv::kvm::board_cpu::BoardCpu;
+use crate::hv::kvm::msr_filter::Filtered;
 use crate::hv::kvm::vm::{self, Vm};
 
-/// MSRs every processor starts with, besides what KVM gives after a reset.
-const MSRS: [(u32, u64); 2] = [
-    // IA32_MTRR_DEF_TYPE: on, write-back, no ranges.
-    (0x2ff, 1 << 11 | 6),
-    // IA32_MISC_ENABLE: fast strings.
-    (0x1a0, 1),
-];
+/// A console, and the device it belongs to.
+#[derive(Debug)]
+pub struct Attached {
+    /// The console.
+    pub console: Console,
+    /// What the guest writes there.
+    pub output: Arc<Output>,
+    /// What is typed there.
+    pub keyboard: Arc<dyn Keyboard>,
+}
 
 /// A machine that is ready to run.
 #[derive(Debug)]
@@ -44,12 +49,8 @@ pub struct Machine {
     pub cpus: Vec<BoardCpu>,
     /// Its devices.
     pub devices: Arc<Devices>,
-    /// The serial port.
-    pub serial: Arc<Serial>,
-    /// The console.
-    pub console: Console,
-    /// What the guest writes there.
-    pub output: Arc<Output>,
+    /// Its consoles that go somewhere.
+    pub consoles: Vec<Attached>,
     /// Where its end is told.
     pub ending: Arc<Ending>,
     /// Its virtio devices.
@@ -85,20 +86,30 @@ impl Machine {
             });
         }
         vm.create_board()?;
+        if vm.filter_msrs(msrs::may_read, msrs::may_write)? == Filtered::No {
+            tracing::warn!("this KVM filters no MSRs: the guest sees all that KVM knows");
+        }
         memory::add_slots(&vm, &memory)?;
         let cpus = processors(&vm, config.cpus)?;
         start::prepare(&cpus[0], &memory, image.entry)?;
 
         let ending = Arc::new(Ending::default());
-        let console = Console::open(&config.console)?;
-        let fd = super::output::copy(&console.output).map_err(BootError::Thread)?;
-        let output = Output::start(fd, console.full, &ending).map_err(BootError::Thread)?;
+        let mut consoles = Vec::new();
         let mut devices = Devices::default();
         power(&ending).add_to(&mut devices)?;
-        let writer = Box::new(Writer(Arc::clone(&output)));
-        let serial = Serial::new(vm.interrupt(serial::IRQ)?, writer);
-        devices.add_ports(serial::COM1, serial::PORTS, serial.clone())?;
+        let interrupt = vm.interrupt(serial::IRQ)?;
+        let serial = attach(
+            &mut consoles,
+            config.serial.as_ref(),
+            &ending,
+            |_, output| Serial::new(interrupt, output),
+        )?;
+        devices.add_ports(serial::COM1, serial::PORTS, serial)?;
 
+        let others = 1 + usize::from(config.virtio_console.is_some());
+        if config.disks.len() + others > virtio::MOST {
+            return Err(BootError::TooManyDisks(virtio::MOST - others));
+        }
         let mut virtio = VirtioDevices::new(&vm, &memory, &ending)?;
         for disk in &config.disks {
             virtio.add(&mut devices, |name| {
@@ -106,6 +117,10 @@ impl Machine {
             })?;
         }
         virtio.add(&mut devices, |_| Ok(Box::new(Rng)))?;
+        if let Some(choice) = &config.virtio_console {
+            let device = virtio_console(&mut consoles, choice, &ending)?;
+            virtio.add(&mut devices, |_| Ok(Box::new(device)))?;
+        }
 
         let tables = acpi::tables(config.cpus, virtio.places());
         params::write(&memory, layout::ACPI, &tables)?;
@@ -114,13 +129,47 @@ impl Machine {
             memory,
             cpus,
             devices: Arc::new(devices),
-            serial,
-            console,
-            output,
+            consoles,
             ending,
             virtio,
         })
     }
+}
+
+/// Opens a console, if one is chosen, and makes its device, which is told the screen's size and writes
+/// to it.
+fn attach<D: Keyboard + 'static>(
+    consoles: &mut Vec<Attached>,
+    choice: Option<&ConsoleChoice>,
+    ending: &Arc<Ending>,
+    make: impl FnOnce(Option<ScreenSize>, Box<dyn std::io::Write + Send>) -> Arc<D>,
+) -> Result<Arc<D>, BootError> {
+    let Some(choice) = choice else {
+        return Ok(make(None, Box::new(std::io::sink())));
+    };
+    let console = Console::open(choice)?;
+    let fd = super::output::copy(&console.output).map_err(BootError::Thread)?;
+    let output = Output::start(fd, console.full, ending).map_err(BootError::Thread)?;
+    let device = make(console.size(), Box::new(Writer(Arc::clone(&output))));
+    consoles.push(Attached {
+        console,
+        output,
+        keyboard: device.clone(),
+    });
+    Ok(device)
+}
+
+fn virtio_console(
+    consoles: &mut Vec<Attached>,
+    choice: &ConsoleChoice,
+    ending: &Arc<Ending>,
+) -> Result<VirtioConsole, BootError> {
+    let mut writer = None;
+    let port = attach(consoles, Some(choice), ending, |size, output| {
+        writer = Some(output);
+        Port::new(size)
+    })?;
+    Ok(VirtioConsole::new(&port, writer.expect("made above")))
 }
 
 fn processors(vm: &Arc<Vm>, count: u8) -> Result<Vec<BoardCpu>, BootError> {
@@ -133,7 +182,7 @@ fn processors(vm: &Arc<Vm>, count: u8) -> Result<Vec<BoardCpu>, BootError> {
         let leaves = cpuid::leaves(vm.supported_cpuid(), shape, id);
         let leaves = CpuId::from_entries(&leaves).expect("no more leaves than KVM has");
         let cpu = BoardCpu::new(vm, id, &leaves)?;
-        cpu.set_msrs(&MSRS)?;
+        cpu.set_msrs(&msrs::AT_START)?;
         cpus.push(cpu);
     }
     Ok(cpus)

@@ -7,13 +7,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use super::BootError;
 use super::config::BootConfig;
+use super::console::Screen;
 use super::end::{End, Ending, Watch};
-use super::machine::Machine;
+use super::machine::{Attached, Machine};
 use super::stats::{BootReport, Counters};
 use super::terminal::RawMode;
 use crate::devices::Devices;
@@ -38,15 +39,24 @@ pub struct Ended {
 /// It could not be started. Once it runs, whatever happens is an [`End`].
 pub fn boot(config: &BootConfig, say: impl Fn(&str)) -> Result<Ended, BootError> {
     let mut machine = Machine::new(config)?;
-    let raw = Arc::new(machine.console.enter()?);
-    let signals = watch_signals(&machine.ending, &raw)?;
-    // Now keys are the guest's.
-    if let Some(notice) = &machine.console.notice {
-        say(notice);
+    let mut terminal = Terminal::default();
+    for Attached {
+        console, keyboard, ..
+    } in &machine.consoles
+    {
+        terminal.raw = terminal.raw.or(console.enter()?);
+        terminal.screens.extend(console.screen(keyboard)?);
     }
-    machine
-        .console
-        .start_input(&machine.serial, &machine.ending)?;
+    let terminal = Arc::new(terminal);
+    let signals = watch_signals(&machine.ending, &terminal)?;
+    // Now keys are the guest's.
+    for attached in &mut machine.consoles {
+        let console = &mut attached.console;
+        if let Some(notice) = &console.notice {
+            say(notice);
+        }
+        console.start_input(&attached.keyboard, &machine.ending)?;
+    }
     let counters = Arc::new(Counters::default());
     let started = Instant::now();
     let threads = start_cpus(&mut machine, &counters)?;
@@ -54,12 +64,14 @@ pub fn boot(config: &BootConfig, say: impl Fn(&str)) -> Result<Ended, BootError>
     let end = machine.ending.wait(deadline);
     let elapsed = started.elapsed();
 
-    machine.output.finish(PATIENCE);
+    for attached in &machine.consoles {
+        attached.output.finish(PATIENCE);
+    }
     threads.wait_for_the_end(PATIENCE);
     machine.virtio.stop(PATIENCE);
     signals.close();
     // Whoever still holds it is about to end with the process.
-    drop(raw);
+    drop(terminal);
     let report = BootReport {
         end: end.word(),
         cpus: config.cpus,
@@ -71,15 +83,22 @@ pub fn boot(config: &BootConfig, say: impl Fn(&str)) -> Result<Ended, BootError>
     Ok(Ended { end, report })
 }
 
-/// Ends the machine on a signal, and makes the terminal raw again after a stop.
+/// The person's terminal, if there is one, and everything else that has a size.
+#[derive(Debug, Default)]
+struct Terminal {
+    raw: Option<RawMode>,
+    screens: Vec<Screen>,
+}
+
+/// Ends the machine on a signal; makes the terminal raw again after a stop, and tells of its size.
 fn watch_signals(
     ending: &Arc<Ending>,
-    raw: &Arc<Option<RawMode>>,
+    terminal: &Arc<Terminal>,
 ) -> Result<signal_hook::iterator::Handle, BootError> {
-    let mut signals =
-        Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGCONT]).map_err(BootError::Thread)?;
+    let taken = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGCONT, SIGWINCH];
+    let mut signals = Signals::new(taken).map_err(BootError::Thread)?;
     let handle = signals.handle();
-    let (ending, raw) = (Arc::clone(ending), Arc::downgrade(raw));
+    let (ending, terminal) = (Arc::clone(ending), Arc::downgrade(terminal));
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
@@ -88,12 +107,12 @@ fn watch_signals(
                 thread: "signal",
             };
             for signal in signals.forever() {
-                if signal != SIGCONT {
-                    ending.tell(End::Signal(signal));
-                } else if let Some(raw) = raw.upgrade()
-                    && let Some(raw) = raw.as_ref()
-                {
-                    raw.again();
+                let terminal = terminal.upgrade();
+                match (signal, terminal.as_deref()) {
+                    (SIGCONT, Some(Terminal { raw: Some(raw), .. })) => raw.again(),
+                    (SIGWINCH, Some(terminal)) => terminal.screens.iter().for_each(Screen::look),
+                    (SIGCONT | SIGWINCH, _) => {}
+                    (signal, _) => ending.tell(End::Signal(signal)),
                 }
             }
         })

@@ -17,7 +17,7 @@ use crate::hv::kvm::board;
 use crate::hv::kvm::vm::Vm;
 
 /// Most devices: one for each input of the I/O APIC that is left.
-const MOST: usize = (layout::IO_APIC_INPUTS - layout::VIRTIO_IRQ) as usize;
+pub const MOST: usize = (layout::IO_APIC_INPUTS - layout::VIRTIO_IRQ) as usize;
 
 /// The machine's virtio devices.
 #[derive(Debug)]
@@ -69,6 +69,9 @@ impl VirtioDevices {
             .collect::<Result<Vec<_>, _>>()?;
         let line = self.vm.interrupt(gsi)?;
         let transport = Transport::new(device, &self.memory, line);
+        let copies = doorbells.iter().map(EventFd::try_clone);
+        let copies = copies.collect::<Result<_, _>>();
+        transport.connect(copies.map_err(BootError::Thread)?);
         devices.add_memory(base, layout::VIRTIO_STEP, transport.clone())?;
         let stop = self.stop.try_clone().map_err(BootError::Thread)?;
         let ending = Arc::clone(&self.ending);

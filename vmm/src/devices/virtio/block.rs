@@ -4,13 +4,10 @@
 //! it; after a flush it is on the host's disk as well. A driver that does not know flushes gets one
 //! with every write. Requests are answered in order.
 
-use std::fs::File;
+use std::borrow::Cow;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
-use rustix::io::Errno;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
@@ -20,12 +17,12 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 use virtio_queue::{Reader, Writer};
 
-use super::mmio::QUEUE_SIZE;
+use super::disk_file::{self, SECTOR, Storage};
+pub use super::disk_file::{Access, DiskError};
+use super::queue::QUEUE_SIZE;
 use super::{Request, VirtioDevice};
 
 const KIND: u32 = 2;
-/// Bytes of a sector.
-pub const SECTOR: u64 = 512;
 /// Bytes copied at a time.
 const CHUNK: usize = 128 << 10;
 /// Most bytes of one request.
@@ -35,49 +32,6 @@ const MOST_SECTORS: u32 = 1 << 16;
 const MOST_RANGES: u32 = 16;
 /// Bytes of such a range's description.
 const RANGE: usize = 16;
-
-/// Why a disk cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// It cannot be opened or read.
-    #[error("disk {}", path.display())]
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// The host's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// Not a regular file.
-    #[error("disk {}: not a regular file", path.display())]
-    NotAFile {
-        /// Its path.
-        path: PathBuf,
-    },
-    /// Not a whole number of sectors.
-    #[error("disk {}: {bytes} bytes are not one or more sectors of 512", path.display())]
-    Size {
-        /// Its path.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
-    },
-    /// Another process uses it.
-    #[error("disk {}: another machine uses it", path.display())]
-    Locked {
-        /// Its path.
-        path: PathBuf,
-    },
-}
-
-/// Whether a disk can be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// It cannot; several machines may use it at once.
-    ReadOnly,
-    /// It can; nobody else may use it.
-    ReadWrite,
-}
 
 /// Whether a driver is to be told that something is written before it is on the host's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +43,7 @@ enum Cache {
 /// A disk. What it remembers is in its file and in its queue.
 #[derive(Debug)]
 pub struct Block {
-    file: File,
+    storage: Box<dyn Storage>,
     sectors: u64,
     access: Access,
     cache: Cache,
@@ -118,53 +72,18 @@ impl Block {
     /// # Errors
     /// It cannot be opened, is not a regular file of whole sectors, or is in use.
     pub fn open(path: &Path, access: Access, id: &str) -> Result<Self, DiskError> {
-        let failed = |source| DiskError::File {
-            path: path.to_owned(),
-            source,
-        };
-        let file = File::options()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            // A FIFO must not keep us waiting.
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            return Err(DiskError::NotAFile {
-                path: path.to_owned(),
-            });
-        }
-        let how = match access {
-            Access::ReadOnly => FlockOperation::NonBlockingLockShared,
-            Access::ReadWrite => FlockOperation::NonBlockingLockExclusive,
-        };
-        match flock(&file, how) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                return Err(DiskError::Locked {
-                    path: path.to_owned(),
-                });
-            }
-            Err(error) => return Err(failed(error.into())),
-        }
-        let bytes = metadata.len();
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
-            return Err(DiskError::Size {
-                path: path.to_owned(),
-                bytes,
-            });
-        }
-        Ok(Self::with(file, bytes / SECTOR, access, id))
+        let (file, bytes) = disk_file::open(path, access)?;
+        Ok(Self::new(Box::new(file), bytes / SECTOR, access, id))
     }
 
-    fn with(file: File, sectors: u64, access: Access, name: &str) -> Self {
+    /// A disk of `sectors` that are in `storage`.
+    pub(super) fn new(storage: Box<dyn Storage>, sectors: u64, access: Access, name: &str) -> Self {
         let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
         for (to, from) in id.iter_mut().zip(name.bytes()) {
             *to = from;
         }
         Self {
-            file,
+            storage,
             sectors,
             access,
             cache: Cache::WriteThrough,
@@ -200,7 +119,7 @@ impl Block {
         let mut at = self.place(sector, left as u64)?;
         while left > 0 {
             let part = left.min(CHUNK);
-            self.file.read_exact_at(&mut self.buffer[..part], at)?;
+            self.storage.read_at(&mut self.buffer[..part], at)?;
             to.write_all(&self.buffer[..part])?;
             at += part as u64;
             left -= part;
@@ -218,7 +137,7 @@ impl Block {
         while left > 0 {
             let part = left.min(CHUNK);
             from.read_exact(&mut self.buffer[..part])?;
-            self.file.write_all_at(&self.buffer[..part], at)?;
+            self.storage.write_at(&self.buffer[..part], at)?;
             at += part as u64;
             left -= part;
         }
@@ -226,10 +145,10 @@ impl Block {
     }
 
     /// With a driver that knows no flushes, everything is flushed at once.
-    fn settle(&self) -> Result<(), Refused> {
+    fn settle(&mut self) -> Result<(), Refused> {
         match self.cache {
             Cache::WriteBack => Ok(()),
-            Cache::WriteThrough => Ok(self.file.sync_data()?),
+            Cache::WriteThrough => Ok(self.storage.flush()?),
         }
     }
 
@@ -283,19 +202,18 @@ impl Block {
     }
 
     fn clear_range(&mut self, how: Clear, mut at: u64, mut bytes: u64) -> Result<(), Refused> {
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match (fallocate(&self.file, punch, at, bytes), how) {
+        match (self.storage.punch(at, bytes), how) {
             (Ok(()), _) => return Ok(()),
             // A host file system without holes: discarding is only advice.
-            (Err(Errno::OPNOTSUPP), Clear::Discard) => return Ok(()),
-            (Err(Errno::OPNOTSUPP), Clear::Zero) => {}
-            (Err(error), _) => return Err(io::Error::from(error).into()),
+            (Err(error), Clear::Discard) if no_holes(&error) => return Ok(()),
+            (Err(error), Clear::Zero) if no_holes(&error) => {}
+            (Err(error), _) => return Err(error.into()),
         }
         self.buffer.fill(0);
         while bytes > 0 {
             let part = bytes.min(CHUNK as u64);
             let length = usize::try_from(part).expect("a chunk");
-            self.file.write_all_at(&self.buffer[..length], at)?;
+            self.storage.write_at(&self.buffer[..length], at)?;
             at += part;
             bytes -= part;
         }
@@ -310,13 +228,17 @@ impl Block {
         match u32::from_le_bytes([k0, k1, k2, k3]) {
             VIRTIO_BLK_T_IN => self.read(sector, to),
             VIRTIO_BLK_T_OUT => self.write(sector, from),
-            VIRTIO_BLK_T_FLUSH => Ok(self.file.sync_data()?),
+            VIRTIO_BLK_T_FLUSH => Ok(self.storage.flush()?),
             VIRTIO_BLK_T_GET_ID => Ok(to.write_all(&self.id)?),
             VIRTIO_BLK_T_DISCARD => self.clear(Clear::Discard, from),
             VIRTIO_BLK_T_WRITE_ZEROES => self.clear(Clear::Zero, from),
             _ => Err(Refused::Unsupported),
         }
     }
+}
+
+fn no_holes(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
 }
 
 /// The two ways to make sectors empty.
@@ -365,8 +287,8 @@ impl VirtioDevice for Block {
         1
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn start(&mut self, features: u64) {

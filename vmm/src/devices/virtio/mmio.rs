@@ -7,7 +7,7 @@
 //! A queue whose indices make no sense makes the device ask for a reset; nothing else happens.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -30,16 +30,15 @@ use virtio_bindings::bindings::virtio_mmio::{
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use virtio_queue::{Queue, QueueState, QueueT};
+use virtio_queue::{Queue, QueueT};
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Request, VirtioDevice};
+use super::queue::{self, Left, QUEUE_SIZE, QueueSaved};
+use super::{Bell, VirtioDevice};
 use crate::kernel::memory::Memory;
 
-/// Entries of a queue, at most.
-pub const QUEUE_SIZE: u16 = 256;
 /// The register that a driver writes when a queue has something; KVM watches it.
 pub const NOTIFY: u64 = virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 /// "virt".
@@ -60,26 +59,12 @@ struct Registers {
     queue: u32,
 }
 
-/// A queue, as data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the fields of virtio_queue::QueueState")]
-pub struct QueueSaved {
-    pub max_size: u16,
-    pub next_avail: u16,
-    pub next_used: u16,
-    pub event_idx_enabled: bool,
-    pub size: u16,
-    pub ready: bool,
-    pub desc_table: u64,
-    pub avail_ring: u64,
-    pub used_ring: u64,
-}
-
 /// Registers and queues, as data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportSaved {
     registers: Registers,
     interrupts: u32,
+    generation: u32,
     queues: Vec<QueueSaved>,
 }
 
@@ -100,6 +85,10 @@ pub struct Transport {
     memory: Memory,
     /// Reasons for the interrupt that the driver has not acknowledged.
     interrupts: AtomicU32,
+    /// Of the configuration space.
+    generation: AtomicU32,
+    /// The driver is ready; changed with the lock held.
+    running: AtomicBool,
     line: EventFd,
 }
 
@@ -107,15 +96,6 @@ impl std::fmt::Debug for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Transport").finish_non_exhaustive()
     }
-}
-
-/// Whether a queue still has something when its turn is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
-    /// Nothing, or nothing that can be done.
-    Nothing,
-    /// More: let others have the lock first.
-    More,
 }
 
 impl Transport {
@@ -131,8 +111,17 @@ impl Transport {
             }),
             memory: Arc::clone(memory),
             interrupts: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
+            running: AtomicBool::new(false),
             line,
         })
+    }
+
+    /// Gives the device its bell: `doorbells` are what the driver announces its queues by.
+    pub fn connect(self: &Arc<Self>, doorbells: Vec<EventFd>) {
+        let transport = Arc::downgrade(self);
+        let bell = Bell::new(transport, doorbells);
+        self.core.lock().device.connect(bell);
     }
 
     /// Registers and queues as they are.
@@ -142,7 +131,12 @@ impl Transport {
         TransportSaved {
             registers: core.registers,
             interrupts: self.interrupts.load(Ordering::SeqCst),
-            queues: core.queues.iter().map(|q| saved(&q.state())).collect(),
+            generation: self.generation.load(Ordering::SeqCst),
+            queues: core
+                .queues
+                .iter()
+                .map(|q| QueueSaved::of(&q.state()))
+                .collect(),
         }
     }
 
@@ -152,7 +146,7 @@ impl Transport {
     /// It is of another kind of device, or could not have been saved.
     pub fn restore(&self, saved: &TransportSaved) -> Result<(), RestoreError> {
         let mut core = self.core.lock();
-        let queues: Result<Vec<Queue>, _> = saved.queues.iter().map(restored).collect();
+        let queues: Result<Vec<Queue>, _> = saved.queues.iter().map(QueueSaved::queue).collect();
         let queues = queues.map_err(|_| RestoreError)?;
         let fits = |q: &Queue| q.max_size() == QUEUE_SIZE;
         if queues.len() != core.queues.len() || !queues.iter().all(fits) {
@@ -160,9 +154,13 @@ impl Transport {
         }
         core.queues = queues;
         core.registers = saved.registers;
-        if saved.registers.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+        let running = saved.registers.status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
+        if running {
             core.device.start(saved.registers.driver_features);
         }
+        // What the device said while it started, the driver knows already.
+        self.generation.store(saved.generation, Ordering::SeqCst);
+        self.running.store(running, Ordering::SeqCst);
         self.interrupts.store(saved.interrupts, Ordering::SeqCst);
         if saved.interrupts != 0 {
             let _ = self.line.write(1);
@@ -191,7 +189,7 @@ impl Transport {
         if !queue.ready() {
             return Left::Nothing;
         }
-        match answer_all(queue, &self.memory, device.as_mut(), index) {
+        match queue::answer_all(queue, &self.memory, device.as_mut(), index) {
             Ok(turn) => {
                 drop(core);
                 if turn.interrupt {
@@ -206,6 +204,14 @@ impl Transport {
                 self.interrupt(VIRTIO_MMIO_INT_CONFIG);
                 Left::Nothing
             }
+        }
+    }
+
+    /// Tells the driver that the configuration space has changed. Never waits.
+    pub(super) fn configuration_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        if self.running.load(Ordering::SeqCst) {
+            self.interrupt(VIRTIO_MMIO_INT_CONFIG);
         }
     }
 
@@ -235,7 +241,7 @@ impl Transport {
             VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |q| u32::from(q.max_size())),
             VIRTIO_MMIO_QUEUE_READY => queue.map_or(0, |q| u32::from(q.ready())),
             VIRTIO_MMIO_STATUS => registers.status,
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.generation.load(Ordering::SeqCst),
             // No shared memory regions.
             VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
             _ => 0,
@@ -255,12 +261,28 @@ impl Transport {
             VIRTIO_MMIO_QUEUE_SEL => core.registers.queue = value,
             VIRTIO_MMIO_STATUS if value == 0 => {
                 core.reset();
+                self.running.store(false, Ordering::SeqCst);
                 self.interrupts.store(0, Ordering::SeqCst);
             }
-            VIRTIO_MMIO_STATUS => core.set_status(value),
+            VIRTIO_MMIO_STATUS => {
+                if core.set_status(value) == Progress::Started {
+                    self.running.store(true, Ordering::SeqCst);
+                    let features = core.registers.driver_features;
+                    core.device.start(features);
+                }
+            }
             offset => core.configure_queue(offset, value),
         }
     }
+}
+
+/// What writing the status did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// The driver has become ready.
+    Started,
+    /// It was already, or is not yet.
+    Other,
 }
 
 impl Core {
@@ -288,7 +310,7 @@ impl Core {
 
     /// Bits are only ever added; FEATURES_OK only for features that were offered, DRIVER_OK only
     /// after it.
-    fn set_status(&mut self, value: u32) {
+    fn set_status(&mut self, value: u32) -> Progress {
         let registers = &self.registers;
         let (old, features) = (registers.status, registers.driver_features);
         let mut added = value & !old & !VIRTIO_CONFIG_S_NEEDS_RESET;
@@ -300,13 +322,14 @@ impl Core {
             added &= !VIRTIO_CONFIG_S_DRIVER_OK;
         }
         self.registers.status |= added;
-        if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
-            let events = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-            for queue in &mut self.queues {
-                queue.set_event_idx(events);
-            }
-            self.device.start(features);
+        if added & VIRTIO_CONFIG_S_DRIVER_OK == 0 {
+            return Progress::Other;
         }
+        let events = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        for queue in &mut self.queues {
+            queue.set_event_idx(events);
+        }
+        Progress::Started
     }
 
     fn configure_queue(&mut self, offset: u32, value: u32) {
@@ -333,86 +356,6 @@ impl Core {
             _ => {}
         }
     }
-}
-
-/// What came of a turn at a queue.
-struct Turn {
-    interrupt: bool,
-    left: Left,
-}
-
-fn answer_all(
-    queue: &mut Queue,
-    memory: &Memory,
-    device: &mut dyn VirtioDevice,
-    index: usize,
-) -> Result<Turn, virtio_queue::Error> {
-    if !queue.is_valid(&**memory) {
-        return Err(virtio_queue::Error::QueueNotReady);
-    }
-    let mut answered = 0;
-    let mut left = Left::More;
-    queue.disable_notification(&**memory)?;
-    // Each turn of this either answers, ends, or has seen the indices change.
-    for _ in 0..2 * u32::from(queue.size()) {
-        let Some(chain) = queue.pop_descriptor_chain(&**memory) else {
-            // Nothing, though there should be: the indices make no sense.
-            let waiting = queue.enable_notification(&**memory)?;
-            if !waiting {
-                left = Left::Nothing;
-                break;
-            }
-            let Some(available) = available(queue, memory)? else {
-                return Err(virtio_queue::Error::InvalidAvailRingIndex);
-            };
-            if available == 0 {
-                left = Left::Nothing;
-                break;
-            }
-            continue;
-        };
-        let head = chain.head_index();
-        let written = Request::new(memory, chain).map_or(0, |r| device.answer(index, r));
-        queue.add_used(&**memory, head, written)?;
-        answered += 1;
-    }
-    let interrupt = answered > 0 && queue.needs_notification(&**memory)?;
-    Ok(Turn { interrupt, left })
-}
-
-/// How many requests wait; None if there are more than the queue has room for.
-fn available(queue: &Queue, memory: &Memory) -> Result<Option<u16>, virtio_queue::Error> {
-    let index = queue.avail_idx(&**memory, Ordering::Acquire)?.0;
-    let count = index.wrapping_sub(queue.next_avail());
-    Ok((count <= queue.size()).then_some(count))
-}
-
-fn saved(q: &QueueState) -> QueueSaved {
-    QueueSaved {
-        max_size: q.max_size,
-        next_avail: q.next_avail,
-        next_used: q.next_used,
-        event_idx_enabled: q.event_idx_enabled,
-        size: q.size,
-        ready: q.ready,
-        desc_table: q.desc_table,
-        avail_ring: q.avail_ring,
-        used_ring: q.used_ring,
-    }
-}
-
-fn restored(q: &QueueSaved) -> Result<Queue, virtio_queue::Error> {
-    Queue::try_from(QueueState {
-        max_size: q.max_size,
-        next_avail: q.next_avail,
-        next_used: q.next_used,
-        event_idx_enabled: q.event_idx_enabled,
-        size: q.size,
-        ready: q.ready,
-        desc_table: q.desc_table,
-        avail_ring: q.avail_ring,
-        used_ring: q.used_ring,
-    })
 }
 
 impl DeviceMmio for Transport {

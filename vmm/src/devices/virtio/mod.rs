@@ -4,13 +4,21 @@
 //! processor's. It sees a request's buffers only through [`Request`], which has checked that they are
 //! the guest's memory.
 
+mod bell;
 pub mod block;
+pub mod console;
+mod disk_file;
 pub mod mmio;
+pub mod queue;
 pub mod rng;
 pub mod worker;
 
+use std::borrow::Cow;
+
 use virtio_queue::{DescriptorChain, Reader, Writer};
 use vm_memory::GuestMemoryMmap;
+
+pub use bell::Bell;
 
 /// What a device is, behind its registers and queues.
 pub trait VirtioDevice: Send {
@@ -24,10 +32,19 @@ pub trait VirtioDevice: Send {
     fn queues(&self) -> usize;
 
     /// Its configuration space.
-    fn config(&self) -> &[u8];
+    fn config(&self) -> Cow<'_, [u8]>;
+
+    /// Told once, before anything else: how to get the driver's attention.
+    fn connect(&mut self, _bell: Bell) {}
 
     /// The driver is ready, and has taken these features.
     fn start(&mut self, _features: u64) {}
+
+    /// Whether it has an answer for a request of this queue. If not, requests stay where they are until
+    /// [`Bell::look`].
+    fn ready(&self, _queue: usize) -> bool {
+        true
+    }
 
     /// Answers a request; returns how many bytes were written into it.
     fn answer(&mut self, queue: usize, request: Request<'_>) -> u32;

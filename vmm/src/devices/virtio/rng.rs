@@ -1,5 +1,6 @@
 //! A source of random bytes (virtio 1.2, 5.4): the host's.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -27,8 +28,8 @@ impl VirtioDevice for Rng {
         1
     }
 
-    fn config(&self) -> &[u8] {
-        &[]
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
     }
 
     fn answer(&mut self, _queue: usize, mut request: Request<'_>) -> u32 {

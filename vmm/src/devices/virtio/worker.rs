@@ -8,7 +8,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::mmio::{Left, Transport};
+use super::mmio::Transport;
+use super::queue::Left;
 
 /// Starts the thread. `doorbells` become readable when the driver announces the queue of the same
 /// index, `stop` when the machine ends; `failed` is called if the thread ends before that.

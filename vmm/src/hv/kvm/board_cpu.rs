@@ -58,8 +58,8 @@ pub enum Access {
 
 /// A virtual CPU.
 pub struct BoardCpu {
-    fd: VcpuFd,
-    vm: Arc<Vm>,
+    pub(super) fd: VcpuFd,
+    pub(super) vm: Arc<Vm>,
 }
 
 impl std::fmt::Debug for BoardCpu {

@@ -3,7 +3,9 @@
 pub mod area;
 pub mod board;
 pub mod board_cpu;
+pub mod board_state;
 mod ioctls;
+pub mod msr_filter;
 pub mod regs;
 pub mod vcpu;
 pub mod vm;
