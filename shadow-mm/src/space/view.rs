@@ -16,13 +16,13 @@ use crate::addr::{Level, Pfn, TABLE_ENTRIES, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::flush::TableEdits;
 use crate::manager::{Demand, Manager};
-use crate::outcome::{FaultKind, FaultOf, FaultOutcome};
+use crate::outcome::{FaultKind, FaultOf, FaultOutcome, IoTicket};
 use crate::pfn::{Owner, Taken, Want};
 use crate::proto::{Pending, Proto, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::space::books::Books;
 use crate::space::fault::{resolution, used, window};
-use crate::space::file_read::Started;
+use crate::space::file_read::{CLUSTER_MAX, CLUSTER_PAGES, Started};
 use crate::space::own::Owning;
 use crate::space::view_in::ViewIn;
 use crate::space::zap::drop_page;
@@ -104,8 +104,12 @@ impl<P: Platform> Manager<P> {
                         va: vpn.va(),
                         access,
                     };
-                    match self.start_read(&target.section, target.page, fault) {
-                        Started::Read(ticket) => return FaultOutcome::Read(ticket),
+                    let window = read_window(state, vpn);
+                    match self.start_read(&target.section, (target.page, window), fault) {
+                        Started::Read(ticket) => {
+                            note_read(state, vpn, window, &ticket);
+                            return FaultOutcome::Read(ticket);
+                        }
                         Started::NoMemory => return FaultOutcome::NoMemory,
                         Started::Again => {}
                     }
@@ -351,16 +355,48 @@ pub(crate) fn view_flags<B>(vad: &Vad<B>, sharing: Sharing) -> EntryFlags {
     }
 }
 
-/// The mapping's pages in the aligned window around one, or, if the guest walks upwards and pages were
-/// just made ahead of it, up to the last of those. All are translated by one leaf table.
+/// How many pages a read of a file at `vpn` should be for: more and more if the guest reads on where the
+/// last read ended.
+fn read_window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> u8 {
+    let around = state.vads.find(vpn).map(|vad| vad.around);
+    match around {
+        Some(around) if around.next == vpn.get() => {
+            let more = around.window.saturating_mul(2);
+            more.clamp(CLUSTER_PAGES, CLUSTER_MAX)
+        }
+        Some(_) | None => CLUSTER_PAGES,
+    }
+}
+
+/// Remembers where a read for the page at `vpn` ends.
+fn note_read<P: Platform>(
+    state: &mut SpaceState<P::Backing>,
+    vpn: Vpn,
+    window: u8,
+    ticket: &IoTicket<P>,
+) {
+    let end = ticket.first.get() + ticket.tokens.len() as u64;
+    if let Some(vad) = state.vads.find_mut(vpn) {
+        vad.around = FaultAround {
+            next: vpn.get() + end - ticket.wanted.get(),
+            window,
+        };
+    }
+}
+
+/// The mapping's pages in the window of the section around one, or, if the guest walks upwards and pages
+/// were just made ahead of it, up to the last of those. All are translated by one leaf table. The window is
+/// aligned as the section's pages are, so that what one read brings is mapped at once.
 fn around<B: Clone + Eq>(vad: &Vad<B>, vpn: Vpn) -> VpnRange {
-    let window = aligned(vad, vpn, MAP_AROUND);
-    let table_end = vpn.get() - vpn.get() % TABLE_ENTRIES as u64 + TABLE_ENTRIES as u64;
-    let end = window.end().max(vad.around.next).min(table_end);
-    let longer = VpnRange::between(window.start(), end);
-    longer
-        .and_then(|w| w.intersect(vad.range))
-        .unwrap_or(window)
+    let table = vpn.get() - vpn.get() % TABLE_ENTRIES as u64;
+    let before = vad.section_page(vpn).map_or(0, |p| p.get() % MAP_AROUND);
+    let start = vpn.get().saturating_sub(before).max(table);
+    let end = vpn.get() + MAP_AROUND - before;
+    let ahead = vad.around.next.min(vpn.get() + MAP_AROUND);
+    let end = end.max(ahead).min(table + TABLE_ENTRIES as u64);
+    let window = Vpn::new(start).and_then(|start| VpnRange::between(start, end));
+    let alone = VpnRange::new(vpn, 1).expect("a page is a range");
+    window.and_then(|w| w.intersect(vad.range)).unwrap_or(alone)
 }
 
 /// The mapping's pages in the aligned window of `pages` around one of them.
