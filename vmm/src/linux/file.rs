@@ -280,6 +280,15 @@ pub trait File: Debug + Send + Sync {
     /// What `/proc/PID/fd/N` shows, e.g. `pipe:[12]` or a path.
     fn name(&self, k: &Kernel) -> Vec<u8>;
 
+    /// It as data, from which it can be made again. The guest is stopped.
+    ///
+    /// # Errors
+    /// It could not be opened again.
+    fn saved(
+        &self,
+        s: &mut super::saved::Saver<'_>,
+    ) -> Result<super::saved::SavedFile, super::saved::Refused>;
+
     /// The kind as the one it is, for calls that work on one kind only.
     fn as_any(&self) -> &dyn std::any::Any;
 }

@@ -11,6 +11,7 @@ use super::time::Clock;
 use super::tty::Tty;
 use crate::locks::{Mutex, MutexGuard, rank};
 use crate::memory::Memory;
+use crate::snapshot::records::Identity;
 
 /// Limits a person sets.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +56,8 @@ pub struct Kernel {
     pub info: MachineInfo,
     /// Called when the first program's last thread ends, with its memory still there.
     pub main_ends: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Which of several guests made of one it is; unset if it was started.
+    pub identity: OnceLock<Identity>,
     state: Mutex<rank::KernelState, State>,
 }
 
@@ -83,6 +86,7 @@ impl Kernel {
             limits,
             info,
             main_ends: OnceLock::new(),
+            identity: OnceLock::new(),
             state: Mutex::new(State::new(root)),
         }
     }

@@ -22,6 +22,7 @@ pub mod net;
 pub mod offset;
 pub mod proc;
 pub mod process;
+pub mod saved;
 pub mod sched;
 pub mod signal;
 pub mod stdio;

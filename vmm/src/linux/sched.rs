@@ -90,6 +90,16 @@ impl Sched {
         WaitKey::Object(self.next_key.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The next key's number.
+    pub fn next_key(&self) -> u64 {
+        self.next_key.load(Ordering::Relaxed)
+    }
+
+    /// Keys made from now on have numbers from `least` on: smaller ones may be known to the guest.
+    pub fn keys_from(&self, least: u64) {
+        self.next_key.fetch_max(least, Ordering::Relaxed);
+    }
+
     /// To be read before looking at a condition that [`Sched::park`] may be called for.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::SeqCst)

@@ -23,6 +23,7 @@ use super::events::Events;
 use super::file::{Description, File, O_APPEND, Ready, SharedOffset, Stat};
 use super::kernel::Kernel;
 use super::process::{Fd, FdTable};
+use super::saved::{Refused, SavedFile, Saver};
 use super::sched::Sched;
 use super::tty::{Terminal, Tty};
 
@@ -201,6 +202,10 @@ impl File for HostFile {
         format!("host:[{}]", self.n).into_bytes()
     }
 
+    fn saved(&self, _: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Stdio(self.n))
+    }
+
     fn as_any(&self) -> &dyn std::any::Any {
         self
     }
@@ -334,6 +339,11 @@ impl HostStream {
         ready
     }
 
+    /// Its number.
+    pub(super) fn number(&self) -> i32 {
+        self.n
+    }
+
     /// The key a waiting thread is woken by, armed for `interest`.
     pub(super) fn arm(&self, interest: Ready, wait: &mut Wait) {
         self.events.arm(&self.fd, interest);
@@ -406,6 +416,10 @@ impl File for HostStream {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         format!("pipe:[{}]", self.n).into_bytes()
+    }
+
+    fn saved(&self, _: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Stdio(self.n))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -66,6 +66,25 @@ pub(crate) enum Turn {
     Exited,
 }
 
+/// Guest memory of ten MiB, without virtual CPUs. The first two would be the monitor's.
+pub(crate) fn memory() -> Arc<Memory> {
+    let range = |start, count| PfnRange {
+        start: Pfn::new(start),
+        count,
+    };
+    let layout = PoolLayout {
+        tables: range(512, 512),
+        data: range(1024, 1536),
+    };
+    let va = |at| GuestVa::new(at).unwrap();
+    let limits = Limits {
+        user_end: va(0x7f80_0000_0000),
+        min_va: va(0x1_0000),
+    };
+    let manager = Manager::new(Pool::new(2560).unwrap(), layout, limits).unwrap();
+    Arc::new(Memory::new(manager, Flushes::new(Paging::Hardware, 1)))
+}
+
 /// The machine.
 pub(crate) struct Machine {
     pub(crate) k: Kernel,
@@ -88,21 +107,7 @@ impl Machine {
 
     /// A machine with this file tree.
     pub(crate) fn with_mounts(mounts: Vec<MountSpec>) -> Self {
-        let range = |start, count| PfnRange {
-            start: Pfn::new(start),
-            count,
-        };
-        let layout = PoolLayout {
-            tables: range(1, 511),
-            data: range(512, 1536),
-        };
-        let va = |at| GuestVa::new(at).unwrap();
-        let limits = Limits {
-            user_end: va(0x7f80_0000_0000),
-            min_va: va(0x1_0000),
-        };
-        let manager = Manager::new(Pool::new(2048).unwrap(), layout, limits).unwrap();
-        let memory = Arc::new(Memory::new(manager, Flushes::new(Paging::Hardware, 1)));
+        let memory = memory();
         let limits = KernelLimits {
             max_procs: 4,
             max_threads: 8,
@@ -117,6 +122,14 @@ impl Machine {
             limits,
             info: MachineInfo::default(),
         });
+        Self {
+            k,
+            table: Table::default(),
+        }
+    }
+
+    /// A machine around a kernel that is there.
+    pub(crate) fn of(k: Kernel) -> Self {
         Self {
             k,
             table: Table::default(),

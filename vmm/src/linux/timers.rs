@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Errno;
@@ -11,6 +12,8 @@ use super::fd::eventfd::anonymous_stat;
 use super::fd::table::O_CLOEXEC;
 use super::file::{Description, File, O_NONBLOCK, Ready, Stat};
 use super::kernel::Kernel;
+use super::saved::error::Damaged;
+use super::saved::{Refused, SavedFile, Saver};
 use super::sched::Sched;
 use super::time::Timespec;
 use super::time::calls::ClockKind;
@@ -42,7 +45,7 @@ const TFD_TIMER_ABSTIME: u32 = 1;
 const TFD_TIMER_CANCEL_ON_SET: u32 = 2;
 
 /// When a timer expires, in nanoseconds of `CLOCK_MONOTONIC`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Schedule {
     /// First expiry not yet read; `None` if it is disarmed.
     next: Option<u64>,
@@ -91,6 +94,27 @@ pub struct TimerFd {
     edges: AtomicU64,
 }
 
+/// A timer as data. `CLOCK_MONOTONIC` goes on where it was, so what is left stays left.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedTimer {
+    clock: i32,
+    schedule: Schedule,
+    edges: u64,
+}
+
+impl SavedTimer {
+    pub(in crate::linux) fn load(self, sched: &Arc<Sched>) -> Result<Arc<TimerFd>, Damaged> {
+        let clock = ClockKind::new(self.clock).ok().filter(|c| c.is_timers());
+        Ok(Arc::new(TimerFd {
+            clock: clock.ok_or(Damaged("a timer's clock"))?,
+            schedule: Mutex::new(self.schedule),
+            sched: Arc::clone(sched),
+            key: sched.new_key(),
+            edges: AtomicU64::new(self.edges),
+        }))
+    }
+}
+
 impl File for TimerFd {
     fn read(&self, k: &Kernel, _: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         let into = buf.get_mut(..8).ok_or(Errno::INVAL)?;
@@ -134,6 +158,14 @@ impl File for TimerFd {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         b"anon_inode:[timerfd]".to_vec()
+    }
+
+    fn saved(&self, _: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Timer(SavedTimer {
+            clock: self.clock.id(),
+            schedule: *self.schedule.lock(),
+            edges: self.edges.load(Ordering::Relaxed),
+        }))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -2,32 +2,22 @@
 
 use std::sync::Arc;
 
-use guest::abi::{self, frame};
-use vm_memory::VolatileSlice;
-
-use super::hardware::{Hardware, HardwareError};
+use super::bare::{Bare, Wanted};
+use super::hardware::Hardware;
 use super::inspector::Inspector;
 use super::program;
-use super::stats::Counters;
-use super::strace::Strace;
 use super::worker::Shared;
 use super::{RunError, host_io::HostIo};
-use crate::config::{Commit, RunConfig};
+use crate::config::RunConfig;
 use crate::control::server::Server;
 use crate::hv::kvm::vcpu::Vcpu;
-use crate::linux::exec::MachineInfo;
 use crate::linux::file::Location;
 use crate::linux::fs::{Caller, Vfs};
 use crate::linux::kernel::{Kernel, KernelLimits, KernelParts};
 use crate::linux::proc::{FirstProcess, first_process};
 use crate::linux::process::Credentials;
-use crate::linux::sched::Sched;
-use crate::linux::stdio;
-use crate::linux::table::Table;
-use crate::linux::time::{Clock, TscInfo};
-use crate::linux::vdso;
+use crate::linux::time::Clock;
 use crate::locks::{Mutex, rank};
-use crate::memory::{FRAME, Memory, PageFile};
 
 /// Threads a machine may have, for each process it may have.
 const THREADS_PER_PROCESS: usize = 16;
@@ -46,32 +36,6 @@ pub struct Machine {
     pub(super) inspector: Option<Arc<Inspector>>,
     /// The thread that answers those who ask.
     pub(super) control: Option<Server>,
-}
-
-/// The vDSO's data page.
-#[must_use]
-pub fn vdso_page(memory: &Memory) -> VolatileSlice<'_> {
-    memory
-        .manager
-        .store()
-        .bytes(frame::VDSO_DATA * FRAME as u64, FRAME)
-}
-
-/// What programs are told about the machine.
-fn info(hardware: &Hardware) -> MachineInfo {
-    let vm = &hardware.vm;
-    // A signal frame: the extended state, and what Linux puts around it.
-    let xsave = u64::from(vm.cpuid(0xd, 0, 1)).max(512 + 64);
-    MachineInfo {
-        hwcap: u64::from(vm.cpuid(1, 0, 3)),
-        hwcap2: if hardware.profile.cr4 & crate::hv::kvm::regs::CR4_FSGSBASE != 0 {
-            2
-        } else {
-            0
-        },
-        minsigstksz: xsave + 1024,
-        vdso: Some(abi::VDSO_CODE_VA),
-    }
 }
 
 /// The guest runs as who runs the VMM: files show the same owners inside and outside.
@@ -98,66 +62,31 @@ impl Machine {
     /// The program cannot be run, or the host cannot make a machine.
     pub fn build(config: &RunConfig) -> Result<Self, RunError> {
         let found = program::find(config)?;
-        let hardware = Hardware::new(config.memory, config.cpus)?;
-        if let Some(wanted) = &config.page_file {
-            let file = PageFile::create(&wanted.dir, wanted.bytes)?;
-            let added = hardware.memory.add_page_file(file);
-            added.map_err(HardwareError::Layout)?;
-        }
-        if config.commit == Commit::Limited {
-            hardware.memory.limit_commit();
-        }
+        let bare = Bare::new(&Wanted {
+            memory: config.memory,
+            page_file: config.page_file.clone(),
+            commit: config.commit,
+            cpus: config.cpus,
+            strace: config.strace,
+        })?;
         if config.guard_alloc {
-            hardware.memory.guard.get_or_init(Default::default);
+            bare.hardware.memory.guard.get_or_init(Default::default);
         }
-        hardware.map_vdso(vdso::image())?;
-        let cpus = (0..config.cpus as u64)
-            .map(|index| hardware.vcpu(index))
-            .collect::<Result<Vec<_>, HardwareError>>()?;
-        let supervisor_tables = hardware.memory.manager.stats().tables.active;
-
-        let sched = Arc::new(Sched::default());
-        let idle = Arc::downgrade(&sched);
-        let wake = move || idle.upgrade().is_some_and(|sched| sched.wake_idle());
-        hardware.memory.flushes.set_wake_idle(Box::new(wake));
-        let stdio = stdio::inherit(&sched).map_err(RunError::Thread)?;
-        let tsc = if hardware.profile.tsc_is_hosts {
-            TscInfo::probe(0, None)
-        } else {
-            TscInfo::unusable()
-        };
-        let vfs = Vfs::new(found.mounts, config.memory)?;
-        let kernel = Arc::new(Kernel::new(KernelParts {
-            memory: Arc::clone(&hardware.memory),
-            sched,
-            clock: Arc::new(Clock::new(tsc)),
-            vfs,
+        let stdio = bare.stdio()?;
+        let kernel = Kernel::new(KernelParts {
+            memory: Arc::clone(&bare.hardware.memory),
+            sched: Arc::clone(&bare.sched),
+            clock: Arc::new(Clock::new(bare.tsc())),
+            vfs: Vfs::new(found.mounts, config.memory)?,
             tty: stdio.tty,
             limits: KernelLimits {
                 max_procs: config.max_procs,
                 max_threads: (config.max_procs * THREADS_PER_PROCESS).min(MAX_THREADS),
                 cpus: config.cpus,
             },
-            info: info(&hardware),
-        }));
-        let machine = Self {
-            hardware,
-            shared: Arc::new(Shared {
-                kernel,
-                table: Table::default(),
-                counters: Counters::default(),
-                strace: config.strace.then(Strace::default),
-            }),
-            cpus: Mutex::new(cpus),
-            io: HostIo::new(stdio.events),
-            supervisor_tables,
-            inspector: None,
-            control: None,
-        };
-        let kernel = &machine.shared.kernel;
-        kernel
-            .clock
-            .publish(&vdso_page(&kernel.memory), machine.cpu_source());
+            info: bare.info(),
+        });
+        let machine = bare.with(kernel, HostIo::new(stdio.events));
         machine.start_program(config, found.path, stdio.files)?;
         Ok(machine)
     }

@@ -14,6 +14,7 @@ use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
 use crate::memory::{GuardCounters, Memory, Writeback};
 
+pub mod bare;
 pub mod builder;
 pub mod fpu;
 pub mod hardware;
@@ -27,6 +28,7 @@ pub mod strace;
 pub mod trap;
 pub mod worker;
 
+pub use bare::Wanted;
 pub use builder::Machine;
 use hardware::HardwareError;
 use report::{MemoryReport, Report};
@@ -86,6 +88,15 @@ pub enum RunError {
         /// Why.
         errno: rustix::io::Errno,
     },
+    /// The memory of a guest that is made again cannot be loaded.
+    #[error("the guest's memory cannot be loaded")]
+    Image(#[source] crate::snapshot::records::MemoryError),
+    /// A guest cannot be made of its records.
+    #[error(transparent)]
+    Restore(#[from] crate::snapshot::records::RestoreError),
+    /// A machine without processors was asked for.
+    #[error("a machine needs a processor")]
+    NoCpu,
     /// A virtual CPU stopped working.
     #[error("a virtual CPU stopped working (vmm doctor tells more)")]
     Cpu(#[source] CpuError),
@@ -263,7 +274,7 @@ impl Machine {
                     timed_out.store(true, Ordering::SeqCst);
                     kernel.sched.end();
                 }
-                let page = builder::vdso_page(&kernel.memory);
+                let page = crate::linux::vdso::page(&kernel.memory);
                 let clock = kernel.clock.tick(Some(&page), cpu_source);
                 let timers = crate::linux::proc::timers_due(&kernel);
                 [limit, clock, timers].into_iter().flatten().min()

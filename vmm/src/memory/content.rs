@@ -64,6 +64,9 @@ pub trait Content: Debug + Send + Sync {
 
     /// Guest path, for `/proc/PID/maps`.
     fn path(&self) -> Vec<u8>;
+
+    /// The kind as the one it is.
+    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
 }
 
 /// Handle of a file's content. Two are equal if they are the same open file.

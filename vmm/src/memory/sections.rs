@@ -187,6 +187,12 @@ impl MappedFile {
         self.stored_to.load(Ordering::Acquire)
     }
 
+    /// Whether a store through a mapping is known of and not written to the file.
+    #[must_use]
+    pub fn is_modified(&self, memory: &Memory) -> bool {
+        memory.manager.section_modified(&self.section)
+    }
+
     /// Whether anybody has a handle of the section but this record.
     fn is_mapped(&self) -> bool {
         self.section.handles() > 1

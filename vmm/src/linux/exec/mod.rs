@@ -48,6 +48,20 @@ pub struct MachineInfo {
     pub minsigstksz: u64,
     /// `AT_SYSINFO_EHDR`: where the vDSO is mapped.
     pub vdso: Option<u64>,
+    /// What CPUID says the processor can do: words of bits, each of which promises something.
+    pub features: [u32; 9],
+}
+
+impl MachineInfo {
+    /// Whether a program that was told `other` is right on this machine.
+    #[must_use]
+    pub fn can_run(&self, other: &Self) -> bool {
+        let promised = self.features.iter().zip(&other.features);
+        let kept = |(have, told): (&u32, &u32)| told & !have == 0;
+        promised.into_iter().all(kept)
+            && self.hwcap2 & other.hwcap2 == other.hwcap2
+            && self.vdso == other.vdso
+    }
 }
 
 /// `value` rounded down to a page.

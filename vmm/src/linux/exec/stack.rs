@@ -51,6 +51,14 @@ pub mod at {
     pub const MINSIGSTKSZ: u64 = 51;
 }
 
+/// Where the random bytes of `AT_RANDOM` are, by an auxiliary vector.
+pub(in crate::linux) fn random_at(auxv: &[u8]) -> Option<u64> {
+    let words = auxv.as_chunks::<8>().0.as_chunks::<2>().0;
+    let pairs = words.iter().map(|pair| pair.map(u64::from_le_bytes));
+    let mut random = pairs.filter(|[key, _]| *key == at::RANDOM);
+    random.next().map(|[_, value]| value)
+}
+
 /// A program's arguments and environment, without NULs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Strings {

@@ -12,12 +12,17 @@ use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, Stop, SysResult, Wait, WaitKey};
 use super::super::file::{Description, File, Ready, Stat};
 use super::super::kernel::Kernel;
+use super::super::saved::{Refused, SavedFile, Saver};
 use super::super::sched::Sched;
 use super::super::time::Timespec;
 use super::eventfd::anonymous_stat;
 use super::poll::{Patience, take_mask};
 use super::table::O_CLOEXEC;
 use crate::locks::{Mutex, rank};
+
+mod saved;
+
+pub use saved::SavedMember;
 
 const WAIT: &[Arg] = &[Arg::Fd, Arg::Hex, Arg::Int, Arg::Int, Arg::Hex, Arg::Int];
 
@@ -252,6 +257,10 @@ impl File for Epoll {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         b"anon_inode:[eventpoll]".to_vec()
+    }
+
+    fn saved(&self, _: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Epoll)
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, SysResult, WaitKey};
 use super::super::file::{Description, File, O_NONBLOCK, Ready, Stat};
 use super::super::kernel::Kernel;
+use super::super::saved::error::{Damaged, require};
+use super::super::saved::{Refused, SavedFile, Saver};
 use super::super::sched::Sched;
 use super::table::O_CLOEXEC;
 use crate::locks::{Mutex, rank};
@@ -47,7 +51,7 @@ pub(in super::super) fn anonymous_stat() -> Stat {
 }
 
 /// What a read takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Takes {
     All,
     One,
@@ -116,6 +120,23 @@ impl EventFd {
     }
 }
 
+/// An event counter as data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedEvent {
+    count: u64,
+    takes: Takes,
+    edges: u64,
+}
+
+impl SavedEvent {
+    pub(in crate::linux) fn load(self, sched: &Arc<Sched>) -> Result<Arc<EventFd>, Damaged> {
+        require(self.count <= MAX, "an event counter's value")?;
+        let mut event = EventFd::new(sched, self.count, self.takes);
+        event.edges = AtomicU64::new(self.edges);
+        Ok(Arc::new(event))
+    }
+}
+
 impl File for EventFd {
     fn read(&self, _: &Kernel, _: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         let into = buf.get_mut(..8).ok_or(Errno::INVAL)?;
@@ -147,6 +168,14 @@ impl File for EventFd {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         b"anon_inode:[eventfd]".to_vec()
+    }
+
+    fn saved(&self, _: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Event(SavedEvent {
+            count: *self.count.lock(),
+            takes: self.takes,
+            edges: self.edges.load(Ordering::Relaxed),
+        }))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

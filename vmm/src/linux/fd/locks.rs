@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
+use serde::{Deserialize, Serialize};
+
 use super::super::Errno;
 use super::super::call::WaitKey;
 use super::super::file::Description;
@@ -11,6 +13,10 @@ use super::super::kernel::Kernel;
 use super::super::process::Pid;
 use super::super::sched::Sched;
 use crate::locks::{Mutex, rank};
+
+mod saved;
+
+pub use saved::SavedLocks;
 
 /// Most locks a machine may hold; more gives `ENOLCK`.
 const MAX_LOCKS: usize = 1 << 16;
@@ -40,7 +46,7 @@ impl PartialEq for Owner {
 }
 
 /// Shared or exclusive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// `F_RDLCK`.
     Read,

@@ -9,6 +9,7 @@ use super::synth::{Node, Synth};
 use super::{Caller, Link, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT};
 use crate::linux::file::{Description, File, Location, Stat};
 use crate::linux::kernel::Kernel;
+use crate::linux::saved::{Refused, SavedFile, Saver};
 
 /// The tree.
 #[derive(Debug)]
@@ -190,6 +191,10 @@ impl File for Device {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         format!("/dev/{}", self.name).into_bytes()
+    }
+
+    fn saved(&self, _: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Device(self.at.clone()))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -8,19 +8,34 @@ use super::budget::{Budget, Charge};
 use super::{Caller, S_IFDIR, S_IFMT};
 use crate::linux::file::{Change, DirEntry, File, Location, Stat};
 use crate::linux::kernel::Kernel;
+use crate::linux::saved::{Refused, SavedFile, Saver};
 use crate::locks::{Mutex, rank};
 
 /// An open directory: its place, and the entries as they were when its reading began.
 #[derive(Debug)]
 pub struct DirFile {
-    at: Location,
-    snapshot: Mutex<rank::DirSnapshot, Option<Snapshot>>,
+    pub(super) at: Location,
+    pub(super) snapshot: Mutex<rank::DirSnapshot, Option<Snapshot>>,
 }
 
 #[derive(Debug)]
-struct Snapshot {
-    entries: Arc<[DirEntry]>,
+pub(super) struct Snapshot {
+    pub(super) entries: Arc<[DirEntry]>,
     _charge: Charge,
+}
+
+impl Snapshot {
+    pub(super) fn new(entries: Arc<[DirEntry]>, charge: Charge) -> Self {
+        Self {
+            entries,
+            _charge: charge,
+        }
+    }
+}
+
+/// What the entries of an open directory cost, in bytes.
+pub(super) fn cost(entries: &[DirEntry]) -> u64 {
+    entries.iter().map(|e| 48 + e.name.len() as u64).sum()
 }
 
 impl DirFile {
@@ -47,12 +62,8 @@ impl DirFile {
             return Ok(Arc::clone(&snapshot.entries));
         }
         let entries: Arc<[DirEntry]> = c.k.vfs.list(c, &self.at)?.into();
-        let bytes = entries.iter().map(|e| 48 + e.name.len() as u64).sum();
-        let charge = Charge::new(budget, bytes).map_err(|_| Errno::NOMEM)?;
-        *self.snapshot.lock() = Some(Snapshot {
-            entries: Arc::clone(&entries),
-            _charge: charge,
-        });
+        let charge = Charge::new(budget, cost(&entries)).map_err(|_| Errno::NOMEM)?;
+        *self.snapshot.lock() = Some(Snapshot::new(Arc::clone(&entries), charge));
         Ok(entries)
     }
 }
@@ -88,6 +99,10 @@ impl File for DirFile {
 
     fn name(&self, k: &Kernel) -> Vec<u8> {
         k.vfs.path_of(&self.at)
+    }
+
+    fn saved(&self, _: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Directory(super::saved::SavedDirectory::of(self)))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {
@@ -131,6 +146,10 @@ impl File for PathFile {
 
     fn name(&self, k: &Kernel) -> Vec<u8> {
         k.vfs.path_of(&self.at)
+    }
+
+    fn saved(&self, _: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Place(self.at.clone(), self.mode))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

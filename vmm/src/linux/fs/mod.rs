@@ -34,11 +34,12 @@ pub mod calls;
 mod devfs;
 mod dir;
 mod flock;
-mod host;
-mod memfs;
+pub(in crate::linux) mod host;
+pub(in crate::linux) mod memfs;
 mod mount;
 mod open;
 mod procfs;
+pub mod saved;
 mod synth;
 mod sysfs;
 #[cfg(test)]
@@ -333,6 +334,18 @@ pub trait FileSystem: Debug + Send + Sync {
         let _ = path;
         None
     }
+
+    /// Opens a file that is made up once more, as it was when it was saved.
+    ///
+    /// # Errors
+    /// `ENXIO` where there are none.
+    fn open_again(&self, saved: &saved::SavedMade) -> Result<Arc<dyn File>, Errno> {
+        let _ = saved;
+        Err(Errno::NXIO)
+    }
+
+    /// The kind as the one it is.
+    fn as_any(&self) -> &dyn std::any::Any;
 
     /// The type `/proc/mounts` shows.
     fn kind(&self) -> &'static str;

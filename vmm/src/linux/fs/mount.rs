@@ -115,6 +115,8 @@ pub(super) struct Mount {
     pub(super) fs: Box<dyn FileSystem>,
     pub(super) read_only: bool,
     pub(super) dev: u64,
+    /// As it was asked for.
+    pub(super) spec: MountSpec,
 }
 
 impl Vfs {
@@ -145,6 +147,10 @@ impl Vfs {
             owner,
         };
         for (index, ((_, at), kind)) in places.into_iter().enumerate() {
+            let spec = MountSpec {
+                at: [b"/", &at[..]].concat(),
+                kind,
+            };
             let at = vfs.resolve(&at);
             if vfs.mounts.iter().any(|mount| mount.at == at) {
                 return Err(VfsError::Twice(text(&at)));
@@ -154,7 +160,7 @@ impl Vfs {
                 at,
                 dev: FIRST_DEV + 1 + index as u64,
             };
-            let mount = vfs.build(home, kind)?;
+            let mount = vfs.build(home, spec)?;
             vfs.mounts.push(mount);
         }
         Ok(vfs)
@@ -197,7 +203,8 @@ impl Vfs {
         here
     }
 
-    fn build(&self, home: Home, kind: MountKind) -> Result<Mount, VfsError> {
+    fn build(&self, home: Home, spec: MountSpec) -> Result<Mount, VfsError> {
+        let kind = spec.kind.clone();
         let (at, dev) = (home.at.clone(), home.dev);
         let failed = |source: Errno| VfsError::Build {
             at: text(&at),
@@ -230,6 +237,7 @@ impl Vfs {
             fs,
             read_only,
             dev,
+            spec,
         })
     }
 

@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::saved::SavedMade;
 use super::{Caller, FileSystem, FsStat, Home, Link, S_IFDIR, S_IFREG, below, path_ino};
 use crate::linux::file::{DirEntry, File, Location, Stat};
 use crate::linux::kernel::Kernel;
 use crate::linux::process::Pid;
+use crate::linux::saved::{Refused, SavedFile, Saver};
 use crate::linux::thread::Tid;
 use crate::locks::{Mutex, rank};
 
@@ -162,12 +164,28 @@ impl<T: Synth> FileSystem for SynthFs<T> {
         }))
     }
 
+    fn open_again(&self, saved: &SavedMade) -> Result<Arc<dyn File>, Errno> {
+        Ok(Arc::new(SynthFile {
+            synth: Arc::clone(&self.synth),
+            stat: saved.stat,
+            path: text(&saved.at.path)?.to_owned(),
+            guest: self.home.guest_path(&saved.at.path),
+            at: saved.at.clone(),
+            who: saved.who,
+            content: Mutex::new(saved.content.clone()),
+        }))
+    }
+
     fn statfs(&self, _: &[u8]) -> Result<FsStat, Errno> {
         Ok(FsStat {
             kind: self.synth.kind().1,
             block_size: 4096,
             ..FsStat::default()
         })
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
     }
 
     fn kind(&self) -> &'static str {
@@ -242,6 +260,15 @@ impl<T: Synth> File for SynthFile<T> {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         self.guest.clone()
+    }
+
+    fn saved(&self, _: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Made(SavedMade {
+            at: self.at.clone(),
+            stat: self.stat,
+            who: self.who,
+            content: self.content.lock().clone(),
+        }))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

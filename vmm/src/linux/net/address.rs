@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use serde::{Deserialize, Serialize};
+
 use crate::linux::Errno;
 
 pub(super) const AF_UNSPEC: u16 = 0;
@@ -18,7 +20,7 @@ const SOCKADDR_IN: usize = 16;
 const SOCKADDR_IN6_MIN: usize = 24;
 
 /// What a socket's addresses are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Family {
     /// `AF_UNIX`.
     Unix,
@@ -49,7 +51,7 @@ impl Family {
 }
 
 /// The address of one side of a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Address {
     /// `AF_UNIX` without a name.
     Unnamed,

@@ -17,10 +17,12 @@ mod calls;
 mod message;
 mod names;
 mod options;
+mod saved;
 mod socket;
 
 pub use calls::TABLE;
 pub use names::Names;
+pub use saved::SavedSocket;
 pub use socket::Socket;
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Weak};
 
+use serde::{Deserialize, Serialize};
+
 use super::socket::Socket;
 use crate::linux::Errno;
 use crate::locks::{Mutex, rank};
@@ -14,7 +16,7 @@ const FIRST_FREE_PORT: u16 = 32_768;
 const AUTOBIND_DIGITS: usize = 5;
 
 /// A name of a socket.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Name {
     /// A socket's inode: device and number.
     Inode(u64, u64),

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::address::Family;
@@ -19,7 +20,7 @@ const MAX_VALUE: usize = 8;
 const BUFFER: i32 = crate::linux::fd::pipe::DEFAULT_CAPACITY as i32;
 
 /// Values that were set, by level and option.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Options {
     set: BTreeMap<(i32, i32), [i32; 2]>,
 }

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
+use serde::{Deserialize, Serialize};
+
 use super::address::{Address, Family};
 use super::names::{Name, Names};
 use super::options::Options;
@@ -13,14 +15,15 @@ use crate::linux::fd::pipe::{End, Pipe, PipeRoom};
 use crate::linux::file::{Description, File, Ready, Stat};
 use crate::linux::kernel::Kernel;
 use crate::linux::process::Pid;
+use crate::linux::saved::{Refused, SavedFile, Saver};
 use crate::linux::sched::Sched;
 use crate::locks::{Mutex, rank};
 
 /// Most connections that wait to be accepted (`/proc/sys/net/core/somaxconn`).
-const MAX_BACKLOG: usize = 4096;
+pub(super) const MAX_BACKLOG: usize = 4096;
 
 /// Who made a socket (`struct ucred`, `SO_PEERCRED`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Maker {
     pub(super) pid: Pid,
     pub(super) uid: u32,
@@ -31,7 +34,7 @@ pub(super) struct Maker {
 #[derive(Debug)]
 pub struct Socket {
     pub(super) family: Family,
-    id: u64,
+    pub(super) id: u64,
     pub(super) maker: Maker,
     /// Woken when the state changes, and when a listener's queue does.
     pub(super) key: WaitKey,
@@ -39,21 +42,21 @@ pub struct Socket {
     names: Arc<Names>,
     /// Itself, for its name.
     me: Weak<Self>,
-    state: Mutex<rank::SocketState, State>,
+    pub(super) state: Mutex<rank::SocketState, State>,
     pub(super) options: Mutex<rank::SocketOptions, Options>,
 }
 
 #[derive(Debug)]
-struct State {
-    local: Address,
-    name: Option<Name>,
-    kind: Kind,
+pub(super) struct State {
+    pub(super) local: Address,
+    pub(super) name: Option<Name>,
+    pub(super) kind: Kind,
     /// Counts what happened to the socket itself.
-    changes: u64,
+    pub(super) changes: u64,
 }
 
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     Idle,
     Listening(Queue),
     Connected(Stream),
@@ -61,9 +64,9 @@ enum Kind {
 
 /// Connections that wait to be accepted.
 #[derive(Debug)]
-struct Queue {
-    waiting: VecDeque<Arc<Socket>>,
-    limit: usize,
+pub(super) struct Queue {
+    pub(super) waiting: VecDeque<Arc<Socket>>,
+    pub(super) limit: usize,
 }
 
 /// One side of a connection. Its ends are gone after shutdown(2).
@@ -71,7 +74,7 @@ struct Queue {
 pub(super) struct Stream {
     pub(super) input: Option<Arc<End>>,
     pub(super) output: Option<Arc<End>>,
-    keys: [WaitKey; 2],
+    pub(super) keys: [WaitKey; 2],
     pub(super) peer: Address,
     pub(super) peer_maker: Maker,
 }
@@ -150,6 +153,18 @@ impl Socket {
         let WaitKey::Object(id) = key else {
             unreachable!("new keys are objects")
         };
+        Self::again(world, family, maker, local, kind, (id, key, 0))
+    }
+
+    /// One that has a number, a key and a count of changes already.
+    pub(super) fn again(
+        world: &World,
+        family: Family,
+        maker: Maker,
+        local: Address,
+        kind: Kind,
+        (id, key, changes): (u64, WaitKey, u64),
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             family,
@@ -162,7 +177,7 @@ impl Socket {
                 local,
                 name: None,
                 kind,
-                changes: 0,
+                changes,
             }),
             options: Mutex::default(),
         })
@@ -413,6 +428,11 @@ impl File for Socket {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         format!("socket:[{}]", self.id).into_bytes()
+    }
+
+    fn saved(&self, s: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        let me = self.me.upgrade().expect("it is alive");
+        Ok(SavedFile::Socket(s.socket(&me)))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -20,6 +20,7 @@ pub mod info;
 pub mod itimer;
 pub mod limits;
 pub mod prctl;
+pub mod saved;
 pub mod sched;
 pub mod threads;
 pub mod timeval;

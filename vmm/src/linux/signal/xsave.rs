@@ -128,6 +128,14 @@ pub fn from_legacy(legacy: &[u8; LEGACY], size: usize) -> Vec<u8> {
     area
 }
 
+/// Takes out of a whole area of a virtual CPU what the host put in beside the components of `xcr0`.
+pub fn restrict(area: &mut [u8], xcr0: u64) {
+    if area.len() >= WITH_HEADER {
+        let present = u64_at(area, XSTATE_BV) & xcr0;
+        area[XSTATE_BV].copy_from_slice(&present.to_le_bytes());
+    }
+}
+
 /// Checks a whole area from guest memory and makes it fit to be loaded: `current` is the thread's
 /// own, for the processor's MXCSR mask.
 ///
@@ -187,6 +195,15 @@ mod tests {
         assert!(is_extended(&legacy, SIZE));
         assert!(is_magic2(out[SIZE..].try_into().unwrap()));
         assert_eq!(import(exported_area(), XCR0, &sample()), Ok(sample()));
+    }
+
+    #[test]
+    fn component_the_guest_was_not_offered_is_left_out() {
+        let mut area = sample();
+        area[XSTATE_BV].copy_from_slice(&(7_u64 | 1 << 9).to_le_bytes());
+        assert_eq!(import(area.clone(), XCR0, &sample()), Err(BadXsave));
+        restrict(&mut area, XCR0);
+        assert_eq!(import(area, XCR0, &sample()), Ok(sample()));
     }
 
     #[test]

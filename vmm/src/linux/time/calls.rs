@@ -101,6 +101,28 @@ impl ClockKind {
         })
     }
 
+    /// Its `clockid_t`.
+    #[must_use]
+    pub fn id(self) -> i32 {
+        match self {
+            Self::Real => 0,
+            Self::Monotonic => 1,
+            Self::ProcessCpu(0) => 2,
+            Self::ThreadCpu(0) => 3,
+            Self::RealCoarse => 5,
+            Self::MonotonicCoarse => 6,
+            Self::Boot => 7,
+            Self::ProcessCpu(pid) => (!pid << 3) | 2,
+            Self::ThreadCpu(tid) => (!tid << 3) | 6,
+        }
+    }
+
+    /// Whether a timer can run on it.
+    #[must_use]
+    pub fn is_timers(self) -> bool {
+        matches!(self, Self::Real | Self::Monotonic | Self::Boot)
+    }
+
     /// Now, for clocks that do not belong to a process.
     #[must_use]
     pub fn read(self, clock: &Clock) -> Option<u64> {

@@ -8,6 +8,7 @@
 //! `CLOCK_REALTIME`; a step of the host's real time reaches the guest within a second.
 
 pub mod calls;
+pub mod saved;
 mod track;
 mod tsc;
 
@@ -27,11 +28,31 @@ pub const SECOND: u64 = 1_000_000_000;
 /// by the same arithmetic in the vDSO and here.
 #[derive(Debug)]
 pub struct Clock {
-    source: RwLock<Source>,
+    state: RwLock<State>,
     /// The guest's time stamp counter minus the host's.
     tsc_offset: u64,
-    /// `CLOCK_BOOTTIME - CLOCK_MONOTONIC` when the machine started.
+}
+
+#[derive(Debug)]
+struct State {
+    source: Source,
+    /// The guest's `CLOCK_MONOTONIC` minus the host's.
+    shift: i64,
+    /// `CLOCK_BOOTTIME - CLOCK_MONOTONIC` when the guest was started.
     boot_offset: u64,
+}
+
+impl State {
+    /// `CLOCK_MONOTONIC`, when the guest's counter is `tsc`.
+    fn monotonic(&self, tsc: u64) -> u64 {
+        match &self.source {
+            Source::Counter(tracker) => tracker.params.monotonic(tsc),
+            Source::Host { floor } => {
+                let host = tsc::host_monotonic();
+                host.wrapping_add_signed(self.shift).max(*floor)
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -63,25 +84,27 @@ impl Clock {
         };
         let boot_offset = tsc::host_boottime().saturating_sub(tsc::host_monotonic());
         Self {
-            source: RwLock::new(source),
+            state: RwLock::new(State {
+                source,
+                shift: 0,
+                boot_offset,
+            }),
             tsc_offset: tsc.guest_offset,
-            boot_offset,
         }
     }
 
     /// `CLOCK_MONOTONIC`, nanoseconds.
     #[must_use]
     pub fn monotonic(&self) -> u64 {
-        match &*self.source.read() {
-            Source::Counter(tracker) => tracker.params.monotonic(self.guest_tsc()),
-            Source::Host { floor } => tsc::host_monotonic().max(*floor),
-        }
+        // The counter is read under the lock: the line is bent at a later value.
+        let state = self.state.read();
+        state.monotonic(self.guest_tsc())
     }
 
     /// `CLOCK_REALTIME`, nanoseconds since the epoch.
     #[must_use]
     pub fn realtime(&self) -> u64 {
-        match &*self.source.read() {
+        match &self.state.read().source {
             Source::Counter(tracker) => tracker.params.realtime(self.guest_tsc()),
             Source::Host { .. } => tsc::host_realtime(),
         }
@@ -90,13 +113,14 @@ impl Clock {
     /// `CLOCK_BOOTTIME`, nanoseconds.
     #[must_use]
     pub fn boottime(&self) -> u64 {
-        self.monotonic().saturating_add(self.boot_offset)
+        let boot_offset = self.state.read().boot_offset;
+        self.monotonic().saturating_add(boot_offset)
     }
 
     /// How the vDSO computes the time now; `None` if it must make the call.
     #[must_use]
     pub fn params(&self) -> Option<ClockParams> {
-        match &*self.source.read() {
+        match &self.state.read().source {
             Source::Counter(tracker) => Some(tracker.params),
             Source::Host { .. } => None,
         }
@@ -111,13 +135,14 @@ impl Clock {
     /// Runs on the clock thread: keeps the clock on the host's, writes the vDSO's page if anything
     /// changed, and says when (`CLOCK_MONOTONIC`) it wants to run again; `None` for never.
     pub fn tick(&self, page: Option<&VolatileSlice<'_>>, cpu: CpuSource) -> Option<u64> {
-        let now = match &*self.source.read() {
+        match &self.state.read().source {
             Source::Counter(tracker) if self.monotonic_of(tracker) < tracker.due => {
                 return Some(tracker.due);
             }
-            Source::Counter(_) => tsc::sample(self.tsc_offset),
+            Source::Counter(_) => {}
             Source::Host { .. } => return None,
-        };
+        }
+        let now = tsc::sample(self.tsc_offset);
         let real = tsc::real_offset();
         self.retune(now, real, page, cpu)
     }
@@ -129,11 +154,16 @@ impl Clock {
         page: Option<&VolatileSlice<'_>>,
         cpu: CpuSource,
     ) -> Option<u64> {
-        let mut source = self.source.write();
-        let Source::Counter(tracker) = &mut *source else {
+        let mut state = self.state.write();
+        let shift = state.shift;
+        let Source::Counter(tracker) = &mut state.source else {
             return None;
         };
-        let steady = tracker.observe(now, real_offset);
+        let now = Sample {
+            ns: now.ns.wrapping_add_signed(shift),
+            ..now
+        };
+        let steady = tracker.observe(now, real_offset.wrapping_sub(shift));
         // The line is bent at the counter's value now, while no reader can use the old line.
         let mut bend = || {
             tracker.bend(self.guest_tsc());
@@ -148,7 +178,7 @@ impl Clock {
         }
         tracing::warn!("the time stamp counter is not steady: the guest's clock asks the host");
         let floor = tracker.params.monotonic(self.guest_tsc());
-        *source = Source::Host { floor };
+        state.source = Source::Host { floor };
         None
     }
 

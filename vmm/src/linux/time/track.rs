@@ -56,6 +56,17 @@ impl Tracker {
         })
     }
 
+    /// Moves the line, and what it is compared with, by `ns` nanoseconds; the real time stays.
+    pub(super) fn shift(&mut self, ns: i64) {
+        let by = |time: &mut u64| *time = time.wrapping_add_signed(ns);
+        by(&mut self.params.mono_base_ns);
+        by(&mut self.last.ns);
+        by(&mut self.due);
+        self.params.real_offset_ns = self.params.real_offset_ns.wrapping_sub(ns);
+        // What was observed on the old line.
+        self.next = None;
+    }
+
     /// Takes note of where the host's clock is; false if the counter is not steady.
     pub(super) fn observe(&mut self, now: Sample, real_offset: i64) -> bool {
         let Some(ticks) = now.tsc.checked_sub(self.last.tsc).filter(|&t| t > 0) else {

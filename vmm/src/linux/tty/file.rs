@@ -8,6 +8,7 @@ use super::super::file::{File, Ready, Stat};
 use super::super::fs::Caller;
 use super::super::kernel::Kernel;
 use super::super::proc::groups::{TtyUse, tty_check};
+use super::super::saved::{Refused, SavedFile, Saver};
 use super::super::stdio::HostStream;
 use super::{Tty, control};
 
@@ -103,6 +104,10 @@ impl File for Terminal {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         NAME.to_vec()
+    }
+
+    fn saved(&self, _: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Stdio(self.io.number()))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

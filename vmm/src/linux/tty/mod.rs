@@ -21,9 +21,11 @@ mod host;
 mod host_job;
 pub mod host_signals;
 mod job;
+mod saved;
 
 pub use file::Terminal;
 pub use host_signals::{HostSignals, MainStops};
+pub use saved::SavedTty;
 
 use super::Errno;
 use crate::locks::{Mutex, rank};

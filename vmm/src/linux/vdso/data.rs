@@ -95,6 +95,21 @@ impl ClockParams {
     }
 }
 
+fn seq_of<'a>(page: &'a VolatileSlice<'_>) -> &'a AtomicU32 {
+    page.get_atomic_ref::<AtomicU32>(std::mem::offset_of!(VdsoData, seq))
+        .expect("the vDSO's data page")
+}
+
+/// How often the page was written, twice each time.
+pub(in crate::linux) fn seq(page: &VolatileSlice<'_>) -> u32 {
+    seq_of(page).load(Ordering::Relaxed)
+}
+
+/// Counts on from what [`seq`] was in another machine, before programs run.
+pub(in crate::linux) fn set_seq(page: &VolatileSlice<'_>, seq: u32) {
+    seq_of(page).store(seq & !1, Ordering::Relaxed);
+}
+
 /// Writes the page. `clock` is `None` if the counter must not be used; every reading is a system
 /// call then. There is one writer at a time: the caller's lock.
 ///
@@ -122,7 +137,7 @@ pub fn publish_with(
         page.get_atomic_ref::<AtomicU32>(at)
             .expect("the vDSO's data page")
     };
-    let seq = half(std::mem::offset_of!(VdsoData, seq));
+    let seq = seq_of(page);
     seq.fetch_add(1, Ordering::Relaxed);
     fence(Ordering::SeqCst);
     let clock = clock();

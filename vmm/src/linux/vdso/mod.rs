@@ -18,3 +18,11 @@ pub use image::image;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+/// The page the vDSO reads.
+#[must_use]
+pub fn page(memory: &crate::memory::Memory) -> vm_memory::VolatileSlice<'_> {
+    let frame = crate::memory::FRAME;
+    let at = guest::abi::frame::VDSO_DATA * frame as u64;
+    memory.manager.store().bytes(at, frame)
+}

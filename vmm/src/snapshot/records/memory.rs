@@ -1,10 +1,9 @@
 //! The seam between the records and the memory image.
 //!
-//! Saving starts with the records: they hand over each address space, each section that a record names and
-//! the bytes of each file in memory, and keep the numbers they get. The image names the *content* of a file
+//! Saving starts with the records: they hand over each address space and the bytes of each file in memory, and keep the numbers they get. The image names the *content* of a file
 //! that is mapped (what [`crate::memory::Backing`] is the handle of) by asking back, and the records keep
 //! what it takes to open it again. Restoring goes the same way: the records open the contents first and then
-//! ask for spaces and sections.
+//! ask for spaces.
 //!
 //! What the records promise when they call [`SaveMemory`]: the guest is stopped, and nothing that was stored to
 //! a mapped file is only in memory ([`crate::memory::Sections::tidy`] has run): the pages of a
@@ -15,7 +14,6 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use shadow_mm::Section;
 
 use crate::memory::{Backing, Space, VmmPlatform};
 
@@ -43,8 +41,6 @@ macro_rules! references {
 references! {
     /// An address space of the memory image.
     SpaceRef,
-    /// A section of the memory image.
-    SectionRef,
     /// The bytes of a file in memory, in the memory image.
     BytesRef,
     /// The content of a mapped file, in the records.
@@ -75,17 +71,6 @@ pub trait SaveMemory {
         contents: &mut dyn SaveContents,
     ) -> Result<SpaceRef, MemoryError>;
 
-    /// A section that a record names; perhaps one that a space has shown already, and perhaps more than
-    /// once.
-    ///
-    /// # Errors
-    /// It cannot be kept.
-    fn section(
-        &mut self,
-        section: &Section<Backing>,
-        contents: &mut dyn SaveContents,
-    ) -> Result<SectionRef, MemoryError>;
-
     /// The bytes of a file in memory.
     ///
     /// # Errors
@@ -113,16 +98,6 @@ pub trait LoadMemory {
         at: SpaceRef,
         contents: &dyn LoadContents,
     ) -> Result<Arc<Space<VmmPlatform>>, MemoryError>;
-
-    /// A section: the same for the same number, and the one that the spaces map.
-    ///
-    /// # Errors
-    /// As [`LoadMemory::space`].
-    fn section(
-        &mut self,
-        at: SectionRef,
-        contents: &dyn LoadContents,
-    ) -> Result<Section<Backing>, MemoryError>;
 
     /// The bytes of a file in memory: gives each page that holds anything to `page`, and returns the
     /// length. `page` refuses what has no room.

@@ -9,9 +9,11 @@
 
 pub mod memory;
 
+pub use crate::linux::fs::saved::HostDirectory;
+pub use crate::linux::saved::{Damaged, Parts, Records, Refused, RestoreError, restore, save};
 pub use memory::{
     BytesRef, ContentRef, LoadContents, LoadMemory, MemoryError, PAGE_BYTES, Page, SaveContents,
-    SaveMemory, SectionRef, SpaceRef, SparseBytes,
+    SaveMemory, SpaceRef, SparseBytes,
 };
 
 /// Which of the guests made from one snapshot this is.

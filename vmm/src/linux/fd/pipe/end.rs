@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
+
 use super::Pipe;
 use crate::linux::Errno;
 use crate::linux::call::WaitKey;
 use crate::linux::file::{File, Ready, Stat};
 use crate::linux::kernel::Kernel;
+use crate::linux::saved::{Refused, SavedFile, Saver};
 
 /// What an end is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Side {
     /// Reading.
     Read,
@@ -144,6 +147,10 @@ impl File for End {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         format!("pipe:[{}]", self.pipe.id).into_bytes()
+    }
+
+    fn saved(&self, s: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Pipe(s.pipe(&self.pipe), self.side))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

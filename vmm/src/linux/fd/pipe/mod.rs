@@ -17,11 +17,13 @@ use super::super::sched::Sched;
 mod calls;
 mod end;
 mod room;
+mod saved;
 
 pub use calls::TABLE;
 pub(in crate::linux) use calls::store_pair;
 pub use end::{End, Side};
 pub use room::{MAX_PIPES, PipeRoom, SOFT_ROOM};
+pub use saved::SavedPipe;
 
 /// Writes of up to this many bytes are atomic (limits.h).
 pub const PIPE_BUF: usize = 4096;
@@ -31,6 +33,9 @@ pub const DEFAULT_CAPACITY: usize = 64 << 10;
 pub const MAX_CAPACITY: usize = 1 << 20;
 /// Major and minor of the anonymous device that pipes are on.
 const PIPE_DEV: u64 = 0xe;
+
+/// The next pipe's number, by which stat(2) tells pipes apart.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 #[derive(Debug)]
 struct Ring {
@@ -63,7 +68,6 @@ impl Pipe {
     /// # Errors
     /// `ENFILE` when the machine has [`MAX_PIPES`].
     pub fn new(sched: &Arc<Sched>, room: &Arc<PipeRoom>) -> Result<Arc<Self>, Errno> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let capacity = room.admit()?;
         Ok(Arc::new(Self {
             ring: Mutex::new(Ring {

@@ -8,20 +8,26 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use crate::linux::file::{Change, File, Location, O_APPEND, Stat};
+use crate::linux::fs::memfs;
+use crate::linux::fs::saved::{SavedHostFile, SavedMemFile};
 use crate::linux::kernel::Kernel;
+use crate::linux::saved::content::SavedContent;
+use crate::linux::saved::error::shown;
+use crate::linux::saved::tables::InodeIx;
+use crate::linux::saved::{Refused, SavedFile, Saver};
 use crate::memory::{Backing, Content, FileId, MappedFile, Version};
 
 /// A host file, open. Its descriptor is ours alone: reads and writes name their offset.
 #[derive(Debug)]
 pub(in crate::linux::fs) struct HostFile {
     content: Arc<HostContent>,
-    at: Location,
 }
 
 #[derive(Debug)]
 struct HostContent {
     fd: Arc<OwnedFd>,
     identity: (u64, u64),
+    at: Location,
     path: Vec<u8>,
 }
 
@@ -90,6 +96,24 @@ impl Content for HostContent {
     fn path(&self) -> Vec<u8> {
         self.path.clone()
     }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
+        self
+    }
+}
+
+/// A mapped file of the host as data; `None` if it is not one.
+pub(in crate::linux) fn saved_content(
+    content: &Arc<dyn std::any::Any + Send + Sync>,
+    s: &mut Saver<'_>,
+) -> Option<Result<SavedContent, Refused>> {
+    let content = Arc::clone(content).downcast::<HostContent>().ok()?;
+    let file = HostFile { content };
+    Some(match file.orphan(s) {
+        Ok(Some(inode)) => Ok(SavedContent::Memory(inode, file.content.path.clone())),
+        Ok(None) => file.save(s.k).map(SavedContent::Host),
+        Err(refused) => Err(refused),
+    })
 }
 
 impl HostFile {
@@ -102,9 +126,45 @@ impl HostFile {
         let stat = rustix::fs::fstat(&*fd)?;
         let identity = (stat.st_dev, stat.st_ino);
         Ok(Self {
-            content: Arc::new(HostContent { fd, identity, path }),
-            at,
+            content: Arc::new(HostContent {
+                fd,
+                identity,
+                at,
+                path,
+            }),
         })
+    }
+
+    fn refused(&self) -> impl Fn(Errno) -> Refused {
+        let path = shown(&self.content.path);
+        move |errno| Refused::File {
+            path: path.clone(),
+            source: errno.into(),
+        }
+    }
+
+    fn flags(&self) -> Result<u32, Refused> {
+        let flags = rustix::fs::fcntl_getfl(self.fd());
+        Ok(flags.map_err(self.refused())?.bits())
+    }
+
+    /// It as data.
+    fn save(&self, k: &Kernel) -> Result<SavedHostFile, Refused> {
+        SavedHostFile::of(self, self.flags()?, k)
+    }
+
+    /// The file in memory it becomes, if it was deleted and can be read.
+    fn orphan(&self, s: &mut Saver<'_>) -> Result<Option<InodeIx>, Refused> {
+        let stat = rustix::fs::fstat(self.fd()).map_err(self.refused())?;
+        if stat.st_nlink > 0 || self.flags()? & 3 == 1 {
+            return Ok(None);
+        }
+        let copy = |k: &Kernel| {
+            let stat = super::guest_stat(&stat);
+            let copy = memfs::saved::copy_of(k.vfs.budget(), &stat, self.fd());
+            copy.map_err(self.refused())
+        };
+        s.orphan(self.content.identity, copy).map(Some)
     }
 
     fn fd(&self) -> &OwnedFd {
@@ -210,11 +270,21 @@ impl File for HostFile {
     }
 
     fn location(&self) -> Option<Location> {
-        Some(self.at.clone())
+        Some(self.content.at.clone())
     }
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         self.content.path.clone()
+    }
+
+    fn saved(&self, s: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        if let Some(inode) = self.orphan(s)? {
+            let path = &self.content.path;
+            let flags = self.flags()?;
+            let file = SavedMemFile::nameless(inode, path, flags & O_APPEND != 0);
+            return Ok(SavedFile::Memory(file));
+        }
+        Ok(SavedFile::Host(self.save(s.k)?))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use super::{Caller, FileSystem, FsStat, Home, Link, split};
 use crate::linux::file::{Change, DirEntry, File, SetTime, Stat};
 pub(super) use file::HostFile;
+pub(in crate::linux) use file::saved_content;
 use guard::Guard;
 
 mod file;
@@ -296,6 +297,10 @@ impl FileSystem for HostFs {
 
     fn host_checks(&self) -> Option<u32> {
         Some(self.uid)
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
     }
 
     fn kind(&self) -> &'static str {

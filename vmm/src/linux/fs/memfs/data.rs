@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use crate::linux::fs::budget::Budget;
 use crate::locks::{Mutex, rank};
+use crate::snapshot::records::{Page, SparseBytes};
 
 const PAGE: u64 = 4096;
 /// What a page costs: its bytes and its place in the map.
@@ -134,6 +135,23 @@ impl Data {
             }
         }
         Ok(())
+    }
+}
+
+impl SparseBytes for Data {
+    fn length(&self) -> u64 {
+        self.pages.lock().size
+    }
+
+    fn pages(&self) -> Vec<u64> {
+        self.pages.lock().held.keys().copied().collect()
+    }
+
+    fn read(&self, page: u64, into: &mut Page) {
+        match self.pages.lock().held.get(&page) {
+            Some(held) => into.copy_from_slice(held),
+            None => into.fill(0),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::linux::call::{Wait, WaitKey};
 use crate::linux::fd::pipe::{End, Pipe, Side};
 use crate::linux::file::{Change, File, Location, O_NONBLOCK, Ready, Stat};
 use crate::linux::kernel::Kernel;
+use crate::linux::saved::{Refused, SavedFile, Saver};
 use crate::locks::{Mutex, rank};
 
 /// The pipe behind a FIFO's inode, while it is open.
@@ -18,16 +19,26 @@ pub(super) struct Fifo(Mutex<rank::FifoPipe, Weak<Pipe>>);
 /// An open FIFO.
 #[derive(Debug)]
 pub(super) struct FifoFile {
-    inode: Arc<Inode>,
-    at: Location,
-    path: Vec<u8>,
-    input: Option<Arc<End>>,
-    output: Option<Arc<End>>,
+    pub(super) inode: Arc<Inode>,
+    pub(super) at: Location,
+    pub(super) path: Vec<u8>,
+    pub(super) input: Option<Arc<End>>,
+    pub(super) output: Option<Arc<End>>,
     /// How often the other side had been opened when this one was, if it was not open then.
-    alone_since: Option<u64>,
+    pub(super) alone_since: Option<u64>,
 }
 
 impl Fifo {
+    /// One whose pipe is there already, if it is open.
+    pub(super) fn with(pipe: Option<&Arc<Pipe>>) -> Self {
+        Self(Mutex::new(pipe.map(Arc::downgrade).unwrap_or_default()))
+    }
+
+    /// Its pipe, if it is open.
+    pub(super) fn pipe(&self) -> Option<Arc<Pipe>> {
+        self.0.lock().upgrade()
+    }
+
     /// Opens it; [`File::unopened`] tells whether that is complete.
     ///
     /// # Errors
@@ -134,6 +145,13 @@ impl File for FifoFile {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         self.path.clone()
+    }
+
+    fn saved(&self, s: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        let saved = super::saved::SavedFifo::of(self, s);
+        Ok(SavedFile::Fifo(
+            saved.expect("a FIFO is open for something"),
+        ))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

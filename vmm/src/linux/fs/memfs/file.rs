@@ -10,20 +10,21 @@ use super::data::Data;
 use super::inode::{Body, Inode};
 use crate::linux::file::{Change, File, Location, O_APPEND, Stat};
 use crate::linux::kernel::Kernel;
+use crate::linux::saved::{Refused, SavedFile, Saver};
 use crate::memory::{Backing, Content, FileId, MappedFile, Version};
 
 /// A regular file in memory, open. Lives on when its last name goes.
 #[derive(Debug)]
 pub(super) struct MemFile {
-    content: Arc<MemContent>,
-    at: Option<Location>,
-    append: AtomicBool,
+    pub(super) content: Arc<MemContent>,
+    pub(super) at: Option<Location>,
+    pub(super) append: AtomicBool,
 }
 
 #[derive(Debug)]
-struct MemContent {
-    inode: Arc<Inode>,
-    path: Vec<u8>,
+pub(super) struct MemContent {
+    pub(super) inode: Arc<Inode>,
+    pub(super) path: Vec<u8>,
 }
 
 impl Content for MemContent {
@@ -78,6 +79,10 @@ impl Content for MemContent {
 
     fn path(&self) -> Vec<u8> {
         self.path.clone()
+    }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
+        self
     }
 }
 
@@ -191,6 +196,10 @@ impl File for MemFile {
 
     fn name(&self, _: &Kernel) -> Vec<u8> {
         self.content.path.clone()
+    }
+
+    fn saved(&self, s: &mut Saver<'_>) -> Result<SavedFile, Refused> {
+        Ok(SavedFile::Memory(super::saved::SavedMemFile::of(self, s)))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::data::Data;
 use super::fifo::Fifo;
@@ -21,7 +22,7 @@ type Time = (i64, u32);
 
 /// An inode.
 #[derive(Debug)]
-pub(super) struct Inode {
+pub(in crate::linux) struct Inode {
     pub(super) ino: u64,
     dev: u64,
     meta: Mutex<rank::MemMeta, Meta>,
@@ -29,8 +30,9 @@ pub(super) struct Inode {
     _charge: Charge,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Meta {
+/// Attributes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Meta {
     mode: u32,
     uid: u32,
     gid: u32,
@@ -38,6 +40,21 @@ struct Meta {
     atime: Time,
     mtime: Time,
     ctime: Time,
+}
+
+impl Meta {
+    /// Those of a regular file that has no name.
+    pub(super) fn of(stat: &Stat) -> Self {
+        Self {
+            mode: stat.mode,
+            uid: stat.uid,
+            gid: stat.gid,
+            nlink: 0,
+            atime: stat.atime,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+        }
+    }
 }
 
 /// An entry of a directory.
@@ -60,6 +77,19 @@ pub(super) enum Body {
     Fifo(Fifo),
     /// The name of a socket.
     Socket,
+}
+
+impl Body {
+    /// The file type bits of its mode.
+    fn kind(&self) -> u32 {
+        match self {
+            Self::Dir(_) => S_IFDIR,
+            Self::Link(_) => S_IFLNK,
+            Self::File(_) | Self::Host(_) => S_IFREG,
+            Self::Fifo(_) => S_IFIFO,
+            Self::Socket => S_IFSOCK,
+        }
+    }
 }
 
 /// Makes inodes: their numbers, device and budget.
@@ -86,32 +116,37 @@ impl Maker {
         mode: u32,
         owner: (u32, u32),
     ) -> Result<Arc<Inode>, Errno> {
-        let kind = match &body {
-            Body::Dir(_) => S_IFDIR,
-            Body::Link(_) => S_IFLNK,
-            Body::File(_) | Body::Host(_) => S_IFREG,
-            Body::Fifo(_) => S_IFIFO,
-            Body::Socket => S_IFSOCK,
-        };
         let now = now();
-        let nlink = if kind == S_IFDIR { 2 } else { 1 };
+        let meta = Meta {
+            mode: body.kind() | (mode & 0o7777),
+            uid: owner.0,
+            gid: owner.1,
+            nlink: if body.kind() == S_IFDIR { 2 } else { 1 },
+            atime: now,
+            mtime: now,
+            ctime: now,
+        };
+        let ino = self.next.fetch_add(1, Ordering::Relaxed);
+        self.inode(body, ino, meta)
+    }
+
+    /// An inode that was there before.
+    pub(super) fn make_again(&self, body: Body, ino: u64, meta: Meta) -> Result<Arc<Inode>, Errno> {
+        self.next.fetch_max(ino + 1, Ordering::Relaxed);
+        let mode = body.kind() | (meta.mode & 0o7777);
+        self.inode(body, ino, Meta { mode, ..meta })
+    }
+
+    fn inode(&self, body: Body, ino: u64, meta: Meta) -> Result<Arc<Inode>, Errno> {
         let extra = if let Body::Link(target) = &body {
             target.len() as u64
         } else {
             0
         };
         Ok(Arc::new(Inode {
-            ino: self.next.fetch_add(1, Ordering::Relaxed),
+            ino,
             dev: self.dev,
-            meta: Mutex::new(Meta {
-                mode: kind | (mode & 0o7777),
-                uid: owner.0,
-                gid: owner.1,
-                nlink,
-                atime: now,
-                mtime: now,
-                ctime: now,
-            }),
+            meta: Mutex::new(meta),
             body,
             _charge: Charge::new(&self.budget, INODE_COST + extra)?,
         }))
@@ -128,6 +163,20 @@ impl Maker {
 }
 
 impl Inode {
+    pub(super) fn dev(&self) -> u64 {
+        self.dev
+    }
+
+    pub(super) fn meta(&self) -> Meta {
+        *self.meta.lock()
+    }
+
+    /// Takes attributes of one that was there before, of the same kind.
+    pub(super) fn set_meta(&self, meta: Meta) {
+        let mode = self.body.kind() | (meta.mode & 0o7777);
+        *self.meta.lock() = Meta { mode, ..meta };
+    }
+
     pub(super) fn mode(&self) -> u32 {
         self.meta.lock().mode
     }

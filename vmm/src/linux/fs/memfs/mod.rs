@@ -20,12 +20,14 @@ use crate::locks::{Mutex, rank};
 use data::Data;
 use fifo::Fifo;
 use file::MemFile;
-use inode::{Body, Inode, Maker};
+pub(in crate::linux) use inode::Inode;
+use inode::{Body, Maker};
 
 mod data;
 mod fifo;
 mod file;
 mod inode;
+pub(in crate::linux) mod saved;
 
 const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
@@ -34,7 +36,7 @@ const DEPTH_MAX: usize = 4096;
 
 /// An in-memory tree.
 #[derive(Debug)]
-pub(super) struct MemFs {
+pub(in crate::linux) struct MemFs {
     home: Home,
     root: Arc<Inode>,
     maker: Maker,
@@ -71,6 +73,11 @@ impl MemFs {
             maker,
             tree: Mutex::new(()),
         })
+    }
+
+    /// What makes its inodes.
+    fn maker(&self) -> &Maker {
+        &self.maker
     }
 
     /// Adds a host file at `path`, with the directories to it. For building a tree.
@@ -338,6 +345,10 @@ impl FileSystem for MemFs {
             files: blocks,
             files_free: free,
         })
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
     }
 
     fn kind(&self) -> &'static str {

@@ -7,6 +7,7 @@
 //! A section's number is used again once nobody maps it. Who still waits for a word of a mapping that has gone
 //! may be woken for another's sake then; as for any wake-up, the caller looks at the word again.
 
+use serde::{Deserialize, Serialize};
 use shadow_mm::{GuestVa, Prot, SectionId, Sharing, SpaceId};
 
 use crate::linux::Errno;
@@ -34,7 +35,7 @@ pub enum FutexKey {
 }
 
 /// Who may wait for a word and wake those who wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Scope {
     /// Threads that share the address space (`FUTEX_PRIVATE_FLAG`).
     Process,

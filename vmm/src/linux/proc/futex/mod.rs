@@ -13,6 +13,7 @@ use crate::linux::thread::Tid;
 
 mod key;
 pub mod robust;
+pub mod saved;
 pub mod table;
 
 pub use key::FutexKey;

@@ -104,6 +104,28 @@ impl FutexTable {
         }
     }
 
+    /// Every queue: who waits, in their order, and which wakes they take.
+    pub(super) fn waiters(&self) -> impl Iterator<Item = (FutexKey, Vec<(Tid, u32)>)> {
+        let waiter = |w: &Waiter| (w.tid, w.bitset);
+        let queue = move |(&key, queue): (&FutexKey, &VecDeque<Waiter>)| {
+            (key, queue.iter().map(waiter).collect())
+        };
+        self.queues.iter().map(queue)
+    }
+
+    /// Who was woken and has not noticed, by number.
+    pub(super) fn all_woken(&self) -> Vec<Tid> {
+        let woken = self.threads.iter().filter(|&(_, &at)| at == Place::Woken);
+        let mut tids: Vec<_> = woken.map(|(&tid, _)| tid).collect();
+        tids.sort_unstable();
+        tids
+    }
+
+    /// A thread was woken before it was saved.
+    pub(super) fn restore_woken(&mut self, tid: Tid) {
+        self.threads.insert(tid, Place::Woken);
+    }
+
     /// Whether nobody waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,0 +1,179 @@
+//! Programs that are stopped, written down, and go on in another machine. Skipped, aloud, without a usable
+//! `/dev/kvm`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::config::{Mount, RunConfig};
+use crate::linux::kernel::Kernel;
+use crate::linux::saved::tests::image::Image;
+use crate::machine::Ended;
+use crate::snapshot::records::save;
+
+const MEMORY: u64 = 192 << 20;
+
+fn usable() -> bool {
+    let options = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    if options.is_err() {
+        println!("skipped: /dev/kvm is not usable");
+    }
+    options.is_ok()
+}
+
+fn config(program: &[&str], host: &Path) -> RunConfig {
+    RunConfig {
+        memory: MEMORY,
+        page_file: None,
+        commit: Commit::Over,
+        root: Some("/".into()),
+        mounts: vec![
+            Mount::ReadWrite {
+                host: host.into(),
+                guest: b"/mnt".to_vec(),
+            },
+            Mount::Tmpfs {
+                guest: b"/tmp".to_vec(),
+            },
+        ],
+        workdir: b"/mnt".to_vec(),
+        env: Vec::new(),
+        strace: false,
+        timeout: None,
+        max_procs: 16,
+        guard_alloc: false,
+        name: None,
+        report: None,
+        cpus: 2,
+        program: program[0].into(),
+        args: program[1..].iter().map(|&a| a.into()).collect(),
+    }
+}
+
+fn run(machine: Machine) -> (Arc<Kernel>, std::thread::JoinHandle<Ended>) {
+    let kernel = machine.kernel();
+    let limit = Some(Duration::from_secs(60));
+    let runs = std::thread::spawn(move || machine.run(limit).expect("a machine that ends"));
+    (kernel, runs)
+}
+
+/// Waits until the guest has made a file of that name.
+fn wait_for(path: &Path) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !path.exists() {
+        assert!(Instant::now() < until, "{} does not come", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs a program until it has made `/mnt/ready`, writes it down, ends that machine, and lets the program go on in
+/// another one to its end: its status, and what it wrote to `/mnt/out`.
+fn carry_over(program: &[&str]) -> Option<(u8, String)> {
+    if !usable() {
+        return None;
+    }
+    let host = tempfile::tempdir().expect("a directory");
+    let machine = Machine::build(&config(program, host.path())).expect("a machine");
+    let (kernel, runs) = run(machine);
+    wait_for(&host.path().join("ready"));
+    std::thread::sleep(Duration::from_millis(50));
+    let stopped = kernel.stop();
+    let mut image = Image::new(&kernel.memory);
+    let records = save(&kernel, &mut image).expect("a guest that can be saved");
+    // It does not run again: what it would write now is the other one's to write.
+    kernel.sched.end();
+    drop(stopped);
+    runs.join().expect("no panic");
+    let wanted = Wanted {
+        memory: MEMORY,
+        page_file: None,
+        commit: Commit::Over,
+        cpus: records.cpus(),
+        strace: false,
+    };
+    let load = |memory: &Arc<Memory>| {
+        image.load_into(memory);
+        Ok(image)
+    };
+    let machine = Machine::restore(&wanted, &records, Identity { clone: 1 }, load);
+    let (_, runs) = run(machine.expect("a machine made again"));
+    std::fs::write(host.path().join("go"), b"").expect("a file");
+    let ended = runs.join().expect("no panic");
+    let out = std::fs::read_to_string(host.path().join("out")).unwrap_or_default();
+    Some((ended.status, out))
+}
+
+#[test]
+fn shell_and_its_pipeline_go_on() {
+    let script = "i=0; exec >out; (while :; do echo line $i; i=$((i+1)); [ $i = 3 ] && : >ready; \
+        [ $i -gt 3 ] && [ -e go ] && break; done) | (read a; read b; echo $a; echo $b; n=0; \
+        while read -r l; do last=$l; n=$((n+1)); done; \
+        [ \"$last\" = \"line $((n+1))\" ] && echo good; exit 7); echo $?";
+    if let Some((status, out)) = carry_over(&["sh", "-c", script]) {
+        assert_eq!((status, out.as_str()), (0, "line 0\nline 1\ngood\n7\n"));
+    }
+}
+
+#[test]
+fn sleeping_program_sleeps_what_is_left() {
+    let script = ": >ready; sleep 1; echo slept >out";
+    let from = Instant::now();
+    if let Some((status, out)) = carry_over(&["sh", "-c", script]) {
+        assert_eq!((status, out.as_str()), (0, "slept\n"));
+        assert!(from.elapsed() >= Duration::from_secs(1));
+    }
+}
+
+#[test]
+fn interpreter_goes_on_where_it_was() {
+    let script = "import os, time, threading, random\n\
+        random.seed(5); rows = [random.random() for _ in range(50000)]\n\
+        done = []\n\
+        def work(n):\n\
+        \x20   total = 0\n\
+        \x20   while not os.path.exists('go'):\n\
+        \x20       total += 1\n\
+        \x20   done.append(n)\n\
+        t = [threading.Thread(target=work, args=(n,)) for n in range(3)]\n\
+        [x.start() for x in t]\n\
+        before = time.monotonic()\n\
+        open('ready', 'w').close()\n\
+        [x.join() for x in t]\n\
+        passed = time.monotonic() - before\n\
+        random.seed(5); same = rows == [random.random() for _ in range(50000)]\n\
+        print(sorted(done), same, 0 <= passed < 30, file=open('out', 'w'))\n";
+    if !Path::new("/usr/bin/python3").exists() {
+        println!("skipped: no python3");
+        return;
+    }
+    if let Some((status, out)) = carry_over(&["python3", "-c", script]) {
+        assert_eq!((status, out.as_str()), (0, "[0, 1, 2] True True\n"));
+    }
+}
+
+#[test]
+fn database_finishes_its_transaction() {
+    let script = "import os, sqlite3, time\n\
+        db = sqlite3.connect('test.db', isolation_level=None)\n\
+        db.execute('create table t (n integer)')\n\
+        db.execute('begin')\n\
+        db.executemany('insert into t values (?)', ((n,) for n in range(2000)))\n\
+        open('ready', 'w').close()\n\
+        while not os.path.exists('go'): time.sleep(0.01)\n\
+        db.executemany('insert into t values (?)', ((n,) for n in range(2000, 4000)))\n\
+        db.execute('commit')\n\
+        db = sqlite3.connect('test.db')\n\
+        print(db.execute('select count(*), sum(n) from t').fetchone(), \
+        db.execute('pragma integrity_check').fetchone()[0], file=open('out', 'w'))\n";
+    if !Path::new("/usr/bin/python3").exists() {
+        println!("skipped: no python3");
+        return;
+    }
+    if let Some((status, out)) = carry_over(&["python3", "-c", script]) {
+        assert_eq!((status, out.as_str()), (0, "(4000, 7998000) ok\n"));
+    }
+}
