@@ -6,11 +6,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// A workload: its arguments, and what its units are called.
+/// A workload: its arguments, what its units are called, and options of the machine it runs in.
 struct Workload {
     args: &'static [&'static str],
     unit: &'static str,
+    machine: &'static [&'static str],
 }
+
+/// Less than what the workloads `again` have.
+const SMALL: &[&str] = &["--memory", "32M", "--page-file", "256M"];
 
 /// Stands for the path of a file of [`FILE_MIB`], which has another name in the machine.
 const FILE: &str = "{file}";
@@ -20,58 +24,82 @@ const WORKLOADS: &[Workload] = &[
     Workload {
         args: &["syscall", "20000"],
         unit: "call",
+        machine: &[],
     },
     Workload {
         args: &["clock", "100000"],
         unit: "call",
+        machine: &[],
     },
     Workload {
         args: &["touch", "1", "64"],
         unit: "page",
+        machine: &[],
     },
     Workload {
         args: &["scatter", "1", "64"],
         unit: "page",
+        machine: &[],
     },
     Workload {
         args: &["cow", "1", "64"],
         unit: "page",
+        machine: &[],
     },
     Workload {
         args: &["fork", "100", "1"],
         unit: "fork",
+        machine: &[],
     },
     Workload {
         args: &["fork", "50", "16"],
         unit: "fork",
+        machine: &[],
     },
     Workload {
         args: &["fork", "20", "128"],
         unit: "fork",
+        machine: &[],
     },
     Workload {
         args: &["exec", "50"],
         unit: "process",
+        machine: &[],
     },
     Workload {
         args: &["file", "1", FILE],
         unit: "page",
+        machine: &[],
     },
     Workload {
         args: &["file-scattered", "1", FILE],
         unit: "page",
+        machine: &[],
+    },
+    Workload {
+        args: &["again", "1", "64"],
+        unit: "page",
+        machine: SMALL,
+    },
+    Workload {
+        args: &["again-scattered", "1", "64"],
+        unit: "page",
+        machine: SMALL,
     },
     Workload {
         args: &["after-read", "1", "128"],
         unit: "page",
+        machine: &[],
     },
     Workload {
         args: &["after-write-1", "1", "128"],
         unit: "page",
+        machine: &[],
     },
     Workload {
         args: &["after-write-100", "1", "128"],
         unit: "page",
+        machine: &[],
     },
 ];
 
@@ -151,10 +179,15 @@ impl Bench {
         Ok(parse(&String::from_utf8_lossy(&out.stdout)))
     }
 
-    fn machine(&self, args: &[&str]) -> Result<(Vec<Measured>, BTreeMap<String, f64>), String> {
+    fn machine(
+        &self,
+        args: &[&str],
+        options: &[&str],
+    ) -> Result<(Vec<Measured>, BTreeMap<String, f64>), String> {
         let out = Command::new(&self.vmm)
             .args(["run", "--stats=json", "--rw"])
             .arg(format!("{}:/data", self.data.display()))
+            .args(options)
             .arg("--")
             .arg(&self.program)
             .args(with_file(args, "/data"))
@@ -175,7 +208,7 @@ impl Bench {
 
     fn row(&self, workload: &Workload, base: &BTreeMap<String, f64>) -> Result<(), String> {
         let native = self.native(workload.args)?;
-        let (machine, counted) = self.machine(workload.args)?;
+        let (machine, counted) = self.machine(workload.args, workload.machine)?;
         for (n, m) in native.iter().zip(&machine) {
             let per = |name: &str| {
                 let extra = counted.get(name).unwrap_or(&0.0) - base.get(name).unwrap_or(&0.0);
@@ -239,7 +272,7 @@ fn bench() -> Result<(), String> {
         program: build(dir.path())?,
         data,
     };
-    let (_, base) = bench.machine(&["none", "0"])?;
+    let (_, base) = bench.machine(&["none", "0"], &[])?;
     println!("times in microseconds a unit, of one run; counts a unit, start-up taken off");
     println!(
         "{:<44} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9}",
