@@ -186,7 +186,7 @@ fn overhead() {
     const BLOCK: u64 = 16;
     let (mm, space) = machine(2 * PAGES);
     touch_all(&mm, &space, Access::Write);
-    let mib = PAGES * PAGE_SIZE as u64 >> 20;
+    let mib = (PAGES * PAGE_SIZE as u64) >> 20;
     let tables = |mm: &Mm| mm.stats().tables.active * PAGE_SIZE as u64;
     let print = |what: &str, tables: u64, blocks: u64| {
         let entries = PAGES * ENTRY;
