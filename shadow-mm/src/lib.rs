@@ -90,10 +90,10 @@ pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, Sectio
 pub use section::{Charge, SectionAt, SectionError, WriteBack, WriteFailed};
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
-    AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, MapError, MapRequest,
-    Mapped, PageInfo, Placement, ProtectError, Protected, RemapError, RemapRequest, Space,
-    TrimMode, Trimmed, UnmapError, VadAdvice,
+    AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, ImageError, MapError,
+    MapRequest, Mapped, PageInfo, PageKey, Placement, ProtectError, Protected, RemapError,
+    RemapRequest, SavedPage, Space, TrimMode, Trimmed, UnmapError, VadAdvice,
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};
-pub use vad::{MAX_MAPPINGS, MapKind, Sharing, VadFlags, VadInfo, VadTag};
+pub use vad::{ImageRun, MAX_MAPPINGS, MapKind, Sharing, VadFlags, VadInfo, VadTag};

@@ -300,7 +300,7 @@ fn page_file_full_of_pages_frees_slots_as_they_come_back() {
     assert_eq!(file.write_all(&mm), 8);
     assert_eq!(mm.stats().page_file_used, 8);
     // Downwards, so that each takes a fault.
-    let mut store_all = |cpu: &mut Cpu| {
+    let store_all = |cpu: &mut Cpu| {
         let pages = (0..8).rev();
         pages.for_each(|page| cpu.store(&mm, BASE + page, 50).expect("a store"));
     };

@@ -65,6 +65,8 @@ pub struct RunConfig {
     pub guard_alloc: bool,
     /// What `vmm inspect` calls the machine; its number if there is none.
     pub name: Option<String>,
+    /// The guest is ready once it has printed this line.
+    pub ready_line: Option<Vec<u8>>,
     /// Where what `vmm inspect` shows is written at the end.
     pub report: Option<PathBuf>,
     /// Processors.

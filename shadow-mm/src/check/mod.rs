@@ -71,6 +71,14 @@ pub enum Violation {
         /// The bits.
         raw: u64,
     },
+    /// An image lies under a page that is not private memory.
+    #[error("space {space:?}: an image under {vpn}, which is not private memory")]
+    StrayImage {
+        /// The space.
+        space: SpaceId,
+        /// The page.
+        vpn: Vpn,
+    },
     /// An entry is in use where nothing is mapped.
     #[error("page {vpn} of space {space} has an entry but no mapping")]
     NoMapping {

@@ -332,14 +332,14 @@ impl<P: Platform> Walk<'_, P> {
                 self.refer(block, reach);
             }
             Owner::Section { section, page } => {
-                let (viewed, _, sharing) = vad.view().ok_or(wrong_owner)?;
+                let source = self.state.source(vpn).ok_or(wrong_owner)?;
                 let named = self.db.sections.find(section);
                 let named = named.and_then(|state| state.resident(page));
-                let here = viewed.id() == section && vad.section_page(vpn) == Some(page);
+                let here = source.section.id() == section && source.page(vpn) == Some(page);
                 if !here || named != Some(frame) {
                     return Err(wrong_owner);
                 }
-                expected = view_flags(vad, sharing);
+                expected = view_flags(source.prot, source.sharing);
             }
             owner if owner == (Owner::Entry { table, index }) => {
                 let pinned = self.db.entry(frame).write_pins() > 0;
@@ -391,6 +391,16 @@ impl<P: Platform> Walk<'_, P> {
                     space,
                     section: section.id(),
                 });
+            }
+        }
+        for run in state.images.iter() {
+            let private = |vpn| {
+                let vad = state.vads.find(vpn)?;
+                let shared = vad.view().is_some_and(|(_, _, s)| s == Sharing::Shared);
+                (!shared).then_some(())
+            };
+            if let Some(vpn) = run.range.iter().find(|vpn| private(*vpn).is_none()) {
+                return Err(Violation::StrayImage { space, vpn });
             }
         }
         for (count, has, counted) in counts {

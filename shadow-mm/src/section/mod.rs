@@ -126,6 +126,12 @@ impl<P: Platform> Manager<P> {
         self.pfns.lock().sections.get(section.id()).bytes
     }
 
+    /// Whether the section's memory was charged when it was made.
+    #[must_use]
+    pub fn section_charge(&self, section: &Section<P::Backing>) -> Charge {
+        self.pfns.lock().sections.get(section.id()).charge
+    }
+
     /// Frames a section has.
     #[must_use]
     pub fn section_resident(&self, section: &Section<P::Backing>) -> u64 {
@@ -133,6 +139,19 @@ impl<P: Platform> Manager<P> {
         let pages = db.sections.get(section.id()).pages.values();
         let resident = pages.filter(|proto| matches!(proto, Proto::Resident(_)));
         resident.count() as u64
+    }
+
+    /// The pages a section has in memory or in the page file, rising.
+    #[must_use]
+    pub fn section_pages(&self, section: &Section<P::Backing>) -> Vec<SectionPage> {
+        let db = self.pfns.lock();
+        let pages = db.sections.get(section.id()).pages.iter();
+        let had = |proto: &Proto| match proto {
+            Proto::Resident(_) | Proto::PageFile(_) => true,
+            Proto::Reading(_) => false,
+        };
+        let pages = pages.filter(|(_, proto)| had(proto));
+        pages.map(|(page, _)| *page).collect()
     }
 
     /// Where a page is, so that what is stored to the file elsewhere can be stored there too, and what

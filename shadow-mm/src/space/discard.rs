@@ -26,16 +26,27 @@ pub enum DiscardError {
         /// The first page that is not.
         vpn: Vpn,
     },
+    /// The image under the space would be in too many pieces (`EAGAIN`); nothing was discarded.
+    #[error("the image under {range} would be in too many pieces")]
+    TooManyPieces {
+        /// The range.
+        range: VpnRange,
+    },
     /// Shared tables on an edge of the range cannot be copied, for now (`EAGAIN`); nothing has changed.
     #[error("no memory for copies of page tables")]
     NoMemory,
 }
 
 impl<P: Platform> Manager<P> {
-    /// Forgets the pages of a range: anonymous ones read as zero again, a file's are read again.
+    /// Forgets the pages of a range: anonymous ones read as zero again, a file's are read again. The
+    /// image under them is forgotten too.
     pub fn discard(&self, space: &Space<P>, range: VpnRange) -> Discarded {
         let mut flush = space.no_flush();
         let mut state = space.state.lock();
+        if state.images.too_many_cuts(range) {
+            let result = Err(DiscardError::TooManyPieces { range });
+            return Discarded { flush, result };
+        }
         let Some(mut edges) = self.reserve_edges(space, range) else {
             let result = Err(DiscardError::NoMemory);
             return Discarded { flush, result };

@@ -44,7 +44,7 @@ impl<P: Platform> Manager<P> {
         if !vad.prot.allows(access) {
             return FaultOutcome::Denied(Denied::Protection);
         }
-        let view = vad.kind != MapKind::Anonymous;
+        let view = vad.kind != MapKind::Anonymous || state.images.find(vpn).is_some();
         let prot = vad.prot;
         let found = space.cursor(&self.store).lookup(vpn);
         let Some(found) = found.filter(|found| found.entry != Entry::Empty) else {
@@ -229,7 +229,12 @@ pub(super) fn window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> usize {
     } else {
         AROUND_FIRST
     };
-    let left = vad.range.end() - vpn.get();
+    let end = if cfg!(mutant = "zeroes_over_image") {
+        vad.range.end()
+    } else {
+        state.images.extent(vpn, vad.range).end()
+    };
+    let left = end - vpn.get();
     u64::from(window.clamp(AROUND_FIRST, AROUND_MAX)).min(left) as usize
 }
 

@@ -10,19 +10,50 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::access::Denied;
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, Vpn};
 use crate::backend::Platform;
 use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOf, FaultOutcome, IoFailed, IoTicket};
 use crate::pfn::{FreeFrame, PfnDatabase, Taken, Want};
 use crate::proto::{Claim, Direction, Proto, Record, Run, Section, SectionId, SectionPage};
+use crate::space::SpaceState;
+use crate::vad::FaultAround;
 
 /// Pages of the aligned window one read may fill: 64 KiB.
-pub(super) const CLUSTER_PAGES: u8 = 16;
+const CLUSTER_PAGES: u8 = 16;
 /// The same for a guest that reads on where the last read ended: twice the last time, up to 256 KiB.
-pub(super) const CLUSTER_MAX: u8 = 64;
+const CLUSTER_MAX: u8 = 64;
 /// How often a run is planned anew because others changed the section meanwhile.
 const PLANS: usize = 4;
+
+/// How many pages a read of a file at `vpn` should be for: more and more if the guest reads on where the
+/// last read ended.
+pub(super) fn read_window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> u8 {
+    let around = state.vads.find(vpn).map(|vad| vad.around);
+    match around {
+        Some(around) if around.next == vpn.get() => {
+            let more = around.window.saturating_mul(2);
+            more.clamp(CLUSTER_PAGES, CLUSTER_MAX)
+        }
+        Some(_) | None => CLUSTER_PAGES,
+    }
+}
+
+/// Remembers where a read for the page at `vpn` ends.
+pub(super) fn note_read<P: Platform>(
+    state: &mut SpaceState<P::Backing>,
+    vpn: Vpn,
+    window: u8,
+    ticket: &IoTicket<P>,
+) {
+    let end = ticket.first.get() + ticket.tokens.len() as u64;
+    if let Some(vad) = state.vads.find_mut(vpn) {
+        vad.around = FaultAround {
+            next: vpn.get() + end - ticket.wanted.get(),
+            window,
+        };
+    }
+}
 
 /// What became of the wish to read.
 pub(super) enum Started<P: Platform> {

@@ -20,7 +20,7 @@ use crate::shadow::TableCount;
 use crate::space::state::Descriptors;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
-use crate::vad::{Vad, VadFlags, VadSet};
+use crate::vad::{ImageSet, Vad, VadFlags, VadSet};
 
 /// How spaces are forked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -81,6 +81,8 @@ pub enum ForkError {
 pub(super) struct ForkPlan<B> {
     /// The child's mappings.
     vads: VadSet<B>,
+    /// The image under them.
+    images: Arc<ImageSet<B>>,
     /// Ranges whose pages the child shares, rising.
     ranges: Vec<VpnRange>,
     /// The child's descriptors, all at zero; their headers count them.
@@ -188,6 +190,7 @@ impl<P: Platform> Manager<P> {
         self.settle_header(parent, &mut plan, blocks);
         let unused = core::mem::take(&mut plan.reserve);
         let mut child = SpaceState::new(plan.vads, plan.descriptors);
+        child.images = plan.images;
         child.working_set.inherit(&parent.working_set);
         child.tables += (plan.tables - unused.tables.len()) as u64;
         child.gained_resident(resident);
@@ -203,6 +206,7 @@ impl<P: Platform> Manager<P> {
         state: &SpaceState<P::Backing>,
     ) -> Result<ForkPlan<P::Backing>, ForkError> {
         let (vads, ranges) = self.inherited(state)?;
+        let images = inherited_image(state);
         let pages = vads.charged();
         if self.pfns.lock().commit.charge(pages) == Err(NoCommit) {
             return Err(ForkError::NoCommit { pages });
@@ -248,6 +252,7 @@ impl<P: Platform> Manager<P> {
         }
         Ok(ForkPlan {
             vads,
+            images,
             ranges,
             descriptors,
             header,
@@ -313,4 +318,16 @@ impl<P: Platform> Manager<P> {
         }
         plan.descriptors.drop_unused(&mut db);
     }
+}
+
+/// The image under the child: the parent's, but where the child gets no mapping, or an empty one.
+pub(super) fn inherited_image<B: Clone + Eq>(state: &SpaceState<B>) -> Arc<ImageSet<B>> {
+    let lost = VadFlags::DONT_FORK | VadFlags::WIPE_ON_FORK;
+    let loses = |vad: &Vad<B>| vad.flags.intersects(lost);
+    if state.images.is_empty() || !state.vads.iter().any(loses) {
+        return Arc::clone(&state.images);
+    }
+    let kept = state.vads.iter().filter(|vad| !loses(vad));
+    let ranges: Vec<_> = kept.map(|vad| vad.range).collect();
+    Arc::new(state.images.clipped(&ranges))
 }

@@ -243,9 +243,9 @@ impl<P: Platform> Manager<P> {
             }
             // A page of shared memory.
             Some(Entry::Empty) | None => {
-                let vad = state.vads.find(vpn);
-                let page = vad.and_then(|vad| vad.view().zip(vad.section_page(vpn)));
-                page.is_some_and(|((section, _, _), page)| {
+                let source = state.source(vpn);
+                let page = source.and_then(|source| Some((source.page(vpn)?, source.section)));
+                page.is_some_and(|(page, section)| {
                     self.pfns.lock().mappable(section.id(), page) == Some(frame)
                 })
             }

@@ -1,5 +1,7 @@
 //! Moving and resizing a mapping (`mremap`). Frames keep their content; entries keep their state.
 
+use alloc::sync::Arc;
+
 use crate::addr::{Level, Vpn, VpnRange};
 use crate::backend::{Platform, SpaceGuard};
 use crate::commit::NoCommit;
@@ -215,6 +217,7 @@ impl<P: Platform> Manager<P> {
             state.vads.insert(vad.moved_to(new));
         }
         self.move_pages(space, state, (kept, new), &mut reserve, &mut flush);
+        move_image(state, kept, new.start());
         // What is left lies beyond the new size.
         self.zap(space, state, old, &mut flush);
         self.give_back(reserve);
@@ -346,5 +349,17 @@ impl<P: Platform> Manager<P> {
         }
         drop(db);
         flush.absorb(edits);
+    }
+}
+
+/// Moves the image under a range along with its pages.
+fn move_image<B: Clone + Eq>(state: &mut SpaceState<B>, old: VpnRange, to: Vpn) {
+    for mut run in state.carve_image(old) {
+        let ahead = run.range.start().get() - old.start().get();
+        let start = to.checked_add(ahead);
+        if let Some(range) = start.and_then(|start| VpnRange::new(start, run.range.count())) {
+            run.range = range;
+            Arc::make_mut(&mut state.images).insert(run);
+        }
     }
 }

@@ -28,7 +28,7 @@ use crate::proto::HeaderId;
 use crate::pte::{EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::{Cursor, SUPERVISOR_SLOT};
 use crate::space::clone_leaf::{Pinned, Twin, share_entry, twin_flags};
-use crate::space::fork::{ForkError, Forked};
+use crate::space::fork::{ForkError, Forked, inherited_image};
 use crate::space::own::{Owning, Unsharing, count_tables, span};
 use crate::space::state::Descriptors;
 use crate::space::{Space, SpaceState};
@@ -122,6 +122,7 @@ impl<P: Platform> Manager<P> {
         let (old, new, child_root) = (parent.root(), root(), root());
         let mut child = SpaceState::new(plan.vads, Descriptors::default());
         child.working_set.inherit(&state.working_set);
+        child.images = inherited_image(state);
 
         let mut db = self.pfns.lock();
         let owning = Owning {

@@ -1,11 +1,12 @@
 //! What the space lock protects.
 
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 
 use crate::addr::Vpn;
 use crate::pfn::PfnDatabase;
 use crate::proto::{BlockContent, BlockId, HeaderId};
-use crate::vad::VadSet;
+use crate::vad::{ImageSet, VadSet};
 
 /// The mutable part of a space. Protected by the space's lock.
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub(crate) struct SpaceState<B> {
     /// False once the space is being torn down.
     pub(crate) alive: bool,
     pub(crate) vads: VadSet<B>,
+    /// What lies under it. Forks share it until one of them takes pages away.
+    pub(crate) images: Arc<ImageSet<B>>,
     pub(crate) descriptors: Descriptors,
     /// Valid entries of tables that only this space reaches, the supervisor's not.
     pub(crate) resident: u64,
@@ -65,6 +68,7 @@ impl<B: Clone + Eq> SpaceState<B> {
             alive: true,
             peak_pages: vads.pages(),
             vads,
+            images: Arc::default(),
             descriptors,
             resident: 0,
             private: 0,

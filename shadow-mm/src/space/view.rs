@@ -1,4 +1,5 @@
-//! Faults on views of sections.
+//! Faults on views of sections, and on pages that lie over an image ([`crate::space::image`]): those are
+//! private views of the image's section, whatever the mapping is.
 //!
 //! A private view maps the section's own frame, read-only and copy-on-write: the text of a library is in
 //! the pool once, whoever runs it. A store there copies the page at once, without mapping it first. A
@@ -11,24 +12,25 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::access::{Access, Denied};
+use crate::access::{Access, Denied, Prot};
 use crate::addr::{Level, Pfn, TABLE_ENTRIES, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::flush::TableEdits;
 use crate::manager::{Demand, Manager};
-use crate::outcome::{FaultKind, FaultOf, FaultOutcome, IoTicket};
+use crate::outcome::{FaultKind, FaultOf, FaultOutcome};
 use crate::pfn::{Owner, Taken, Want};
 use crate::proto::{Pending, Proto, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::space::books::Books;
 use crate::space::fault::{resolution, used, window};
-use crate::space::file_read::{CLUSTER_MAX, CLUSTER_PAGES, Started};
+use crate::space::file_read::{Started, note_read, read_window};
+use crate::space::image::{Origin, Source};
 use crate::space::own::Owning;
 use crate::space::view_in::ViewIn;
 use crate::space::zap::drop_page;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
-use crate::vad::{FaultAround, Sharing, Vad};
+use crate::vad::{FaultAround, Sharing};
 
 /// Pages of the aligned window within which one fault maps all that is resident. Twenty times a shell
 /// starting `true` took 758 faults with 16 pages, 647 with 32, 571 with 64, 501 with 128, which also
@@ -59,11 +61,7 @@ impl<P: Platform> Manager<P> {
         vpn: Vpn,
         access: Access,
     ) -> FaultOutcome<P> {
-        let Some(target) = state
-            .vads
-            .find(vpn)
-            .and_then(|vad| target(vad, vpn, access))
-        else {
+        let Some(target) = target(state, vpn, access) else {
             return FaultOutcome::Denied(Denied::BeyondEnd);
         };
         for _ in 0..TRIES {
@@ -175,12 +173,12 @@ impl<P: Platform> Manager<P> {
     ) -> FaultOutcome<P> {
         let cursor = space.cursor(&self.store);
         let needs = self.needs(space, vpn);
-        let Some(vad) = state.vads.find(vpn) else {
+        let Some(source) = state.source(vpn) else {
             self.release_sources(&[(vpn, from)]);
             return FaultOutcome::Denied(Denied::NotMapped);
         };
-        let flags = EntryFlags::private(vad.prot);
-        let mut sources = self.hold_sources(space, vad, (vpn, from));
+        let flags = EntryFlags::private(source.prot);
+        let mut sources = self.hold_sources(space, &source, (vpn, from));
         let demand = Demand {
             tables: needs.tables(),
             data: 1,
@@ -251,22 +249,27 @@ impl<P: Platform> Manager<P> {
     fn hold_sources(
         &self,
         space: &Space<P>,
-        vad: &Vad<P::Backing>,
+        source: &Source<P::Backing>,
         wanted: (Vpn, Pfn),
     ) -> Vec<(Vpn, Pfn)> {
         let cursor = space.cursor(&self.store);
         let table = cursor.find_leaf(wanted.0);
         let mut sources = Vec::from([wanted]);
         let mut db = self.pfns.lock();
-        let window = aligned(vad, wanted.0, COPY_AROUND);
+        let window = match source.origin {
+            Origin::View => aligned(source.range, wanted.0, COPY_AROUND),
+            // A clone is to have only what it changes.
+            Origin::Image => aligned(source.range, wanted.0, 1),
+        };
         for vpn in window.iter().filter(|vpn| *vpn != wanted.0) {
             let entry = table.map_or(Entry::Empty, |table| {
                 cursor.leaf(table, vpn.index(Level::Leaf))
             });
             let frame = match entry {
-                Entry::Empty => vad
-                    .view()
-                    .and_then(|(section, _, _)| db.mappable(section.id(), vad.section_page(vpn)?)),
+                Entry::Empty => {
+                    let page = source.page(vpn);
+                    page.and_then(|page| db.mappable(source.section.id(), page))
+                }
                 Entry::Valid(entry) if db.is_sections(entry) => Some(entry.frame),
                 _ => None,
             };
@@ -297,21 +300,20 @@ impl<P: Platform> Manager<P> {
         let Some(mut reserve) = self.reserve_for(needs, demand) else {
             return Some(FaultOutcome::NoMemory);
         };
-        let vad = state.vads.find(vpn)?.clone();
-        let (section, _, sharing) = vad.view()?;
-        let flags = view_flags(&vad, sharing);
+        let source = state.source(vpn)?;
+        let flags = view_flags(source.prot, source.sharing);
         let mut outcome = resolution(space, FaultKind::Mapped, 0);
         let mut db = self.pfns.lock();
-        let wanted = vad.section_page(vpn)?;
-        if db.mappable(section.id(), wanted).is_some() {
+        let (id, wanted) = (source.section.id(), source.page(vpn)?);
+        if db.mappable(id, wanted).is_some() {
             let owning = Owning {
                 tables: &mut reserve.tables,
                 flush: &mut outcome.flush,
             };
             let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
-            for vpn in around(&vad, vpn).iter() {
-                let (index, page) = (vpn.index(Level::Leaf), vad.section_page(vpn));
-                let frame = page.and_then(|page| db.mappable(section.id(), page));
+            for vpn in around(&source, vpn).iter() {
+                let (index, page) = (vpn.index(Level::Leaf), source.page(vpn));
+                let frame = page.and_then(|page| db.mappable(id, page));
                 let Some(frame) = frame.filter(|_| cursor.leaf(table, index) == Entry::Empty)
                 else {
                     continue;
@@ -337,72 +339,45 @@ impl<P: Platform> Manager<P> {
     }
 }
 
-fn target<B: Clone + Eq>(vad: &Vad<B>, vpn: Vpn, access: Access) -> Option<Target<B>> {
-    let (section, _, sharing) = vad.view()?;
+fn target<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn, access: Access) -> Option<Target<B>> {
+    let source = state.source(vpn)?;
     Some(Target {
-        section: section.clone(),
-        page: vad.section_page(vpn)?,
-        copies: access == Access::Write && sharing == Sharing::Private,
+        page: source.page(vpn)?,
+        copies: access == Access::Write && source.sharing == Sharing::Private,
+        section: source.section,
     })
 }
 
 /// The rights of an entry that maps a section's own frame.
-pub(crate) fn view_flags<B>(vad: &Vad<B>, sharing: Sharing) -> EntryFlags {
-    let flags = EntryFlags::private(vad.prot);
+pub(crate) fn view_flags(prot: Prot, sharing: Sharing) -> EntryFlags {
+    let flags = EntryFlags::private(prot);
     match sharing {
         Sharing::Private => flags.shared(),
         Sharing::Shared => flags | EntryFlags::PROTOTYPE,
     }
 }
 
-/// How many pages a read of a file at `vpn` should be for: more and more if the guest reads on where the
-/// last read ended.
-fn read_window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> u8 {
-    let around = state.vads.find(vpn).map(|vad| vad.around);
-    match around {
-        Some(around) if around.next == vpn.get() => {
-            let more = around.window.saturating_mul(2);
-            more.clamp(CLUSTER_PAGES, CLUSTER_MAX)
-        }
-        Some(_) | None => CLUSTER_PAGES,
-    }
-}
-
-/// Remembers where a read for the page at `vpn` ends.
-fn note_read<P: Platform>(
-    state: &mut SpaceState<P::Backing>,
-    vpn: Vpn,
-    window: u8,
-    ticket: &IoTicket<P>,
-) {
-    let end = ticket.first.get() + ticket.tokens.len() as u64;
-    if let Some(vad) = state.vads.find_mut(vpn) {
-        vad.around = FaultAround {
-            next: vpn.get() + end - ticket.wanted.get(),
-            window,
-        };
-    }
-}
-
-/// The mapping's pages in the window of the section around one, or, if the guest walks upwards and pages
-/// were just made ahead of it, up to the last of those. All are translated by one leaf table. The window is
-/// aligned as the section's pages are, so that what one read brings is mapped at once.
-fn around<B: Clone + Eq>(vad: &Vad<B>, vpn: Vpn) -> VpnRange {
+/// The pages of a source in the window of the section around one, or, if the guest walks upwards and
+/// pages were just made ahead of it, up to the last of those. All are translated by one leaf table. The window
+/// is aligned as the section's pages are, so that what one read brings is mapped at once.
+fn around<B>(source: &Source<B>, vpn: Vpn) -> VpnRange {
     let table = vpn.get() - vpn.get() % TABLE_ENTRIES as u64;
-    let before = vad.section_page(vpn).map_or(0, |p| p.get() % MAP_AROUND);
+    let before = source.page(vpn).map_or(0, |p| p.get() % MAP_AROUND);
     let start = vpn.get().saturating_sub(before).max(table);
     let end = vpn.get() + MAP_AROUND - before;
-    let ahead = vad.around.next.min(vpn.get() + MAP_AROUND);
+    let ahead = source.ahead.min(vpn.get() + MAP_AROUND);
     let end = end.max(ahead).min(table + TABLE_ENTRIES as u64);
     let window = Vpn::new(start).and_then(|start| VpnRange::between(start, end));
     let alone = VpnRange::new(vpn, 1).expect("a page is a range");
-    window.and_then(|w| w.intersect(vad.range)).unwrap_or(alone)
+    window
+        .and_then(|w| w.intersect(source.range))
+        .unwrap_or(alone)
 }
 
-/// The mapping's pages in the aligned window of `pages` around one of them.
-fn aligned<B>(vad: &Vad<B>, vpn: Vpn, pages: u64) -> VpnRange {
+/// The pages of a range in the aligned window of `pages` around one of them.
+fn aligned(range: VpnRange, vpn: Vpn, pages: u64) -> VpnRange {
     let base = Vpn::new(vpn.get() - vpn.get() % pages);
     let window = base.and_then(|base| VpnRange::new(base, pages));
     let alone = VpnRange::new(vpn, 1).expect("a page is a range");
-    window.and_then(|w| w.intersect(vad.range)).unwrap_or(alone)
+    window.and_then(|w| w.intersect(range)).unwrap_or(alone)
 }

@@ -46,6 +46,9 @@ impl<P: Platform> Manager<P> {
         let Some(range) = part.filter(|_| state.alive) else {
             return;
         };
+        if cfg!(not(mutant = "image_survives")) {
+            drop(state.carve_image(range));
+        }
         let cursor = space.cursor(&self.store);
         let mut found = self.drop_shared(space, state, (range, leaving), flush);
         // Unsharing may have left tables with nothing in them.

@@ -1,5 +1,6 @@
 //! Virtual address descriptors: what a space has mapped, range by range.
 
+mod image;
 mod place;
 mod set;
 
@@ -7,8 +8,10 @@ use bitflags::bitflags;
 
 use crate::access::Prot;
 use crate::addr::{PAGE_SIZE, Vpn, VpnRange};
-use crate::proto::{Section, SectionPage};
+use crate::proto::Section;
 
+pub use image::ImageRun;
+pub(crate) use image::ImageSet;
 pub(crate) use set::VadSet;
 
 /// Most mappings one space may have; Linux' default `vm.max_map_count`.
@@ -220,12 +223,6 @@ impl<B: Clone + Eq> Vad<B> {
                 sharing,
             } => Some((section, offset / PAGE_SIZE as u64, *sharing)),
         }
-    }
-
-    /// The section's page that one of the mapping's pages shows.
-    pub(crate) fn section_page(&self, vpn: Vpn) -> Option<SectionPage> {
-        let (_, first, _) = self.view()?;
-        SectionPage::new(first + (vpn.get() - self.range.start().get()))
     }
 }
 

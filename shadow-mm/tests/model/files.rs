@@ -26,7 +26,7 @@ pub(crate) struct FileModel {
 
 impl FileModel {
     pub(crate) fn new(mm: &Mm, number: usize) -> Self {
-        let file = (number + 1 < SECTIONS).then_some(SimFile(number as u32));
+        let file = (number + 1 != SECTIONS).then_some(SimFile(number as u32));
         let size = end_of(file, 12 * PAGE_SIZE as u64 + 2500);
         let section = mm.create_section(file, size);
         // What cannot be promised may still be had.
@@ -118,7 +118,7 @@ impl World {
                     .view
                     .is_some_and(|v| v.file == number && v.page >= kept)
                 {
-                    model.own = None;
+                    (model.own, model.image) = (None, None);
                 }
             }
         }

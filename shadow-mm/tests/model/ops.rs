@@ -13,6 +13,8 @@ pub(crate) const PAGES: u8 = 48;
 
 /// Sections there are; the last is over no file.
 pub(crate) const SECTIONS: usize = 3;
+/// The section that images are made of; it never changes.
+pub(crate) const IMAGE: usize = SECTIONS;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MapOp {
@@ -30,6 +32,10 @@ pub(crate) enum Op {
     Unmap(Which, Page, u64),
     Protect(Which, Page, u64, Prot),
     Discard(Which, Page, u64),
+    /// Puts pages of the image under a range: the first of them.
+    Attach(Which, Page, u64, u64),
+    /// Looks where all of a space's content is.
+    Save(Which),
     Advise(Which, Page, u64, VadAdvice),
     Remap {
         which: Which,
@@ -92,6 +98,8 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         3 => (which(), page(), count()).prop_map(|(w, p, n)| Op::Unmap(w, p, n)),
         4 => (which(), page(), count(), any_prot()).prop_map(|(w, p, n, r)| Op::Protect(w, p, n, r)),
         2 => (which(), page(), count()).prop_map(|(w, p, n)| Op::Discard(w, p, n)),
+        4 => (which(), page(), 1u64..9, 0u64..6).prop_map(|(w, p, n, f)| Op::Attach(w, p, n, f)),
+        2 => which().prop_map(Op::Save),
         2 => (which(), page(), count(), any_advice()).prop_map(|(w, p, n, a)| Op::Advise(w, p, n, a)),
         3 => any_remap(),
         16 => (which(), page(), 0u8..3, any::<u8>()).prop_map(|(w, p, s, b)| Op::Write(w, p, s, b)),

@@ -193,7 +193,15 @@ impl World {
             } else {
                 page.own
             };
-            (*at, PageModel { own, ..*page })
+            let image = page.image.filter(|_| !page.wipe);
+            (
+                *at,
+                PageModel {
+                    own,
+                    image,
+                    ..*page
+                },
+            )
         });
         let inherited = inherited.collect();
         self.add(Cpu::new(&forked.child), inherited);

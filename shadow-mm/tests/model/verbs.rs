@@ -50,6 +50,8 @@ impl World {
             Op::Unmap(w, p, n) => self.unmap(pick(w), span(p, n)),
             Op::Protect(w, p, n, prot) => self.protect(pick(w), span(p, n), prot),
             Op::Discard(w, p, n) => self.discard(pick(w), span(p, n)),
+            Op::Attach(w, p, n, first) => self.attach(pick(w), span(p, n), first),
+            Op::Save(w) => self.save(pick(w)),
             Op::Advise(w, p, n, advice) => self.advise(pick(w), span(p, n), advice),
             Op::Remap {
                 which,
@@ -145,6 +147,7 @@ impl World {
             let page = PageModel {
                 prot,
                 view,
+                image: None,
                 own: fresh(view),
                 dont_fork: false,
                 wipe: false,
@@ -220,7 +223,7 @@ impl World {
         };
         let process = &mut self.processes[which];
         for (_, model) in process.pages.range_mut(range.start().get()..range.end()) {
-            model.own = fresh(model.view);
+            (model.own, model.image) = (fresh(model.view), None);
         }
         let id = process.id;
         self.move_pins(id, |page| (!range.contains(vpn(page))).then_some(page));
@@ -313,6 +316,7 @@ fn grown(pattern: PageModel, ahead: u64) -> PageModel {
     });
     PageModel {
         view,
+        image: None,
         own: fresh(view),
         ..pattern
     }

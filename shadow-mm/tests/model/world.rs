@@ -10,7 +10,7 @@ use shadow_mm::{
 
 use super::common::{Cpu, Mm, Sim, manager, range, va, vpn};
 use super::files::{FileModel, ViewPage};
-use super::ops::{Op, PAGES, Page, ReadEnd, SECTIONS};
+use super::ops::{IMAGE, Op, PAGES, Page, ReadEnd};
 
 /// The bytes of a page that the model looks at.
 pub(crate) const SLOTS: [usize; 3] = [0, 2048, 4095];
@@ -24,6 +24,8 @@ const SUPERVISOR_VA: u64 = 0x7f80_0000_0000;
 pub(crate) struct PageModel {
     pub(crate) prot: Prot,
     pub(crate) view: Option<ViewPage>,
+    /// The page of the image that lies under it.
+    pub(crate) image: Option<u64>,
     /// What the space has for itself: anonymous memory, or its copy of a view's page.
     pub(crate) own: Option<Bytes>,
     pub(crate) dont_fork: bool,
@@ -101,7 +103,7 @@ impl World {
         mm.map_supervisor(va(SUPERVISOR_VA), 1, 1, SupervisorRights::USER)
             .expect("a monitor");
         let active = mm.stats().tables.active;
-        let files = (0..SECTIONS).map(|n| FileModel::new(&mm, n)).collect();
+        let files = (0..=IMAGE).map(|n| FileModel::new(&mm, n)).collect();
         let mut world = Self {
             mm,
             files,
@@ -253,7 +255,7 @@ impl World {
         if !model.prot.allows(access) {
             return Err(Denied::Protection);
         }
-        match model.view {
+        match model.view.filter(|_| model.image.is_none()) {
             Some(view) if self.files[view.file].valid(view.page) == 0 => Err(Denied::BeyondEnd),
             Some(_) | None => Ok(()),
         }
@@ -274,10 +276,9 @@ impl World {
 
     /// What a page must contain.
     pub(crate) fn content(&self, model: &PageModel) -> Bytes {
-        let shown = || {
-            model
-                .view
-                .map(|view| self.files[view.file].bytes(view.page))
+        let shown = || match (model.image, model.view) {
+            (Some(page), _) => Some(self.files[IMAGE].bytes(page)),
+            (None, view) => view.map(|view| self.files[view.file].bytes(view.page)),
         };
         model.own.or_else(shown).unwrap_or_default()
     }
@@ -301,9 +302,10 @@ impl World {
     /// Whose a page is, for pins.
     pub(crate) fn holder(&self, which: usize, page: u64) -> Option<At> {
         let model = self.processes[which].pages.get(&page)?;
-        Some(match (model.own, model.view) {
-            (None, Some(view)) => At::File(view.file, view.page),
-            (Some(_), _) | (None, None) => At::Own(self.processes[which].id, page),
+        Some(match (model.own, model.image, model.view) {
+            (None, Some(image), _) => At::File(IMAGE, image),
+            (None, None, Some(view)) => At::File(view.file, view.page),
+            (Some(_), _, _) | (None, None, None) => At::Own(self.processes[which].id, page),
         })
     }
 
@@ -325,7 +327,7 @@ impl World {
         let Some(model) = self.processes[which].pages.get(&page).copied() else {
             return;
         };
-        let private = model.view.is_some_and(|view| !view.is_shared());
+        let private = model.image.is_some() || model.view.is_some_and(|view| !view.is_shared());
         if private && model.own.is_none() {
             let bytes = self.content(&model);
             self.processes[which]

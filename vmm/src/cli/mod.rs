@@ -6,9 +6,13 @@ use clap::{Parser, Subcommand};
 
 mod boot;
 mod doctor;
+mod fork;
+mod guests;
 mod inspect;
+mod restore;
 mod run;
 mod size;
+mod snapshot;
 
 pub use size::Size;
 
@@ -34,7 +38,13 @@ enum Command {
     Run(Box<run::RunArgs>),
     Boot(Box<boot::BootArgs>),
     Doctor(doctor::DoctorArgs),
+    Ps(guests::PsArgs),
     Inspect(inspect::InspectArgs),
+    Kill(guests::KillArgs),
+    Snapshot(snapshot::SnapshotArgs),
+    Restore(Box<restore::RestoreArgs>),
+    Freeze(snapshot::FreezeArgs),
+    Fork(fork::ForkArgs),
 }
 
 /// How `--stats` is printed.
@@ -70,7 +80,13 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Boot(args) => boot::main(&args),
         Command::Doctor(args) => doctor::main(&args),
+        Command::Ps(args) => guests::ps(&args),
         Command::Inspect(args) => inspect::main(&args),
+        Command::Kill(args) => guests::kill(&args),
+        Command::Snapshot(args) => snapshot::main(&args),
+        Command::Restore(args) => restore::main(&args),
+        Command::Freeze(args) => snapshot::freeze(&args),
+        Command::Fork(args) => fork::main(&args),
     }
 }
 
@@ -86,7 +102,9 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let _ = error.print();
     } else {
         let given = std::env::args().nth(1).unwrap_or_default();
-        let known = ["boot", "doctor", "inspect"];
+        let known = [
+            "boot", "doctor", "fork", "freeze", "inspect", "kill", "ps", "restore", "snapshot",
+        ];
         let command = known.into_iter().find(|name| *name == given);
         let command = command.unwrap_or("run");
         say(&format!("vmm: {}\n", one_line(&error.to_string(), command)));
@@ -118,6 +136,17 @@ fn start_log() {
         .without_time()
         .with_target(false)
         .init();
+}
+
+/// The exit status of what either worked or is complained about.
+fn settled<E: std::error::Error>(done: Result<(), E>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(STATUS_FAILURE)
+        }
+    }
 }
 
 /// One clear line on standard error: what failed, and every cause.

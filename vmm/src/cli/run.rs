@@ -11,7 +11,7 @@ use super::{
     seconds,
 };
 use crate::config::{Commit, Mount, PageFileConfig, RunConfig};
-use crate::machine::{self, RunError, hardware};
+use crate::machine::{self, Ended, RunError, hardware};
 
 /// Run an unmodified Linux program in a virtual machine
 ///
@@ -74,9 +74,13 @@ pub(super) struct RunArgs {
     #[arg(long)]
     guard_alloc: bool,
 
-    /// Name of the machine for `vmm inspect` [default: the number of the vmm process]
+    /// Name of the machine for `vmm ps` and the commands that take one [default: the number of the vmm process]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+
+    /// The guest is ready once it prints this line: what `vmm freeze` and `vmm snapshot` wait for
+    #[arg(long, value_name = "TEXT")]
+    ready_line: Option<OsString>,
 
     /// Write what `vmm inspect` shows to a file: the memory as the program's end found it
     #[arg(long, value_name = "FILE")]
@@ -109,15 +113,6 @@ pub(super) struct RunArgs {
 }
 
 impl RunArgs {
-    /// Where the page file is put: not in /tmp by itself, which often is memory.
-    fn page_file_dir(&self) -> PathBuf {
-        let temporary = || std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
-        match &self.page_file_dir {
-            Some(dir) => dir.clone(),
-            None => temporary().map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from),
-        }
-    }
-
     fn config(&self) -> Result<RunConfig, String> {
         let (least, most) = (Size(hardware::MIN_MEMORY), Size(hardware::MAX_MEMORY));
         if !(least..=most).contains(&self.memory) {
@@ -128,7 +123,7 @@ impl RunArgs {
         }
         let page_file = self.page_file.map(|size| PageFileConfig {
             bytes: size.0,
-            dir: self.page_file_dir(),
+            dir: page_file_dir(self.page_file_dir.as_ref()),
         });
         let mut mounts = Vec::new();
         for spec in &self.rw {
@@ -182,6 +177,7 @@ impl RunArgs {
             guard_alloc: self.guard_alloc,
             name: self.name.clone(),
             report: self.report.clone(),
+            ready_line: self.ready_line.clone().map(OsString::into_vec),
             timeout: self.timeout,
             max_procs: self.max_procs as usize,
             cpus: self.cpus.map_or(host_cpus.min(64), usize::from),
@@ -199,9 +195,23 @@ pub(super) fn main(args: &RunArgs) -> ExitCode {
             return ExitCode::from(STATUS_FAILURE);
         }
     };
-    match machine::run(&config) {
+    finish(machine::run(&config), args.stats)
+}
+
+/// Where the page file is put: not in /tmp by itself, which often is memory.
+pub(super) fn page_file_dir(given: Option<&PathBuf>) -> PathBuf {
+    let temporary = || std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+    match given {
+        Some(dir) => dir.clone(),
+        None => temporary().map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from),
+    }
+}
+
+/// Says how a machine ended.
+pub(super) fn finish(ended: Result<Ended, RunError>, stats: Option<StatsFormat>) -> ExitCode {
+    match ended {
         Ok(ended) => {
-            match args.stats {
+            match stats {
                 None => {}
                 Some(StatsFormat::Text) => say(&ended.report.to_string()),
                 Some(StatsFormat::Json) => match serde_json::to_string(&ended.report) {

@@ -1,11 +1,14 @@
 //! Asks a running guest's VMM.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::protocol::{Request, Response};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::protocol::{Progress, Request, Response};
 use super::rundir::SOCKET;
 
 /// How long an answer may take: others may be asked before.
@@ -17,7 +20,7 @@ const RESPONSE_MAX: u64 = 256 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// No such guest.
-    #[error("no guest `{0}` is running (vmm inspect lists those that are)")]
+    #[error("no guest `{0}` is running (vmm ps lists those that are)")]
     NoGuest(String),
     /// The connection failed.
     #[error("guest `{id}` does not answer")]
@@ -54,48 +57,107 @@ pub enum AskError {
 /// # Errors
 /// There is no such guest, or no sensible answer.
 pub fn ask(folder: &Path, id: &str, request: &Request) -> Result<Response, AskError> {
+    Ok(converse(folder, id, request, &mut |_| {})?.0)
+}
+
+/// Asks for what may take long, and hears how far it is. Gives back the file that came with the answer, if
+/// one did.
+///
+/// # Errors
+/// As [`ask`].
+pub fn converse(
+    folder: &Path,
+    id: &str,
+    request: &Request,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Response, Option<File>), AskError> {
     let connection = |source| AskError::Connection {
         id: id.to_owned(),
         source,
     };
-    // A path is no id.
-    let named = !id.is_empty() && !id.contains('/') && !id.starts_with('.');
-    let stream = named.then(|| UnixStream::connect(folder.join(id).join(SOCKET)));
-    let mut stream = match stream {
-        None => return Err(AskError::NoGuest(id.to_owned())),
-        Some(Ok(stream)) => stream,
-        Some(Err(error)) => {
-            return Err(match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    AskError::NoGuest(id.to_owned())
-                }
-                _ => connection(error),
-            });
-        }
-    };
+    let mut stream = connect(folder, id)?;
     let mut line = serde_json::to_vec(request).map_err(|e| connection(e.into()))?;
     line.push(b'\n');
-    let mut text = Vec::new();
+    let patience = match request {
+        // How long it takes nobody knows, and that the other side lives the connection shows.
+        Request::Snapshot { .. } | Request::Freeze => None,
+        Request::Hello | Request::Inspect { .. } | Request::Kill { .. } | Request::Template => {
+            Some(PATIENCE)
+        }
+    };
     let said = stream
-        .set_read_timeout(Some(PATIENCE))
+        .set_read_timeout(patience)
         .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
-        .and_then(|()| stream.write_all(&line))
-        .and_then(|()| {
-            let mut answer = BufReader::new(stream.take(RESPONSE_MAX));
-            answer.read_until(b'\n', &mut text)
-        });
-    if said.map_err(connection)? == 0 {
-        return Err(connection(io::ErrorKind::UnexpectedEof.into()));
+        .and_then(|()| stream.write_all(&line));
+    said.map_err(connection)?;
+    let mut heard = Heard::default();
+    loop {
+        let text = heard.line(&stream).map_err(connection)?;
+        match serde_json::from_slice(&text) {
+            Ok(Response::Progress { progress: far, .. }) => progress(far),
+            Ok(Response::Failed { error, .. }) => {
+                return Err(AskError::Refused {
+                    id: id.to_owned(),
+                    error,
+                });
+            }
+            Ok(response) => return Ok((response, heard.file)),
+            Err(source) => {
+                return Err(AskError::Nonsense {
+                    id: id.to_owned(),
+                    source,
+                });
+            }
+        }
     }
-    match serde_json::from_slice(&text) {
-        Ok(Response::Failed { error, .. }) => Err(AskError::Refused {
+}
+
+fn connect(folder: &Path, id: &str) -> Result<UnixStream, AskError> {
+    // A path is no id.
+    let named = !id.is_empty() && !id.contains('/') && !id.starts_with('.');
+    if !named {
+        return Err(AskError::NoGuest(id.to_owned()));
+    }
+    UnixStream::connect(folder.join(id).join(SOCKET)).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            AskError::NoGuest(id.to_owned())
+        }
+        _ => AskError::Connection {
             id: id.to_owned(),
-            error,
-        }),
-        Ok(response) => Ok(response),
-        Err(source) => Err(AskError::Nonsense {
-            id: id.to_owned(),
-            source,
-        }),
+            source: error,
+        },
+    })
+}
+
+/// What came so far.
+#[derive(Default)]
+struct Heard {
+    text: Vec<u8>,
+    file: Option<File>,
+}
+
+impl Heard {
+    /// The next line.
+    fn line(&mut self, stream: &UnixStream) -> io::Result<Vec<u8>> {
+        let mut piece = vec![0; 64 << 10];
+        let mut looked = 0;
+        loop {
+            if let Some(end) = self.text[looked..].iter().position(|byte| *byte == b'\n') {
+                return Ok(self.text.drain(..=looked + end).collect());
+            }
+            looked = self.text.len();
+            if looked as u64 > RESPONSE_MAX {
+                return Err(io::Error::other("the answer is too long"));
+            }
+            let (n, file) = match stream.recv_with_fd(&mut piece) {
+                Err(error) if error.errno() == libc::EINTR => continue,
+                received => received?,
+            };
+            self.file = file.or(self.file.take());
+            match n {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => self.text.extend_from_slice(&piece[..n]),
+            }
+        }
     }
 }

@@ -7,5 +7,6 @@
 
 pub mod client;
 pub mod protocol;
+pub mod ready;
 pub mod rundir;
 pub mod server;

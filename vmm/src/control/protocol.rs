@@ -1,5 +1,9 @@
 //! What is said on the socket: one JSON object a line, a question and then its answer.
 
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::inspect::{About, Inspection};
@@ -22,6 +26,28 @@ pub enum Request {
         #[serde(default)]
         summary: bool,
     },
+    /// Send the first program a signal.
+    Kill {
+        /// Its number.
+        #[serde(default = "sigkill")]
+        signal: i32,
+    },
+    /// Write the guest to a file. Tells its progress in between.
+    Snapshot {
+        /// An absolute path.
+        path: PathBuf,
+        /// Only what is not in the snapshot that the guest was restored from.
+        #[serde(default)]
+        on_origin: bool,
+    },
+    /// Make a template of the guest: the answer comes with a descriptor of it. Tells its progress in between.
+    Freeze,
+    /// The template that was made last: the answer comes with a descriptor of it.
+    Template,
+}
+
+fn sigkill() -> i32 {
+    libc::SIGKILL
 }
 
 /// An answer.
@@ -42,6 +68,27 @@ pub enum Response {
         /// The memory.
         inspect: Box<Inspection>,
     },
+    /// Before the answer to [`Request::Snapshot`] or [`Request::Freeze`], any number of times.
+    Progress {
+        /// True.
+        ok: bool,
+        /// How far it is.
+        progress: Progress,
+    },
+    /// To [`Request::Snapshot`].
+    Written {
+        /// True.
+        ok: bool,
+        /// What.
+        written: Written,
+    },
+    /// To [`Request::Freeze`] and [`Request::Template`].
+    Frozen {
+        /// True.
+        ok: bool,
+        /// What.
+        frozen: Frozen,
+    },
     /// To what was not understood or could not be done.
     Failed {
         /// False.
@@ -49,6 +96,42 @@ pub enum Response {
         /// Why, in words.
         error: String,
     },
+    /// To [`Request::Kill`]. Last: nothing else is left of it.
+    Done {
+        /// True.
+        ok: bool,
+    },
+}
+
+/// How far a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Pages written.
+    pub pages: u64,
+    /// Pages there may be; those that are zeroes or shared are counted and not written.
+    pub of: u64,
+}
+
+/// A snapshot that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// Pages in it.
+    pub pages: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// How long the guest stood still.
+    pub pause_us: u64,
+}
+
+/// A guest that was frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Pages of the template.
+    pub pages: u64,
+    /// Its bytes.
+    pub bytes: u64,
+    /// How long the guest stood still.
+    pub pause_us: u64,
 }
 
 /// Who is there.
@@ -60,6 +143,9 @@ pub struct Hello {
     pub guest: About,
     /// How long it has run.
     pub uptime_ms: u64,
+    /// Whether it has printed the line it was to print; `None` if it was not told to.
+    #[serde(default)]
+    pub ready: Option<bool>,
 }
 
 impl Response {
@@ -70,6 +156,31 @@ impl Response {
             ok: false,
             error: error.into(),
         }
+    }
+}
+
+/// An answer, and what comes with it.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The answer.
+    pub response: Response,
+    /// A file that the asker gets a descriptor of.
+    pub file: Option<Arc<File>>,
+}
+
+impl Reply {
+    /// An answer that comes with a file.
+    #[must_use]
+    pub fn with_file(response: Response, file: Arc<File>) -> Self {
+        let file = Some(file);
+        Self { response, file }
+    }
+}
+
+impl From<Response> for Reply {
+    fn from(response: Response) -> Self {
+        let file = None;
+        Self { response, file }
     }
 }
 

@@ -4,22 +4,23 @@
 //! its turn. The thread ends as soon as the machine does, whatever a client does.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::protocol::{REQUEST_MAX, Request, Response};
+use super::protocol::{REQUEST_MAX, Reply, Request, Response};
 use super::rundir::RunDir;
 
 /// How long a client may keep the others waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Answers a question.
-pub type Answer = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
+/// Answers a question; may tell its progress before.
+pub type Answer = Arc<dyn Fn(&Request, &mut dyn FnMut(Response)) -> Reply + Send + Sync>;
 
 /// The thread that answers. Dropping it ends it, and removes the run directory.
 #[derive(Debug)]
@@ -118,13 +119,17 @@ impl Client<'_> {
         loop {
             while let Some(end) = heard.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<_> = heard.drain(..=end).collect();
-                let response = match serde_json::from_slice::<Request>(&line) {
-                    Ok(request) => answer(&request),
-                    Err(error) => Response::failed(format!("not understood: {error}")),
+                let reply = match serde_json::from_slice::<Request>(&line) {
+                    // Who asked may have lost interest; the answer will show it.
+                    Ok(request) => answer(&request, &mut |progress| drop(self.tell(&progress))),
+                    Err(error) => Response::failed(format!("not understood: {error}")).into(),
                 };
-                let mut text = serde_json::to_vec(&response)?;
-                text.push(b'\n');
-                self.say(&text)?;
+                if let Some(file) = &reply.file {
+                    // The byte that the descriptor travels with is the answer's first.
+                    wait(&self.stream, PollFlags::OUT, self.stopped, Some(PATIENCE))?;
+                    self.stream.send_with_fd(&b" "[..], file.as_raw_fd())?;
+                }
+                self.tell(&reply.response)?;
             }
             if heard.len() > REQUEST_MAX {
                 return self.say(b"{\"ok\":false,\"error\":\"the request is too long\"}\n");
@@ -137,6 +142,12 @@ impl Client<'_> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    fn tell(&mut self, response: &Response) -> io::Result<()> {
+        let mut text = serde_json::to_vec(response)?;
+        text.push(b'\n');
+        self.say(&text)
     }
 
     fn say(&mut self, mut text: &[u8]) -> io::Result<()> {
@@ -163,7 +174,7 @@ mod tests {
     fn server(folder: &std::path::Path) -> (Server, std::path::PathBuf) {
         let dir = RunDir::create(folder, Some("test")).unwrap();
         let socket = dir.socket();
-        let answer: Answer = Arc::new(|request| Response::failed(format!("{request:?}")));
+        let answer: Answer = Arc::new(|request, _| Response::failed(format!("{request:?}")).into());
         (Server::start(dir, answer).unwrap(), socket)
     }
 

@@ -199,6 +199,11 @@ pub trait File: Debug + Send + Sync {
         None
     }
 
+    /// The host's descriptor that the VMM was started with, if it is one: 0 to 2.
+    fn standard(&self) -> Option<i32> {
+        None
+    }
+
     /// A device's own calls.
     ///
     /// # Errors

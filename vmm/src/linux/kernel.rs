@@ -36,6 +36,9 @@ pub struct KernelParts {
     pub info: MachineInfo,
 }
 
+/// Takes what the guest prints.
+pub type Printed = Box<dyn Fn(&[u8]) + Send + Sync>;
+
 /// The machine-wide state: one per virtual machine, shared by its workers.
 pub struct Kernel {
     /// The memory manager, the pool and the pager.
@@ -56,6 +59,8 @@ pub struct Kernel {
     pub info: MachineInfo,
     /// Called when the first program's last thread ends, with its memory still there.
     pub main_ends: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Told of what the guest prints on the VMM's standard output.
+    pub printed: OnceLock<Printed>,
     /// Which of several guests made of one it is; unset if it was started.
     pub identity: OnceLock<Identity>,
     state: Mutex<rank::KernelState, State>,
@@ -86,6 +91,7 @@ impl Kernel {
             limits,
             info,
             main_ends: OnceLock::new(),
+            printed: OnceLock::new(),
             identity: OnceLock::new(),
             state: Mutex::new(State::new(root)),
         }

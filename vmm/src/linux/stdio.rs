@@ -181,6 +181,10 @@ impl File for HostFile {
         Some(self)
     }
 
+    fn standard(&self) -> Option<i32> {
+        Some(self.n)
+    }
+
     fn truncate(&self, _: &Kernel, length: u64) -> Result<(), Errno> {
         rustix::fs::ftruncate(&self.fd, length)
     }
@@ -412,6 +416,10 @@ impl File for HostStream {
 
     fn readable_bytes(&self) -> Option<usize> {
         self.unread()
+    }
+
+    fn standard(&self) -> Option<i32> {
+        Some(self.n)
     }
 
     fn name(&self, _: &Kernel) -> Vec<u8> {

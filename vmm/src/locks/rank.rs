@@ -43,6 +43,10 @@ ranks! {
     MachineCpus,
     /// What a machine failed with.
     MachineFailure,
+    /// A frozen guest.
+    Template,
+    /// Pages to be read ahead.
+    WorkingSets,
     /// A machine as its first program's end found it.
     LastLook,
     /// The thread that waits for the host's descriptors.
@@ -121,6 +125,8 @@ ranks! {
     SchedQueues,
     /// Flushes that wait for a virtual CPU.
     FlushQueues,
+    /// The line a guest is printing.
+    ReadyLine,
     /// Whether the thread that writes mapped files back has something to do.
     WritebackBell,
 }

@@ -2,21 +2,24 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::report::Report;
+use super::verbs::{Tell, Verbs};
 use super::worker::Shared;
 use super::{Machine, RunError};
-use crate::config::RunConfig;
-use crate::control::protocol::{Hello, PROTOCOL, Request, Response};
+use crate::control::protocol::{Hello, PROTOCOL, Reply, Request, Response};
+use crate::control::ready::ReadyLine;
 use crate::control::rundir::{self, RunDir};
 use crate::control::server::{Answer, Server};
 use crate::hv::kvm::vm::Vm;
 use crate::inspect::collect::{self, Detail, Given};
 use crate::inspect::{About, Inspection};
 use crate::locks::{Mutex, rank};
+use crate::snapshot::guest::MachineData;
+use crate::snapshot::read::Snapshot;
 
 /// Looks at a machine.
 pub(super) struct Inspector {
@@ -25,8 +28,21 @@ pub(super) struct Inspector {
     supervisor_tables: u64,
     about: About,
     started: Instant,
+    verbs: Verbs,
     /// The machine as its first program's end found it, if that is to be kept.
     last: Mutex<rank::LastLook, Option<Inspection>>,
+}
+
+/// A machine as those see it who ask.
+pub(super) struct Observed {
+    /// What it is.
+    pub(super) machine: MachineData,
+    /// The snapshot it came from.
+    pub(super) origin: Option<Arc<Snapshot>>,
+    /// The line it is to print.
+    pub(super) ready: Option<Arc<ReadyLine>>,
+    /// Whether what its first program's end finds is kept, for a report.
+    pub(super) keeps_last: bool,
 }
 
 /// The file that `--report` names.
@@ -56,16 +72,21 @@ impl Inspector {
         collect::collect(&self.shared.kernel, given, detail)
     }
 
-    fn answer(&self, request: &Request) -> Response {
-        match request {
+    fn answer(&self, request: &Request, tell: Tell<'_>) -> Reply {
+        let response = match request {
             Request::Hello => Response::Hello {
                 ok: true,
                 hello: Hello {
                     protocol: PROTOCOL,
                     guest: self.about.clone(),
                     uptime_ms: self.uptime_ms(),
+                    ready: self.verbs.ready(),
                 },
             },
+            Request::Kill { signal } => self.verbs.kill(*signal),
+            Request::Snapshot { path, on_origin } => self.verbs.snapshot(path, *on_origin, tell),
+            Request::Freeze => return self.verbs.freeze(&self.about.id, tell),
+            Request::Template => return self.verbs.template(),
             Request::Inspect { summary } => {
                 let detail = if *summary {
                     Detail::Summary
@@ -77,7 +98,8 @@ impl Inspector {
                     inspect: Box::new(self.look(detail)),
                 }
             }
-        }
+        };
+        response.into()
     }
 
     /// Keeps the machine as it is now.
@@ -105,9 +127,19 @@ impl Inspector {
 
 impl Machine {
     /// Makes what looks at the machine, and the socket others ask on.
-    pub(super) fn observe(&mut self, config: &RunConfig, dir: Option<RunDir>) {
+    pub(super) fn observe(&mut self, observed: Observed, dir: Option<RunDir>) {
         let pid = std::process::id();
-        let words = std::iter::once(&config.program).chain(&config.args);
+        let Observed {
+            machine,
+            origin,
+            ready,
+            keeps_last,
+        } = observed;
+        if let Some(line) = ready.clone() {
+            let printed = Box::new(move |bytes: &[u8]| line.feed(bytes));
+            let _first = self.shared.kernel.printed.set(printed);
+        }
+        let words = machine.command.iter();
         let inspector = Arc::new(Inspector {
             shared: Arc::clone(&self.shared),
             vm: Arc::clone(&self.hardware.vm),
@@ -121,9 +153,10 @@ impl Machine {
                     .collect(),
             },
             started: Instant::now(),
+            verbs: Verbs::new(&self.shared.kernel, machine, origin, ready),
             last: Mutex::default(),
         });
-        if config.report.is_some() {
+        if keeps_last {
             // Weak: the kernel is part of what the inspector looks at.
             let weak = Arc::downgrade(&inspector);
             let keep = Box::new(move || {
@@ -135,7 +168,7 @@ impl Machine {
         }
         if let Some(dir) = dir {
             let asked = Arc::clone(&inspector);
-            let answer: Answer = Arc::new(move |request| asked.answer(request));
+            let answer: Answer = Arc::new(move |request, tell| asked.answer(request, tell));
             match Server::start(dir, answer) {
                 Ok(server) => self.control = Some(server),
                 Err(error) => tracing::warn!(%error, "vmm inspect will not find this guest"),
@@ -146,10 +179,10 @@ impl Machine {
 }
 
 /// The run directory. Only a name that was asked for must have one.
-pub(super) fn run_dir(config: &RunConfig) -> Result<Option<RunDir>, RunError> {
-    match RunDir::create(&rundir::folder(), config.name.as_deref()) {
+pub(super) fn run_dir(name: Option<&str>) -> Result<Option<RunDir>, RunError> {
+    match RunDir::create(&rundir::folder(), name) {
         Ok(dir) => Ok(Some(dir)),
-        Err(error) if config.name.is_some() => Err(RunError::RunDir(error)),
+        Err(error) if name.is_some() => Err(RunError::RunDir(error)),
         Err(error) => {
             tracing::info!(%error, "vmm inspect will not find this guest");
             Ok(None)
@@ -158,8 +191,8 @@ pub(super) fn run_dir(config: &RunConfig) -> Result<Option<RunDir>, RunError> {
 }
 
 /// The report's file, made before anything runs.
-pub(super) fn report_file(config: &RunConfig) -> Result<Option<ReportFile>, RunError> {
-    let Some(path) = config.report.clone() else {
+pub(super) fn report_file(path: Option<&Path>) -> Result<Option<ReportFile>, RunError> {
+    let Some(path) = path.map(Path::to_owned) else {
         return Ok(None);
     };
     match File::create(&path) {

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::config::RunConfig;
+use crate::config::{Commit, RunConfig};
+use crate::control::ready::ReadyLine;
 use crate::control::rundir::RunDirError;
 use crate::hv::CpuError;
 use crate::hv::kvm::vm::Vm;
@@ -13,6 +14,7 @@ use crate::linux::kernel::Kernel;
 use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
 use crate::memory::{GuardCounters, Memory, Writeback};
+use crate::snapshot::guest::MachineData;
 
 pub mod bare;
 pub mod builder;
@@ -23,14 +25,17 @@ mod inspector;
 pub mod kick;
 pub mod program;
 pub mod report;
+pub mod restored;
 pub mod stats;
 pub mod strace;
 pub mod trap;
+mod verbs;
 pub mod worker;
 
 pub use bare::Wanted;
 pub use builder::Machine;
 use hardware::HardwareError;
+use inspector::Observed;
 use report::{MemoryReport, Report};
 use worker::{Shared, Worker};
 
@@ -94,6 +99,12 @@ pub enum RunError {
     /// A guest cannot be made of its records.
     #[error(transparent)]
     Restore(#[from] crate::snapshot::records::RestoreError),
+    /// The snapshot holds no guest.
+    #[error(transparent)]
+    Open(#[from] crate::snapshot::guest::OpenError),
+    /// A page of the snapshot could not be read while the guest ran.
+    #[error("the guest was ended: its memory cannot be read")]
+    Snapshot(#[source] std::io::Error),
     /// A machine without processors was asked for.
     #[error("a machine needs a processor")]
     NoCpu,
@@ -131,16 +142,33 @@ pub struct Ended {
 /// # Errors
 /// The program cannot be started, or the host fails.
 pub fn run(config: &RunConfig) -> Result<Ended, RunError> {
-    let mut file = inspector::report_file(config)?;
-    let dir = inspector::run_dir(config)?;
+    let mut file = inspector::report_file(config.report.as_deref())?;
+    let dir = inspector::run_dir(config.name.as_deref())?;
     let mut machine = Machine::build(config)?;
-    machine.observe(config, dir);
+    machine.observe(observed(config), dir);
     let inspector = machine.inspector.clone();
     let ended = machine.run(config.timeout)?;
     if let (Some(inspector), Some(file)) = (inspector, &mut file) {
         inspector.write_report(file, ended.status, &ended.report);
     }
     Ok(ended)
+}
+
+fn observed(config: &RunConfig) -> Observed {
+    let ready = config.ready_line.as_deref().map(ReadyLine::new);
+    let words = std::iter::once(&config.program).chain(&config.args);
+    Observed {
+        machine: MachineData {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            command: words.cloned().collect(),
+            memory: config.memory,
+            page_file: config.page_file.as_ref().map_or(0, |file| file.bytes),
+            overcommit: config.commit == Commit::Over,
+        },
+        origin: None,
+        ready: ready.map(Arc::new),
+        keeps_last: config.report.is_some(),
+    }
 }
 
 /// The exit status of a wait status (wait4(2)), as shells have it.

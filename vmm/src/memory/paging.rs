@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Condvar;
 use shadow_mm::{
-    Access, Denied, FaultKind, FaultOutcome, FrameStore, GuestVa, IoFailed, PageIn, Space,
+    Access, Denied, FaultKind, FaultOutcome, FrameStore, GuestVa, IoFailed, PageIn, Slot, Space,
 };
 
 use super::{FRAME, Memory, VmmPlatform};
@@ -113,6 +113,18 @@ impl Memory {
         let outcome = self.manager.complete_page_in(ticket, result);
         self.reads.notify();
         outcome
+    }
+
+    /// What is in a slot of the page file. The caller looks again whether its page is still there.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn read_slot(&self, slot: Slot, into: &mut [u8; FRAME]) -> std::io::Result<()> {
+        let file = self.page_file.get().ok_or(std::io::ErrorKind::NotFound)?;
+        match file.read(slot.offset(), into)? {
+            FRAME => Ok(()),
+            _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 
     fn read_pages(&self, ticket: &PageIn<VmmPlatform>) -> Result<usize, IoFailed> {

@@ -237,6 +237,12 @@ impl MappedFile {
         }
     }
 
+    /// The file open for writing, if it was mapped so.
+    #[must_use]
+    pub fn writer(&self) -> Option<Backing> {
+        self.io.lock().writer.clone()
+    }
+
     /// Writes pages of a range, in bytes, that were stored to through mappings to the file. No lock may be held: who
     /// stores to them is stopped for a moment, so that what is stored from then on is seen the next time.
     ///

@@ -4,7 +4,7 @@
 //! signals, timers. The memory image is the memory manager's: spaces, sections, pages. The seam between
 //! them is [`records::memory`].
 //!
-//! On disk both are one file: [`mod@format`] says what it looks like, [`mod@write`] how one comes to be,
+//! On disk both are one file, which [`image`] puts the memory into: [`mod@format`] says what it looks like, [`mod@write`] how one comes to be,
 //! [`read`] how it is read. It is written once and never changed. What makes it trustworthy:
 //!
 //! * it is written under no name and gets its own only once all of it is on the disk, so whoever kills
@@ -17,6 +17,8 @@
 //! anything the guest could do: trust it as little as the guest.
 
 pub mod format;
+pub mod guest;
+pub mod image;
 pub mod read;
 pub mod records;
 pub mod write;

@@ -184,9 +184,11 @@ pub fn write(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf, at: At) -> SysRes
     }
     d.file.admit(c, true)?;
     match (at, d.file.shared_offset()) {
-        (At::Current, Some(shared)) => {
-            write_steps(c, buf, 0, |_, _, bytes| shared.write_next(bytes))
-        }
+        (At::Current, Some(shared)) => write_steps(c, buf, 0, |c, _, bytes| {
+            let n = shared.write_next(bytes)?;
+            printed(c.k, &*d.file, &bytes[..n]);
+            Ok(n)
+        }),
         _ if !d.file.seekable() => match at {
             At::Current => send(c, d, buf, Broken::Signal),
             At::Offset(_) => Err(Errno::SPIPE.into()),
@@ -285,7 +287,9 @@ pub fn send(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf, broken: Broken) ->
             if n == 0 && want > 0 {
                 return Err(Errno::FAULT);
             }
-            d.file.write(c.k, 0, &bounce[..n])
+            let n = d.file.write(c.k, 0, &bounce[..n])?;
+            printed(c.k, &*d.file, &bounce[..n]);
+            Ok(n)
         });
         match put {
             Ok(0) => return Ok(done as u64),
@@ -309,6 +313,15 @@ pub fn send(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf, broken: Broken) ->
                 };
             }
         }
+    }
+}
+
+/// Shows what was written to whoever reads along.
+fn printed(k: &crate::linux::kernel::Kernel, file: &dyn File, bytes: &[u8]) {
+    if let Some(printed) = k.printed.get()
+        && file.standard() == Some(1)
+    {
+        printed(bytes);
     }
 }
 

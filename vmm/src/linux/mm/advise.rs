@@ -1,6 +1,6 @@
 //! `madvise`, `msync`, `mincore`, and the locking calls.
 
-use shadow_mm::{Access, MapKind, Sharing, VadAdvice, VpnRange};
+use shadow_mm::{Access, DiscardError, MapKind, Sharing, VadAdvice, VpnRange};
 
 use super::{
     RLIMIT_MEMLOCK, for_each_vad, limit, mapped_pages, pages, require_mapped, whole_pages,
@@ -101,7 +101,10 @@ fn apply(c: &Ctx<'_>, advice: Advice, part: VpnRange) -> Result<(), Errno> {
             let discarded = memory.manager.discard(space, part);
             memory.submit(discarded.flush);
             super::guard::discarded(c, part);
-            discarded.result.map_err(|_| Errno::NOMEM)?;
+            discarded.result.map_err(|error| match error {
+                DiscardError::NotMapped { .. } => Errno::NOMEM,
+                DiscardError::TooManyPieces { .. } | DiscardError::NoMemory => Errno::AGAIN,
+            })?;
         }
         Advice::Fork(what) => memory
             .manager

@@ -51,6 +51,10 @@ impl File for Terminal {
         self.io.write_some(buf)
     }
 
+    fn standard(&self) -> Option<i32> {
+        self.io.standard()
+    }
+
     /// As its name in the tree tells, so that ttyname(3) finds it.
     fn stat(&self, k: &Kernel) -> Result<Stat, Errno> {
         let own = Stat {

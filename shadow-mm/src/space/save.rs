@@ -1,0 +1,104 @@
+//! What of a space must be kept to make it again: its mappings (`query`), the image under it, and the
+//! pages that only it has. Nothing changes, and nothing is brought into memory.
+
+use alloc::vec::Vec;
+
+use crate::addr::{EntryIndex, Pfn, Vpn, VpnRange};
+use crate::backend::Platform;
+use crate::manager::Manager;
+use crate::page_file::Slot;
+use crate::pfn::{Owner, PfnDatabase, PfnFlags};
+use crate::proto::BlockContent;
+use crate::pte::Entry;
+use crate::space::Space;
+use crate::vad::ImageRun;
+
+/// Tells pages of several spaces that are one page from those that only look alike. Means nothing once
+/// any of the spaces has changed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PageKey(u64, u64);
+
+/// Where the content of a page is that a space has for itself, or shares with its forks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SavedPage {
+    /// In this frame, as long as the space is locked.
+    Frame(PageKey, Pfn),
+    /// In this slot of the page file, as long as the space is locked; if the page still is there
+    /// once the slot was read, what was read is its content.
+    Slot(PageKey, Slot),
+    /// Nowhere: zeroes.
+    Zero,
+    /// On its way into memory: ask again.
+    Busy,
+}
+
+impl<P: Platform> Manager<P> {
+    /// The image under a space, rising. Pages that [`Self::saved_pages`] tells lie above it.
+    #[must_use]
+    pub fn image_runs(&self, space: &Space<P>) -> Vec<ImageRun<P::Backing>> {
+        space.state.lock().images.iter().cloned().collect()
+    }
+
+    /// Calls `visit` for pages of the range whose content is neither a section's nor absent, rising, at
+    /// most about `most` of them; gives back where to go on. The space is locked meanwhile: `visit` must
+    /// not call the manager, but for its store.
+    pub fn saved_pages(
+        &self,
+        space: &Space<P>,
+        range: VpnRange,
+        most: usize,
+        mut visit: impl FnMut(Vpn, SavedPage),
+    ) -> Option<Vpn> {
+        let state = space.state.lock();
+        let range = self.user_part(range).filter(|_| state.alive)?;
+        let cursor = space.cursor(&self.store);
+        let (mut seen, mut next) = (0, None);
+        cursor.for_each_leaf(range, |run| {
+            if seen >= most {
+                next = next.or(Some(run.range().start()));
+                return;
+            }
+            for (index, vpn) in run.pages() {
+                let entry = cursor.leaf(run.table, index);
+                let page = saved(&self.pfns.lock(), (run.table, index), entry);
+                if let Some(page) = page {
+                    seen += 1;
+                    visit(vpn, page);
+                }
+            }
+        });
+        next
+    }
+}
+
+/// What an entry says of its page's content, unless a section has it.
+fn saved(db: &PfnDatabase, (table, index): (Pfn, EntryIndex), entry: Entry) -> Option<SavedPage> {
+    let private = PageKey(u64::from(table.get()) << 9 | index.get() as u64, 0);
+    let (key, content) = match entry {
+        Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted => return None,
+        Entry::Valid(valid) => match db.entry(valid.frame).owner {
+            Owner::Clone(block) => (block_key(block), BlockContent::Resident(valid.frame)),
+            Owner::Entry { .. } => (private, BlockContent::Resident(valid.frame)),
+            Owner::Section { .. }
+            | Owner::None
+            | Owner::Tables
+            | Owner::Root
+            | Owner::Supervisor => return None,
+        },
+        Entry::Transition(frame) => (private, BlockContent::Resident(frame)),
+        Entry::PageFile(slot) => (private, BlockContent::PageFile(slot)),
+        Entry::Prototype(block) => (block_key(block), db.clones.content(block)),
+    };
+    Some(match content {
+        BlockContent::Zero => SavedPage::Zero,
+        BlockContent::PageFile(slot) => SavedPage::Slot(key, slot),
+        BlockContent::Resident(frame) if db.entry(frame).flags.contains(PfnFlags::READING) => {
+            SavedPage::Busy
+        }
+        BlockContent::Resident(frame) => SavedPage::Frame(key, frame),
+    })
+}
+
+fn block_key(block: crate::proto::BlockId) -> PageKey {
+    PageKey(u64::from(block.header.get()), 1 + u64::from(block.index))
+}

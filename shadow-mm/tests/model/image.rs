@@ -1,0 +1,96 @@
+//! Images under spaces, and what a snapshot would keep of a space.
+
+use std::collections::BTreeMap;
+
+use shadow_mm::{ImageError, SavedPage, SectionPage, VpnRange};
+
+use super::common::{range, vpn};
+use super::ops::IMAGE;
+use super::verbs::{agree, fresh};
+use super::world::{Bytes, Outcome, World};
+
+impl World {
+    pub(crate) fn attach(&mut self, which: usize, range: VpnRange, first: u64) -> Outcome {
+        let space = self.processes[which].cpu.space.clone();
+        let section = self.files[IMAGE].section.clone();
+        let page = SectionPage::new(first).expect("a page");
+        let done = self.mm.attach_image(&space, range, &section, page);
+        let pages = &self.processes[which].pages;
+        let mut all = range.start().get()..range.end();
+        let missing = all.find(|page| {
+            let model = pages.get(page);
+            model.is_none_or(|model| model.view.is_some_and(|view| view.is_shared()))
+        });
+        match (done, missing) {
+            (Err(ImageError::NotPrivate { vpn: at }), Some(missing)) => {
+                return agree("not private", at, vpn(missing));
+            }
+            // A page of zeroes may have an entry or none.
+            (Err(ImageError::InUse { .. }), None) => return Ok(()),
+            (Err(ImageError::NoSuchPage { .. }), None) => {
+                let end = (first + range.count()) * 4096;
+                return agree("no such page", end > self.files[IMAGE].size, true);
+            }
+            (Ok(()), None) => {}
+            (done, missing) => return Err(format!("attach: {done:?}, missing {missing:?}")),
+        }
+        for (ahead, at) in (range.start().get()..range.end()).enumerate() {
+            let Some(model) = self.processes[which].pages.get_mut(&at) else {
+                continue;
+            };
+            if model.image.is_some() || model.own.is_some_and(|own| own != Bytes::default()) {
+                return Err(format!("an image hides what page {at:#x} has"));
+            }
+            (model.own, model.image) = (None, Some(first + ahead as u64));
+        }
+        Ok(())
+    }
+
+    /// Puts the content of a space together from what a snapshot would keep.
+    pub(crate) fn save(&mut self, which: usize) -> Outcome {
+        let space = self.processes[which].cpu.space.clone();
+        let mut found: BTreeMap<u64, Bytes> = BTreeMap::new();
+        for run in self.mm.image_runs(&space) {
+            for (ahead, page) in run.range.iter().enumerate() {
+                let bytes = self.files[IMAGE].bytes(run.first.get() + ahead as u64);
+                found.insert(page.get(), bytes);
+            }
+        }
+        let mut busy = Vec::new();
+        let mut from = Some(range(0, 1 << 35));
+        while let Some(part) = from {
+            let next = self.mm.saved_pages(&space, part, 3, |vpn, page| {
+                let bytes = match page {
+                    SavedPage::Frame(_, frame) => self.bytes(frame),
+                    SavedPage::Slot(_, slot) => {
+                        let bytes = self.page_file.get(&slot.offset());
+                        bytes.copied().unwrap_or([0xbb; 3])
+                    }
+                    SavedPage::Zero => Bytes::default(),
+                    SavedPage::Busy => {
+                        busy.push(vpn.get());
+                        return;
+                    }
+                };
+                found.insert(vpn.get(), bytes);
+            });
+            from = next.and_then(|next| VpnRange::between(next, 1 << 35));
+        }
+        for (at, model) in &self.processes[which].pages {
+            let shared = model.view.is_some_and(|view| view.is_shared());
+            if *at >= 1 << 35 || shared || busy.contains(at) {
+                continue;
+            }
+            let zeroes = fresh(model.view);
+            let kept = found.remove(at).or(zeroes);
+            let expected = match model.own {
+                Some(own) => Some(own),
+                None => model.image.map(|page| self.files[IMAGE].bytes(page)),
+            };
+            if kept != expected {
+                return Err(format!("page {at:#x}: keeps {kept:?}, not {expected:?}"));
+            }
+        }
+        Ok(())
+    }
+}

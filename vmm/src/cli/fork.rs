@@ -1,0 +1,164 @@
+//! `vmm fork`: live copies of a running guest, each in a machine and a process of its own.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use super::snapshot::{VerbError, frozen};
+use super::{STATUS_FAILURE, complain};
+use crate::control::protocol::Request;
+use crate::control::rundir::{RunDirError, check_name};
+
+/// Start copies of a running guest
+///
+/// The guest is frozen, if `vmm freeze` has not done it, and goes on. Each copy goes on from there in a machine of
+/// its own: the memory that none of them changes is there once. The command ends when all have ended.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit status: 0 if every copy ended with 0, else that of the first that did not; 125 if vmm itself failed.")]
+pub(super) struct ForkArgs {
+    /// The guest's name or number
+    #[arg(value_name = "GUEST")]
+    guest: String,
+
+    /// How many
+    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    count: u32,
+
+    /// Standard input of the copies; `%i` stands for a copy's number, from 1
+    #[arg(long, value_name = "FILE")]
+    stdin: Option<String>,
+
+    /// Standard output of the copies; `%i` stands for a copy's number
+    #[arg(long, value_name = "FILE")]
+    stdout: Option<String>,
+
+    /// Name of the copies for `vmm ps`; the copy's number follows it
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// Processors of each [default: as many as the guest has]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    cpus: Option<u8>,
+
+    /// End each after this many seconds, with status 124
+    #[arg(long, value_name = "SECONDS", value_parser = super::seconds)]
+    timeout: Option<std::time::Duration>,
+
+    /// Freeze the guest again, even if it is frozen
+    #[arg(long)]
+    anew: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ForkError {
+    #[error(transparent)]
+    Verb(#[from] VerbError),
+    #[error(transparent)]
+    Name(#[from] RunDirError),
+    #[error("{path}")]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("a copy cannot be started")]
+    Start(#[source] io::Error),
+}
+
+pub(super) fn main(args: &ForkArgs) -> ExitCode {
+    match run(args) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(STATUS_FAILURE)
+        }
+    }
+}
+
+fn run(args: &ForkArgs) -> Result<u8, ForkError> {
+    if let Some(name) = &args.name {
+        check_name(&format!("{name}-{}", args.count))?;
+    }
+    let template = template(args)?;
+    // The copies get the descriptor under the number it has here.
+    let inherited = rustix::io::fcntl_dupfd_cloexec(&template, 3).map_err(|e| start(e.into()))?;
+    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty())
+        .map_err(|e| start(e.into()))?;
+    let mut copies: Vec<Child> = Vec::new();
+    for number in 1..=args.count {
+        match copy(args, number, inherited.as_raw_fd()) {
+            Ok(child) => copies.push(child),
+            Err(error) => {
+                end(&mut copies);
+                return Err(error);
+            }
+        }
+    }
+    drop(inherited);
+    let mut status = 0;
+    for child in &mut copies {
+        let ended = child.wait().map_err(start)?;
+        if status == 0 {
+            let code = ended.code().and_then(|code| u8::try_from(code).ok());
+            status = code.unwrap_or(STATUS_FAILURE);
+        }
+    }
+    Ok(status)
+}
+
+fn start(source: io::Error) -> ForkError {
+    ForkError::Start(source)
+}
+
+/// The copies that were started, when one could not be.
+fn end(copies: &mut [Child]) {
+    for child in copies {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn template(args: &ForkArgs) -> Result<File, ForkError> {
+    if !args.anew
+        && let Ok((_, file)) = frozen(&args.guest, &Request::Template)
+    {
+        return Ok(file);
+    }
+    Ok(frozen(&args.guest, &Request::Freeze)?.1)
+}
+
+fn copy(args: &ForkArgs, number: u32, template: i32) -> Result<Child, ForkError> {
+    let open = |pattern: &String, create: bool| {
+        let path = PathBuf::from(pattern.replace("%i", &number.to_string()));
+        let opened = if create {
+            File::create(&path)
+        } else {
+            File::open(&path)
+        };
+        opened.map_err(|source| ForkError::File { path, source })
+    };
+    let vmm = std::env::current_exe().map_err(start)?;
+    let mut command = Command::new(vmm);
+    command.args(["restore", "--template", &template.to_string()]);
+    command.args(["--clone", &number.to_string()]);
+    if let Some(name) = &args.name {
+        command.args(["--name", &format!("{name}-{number}")]);
+    }
+    if let Some(cpus) = args.cpus {
+        command.args(["--cpus", &cpus.to_string()]);
+    }
+    if let Some(timeout) = args.timeout {
+        command.args(["--timeout", &timeout.as_secs_f64().to_string()]);
+    }
+    command.stdin(match &args.stdin {
+        Some(pattern) => Stdio::from(open(pattern, false)?),
+        None => Stdio::null(),
+    });
+    if let Some(pattern) = &args.stdout {
+        command.stdout(open(pattern, true)?);
+    }
+    command.spawn().map_err(start)
+}

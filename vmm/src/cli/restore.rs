@@ -1,0 +1,157 @@
+//! `vmm restore`: a guest out of a snapshot.
+
+use std::fs::File;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::run::finish;
+use super::snapshot::bar;
+use super::{STATUS_FAILURE, Size, StatsFormat, complain, say, seconds};
+use crate::machine::hardware;
+use crate::machine::restored::{RestoreConfig, restore};
+use crate::snapshot::read::{ReadError, Snapshot, Trust};
+use crate::snapshot::records::Identity;
+
+/// Go on with the guest of a snapshot
+///
+/// The guest goes on where it was, with the standard input, output and error of this command. Its memory is
+/// read when it is used. It sees the same directories of the host as before, and files that it has open must
+/// be what they were.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit status: as of `vmm run`; 125 if the snapshot is damaged, in which case nothing of it has run, or if a page of \
+it turns out to be damaged while the guest runs.")]
+pub(super) struct RestoreArgs {
+    /// The snapshot's file
+    #[arg(value_name = "FILE", required_unless_present = "template")]
+    file: Option<PathBuf>,
+
+    /// The snapshot that FILE builds on (repeatable: the one that builds on none first)
+    #[arg(long, value_name = "FILE")]
+    base: Vec<PathBuf>,
+
+    /// Look at every page of the snapshot before the guest goes on
+    #[arg(long)]
+    verify: bool,
+
+    /// Memory of the machine [default: as it was]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+
+    /// Where a page file goes, if the guest had one [default: $TMPDIR, or /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    page_file_dir: Option<PathBuf>,
+
+    /// Processors of the machine [default: as many as it had]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    cpus: Option<u8>,
+
+    /// Show every system call on standard error
+    #[arg(long)]
+    strace: bool,
+
+    /// Name of the machine for `vmm ps` and the commands that take one [default: the number of the vmm
+    /// process]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// Write what `vmm inspect` shows to a file: the memory as the program's end found it
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+
+    /// Print what was counted on standard error at the end
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    stats: Option<StatsFormat>,
+
+    /// End the machine after this many seconds, with status 124
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+
+    /// A template that this process was given as a descriptor: how `vmm fork` starts its clones
+    #[arg(long, value_name = "FD", hide = true, conflicts_with_all = ["file", "base"])]
+    template: Option<RawFd>,
+
+    /// Which clone this is
+    #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
+    clone: u32,
+}
+
+pub(super) fn main(args: &RestoreArgs) -> ExitCode {
+    let snapshot = match open(args) {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            complain(&error);
+            return ExitCode::from(STATUS_FAILURE);
+        }
+    };
+    let (least, most) = (Size(hardware::MIN_MEMORY), Size(hardware::MAX_MEMORY));
+    if let Some(memory) = args.memory.filter(|size| !(least..=most).contains(size)) {
+        say(&format!(
+            "vmm: --memory {memory}: a machine has {least} to {most}\n"
+        ));
+        return ExitCode::from(STATUS_FAILURE);
+    }
+    let config = RestoreConfig {
+        snapshot: Arc::new(snapshot),
+        identity: Identity { clone: args.clone },
+        memory: args.memory.map(|size| size.0),
+        page_file_dir: super::run::page_file_dir(args.page_file_dir.as_ref()),
+        cpus: args.cpus.map(usize::from),
+        strace: args.strace,
+        name: args.name.clone(),
+        report: args.report.clone(),
+        timeout: args.timeout,
+    };
+    finish(restore(&config), args.stats)
+}
+
+fn open(args: &RestoreArgs) -> Result<Snapshot, ReadError> {
+    if let Some(fd) = args.template {
+        return template(fd);
+    }
+    let mut base = None;
+    for path in &args.base {
+        base = Some(Arc::new(Snapshot::open(path, base.take())?));
+    }
+    let file = args.file.clone().unwrap_or_default();
+    let snapshot = Snapshot::open(&file, base)?;
+    if args.verify {
+        let bar = bar();
+        bar.set_length(snapshot.pages() * crate::memory::FRAME as u64);
+        let verified = snapshot.verify(&mut |bytes| bar.inc(bytes));
+        bar.finish_and_clear();
+        verified?;
+    }
+    Ok(snapshot)
+}
+
+#[expect(unsafe_code, reason = "a descriptor that the parent says it left open")]
+fn template(fd: RawFd) -> Result<Snapshot, ReadError> {
+    let path = "the template".to_owned();
+    let bad = |source| ReadError::Host {
+        path: path.clone(),
+        source,
+    };
+    // Not one of ours: those are opened after this.
+    let open = rustix::fs::fcntl_getfl(
+        // SAFETY: only looked at; what is not open is answered with an error.
+        unsafe { rustix::fd::BorrowedFd::borrow_raw(fd.max(0)) },
+    );
+    if fd < 3 || open.is_err() {
+        return Err(bad(std::io::ErrorKind::NotFound.into()));
+    }
+    // SAFETY: it is open, as was just seen, and nothing else in this process knows of it.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let _ = rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC);
+    let seals =
+        rustix::fs::fcntl_get_seals(&file).unwrap_or_else(|_| rustix::fs::SealFlags::empty());
+    let trust = if seals.contains(rustix::fs::SealFlags::WRITE) {
+        Trust::Sealed
+    } else {
+        Trust::Verify
+    };
+    Snapshot::from_file(file, path, trust, None)
+}

@@ -1,0 +1,171 @@
+//! `vmm snapshot` and `vmm freeze`: a running guest, written to a file or kept as a template.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{say, settled};
+use crate::control::client::{self, AskError};
+use crate::control::protocol::{Frozen, Progress, Request, Response};
+use crate::control::rundir;
+use crate::memory::FRAME;
+use crate::snapshot::read::{ReadError, Snapshot};
+
+/// How often a guest is asked whether it is ready.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Write a running guest to a file
+///
+/// The guest stands still while its memory is written, and goes on. The file appears under its name once all
+/// of it is on the disk; until then what was there before stays. A guest that was started with --ready-line
+/// is waited for.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 once the snapshot is on the disk, 125 if it could not be written."
+)]
+pub(super) struct SnapshotArgs {
+    /// The guest's name or number
+    #[arg(value_name = "GUEST")]
+    guest: String,
+
+    /// The snapshot's file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// Write only what is not in this snapshot, which the guest was restored from
+    #[arg(long, value_name = "FILE")]
+    base: Option<PathBuf>,
+}
+
+/// Make a template of a running guest, in memory, for `vmm fork`
+///
+/// The guest goes on. A guest that was started with --ready-line is waited for.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit status: 0, or 125 if the guest could not be frozen.")]
+pub(super) struct FreezeArgs {
+    /// The guest's name or number
+    #[arg(value_name = "GUEST")]
+    guest: String,
+}
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum VerbError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error(transparent)]
+    Base(#[from] ReadError),
+    #[error("{path}")]
+    Path {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("guest `{0}` answers something else; its vmm may be of another version")]
+    Other(String),
+}
+
+pub(super) fn main(args: &SnapshotArgs) -> ExitCode {
+    settled(write(args))
+}
+
+pub(super) fn freeze(args: &FreezeArgs) -> ExitCode {
+    settled(frozen(&args.guest, &Request::Freeze).map(|(frozen, _)| {
+        say(&format!(
+            "vmm: froze {}, {} MiB; it stood still for {:.1} ms\n",
+            args.guest,
+            mib(frozen.bytes),
+            frozen.pause_us as f64 / 1000.0
+        ));
+    }))
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+fn write(args: &SnapshotArgs) -> Result<(), VerbError> {
+    let path = std::path::absolute(&args.file).map_err(|source| VerbError::Path {
+        path: args.file.display().to_string(),
+        source,
+    })?;
+    if let Some(base) = &args.base {
+        check_base(base)?;
+    }
+    wait_until_ready(&args.guest)?;
+    let request = Request::Snapshot {
+        path,
+        on_origin: args.base.is_some(),
+    };
+    let (answer, _) = ask(&args.guest, &request)?;
+    match answer {
+        Response::Written { written, .. } => {
+            say(&format!(
+                "vmm: wrote {}, {} MiB; the guest stood still for {:.1} ms\n",
+                args.file.display(),
+                mib(written.bytes),
+                written.pause_us as f64 / 1000.0
+            ));
+            Ok(())
+        }
+        _ => Err(VerbError::Other(args.guest.clone())),
+    }
+}
+
+/// Whether it can be read at all. That it is the right one the guest's VMM sees to.
+fn check_base(base: &Path) -> Result<(), VerbError> {
+    match Snapshot::open(base, None) {
+        // It has a base of its own, which the guest's VMM has.
+        Ok(_) | Err(ReadError::NeedsBase { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits for a guest that is to print a line.
+fn wait_until_ready(guest: &str) -> Result<(), VerbError> {
+    loop {
+        match client::ask(&rundir::folder(), guest, &Request::Hello)? {
+            Response::Hello { hello, .. } if hello.ready == Some(false) => {
+                std::thread::sleep(LOOK);
+            }
+            Response::Hello { .. } => return Ok(()),
+            _ => return Err(VerbError::Other(guest.to_owned())),
+        }
+    }
+}
+
+/// A guest's template, made or there already.
+pub(super) fn frozen(guest: &str, request: &Request) -> Result<(Frozen, File), VerbError> {
+    wait_until_ready(guest)?;
+    match ask(guest, request)? {
+        (Response::Frozen { frozen, .. }, Some(file)) => Ok((frozen, file)),
+        _ => Err(VerbError::Other(guest.to_owned())),
+    }
+}
+
+/// Asks, and shows on a terminal how far it is.
+fn ask(guest: &str, request: &Request) -> Result<(Response, Option<File>), VerbError> {
+    let bar = bar();
+    let mut progress = |far: Progress| {
+        bar.set_length(far.of.max(far.pages) * FRAME as u64);
+        bar.set_position(far.pages * FRAME as u64);
+    };
+    let answer = client::converse(&rundir::folder(), guest, request, &mut progress);
+    bar.finish_and_clear();
+    Ok(answer?)
+}
+
+/// A bar on standard error, if that is a terminal.
+pub(super) fn bar() -> Arc<ProgressBar> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    Arc::new(bar)
+}

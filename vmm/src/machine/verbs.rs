@@ -1,0 +1,192 @@
+//! What can be done to a running guest from outside, besides looking at it: ending it, writing it down,
+//! freezing it into a template that others are made of.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::control::protocol::{Frozen, Progress, Reply, Response, Written};
+use crate::control::ready::ReadyLine;
+use crate::linux::kernel::Kernel;
+use crate::linux::process::{SigFields, SigInfo};
+use crate::linux::signal;
+use crate::locks::{Mutex, rank};
+use crate::snapshot::guest::{MachineData, SavedGuest, SnapshotError, expected_pages, save_guest};
+use crate::snapshot::read::Snapshot;
+use crate::snapshot::write::Writer;
+
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(100);
+
+/// The verbs of one machine.
+pub(super) struct Verbs {
+    kernel: Arc<Kernel>,
+    machine: MachineData,
+    /// The snapshot the guest came from.
+    origin: Option<Arc<Snapshot>>,
+    ready: Option<Arc<ReadyLine>>,
+    template: Mutex<rank::Template, Option<Template>>,
+}
+
+/// A frozen guest, in memory.
+#[derive(Clone)]
+struct Template {
+    file: Arc<File>,
+    told: Frozen,
+}
+
+/// Where progress goes.
+pub(super) type Tell<'a> = &'a mut dyn FnMut(Response);
+
+impl Verbs {
+    pub(super) fn new(
+        kernel: &Arc<Kernel>,
+        machine: MachineData,
+        origin: Option<Arc<Snapshot>>,
+        ready: Option<Arc<ReadyLine>>,
+    ) -> Self {
+        Self {
+            kernel: Arc::clone(kernel),
+            machine,
+            origin,
+            ready,
+            template: Mutex::default(),
+        }
+    }
+
+    /// Whether the guest has said that it is ready; `None` if nobody asked it to.
+    pub(super) fn ready(&self) -> Option<bool> {
+        self.ready.as_ref().map(|line| line.is_ready())
+    }
+
+    /// Sends a signal to the first program.
+    pub(super) fn kill(&self, signo: i32) -> Response {
+        if !(1..=64).contains(&signo) {
+            return Response::failed(format!("{signo} is not a signal"));
+        }
+        let info = SigInfo {
+            signo,
+            code: 0,
+            errno: 0,
+            fields: SigFields::None,
+        };
+        let mut state = self.kernel.state();
+        let main = state.main;
+        match signal::send_to_process(&self.kernel, &mut state, main, info) {
+            Ok(()) => Response::Done { ok: true },
+            Err(_) => Response::failed("the guest has ended"),
+        }
+    }
+
+    /// Writes the guest to a file.
+    pub(super) fn snapshot(&self, path: &Path, on_origin: bool, tell: Tell<'_>) -> Response {
+        if !path.is_absolute() {
+            return Response::failed("the path of a snapshot is absolute here");
+        }
+        let base = match (&self.origin, on_origin) {
+            (_, false) => None,
+            (Some(origin), true) => Some(origin.as_base()),
+            (None, true) => {
+                return Response::failed("the guest was not restored from a snapshot to build on");
+            }
+        };
+        let saved = Writer::create(path, base)
+            .map_err(SnapshotError::from)
+            .and_then(|writer| {
+                let mut progress = self.progress(tell);
+                save_guest(&self.kernel, &self.machine, writer, base, &mut progress)
+            });
+        match saved {
+            Ok(saved) => Response::Written {
+                ok: true,
+                written: told(&saved),
+            },
+            Err(error) => Response::failed(chain(&error)),
+        }
+    }
+
+    /// Makes a template of the guest, which goes on.
+    pub(super) fn freeze(&self, id: &str, tell: Tell<'_>) -> Reply {
+        match self.make_template(id, tell) {
+            Ok(template) => Reply::with_file(
+                Response::Frozen {
+                    ok: true,
+                    frozen: template.told,
+                },
+                template.file,
+            ),
+            Err(error) => Response::failed(chain(&error)).into(),
+        }
+    }
+
+    /// The template there is.
+    pub(super) fn template(&self) -> Reply {
+        let template = self.template.lock().clone();
+        match template {
+            Some(template) => Reply::with_file(
+                Response::Frozen {
+                    ok: true,
+                    frozen: template.told,
+                },
+                template.file,
+            ),
+            None => Response::failed("the guest is not frozen").into(),
+        }
+    }
+
+    fn make_template(&self, id: &str, tell: Tell<'_>) -> Result<Template, SnapshotError> {
+        let writer = Writer::in_memory(id)?;
+        let mut progress = self.progress(tell);
+        let saved = save_guest(&self.kernel, &self.machine, writer, None, &mut progress)?;
+        let written = told(&saved);
+        let template = Template {
+            file: Arc::new(saved.written.file),
+            told: Frozen {
+                pages: written.pages,
+                bytes: written.bytes,
+                pause_us: written.pause_us,
+            },
+        };
+        *self.template.lock() = Some(template.clone());
+        Ok(template)
+    }
+
+    fn progress<'a>(&self, tell: Tell<'a>) -> impl FnMut(u64) + 'a {
+        let of = expected_pages(&self.kernel);
+        let (mut pages, mut last) = (0, Instant::now());
+        move |more| {
+            pages += more;
+            if last.elapsed() >= TELL {
+                last = Instant::now();
+                tell(Response::Progress {
+                    ok: true,
+                    progress: Progress { pages, of },
+                });
+            }
+        }
+    }
+}
+
+fn told(saved: &SavedGuest) -> Written {
+    Written {
+        pages: saved.written.pages,
+        bytes: saved.written.bytes,
+        pause_us: saved.pause.as_micros() as u64,
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,128 @@
+//! A whole guest: stopped, written, and read again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::format::PartKind;
+use super::image::{ImageWriter, SaveError};
+use super::read::{ReadError, Snapshot};
+use super::records::{Records, Refused, save};
+use super::write::{Base, WriteError, Writer, Written};
+use crate::linux::kernel::Kernel;
+
+/// What kind of machine a guest was in, and what it is called: for people, and to make another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineData {
+    /// The VMM that wrote it.
+    pub version: String,
+    /// The program and its arguments.
+    pub command: Vec<Vec<u8>>,
+    /// Bytes of guest memory, page tables included.
+    pub memory: u64,
+    /// Bytes of the page file; 0 for none.
+    pub page_file: u64,
+    /// Programs may ask for more memory than there is.
+    pub overcommit: bool,
+}
+
+/// Why a guest was not saved. It goes on as before, and what was there before is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// It holds something that could not be made again, or has ended.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// Its memory.
+    #[error(transparent)]
+    Image(#[from] SaveError),
+    /// The snapshot's file.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The records cannot be encoded.
+    #[error("the guest's records cannot be encoded")]
+    Encode(#[source] postcard::Error),
+}
+
+/// A guest that was saved.
+#[derive(Debug)]
+pub struct SavedGuest {
+    /// The snapshot.
+    pub written: Written,
+    /// How long the guest stood still.
+    pub pause: Duration,
+}
+
+/// Pages a snapshot may have at most, as far as that is known before.
+#[must_use]
+pub fn expected_pages(kernel: &Kernel) -> u64 {
+    let manager = &kernel.memory.manager;
+    let spaces = manager.spaces();
+    spaces
+        .iter()
+        .map(|space| manager.usage(space).private)
+        .sum()
+}
+
+/// Stops a guest, writes it down, and lets it go on before what was written is made durable. `progress` is
+/// told of the pages written.
+///
+/// # Errors
+/// See [`SnapshotError`].
+pub fn save_guest(
+    kernel: &Arc<Kernel>,
+    machine: &MachineData,
+    writer: Writer,
+    base: Option<Base>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<SavedGuest, SnapshotError> {
+    let from = Instant::now();
+    let stopped = kernel.stop();
+    let mut image = ImageWriter::new(&kernel.memory, writer, base, progress);
+    let records = save(kernel, &mut image)?;
+    let saved = image.finish()?;
+    stopped.resume();
+    let pause = from.elapsed();
+    let machine = postcard::to_stdvec(machine).map_err(SnapshotError::Encode)?;
+    let records = postcard::to_stdvec(&records).map_err(SnapshotError::Encode)?;
+    let parts = [
+        (PartKind::Machine, machine.as_slice()),
+        (PartKind::Records, &records),
+        (PartKind::Spaces, &saved.spaces),
+    ];
+    let written = saved.writer.finish(&parts)?;
+    Ok(SavedGuest { written, pause })
+}
+
+/// Why a snapshot holds no guest.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A part is none.
+    #[error("{path}: damaged, or made by another version of vmm")]
+    Decode {
+        /// Which file.
+        path: String,
+        /// What does not fit.
+        #[source]
+        source: postcard::Error,
+    },
+}
+
+/// Reads the machine and the records of a snapshot.
+///
+/// # Errors
+/// They are damaged.
+pub fn open_guest(snapshot: &Snapshot) -> Result<(MachineData, Records), OpenError> {
+    let decode = |source| OpenError::Decode {
+        path: snapshot.path().to_owned(),
+        source,
+    };
+    let machine = snapshot.part(PartKind::Machine)?;
+    let machine = postcard::from_bytes(&machine).map_err(decode)?;
+    let records = snapshot.part(PartKind::Records)?;
+    let records = postcard::from_bytes(&records).map_err(decode)?;
+    Ok((machine, records))
+}

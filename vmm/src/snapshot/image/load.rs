@@ -1,0 +1,328 @@
+//! Making spaces of a memory image again.
+//!
+//! What a snapshot says is not believed: a range that guests may not map, a page the snapshot does not
+//! have, a section that is not there are errors, before anything runs.
+
+use std::sync::{Arc, OnceLock};
+
+use super::scratch::Scratch;
+use super::{
+    ImageContent, ImageData, KindData, Run, SectionData, SectionRef, SpaceData, VadData, range,
+};
+use crate::locks::{Mutex, rank};
+use crate::memory::{AccessError, Backing, FRAME, Intent, Memory, Space, VmmPlatform};
+use crate::snapshot::format::{PartKind, StoredPage};
+use crate::snapshot::read::{ReadError, Snapshot};
+use crate::snapshot::records::{BytesRef, LoadContents, LoadMemory, MemoryError, Page, SpaceRef};
+use shadow_mm::{
+    Charge, CreateError, ImageError, MapError, MapKind, MapRequest, Placement, Prot, Section,
+    SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn, VpnRange,
+};
+
+/// Why a memory image could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The snapshot's file.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A page of it.
+    #[error("a page of the snapshot cannot be read")]
+    Page(#[source] std::io::Error),
+    /// The part is none.
+    #[error("the snapshot's address spaces make no sense")]
+    Decode(#[source] postcard::Error),
+    /// Something in it is not there or cannot be.
+    #[error("the snapshot's {0} make no sense")]
+    Nonsense(&'static str),
+    /// There is no table for a space.
+    #[error("the guest's memory does not fit into --memory")]
+    Space(#[from] CreateError),
+    /// A mapping cannot be made.
+    #[error("a mapping of the snapshot cannot be made again")]
+    Map(#[from] MapError),
+    /// Pages cannot be put under it.
+    #[error("pages of the snapshot cannot be mapped")]
+    Image(#[from] ImageError),
+    /// A section cannot be made.
+    #[error(transparent)]
+    Section(#[from] SectionError),
+    /// Its pages do not fit.
+    #[error("the guest's shared memory does not fit into --memory")]
+    NoMemory,
+    /// A mapped file.
+    #[error("a mapped file cannot be mapped again")]
+    File(#[source] std::io::Error),
+}
+
+/// The pages of a space that were in use when it was saved.
+#[derive(Debug)]
+pub struct WorkingSet {
+    /// The space.
+    pub space: Arc<Space<VmmPlatform>>,
+    /// First pages and counts, rising.
+    pub pages: Vec<(u64, u64)>,
+}
+
+/// Loads an image.
+pub struct ImageLoader {
+    memory: Arc<Memory>,
+    snapshot: Arc<Snapshot>,
+    /// The section over the snapshot's pages.
+    image: Section<Backing>,
+    data: ImageData,
+    sections: Vec<Option<Section<Backing>>>,
+    loaded: Arc<Loaded>,
+}
+
+/// What is known once an image was loaded.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    content: OnceLock<Arc<ImageContent>>,
+    sets: Mutex<rank::WorkingSets, Vec<WorkingSet>>,
+}
+
+impl Loaded {
+    /// What the pages come from, to be told when it fails.
+    #[must_use]
+    pub fn content(&self) -> Option<&Arc<ImageContent>> {
+        self.content.get()
+    }
+
+    /// What is to be read ahead; once.
+    #[must_use]
+    pub fn take_working_sets(&self) -> Vec<WorkingSet> {
+        std::mem::take(&mut self.sets.lock())
+    }
+}
+
+impl ImageLoader {
+    /// Reads what the snapshot says about memory; no space is made yet. `loaded` is told what comes of it.
+    ///
+    /// # Errors
+    /// It is damaged, or makes no sense.
+    pub fn new(
+        memory: &Arc<Memory>,
+        snapshot: Arc<Snapshot>,
+        loaded: Arc<Loaded>,
+    ) -> Result<Self, LoadError> {
+        let part = snapshot.part(PartKind::Spaces)?;
+        let data: ImageData = postcard::from_bytes(&part).map_err(LoadError::Decode)?;
+        let content = Arc::new(ImageContent::new(Arc::clone(&snapshot)));
+        let backing = Backing(Arc::clone(&content) as _);
+        let bytes = snapshot.pages() * FRAME as u64;
+        let image = memory.manager.create_section(Some(backing), bytes)?;
+        let first = loaded.content.set(content).is_ok();
+        debug_assert!(first, "another image was loaded there");
+        Ok(Self {
+            memory: Arc::clone(memory),
+            snapshot,
+            image,
+            sections: vec![None; data.sections.len()],
+            data,
+            loaded,
+        })
+    }
+
+    fn load_space(
+        &mut self,
+        at: SpaceRef,
+        contents: &dyn LoadContents,
+    ) -> Result<Arc<Space<VmmPlatform>>, MemoryError> {
+        let data = self.data.spaces.get_mut(at.0 as usize);
+        let data = std::mem::take(data.ok_or(LoadError::Nonsense("address spaces"))?);
+        let memory = Arc::clone(&self.memory);
+        let manager = &memory.manager;
+        let space = manager.create_space().map_err(LoadError::Space)?;
+        let filled = self.fill_space(&space, &data, contents);
+        if let Err(error) = filled {
+            memory.delete_space(&space);
+            return Err(error);
+        }
+        manager.set_working_set(&space, data.limits.0, data.limits.1);
+        self.loaded.sets.lock().push(WorkingSet {
+            space: Arc::clone(&space),
+            pages: data.working_set,
+        });
+        Ok(space)
+    }
+
+    fn fill_space(
+        &mut self,
+        space: &Space<VmmPlatform>,
+        data: &SpaceData,
+        contents: &dyn LoadContents,
+    ) -> Result<(), MemoryError> {
+        for vad in &data.vads {
+            self.map(space, vad, contents)?;
+        }
+        for run in &data.pages.0 {
+            self.attach(space, run)?;
+        }
+        Ok(())
+    }
+
+    fn map(
+        &mut self,
+        space: &Space<VmmPlatform>,
+        vad: &VadData,
+        contents: &dyn LoadContents,
+    ) -> Result<(), MemoryError> {
+        let mut view = |section: u32, offset, sharing| -> Result<_, MemoryError> {
+            let section = self.load_section(SectionRef(section), contents)?;
+            Ok(MapKind::View {
+                section,
+                offset,
+                sharing,
+            })
+        };
+        let kind = match vad.kind {
+            KindData::Anonymous => MapKind::Anonymous,
+            KindData::Private { section, offset } => view(section, offset, Sharing::Private)?,
+            KindData::Shared { section, offset } => view(section, offset, Sharing::Shared)?,
+        };
+        let nonsense = LoadError::Nonsense("mappings");
+        let start = Vpn::new(vad.start).ok_or(nonsense)?;
+        let nonsense = LoadError::Nonsense("mappings");
+        let prot = Prot::from_bits(vad.prot).ok_or(nonsense)?;
+        let nonsense = LoadError::Nonsense("mappings");
+        let flags = VadFlags::from_bits(vad.flags).ok_or(nonsense)?;
+        let mapped = self.memory.manager.map(
+            space,
+            MapRequest {
+                placement: Placement::FixedNoReplace(start),
+                count: vad.count,
+                prot,
+                kind,
+                flags,
+                tag: VadTag(vad.tag),
+            },
+        );
+        self.memory.submit(mapped.map_err(LoadError::Map)?.flush);
+        Ok(())
+    }
+
+    fn attach(&self, space: &Space<VmmPlatform>, run: &Run) -> Result<(), LoadError> {
+        let (range, first) = self.checked(run)?;
+        let manager = &self.memory.manager;
+        Ok(manager.attach_image(space, range, &self.image, first)?)
+    }
+
+    /// A run whose pages the snapshot has, and guests may have.
+    fn checked(&self, run: &Run) -> Result<(VpnRange, SectionPage), LoadError> {
+        let there = run
+            .stored_end()
+            .is_some_and(|end| end <= self.snapshot.pages());
+        let found = range(run.start, run.count).zip(SectionPage::new(run.stored));
+        found.filter(|_| there).ok_or(LoadError::Nonsense("pages"))
+    }
+
+    fn load_section(
+        &mut self,
+        at: SectionRef,
+        contents: &dyn LoadContents,
+    ) -> Result<Section<Backing>, MemoryError> {
+        let nonsense = || LoadError::Nonsense("sections");
+        let known = self.sections.get(at.0 as usize).ok_or_else(nonsense)?;
+        if let Some(section) = known {
+            return Ok(section.clone());
+        }
+        let data = self.data.sections[at.0 as usize].clone();
+        let section = match data.content {
+            Some(_) => self.open_section(&data, contents)?,
+            None => self.make_section(&data)?,
+        };
+        self.sections[at.0 as usize] = Some(section.clone());
+        Ok(section)
+    }
+
+    /// A section over a file.
+    fn open_section(
+        &self,
+        data: &SectionData,
+        contents: &dyn LoadContents,
+    ) -> Result<Section<Backing>, MemoryError> {
+        let open = |content, intent| -> Result<_, MemoryError> {
+            let backing = contents.content(content)?;
+            let opened = self.memory.sections.open(&self.memory, &backing, intent);
+            Ok(opened.map_err(LoadError::File)?)
+        };
+        let mut section = None;
+        for (content, intent) in [(data.content, Intent::Read), (data.writer, Intent::Write)] {
+            if let Some(content) = content {
+                section = Some(open(content, intent)?);
+            }
+        }
+        Ok(section.ok_or(LoadError::Nonsense("sections"))?)
+    }
+
+    /// A section over nothing, with its pages in it.
+    fn make_section(&self, data: &SectionData) -> Result<Section<Backing>, LoadError> {
+        let charge = if data.charged {
+            Charge::Charged
+        } else {
+            Charge::Uncharged
+        };
+        let manager = &self.memory.manager;
+        let section = manager.create_shared_memory(data.bytes, charge)?;
+        let scratch = Scratch::new(&self.memory)?;
+        for run in &data.pages.0 {
+            self.checked(run)?;
+            let shown = scratch.view(&section, run.start, run.count)?;
+            let mut bytes = [0; FRAME];
+            for (ahead, vpn) in shown.iter().enumerate() {
+                self.read(run.stored + ahead as u64, &mut bytes)?;
+                scratch
+                    .store(vpn.va(), &bytes)
+                    .map_err(|error| match error {
+                        AccessError::NoMemory => LoadError::NoMemory,
+                        AccessError::Denied(_) => LoadError::Nonsense("sections"),
+                    })?;
+            }
+            scratch.close(shown);
+        }
+        Ok(section)
+    }
+
+    fn read(&self, page: u64, bytes: &mut [u8; FRAME]) -> Result<(), LoadError> {
+        let read = self.snapshot.read_pages(StoredPage::new(page), bytes);
+        match read.map_err(LoadError::Page)? {
+            FRAME => Ok(()),
+            _ => Err(LoadError::Nonsense("pages")),
+        }
+    }
+
+    fn load_bytes(
+        &mut self,
+        at: BytesRef,
+        page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
+    ) -> Result<u64, MemoryError> {
+        let data = self.data.bytes.get(at.0 as usize);
+        let data = data.ok_or(LoadError::Nonsense("files in memory"))?;
+        let mut bytes: Page = [0; FRAME];
+        for run in &data.pages.0 {
+            for ahead in 0..run.count {
+                self.read(run.stored.saturating_add(ahead), &mut bytes)?;
+                page(run.start.saturating_add(ahead), &bytes)?;
+            }
+        }
+        Ok(data.length)
+    }
+}
+
+impl LoadMemory for ImageLoader {
+    fn space(
+        &mut self,
+        at: SpaceRef,
+        contents: &dyn LoadContents,
+    ) -> Result<Arc<Space<VmmPlatform>>, MemoryError> {
+        self.load_space(at, contents)
+    }
+
+    fn bytes(
+        &mut self,
+        at: BytesRef,
+        page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
+    ) -> Result<u64, MemoryError> {
+        self.load_bytes(at, page)
+    }
+}
