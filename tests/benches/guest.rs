@@ -6,16 +6,21 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// A workload: its arguments, what its units are called, and the kinds of fork it is run with.
+/// Options of a machine.
+type Options = &'static [&'static str];
+
+/// A workload: its arguments, what its units are called, and the machines it is run in.
 struct Workload {
     args: &'static [&'static str],
     unit: &'static str,
-    forks: &'static [&'static str],
+    machines: &'static [Options],
 }
 
-/// The default, and both.
-const DEFAULT: &[&str] = &["shared"];
-const BOTH: &[&str] = &["eager", "shared"];
+const DEFAULT: &[Options] = &[&[]];
+/// Both kinds of fork.
+const BOTH: &[Options] = &[&["--fork", "eager"], &["--fork", "shared"]];
+/// Less memory than what the workloads `again` have.
+const SMALL: &[Options] = &[&["--memory", "32M", "--page-file", "256M"]];
 
 /// Stands for the path of a file of [`FILE_MIB`], which has another name in the machine.
 const FILE: &str = "{file}";
@@ -25,87 +30,97 @@ const WORKLOADS: &[Workload] = &[
     Workload {
         args: &["syscall", "20000"],
         unit: "call",
-        forks: DEFAULT,
+        machines: DEFAULT,
     },
     Workload {
         args: &["clock", "100000"],
         unit: "call",
-        forks: DEFAULT,
+        machines: DEFAULT,
     },
     Workload {
         args: &["touch", "1", "64"],
         unit: "page",
-        forks: DEFAULT,
+        machines: DEFAULT,
     },
     Workload {
         args: &["scatter", "1", "64"],
         unit: "page",
-        forks: DEFAULT,
+        machines: DEFAULT,
     },
     Workload {
         args: &["cow", "1", "64"],
         unit: "page",
-        forks: DEFAULT,
+        machines: DEFAULT,
     },
     Workload {
         args: &["fork", "100", "1"],
         unit: "fork",
-        forks: BOTH,
+        machines: BOTH,
     },
     Workload {
         args: &["fork", "50", "16"],
         unit: "fork",
-        forks: BOTH,
+        machines: BOTH,
     },
     Workload {
         args: &["fork", "20", "128"],
         unit: "fork",
-        forks: BOTH,
+        machines: BOTH,
     },
     Workload {
         args: &["fork", "10", "512"],
         unit: "fork",
-        forks: BOTH,
+        machines: BOTH,
     },
     Workload {
         args: &["exec", "50"],
         unit: "process",
-        forks: BOTH,
+        machines: BOTH,
     },
     Workload {
         args: &["file", "1", FILE],
         unit: "page",
-        forks: DEFAULT,
+        machines: DEFAULT,
     },
     Workload {
         args: &["file-scattered", "1", FILE],
         unit: "page",
-        forks: DEFAULT,
+        machines: DEFAULT,
+    },
+    Workload {
+        args: &["again", "1", "64"],
+        unit: "page",
+        machines: SMALL,
+    },
+    Workload {
+        args: &["again-scattered", "1", "64"],
+        unit: "page",
+        machines: SMALL,
     },
     Workload {
         args: &["after-read", "1", "128"],
         unit: "page",
-        forks: BOTH,
+        machines: BOTH,
     },
     Workload {
         args: &["after-write-1", "1", "128"],
         unit: "page",
-        forks: BOTH,
+        machines: BOTH,
     },
     Workload {
         args: &["after-write-100", "1", "128"],
         unit: "page",
-        forks: BOTH,
+        machines: BOTH,
     },
     Workload {
         args: &["after-write-1", "1", "512"],
         unit: "page",
-        forks: BOTH,
+        machines: BOTH,
     },
     Workload {
         args: &["after-write-100", "1", "256"],
         unit: "page",
-        forks: BOTH,
+        machines: BOTH,
     },
 ];
 
@@ -188,11 +203,12 @@ impl Bench {
     fn machine(
         &self,
         args: &[&str],
-        fork: &str,
+        options: &[&str],
     ) -> Result<(Vec<Measured>, BTreeMap<String, f64>), String> {
         let out = Command::new(&self.vmm)
-            .args(["run", "--stats=json", "--fork", fork, "--rw"])
+            .args(["run", "--stats=json", "--rw"])
             .arg(format!("{}:/data", self.data.display()))
+            .args(options)
             .arg("--")
             .arg(&self.program)
             .args(with_file(args, "/data"))
@@ -213,21 +229,21 @@ impl Bench {
 
     fn rows(&self, workload: &Workload, base: &BTreeMap<String, f64>) -> Result<(), String> {
         let native = self.native(workload.args)?;
-        let mut forks = workload.forks.iter();
-        forks.try_for_each(|fork| self.row(workload, fork, &native, base))
+        let mut machines = workload.machines.iter();
+        machines.try_for_each(|options| self.row(workload, options, &native, base))
     }
 
     fn row(
         &self,
         workload: &Workload,
-        fork: &str,
+        options: Options,
         native: &[Measured],
         base: &BTreeMap<String, f64>,
     ) -> Result<(), String> {
-        let (machine, counted) = self.machine(workload.args, fork)?;
-        let kind = match workload.forks {
-            DEFAULT => String::new(),
-            _ => format!("{fork}: "),
+        let (machine, counted) = self.machine(workload.args, options)?;
+        let kind = match (workload.machines, options) {
+            ([_], _) | (_, []) => String::new(),
+            (_, [.., kind]) => format!("{kind}: "),
         };
         for (n, m) in native.iter().zip(&machine) {
             let per = |name: &str| {
@@ -292,7 +308,7 @@ fn bench() -> Result<(), String> {
         program: build(dir.path())?,
         data,
     };
-    let (_, base) = bench.machine(&["none", "0"], "shared")?;
+    let (_, base) = bench.machine(&["none", "0"], &[])?;
     println!("times in microseconds a unit, of one run; counts a unit, start-up taken off");
     println!(
         "{:<52} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9}",
