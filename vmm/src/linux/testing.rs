@@ -213,24 +213,29 @@ impl Machine {
 
     /// The worker's loop, as described in `signal`.
     pub(crate) fn go_on(&self, t: &mut Thread) -> Turn {
-        for _ in 0..100 {
+        self.rounds(t, 100).expect("the loop ends")
+    }
+
+    /// At most so many rounds of it.
+    pub(crate) fn rounds(&self, t: &mut Thread, most: usize) -> Option<Turn> {
+        for _ in 0..most {
             if t.shared.attention.load(Ordering::SeqCst) {
                 match self.with(t, signal::before_return) {
                     Outcome::Resume => {}
-                    Outcome::Park(wait) => return Turn::Parked(wait),
-                    Outcome::Exited => return Turn::Exited,
+                    Outcome::Park(wait) => return Some(Turn::Parked(wait)),
+                    Outcome::Exited => return Some(Turn::Exited),
                 }
             }
             let Some(call) = t.call.take() else {
-                return Turn::Guest;
+                return Some(Turn::Guest);
             };
             match self.make(t, call) {
                 Settled::Again => {}
-                Settled::Park(wait) => return Turn::Parked(wait),
-                Settled::Exited => return Turn::Exited,
+                Settled::Park(wait) => return Some(Turn::Parked(wait)),
+                Settled::Exited => return Some(Turn::Exited),
             }
         }
-        panic!("the loop does not end");
+        None
     }
 
     fn make(&self, t: &mut Thread, call: CallRecord) -> Settled {

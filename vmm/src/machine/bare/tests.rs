@@ -74,11 +74,18 @@ fn wait_for(path: &Path) {
 /// Runs a program until it has made `/mnt/ready`, writes it down, ends that machine, and lets the program go on in
 /// another one to its end: its status, and what it wrote to `/mnt/out`.
 fn carry_over(program: &[&str]) -> Option<(u8, String)> {
+    carry_over_with(program, Some("/".into()))
+}
+
+/// The same with another root, or only the program and its libraries.
+fn carry_over_with(program: &[&str], root: Option<std::path::PathBuf>) -> Option<(u8, String)> {
     if !usable() {
         return None;
     }
     let host = tempfile::tempdir().expect("a directory");
-    let machine = Machine::build(&config(program, host.path())).expect("a machine");
+    let mut config = config(program, host.path());
+    config.root = root;
+    let machine = Machine::build(&config).expect("a machine");
     let (kernel, runs) = run(machine);
     wait_for(&host.path().join("ready"));
     std::thread::sleep(Duration::from_millis(50));
@@ -116,6 +123,14 @@ fn shell_and_its_pipeline_go_on() {
         [ \"$last\" = \"line $((n+1))\" ] && echo good; exit 7); echo $?";
     if let Some((status, out)) = carry_over(&["sh", "-c", script]) {
         assert_eq!((status, out.as_str()), (0, "line 0\nline 1\ngood\n7\n"));
+    }
+}
+
+#[test]
+fn program_without_a_root_goes_on() {
+    let script = ": >ready; while [ ! -e go ]; do :; done; echo went on >out";
+    if let Some((status, out)) = carry_over_with(&["sh", "-c", script], None) {
+        assert_eq!((status, out.as_str()), (0, "went on\n"));
     }
 }
 

@@ -5,6 +5,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::kinds::busy;
 use super::*;
+use crate::linux::call::{Args, CallRecord};
 use crate::linux::proc::timers_due;
 
 /// A change of encoded records.
@@ -46,11 +47,43 @@ fn apply(bytes: &mut Vec<u8>, damage: &Damage) {
     }
 }
 
-/// What a machine does with a guest before any of it runs, and another save.
-fn look_around(m: &Machine) {
+/// What a machine does with a guest before any of it runs, another save, and what the guest may do: each
+/// thread goes on with its call and its signals, makes some calls, and ends with its process.
+fn live(m: &Machine) {
     timers_due(&m.k);
     m.k.sched.stop();
     let _ = save(&m.k, &mut Image::new(&m.k.memory));
+    let mut threads = m.k.sched.drain();
+    m.k.sched.go_on();
+    threads.retain_mut(|t| !matches!(m.rounds(t, 50), Some(Turn::Exited)));
+    for t in &mut threads {
+        t.call = None;
+        for (nr, args) in [
+            (libc::SYS_getppid, [0; 3]),
+            (libc::SYS_brk, [0; 3]),
+            (libc::SYS_getcwd, [BUF, 100, 0]),
+            (libc::SYS_kill, [0, 0, 0]),
+            (libc::SYS_getitimer, [0, BUF, 0]),
+            (libc::SYS_wait4, [u64::MAX, BUF, 1]),
+        ] {
+            start(m, t, nr, args);
+        }
+    }
+    for t in &mut threads {
+        start(m, t, libc::SYS_exit_group, [3, 0, 0]);
+        m.rounds(t, 50);
+    }
+}
+
+fn start(m: &Machine, t: &mut Thread, nr: i64, args: [u64; 3]) {
+    let mut all = [0; 6];
+    all[..3].copy_from_slice(&args);
+    t.call = Some(CallRecord {
+        nr: nr as u64,
+        args: Args(all),
+        ..CallRecord::default()
+    });
+    m.rounds(t, 50);
 }
 
 #[test]
@@ -71,7 +104,7 @@ fn damaged_records_are_refused_or_harmless() {
             Err(_) => refused += 1,
             Ok(m) => {
                 made += 1;
-                look_around(&m);
+                live(&m);
             }
         },
     };

@@ -113,7 +113,13 @@ const MEMFD: u64 = 0x3010_0000;
 const PRIVATE: u64 = 0x3020_0000;
 const WIPED: u64 = 0x3030_0000;
 
+/// Where the random bytes are.
+const RANDOM: u64 = DATA + 0xa00;
+
 fn mappings(g: &mut Guest) {
+    let auxv = [25, RANDOM, 0, 0].map(u64::to_le_bytes);
+    g.t.mm.layout.lock().auxv = auxv.concat();
+    g.poke(RANDOM, 1);
     let fixed = libc::MAP_FIXED as u64;
     let rw = 3;
     let map = |g: &mut Guest, at: u64, flags: i32, fd: u64| {
@@ -243,6 +249,7 @@ fn mappings_are_shared_as_they_were_and_wiped_where_asked() {
         assert_eq!(g.peek(at), at as u32, "{at:#x}");
     }
     assert_eq!(g.peek(WIPED), 0);
+    assert_ne!(g.peek(RANDOM), 1);
     g.poke(SHARED, 1234);
     g.poke(MEMFD, 5678);
     g.poke(PRIVATE, 9);
