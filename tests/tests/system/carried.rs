@@ -28,8 +28,11 @@ for t in all:
 print('READY', flush=True)
 line = sys.stdin.readline().strip()
 before = list(counts)
-time.sleep(0.3)
-moved = [a > b for a, b in zip(counts, before)]
+until = time.monotonic() + 60
+moved = lambda: [a > b for a, b in zip(counts, before)]
+while not all(moved()) and time.monotonic() < until:
+    time.sleep(0.05)
+moved = moved()
 stop.set()
 with lock:
     lock.notify_all()
