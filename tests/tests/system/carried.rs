@@ -30,7 +30,7 @@ line = sys.stdin.readline().strip()
 before = list(counts)
 until = time.monotonic() + 60
 moved = lambda: [a > b for a, b in zip(counts, before)]
-while not all(moved()) and time.monotonic() < until:
+while not min(moved()) and time.monotonic() < until:
     time.sleep(0.05)
 moved = moved()
 stop.set()
