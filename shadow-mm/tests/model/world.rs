@@ -286,7 +286,7 @@ impl World {
 
     /// A store to a private view copies neighbours too: what the space has for itself now no longer
     /// follows the section.
-    fn note_copies(&mut self) {
+    pub(crate) fn note_copies(&mut self) {
         for which in 0..self.processes.len() {
             let mut own = Vec::new();
             let space = self.processes[which].cpu.space.clone();
