@@ -56,6 +56,9 @@ pub enum Denied {
     /// The page could not be read (`SIGBUS`).
     #[error("the page could not be read")]
     IoError,
+    /// The page is one more than its file in memory may have (`SIGBUS`).
+    #[error("there is no room for a page more")]
+    NoSpace,
 }
 
 #[cfg(test)]

@@ -91,7 +91,10 @@ pub use pool::{
     QuarantineLimits, SLACK_BYTE, slack_damage,
 };
 pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, SectionPage};
-pub use section::{Charge, SectionAt, SectionError, WriteBack, WriteFailed};
+pub use section::{
+    Allowance, Charge, NoSpace, SectionAt, SectionError, SectionIn, SectionStore, WriteBack,
+    WriteFailed,
+};
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, ImageError, MapError,

@@ -6,6 +6,7 @@ use super::Violation;
 use super::walk::Seen;
 use crate::pfn::{Owner, PfnDatabase, ZoneKind};
 use crate::proto::Proto;
+use crate::section::Charge;
 
 pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
     let mut counted = 0;
@@ -24,6 +25,7 @@ pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Vi
                         seen.add_slot(*slot)?;
                         !section.file
                     }
+                    Proto::Zeroes => section.charge == Charge::ByPage,
                     Proto::Reading(record) => section
                         .runs
                         .iter()

@@ -1,14 +1,12 @@
 //! Transfers to and from the page file that the embedder must do.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
 use super::{Slot, SlotRun};
-use crate::access::Access;
-use crate::addr::{PAGE_SIZE, Pfn, Vpn};
+use crate::addr::{PAGE_SIZE, Pfn};
 use crate::backend::Platform;
-use crate::space::Space;
+use crate::outcome::FaultOf;
 
 /// A read of the page file: consecutive slots into frames.
 ///
@@ -16,13 +14,12 @@ use crate::space::Space;
 /// for them waits as long.
 #[must_use = "others wait for it until Manager::complete_page_in"]
 pub struct PageIn<P: Platform> {
-    pub(crate) space: Arc<Space<P>>,
+    /// The fault that is made again when the read has ended; none if a section's page was wanted as such.
+    pub(crate) fault: Option<FaultOf<P>>,
     pub(crate) slot: Slot,
     pub(crate) frames: Vec<Pfn>,
-    /// Which of the frames is for the page the fault was about, and that page.
+    /// Which of the frames is for the wanted page.
     pub(crate) wanted: usize,
-    pub(crate) vpn: Vpn,
-    pub(crate) access: Access,
 }
 
 impl<P: Platform> PageIn<P> {
@@ -48,7 +45,7 @@ impl<P: Platform> PageIn<P> {
 impl<P: Platform> fmt::Debug for PageIn<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PageIn")
-            .field("space", &self.space.id())
+            .field("space", &self.fault.as_ref().map(|fault| fault.space.id()))
             .field("slot", &self.slot)
             .field("frames", &self.frames.len())
             .finish_non_exhaustive()

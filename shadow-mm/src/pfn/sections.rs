@@ -4,8 +4,10 @@ use super::database::PfnDatabase;
 use super::entry::{Owner, PfnFlags, PfnState};
 use super::token::ReadyFrame;
 use crate::addr::Pfn;
+use crate::commit::NoCommit;
 use crate::proto::{Dropped, Proto, SectionId, SectionPage};
 use crate::pte::{EntryFlags, ValidEntry};
+use crate::section::{Charge, NoSpace};
 
 impl PfnDatabase {
     /// A filled frame becomes a section's page, and can be taken until somebody maps it.
@@ -70,7 +72,7 @@ impl PfnDatabase {
                 }
             }
             Some(&Proto::PageFile(slot)) => self.slots.free(slot),
-            Some(Proto::Reading(_)) | None => {}
+            Some(Proto::Reading(_) | Proto::Zeroes) | None => {}
         }
     }
 
@@ -84,6 +86,38 @@ impl PfnDatabase {
         self.set_owner(pfn, Owner::None);
         if listed {
             self.zone_of(pfn).push_unowned(pfn, PfnState::Free);
+        }
+    }
+
+    /// Charges a page that a section is about to have, if its pages are charged one by one. The caller makes
+    /// it a page of the section's before it lets the lock go.
+    pub(crate) fn charge_page(&mut self, id: SectionId, page: SectionPage) -> Result<(), NoSpace> {
+        let state = self.sections.get(id);
+        if state.charge != Charge::ByPage || state.pages.contains_key(&page) {
+            return Ok(());
+        }
+        if let Some(allowance) = &state.allowance
+            && !allowance.take()
+        {
+            return Err(NoSpace);
+        }
+        let charged = self.commit.charge(1);
+        if charged.is_err()
+            && let Some(allowance) = &self.sections.get(id).allowance
+        {
+            allowance.give(1);
+        }
+        charged.map_err(|NoCommit| NoSpace)
+    }
+
+    /// A section has lost so many pages for good.
+    pub(crate) fn discharge_pages(&mut self, id: SectionId, pages: u64) {
+        let state = self.sections.get(id);
+        if state.charge == Charge::ByPage {
+            state.allowance.iter().for_each(|a| a.give(pages));
+            if cfg!(not(mutant = "hole_stays_charged")) {
+                self.commit.release(pages);
+            }
         }
     }
 
@@ -103,6 +137,8 @@ impl PfnDatabase {
         }
         for section in sections {
             self.commit.release(section.charged());
+            let allowance = section.allowance.iter();
+            allowance.for_each(|a| a.give(section.pages.len() as u64));
             for proto in section.pages.into_values() {
                 self.disown(Some(&proto));
             }

@@ -21,7 +21,7 @@ use super::pending::Record;
 use crate::addr::{PAGE_SIZE, Pfn, SpaceId};
 use crate::page_file::Slot;
 use crate::pfn::Original;
-use crate::section::Charge;
+use crate::section::{Allowance, Charge};
 
 /// The number of a section; reused once the section is gone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -87,6 +87,8 @@ struct Life {
 /// section's frames return to the pool, with whatever was not written back.
 pub struct Section<B> {
     inner: Arc<Inner<B>>,
+    /// The file whose bytes the section itself is, as whoever has this handle knows it.
+    label: Option<B>,
 }
 
 struct Inner<B> {
@@ -115,6 +117,22 @@ impl<B> Section<B> {
         self.inner.backing.as_ref()
     }
 
+    /// The same section, for views of a file whose bytes it has. The label is this handle's and its copies' own: a
+    /// section that the labelled file refers to is gone once nobody has a labelled handle and the file is gone.
+    #[must_use]
+    pub fn labelled(&self, label: B) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            label: Some(label),
+        }
+    }
+
+    /// The file that a view of it shows: the one its pages come from, or the one whose bytes it is.
+    #[must_use]
+    pub fn file(&self) -> Option<&B> {
+        self.label.as_ref().or(self.backing())
+    }
+
     /// Handles there are, views included: 1 means that nobody but the caller knows the section.
     #[must_use]
     pub fn handles(&self) -> usize {
@@ -122,10 +140,11 @@ impl<B> Section<B> {
     }
 }
 
-impl<B> Clone for Section<B> {
+impl<B: Clone> Clone for Section<B> {
     fn clone(&self) -> Self {
         Self {
             inner: Arc::clone(&self.inner),
+            label: self.label.clone(),
         }
     }
 }
@@ -148,7 +167,7 @@ impl<B: fmt::Debug> fmt::Debug for Section<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Section")
             .field("id", &self.inner.id.0)
-            .field("backing", &self.inner.backing)
+            .field("file", &self.file())
             .finish()
     }
 }
@@ -162,6 +181,8 @@ pub(crate) enum Proto {
     Reading(Arc<Record>),
     /// In this slot of the page file; of sections over zeroes only.
     PageFile(Slot),
+    /// Nowhere: zeroes, but charged for; of sections only whose pages are charged one by one.
+    Zeroes,
 }
 
 /// Which way a transfer goes.
@@ -187,6 +208,8 @@ pub(crate) struct SectionState {
     pub(crate) file: bool,
     pub(crate) bytes: u64,
     pub(crate) charge: Charge,
+    /// Who else is asked before it has a page more.
+    pub(crate) allowance: Option<Arc<dyn Allowance>>,
     pub(crate) pages: BTreeMap<SectionPage, Proto>,
     pub(crate) runs: Vec<Run>,
     /// Spaces that may have views; all that have are here.
@@ -201,7 +224,10 @@ impl SectionState {
 
     /// Pages charged for it.
     pub(crate) fn charged(&self) -> u64 {
-        self.charge.pages(self.bytes)
+        match self.charge {
+            Charge::Charged | Charge::Uncharged => self.charge.pages(self.bytes),
+            Charge::ByPage => self.pages.len() as u64,
+        }
     }
 
     pub(crate) fn contains(&self, page: SectionPage) -> bool {
@@ -212,7 +238,7 @@ impl SectionState {
     pub(crate) fn resident(&self, page: SectionPage) -> Option<Pfn> {
         match self.pages.get(&page) {
             Some(Proto::Resident(frame)) => Some(*frame),
-            Some(Proto::Reading(_) | Proto::PageFile(_)) | None => None,
+            Some(Proto::Reading(_) | Proto::PageFile(_) | Proto::Zeroes) | None => None,
         }
     }
 
@@ -244,7 +270,7 @@ impl SectionTable {
         &mut self,
         backing: Option<B>,
         bytes: u64,
-        charge: Charge,
+        (charge, allowance): (Charge, Option<Arc<dyn Allowance>>),
     ) -> Result<Section<B>, SectionTableFull> {
         let life = Arc::new(Life {
             gone: AtomicBool::new(false),
@@ -255,6 +281,7 @@ impl SectionTable {
             file: backing.is_some(),
             bytes,
             charge,
+            allowance,
             pages: BTreeMap::new(),
             runs: Vec::new(),
             viewers: BTreeSet::new(),
@@ -272,6 +299,7 @@ impl SectionTable {
         let inner = Inner { id, backing, life };
         Ok(Section {
             inner: Arc::new(inner),
+            label: None,
         })
     }
 
@@ -300,10 +328,13 @@ impl SectionTable {
 
     /// A page's frame is used for something else from now on; what it had is in `original`.
     pub(crate) fn lose_frame(&mut self, id: SectionId, page: SectionPage, original: Original) {
-        let pages = &mut self.get_mut(id).pages;
-        let lost = match original {
-            Original::Slot(slot) => pages.insert(page, Proto::PageFile(slot)),
-            Original::Zero | Original::File => pages.remove(&page),
+        let state = self.get_mut(id);
+        let pages = &mut state.pages;
+        let lost = match (original, state.charge) {
+            (Original::Slot(slot), _) => pages.insert(page, Proto::PageFile(slot)),
+            // The page keeps its charge.
+            (Original::Zero, Charge::ByPage) => pages.insert(page, Proto::Zeroes),
+            (Original::Zero | Original::File, _) => pages.remove(&page),
         };
         debug_assert!(
             matches!(lost, Some(Proto::Resident(_))),
@@ -362,7 +393,7 @@ impl SectionState {
     fn take_abandoned(&mut self, dropped: &mut Dropped) {
         self.pages.retain(|_, proto| match proto {
             Proto::Reading(record) => !record.is_abandoned(),
-            Proto::Resident(_) | Proto::PageFile(_) => true,
+            Proto::Resident(_) | Proto::PageFile(_) | Proto::Zeroes => true,
         });
         self.runs.retain_mut(|run| {
             let abandoned = run.record.is_abandoned();

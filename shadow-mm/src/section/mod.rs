@@ -1,11 +1,15 @@
 //! The verbs on sections: making one, its size, its pages, writing them back. Handles and prototypes
 //! are in `proto/section.rs`; faults on views are in `space/view.rs`.
 
+mod content;
+mod punch;
 mod resize;
 mod viewers;
 mod write_back;
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 
 use crate::addr::PAGE_SIZE;
 use crate::backend::Platform;
@@ -15,6 +19,7 @@ use crate::outcome::Pin;
 use crate::pfn::PfnState;
 use crate::proto::{Pending, Proto, Section, SectionPage};
 
+pub use content::{SectionIn, SectionStore};
 pub use write_back::{WriteBack, WriteFailed};
 
 /// Why a section cannot be made.
@@ -38,14 +43,32 @@ pub enum Charge {
     Charged,
     /// Nothing (`MAP_NORESERVE`, files): touching a page may find that there is no memory.
     Uncharged,
+    /// A page when the section comes to have it (files in memory): touching it may find that there is no room.
+    ByPage,
 }
+
+/// Who says whether a section may have more pages, besides the commit account: the size limit of a file system
+/// in memory. It is asked with the PFN lock held, and must neither wait nor call back.
+pub trait Allowance: fmt::Debug + Send + Sync {
+    /// Takes one page, if there is one.
+    #[must_use]
+    fn take(&self) -> bool;
+
+    /// Gives pages back.
+    fn give(&self, pages: u64);
+}
+
+/// A file in memory may not have more pages (`ENOSPC`): too much memory is promised, or it has its share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no room for a page more")]
+pub struct NoSpace;
 
 impl Charge {
     /// Pages charged for so many bytes.
     pub(crate) fn pages(self, bytes: u64) -> u64 {
         match self {
             Self::Charged => bytes.div_ceil(PAGE_SIZE as u64),
-            Self::Uncharged => 0,
+            Self::Uncharged | Self::ByPage => 0,
         }
     }
 }
@@ -82,7 +105,7 @@ impl<P: Platform> Manager<P> {
         bytes: u64,
     ) -> Result<Section<P::Backing>, SectionError> {
         match backing {
-            Some(file) => self.make_section(Some(file), bytes, Charge::Uncharged),
+            Some(file) => self.make_section(Some(file), bytes, (Charge::Uncharged, None)),
             None => self.create_shared_memory(bytes, Charge::Charged),
         }
     }
@@ -96,14 +119,26 @@ impl<P: Platform> Manager<P> {
         bytes: u64,
         charge: Charge,
     ) -> Result<Section<P::Backing>, SectionError> {
-        self.make_section(None, whole_pages(bytes), charge)
+        self.make_section(None, whole_pages(bytes), (charge, None))
+    }
+
+    /// Makes an empty section that is to be a file's bytes: its pages are charged when it comes to have them, and
+    /// taken from `allowance`.
+    ///
+    /// # Errors
+    /// See [`SectionError`].
+    pub fn create_file_section(
+        &self,
+        allowance: Arc<dyn Allowance>,
+    ) -> Result<Section<P::Backing>, SectionError> {
+        self.make_section(None, 0, (Charge::ByPage, Some(allowance)))
     }
 
     fn make_section(
         &self,
         backing: Option<P::Backing>,
         bytes: u64,
-        charge: Charge,
+        (charge, allowance): (Charge, Option<Arc<dyn Allowance>>),
     ) -> Result<Section<P::Backing>, SectionError> {
         let mut db = self.pfns.lock();
         db.reap();
@@ -113,7 +148,7 @@ impl<P: Platform> Manager<P> {
         let pages = charge.pages(bytes);
         let promised = db.commit.charge(pages);
         promised.map_err(|NoCommit| SectionError::NoCommit { pages })?;
-        let made = db.sections.create(backing, bytes, charge);
+        let made = db.sections.create(backing, bytes, (charge, allowance));
         if made.is_err() {
             db.commit.release(pages);
         }
@@ -141,6 +176,12 @@ impl<P: Platform> Manager<P> {
         resident.count() as u64
     }
 
+    /// Pages a section has, wherever they are, those that are only promised included.
+    #[must_use]
+    pub fn section_extent(&self, section: &Section<P::Backing>) -> u64 {
+        self.pfns.lock().sections.get(section.id()).pages.len() as u64
+    }
+
     /// The pages a section has in memory or in the page file, rising.
     #[must_use]
     pub fn section_pages(&self, section: &Section<P::Backing>) -> Vec<SectionPage> {
@@ -148,7 +189,7 @@ impl<P: Platform> Manager<P> {
         let pages = db.sections.get(section.id()).pages.iter();
         let had = |proto: &Proto| match proto {
             Proto::Resident(_) | Proto::PageFile(_) => true,
-            Proto::Reading(_) => false,
+            Proto::Reading(_) | Proto::Zeroes => false,
         };
         let pages = pages.filter(|(_, proto)| had(proto));
         pages.map(|(page, _)| *page).collect()
@@ -160,7 +201,7 @@ impl<P: Platform> Manager<P> {
         let mut db = self.pfns.lock();
         db.reap();
         match db.sections.get(section.id()).pages.get(&page) {
-            None => SectionAt::Absent,
+            None | Some(Proto::Zeroes) => SectionAt::Absent,
             Some(Proto::Reading(record)) => SectionAt::Reading(Pending::new(record)),
             Some(Proto::PageFile(_)) => SectionAt::PagedOut,
             Some(Proto::Resident(_)) => match db.mappable(section.id(), page) {

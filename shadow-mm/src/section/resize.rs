@@ -9,7 +9,7 @@ use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::proto::{Proto, Section, SectionPage};
 use crate::section::viewers::View;
-use crate::section::{SectionError, whole_pages};
+use crate::section::{Charge, SectionError, whole_pages};
 
 impl<P: Platform> Manager<P> {
     /// Sets where a section ends: what is over zeroes ends with a whole page. Pages wholly beyond go, from the
@@ -60,7 +60,10 @@ impl<P: Platform> Manager<P> {
         } else {
             whole_pages(bytes)
         };
-        let (released, charged) = (state.charged(), state.charge.pages(bytes));
+        let (released, charged) = match state.charge {
+            Charge::Charged | Charge::Uncharged => (state.charged(), state.charge.pages(bytes)),
+            Charge::ByPage => (0, 0),
+        };
         let promised = db.commit.exchange(released, charged);
         let pages = charged.saturating_sub(released);
         promised.map_err(|NoCommit| SectionError::NoCommit { pages })?;
@@ -83,10 +86,11 @@ impl<P: Platform> Manager<P> {
                 // It would bring what lay beyond the new end.
                 Some(Proto::Reading(_)) => gone.extend(state.pages.remove_entry(&page)),
                 // Only what is over zeroes has such pages, and that ends with a whole page.
-                Some(Proto::PageFile(_)) | None => {}
+                Some(Proto::PageFile(_) | Proto::Zeroes) | None => {}
             }
         }
         last.into_iter().for_each(|frame| db.hold(frame));
+        db.discharge_pages(section.id(), gone.len() as u64);
         if cfg!(not(mutant = "truncated_stays")) {
             for proto in gone.into_values() {
                 db.disown(Some(&proto));

@@ -8,11 +8,11 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::access::{Access, Denied};
+use crate::access::Denied;
 use crate::addr::{EntryIndex, Level, PAGE_SIZE, Pfn, Vpn};
 use crate::backend::Platform;
 use crate::manager::{Demand, Manager};
-use crate::outcome::{FaultKind, FaultOutcome, IoFailed};
+use crate::outcome::{FaultKind, FaultOf, FaultOutcome, IoFailed};
 use crate::page_file::{PageIn, Slot};
 use crate::pfn::{Owner, PfnDatabase, Taken, Want};
 use crate::proto::BlockContent;
@@ -145,12 +145,14 @@ impl<P: Platform> Manager<P> {
         frames.into_iter().for_each(|frame| db.give_back(frame));
         let (_, slot) = at(run.start).filter(|_| !pages.is_empty())?;
         Some(PageIn {
-            space: Arc::clone(space),
+            fault: Some(FaultOf {
+                space: Arc::clone(space),
+                va: absent.vpn.va(),
+                access: absent.access,
+            }),
             slot,
             frames: pages,
             wanted: (wanted - run.start) as usize,
-            vpn: absent.vpn,
-            access: absent.access,
         })
     }
 
@@ -184,18 +186,17 @@ impl<P: Platform> Manager<P> {
     /// ticket's first slot.
     ///
     /// Pages that were not read go back to the page file; if the wanted one is among them the answer is
-    /// [`Denied::IoError`]. Whoever waited looks again, and reads for itself.
+    /// [`Denied::IoError`]. Whoever waited looks again, and reads for itself. A page that was wanted without a
+    /// fault is in memory then: [`FaultOutcome::Collided`] says to look again.
     pub fn complete_page_in(
         &self,
         ticket: PageIn<P>,
         result: Result<usize, IoFailed>,
     ) -> FaultOutcome<P> {
         let PageIn {
-            space,
+            fault,
             frames,
             wanted,
-            vpn,
-            access,
             ..
         } = ticket;
         let read = result.map_or(0, |bytes| bytes / PAGE_SIZE);
@@ -213,7 +214,10 @@ impl<P: Platform> Manager<P> {
         drop(db);
         let outcome = match arrived {
             Some(frame) => {
-                let outcome = self.map_paged_in(&space, (vpn, access), frame);
+                let outcome = match fault {
+                    Some(fault) => self.map_paged_in(&fault, frame),
+                    None => FaultOutcome::Collided,
+                };
                 self.pfns.lock().release(frame);
                 outcome
             }
@@ -226,10 +230,10 @@ impl<P: Platform> Manager<P> {
     /// Maps a page that was read, if it still is what its page number means.
     fn map_paged_in(
         &self,
-        space: &Arc<Space<P>>,
-        (vpn, access): (Vpn, Access),
+        FaultOf { space, va, access }: &FaultOf<P>,
         frame: Pfn,
     ) -> FaultOutcome<P> {
+        let (vpn, access) = (va.vpn(), *access);
         let mut state = space.state.lock();
         let again = FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0));
         if !state.alive {

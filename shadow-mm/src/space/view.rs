@@ -21,6 +21,7 @@ use crate::outcome::{FaultKind, FaultOf, FaultOutcome};
 use crate::pfn::{Owner, Taken, Want};
 use crate::proto::{Pending, Proto, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::section::NoSpace;
 use crate::space::books::Books;
 use crate::space::fault::{resolution, used, window};
 use crate::space::file_read::{Started, note_read, read_window};
@@ -50,6 +51,15 @@ struct Target<B> {
     page: SectionPage,
     /// Whether the access makes a copy of it.
     copies: bool,
+}
+
+/// Why a page was not made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unmade {
+    /// No frame is left.
+    NoMemory,
+    /// The section may not have it.
+    NoSpace,
 }
 
 impl<P: Platform> Manager<P> {
@@ -88,7 +98,8 @@ impl<P: Platform> Manager<P> {
                 }
                 Some(Proto::PageFile(_)) => {
                     drop(db);
-                    match self.start_view_in(space, &target.section, target.page, (vpn, access)) {
+                    let fault = fault_of(space, vpn, access);
+                    match self.start_view_in(&target.section, target.page, Some(fault)) {
                         ViewIn::PageIn(ticket) => return FaultOutcome::PageIn(ticket),
                         ViewIn::NoMemory => return FaultOutcome::NoMemory,
                         ViewIn::Again => {}
@@ -97,11 +108,7 @@ impl<P: Platform> Manager<P> {
                 Some(Proto::Reading(record)) => return FaultOutcome::Wait(Pending::new(record)),
                 None if section.file => {
                     drop(db);
-                    let fault = FaultOf {
-                        space: Arc::clone(space),
-                        va: vpn.va(),
-                        access,
-                    };
+                    let fault = fault_of(space, vpn, access);
                     let window = read_window(state, vpn);
                     match self.start_read(&target.section, (target.page, window), fault) {
                         Started::Read(ticket) => {
@@ -112,11 +119,13 @@ impl<P: Platform> Manager<P> {
                         Started::Again => {}
                     }
                 }
-                None => {
+                None | Some(Proto::Zeroes) => {
                     drop(db);
                     let most = window(state, vpn);
-                    let Some(made) = self.make_zeroes(&target.section, target.page, most) else {
-                        return FaultOutcome::NoMemory;
+                    let made = match self.make_zeroes(&target.section, target.page, most) {
+                        Ok(made) => made,
+                        Err(Unmade::NoMemory) => return FaultOutcome::NoMemory,
+                        Err(Unmade::NoSpace) => return FaultOutcome::Denied(Denied::NoSpace),
                     };
                     if let Some(vad) = state.vads.find_mut(vpn) {
                         vad.around = FaultAround {
@@ -133,32 +142,42 @@ impl<P: Platform> Manager<P> {
 
     /// Makes a page of zeroes, and the absent pages after it, the section's; gives back how many there
     /// were at most.
-    fn make_zeroes(
+    pub(crate) fn make_zeroes(
         &self,
         section: &Section<P::Backing>,
         page: SectionPage,
         most: usize,
-    ) -> Option<u64> {
+    ) -> Result<u64, Unmade> {
         let demand = Demand {
             tables: 0,
             data: 1,
             extra: most.saturating_sub(1),
             want: Want::Zeroes,
         };
-        let reserve = self.reserve(demand)?;
+        let reserve = self.reserve(demand).ok_or(Unmade::NoMemory)?;
         let made = reserve.data.len() as u64;
         let frames = reserve.data.into_iter().map(|frame| self.zeroed(frame));
         let frames: Vec<_> = frames.collect();
         let mut db = self.pfns.lock();
+        let id = section.id();
+        let mut result = Ok(made);
         for (ahead, frame) in frames.into_iter().enumerate() {
-            let state = db.sections.get(section.id());
+            let state = db.sections.get(id);
             let page = SectionPage::new(page.get() + ahead as u64);
-            match page.filter(|page| state.contains(*page) && !state.pages.contains_key(page)) {
-                Some(page) => db.make_resident(section.id(), page, frame.into()),
-                None => db.give_back(Taken::Zeroed(frame)),
+            let zeroes =
+                |page: &SectionPage| matches!(state.pages.get(page), None | Some(Proto::Zeroes));
+            let page = page.filter(|page| state.contains(*page) && zeroes(page));
+            let charged = page.map(|page| db.charge_page(id, page).map(|()| page));
+            match charged {
+                Some(Ok(page)) => db.make_resident(id, page, frame.into()),
+                Some(Err(NoSpace)) if ahead == 0 => {
+                    result = Err(Unmade::NoSpace);
+                    db.give_back(Taken::Zeroed(frame));
+                }
+                Some(Err(NoSpace)) | None => db.give_back(Taken::Zeroed(frame)),
             }
         }
-        Some(made)
+        result
     }
 
     /// A store to a private view: gives the space a copy of the section's page, which is held for the
@@ -336,6 +355,14 @@ impl<P: Platform> Manager<P> {
         add(&self.counters.entries_written, mapped);
         add(&self.counters.pages_mapped_around, mapped - 1);
         Some(FaultOutcome::Resolved(outcome))
+    }
+}
+
+fn fault_of<P: Platform>(space: &Arc<Space<P>>, vpn: Vpn, access: Access) -> FaultOf<P> {
+    FaultOf {
+        space: Arc::clone(space),
+        va: vpn.va(),
+        access,
     }
 }
 

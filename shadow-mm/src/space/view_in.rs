@@ -4,23 +4,21 @@
 //! from the start and marked as being read, and whoever else wants one *collides*. When the read has ended, the
 //! pages are on the standby list, and the wanted one is mapped.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::access::Access;
-use crate::addr::{Pfn, Vpn};
+use crate::addr::Pfn;
 use crate::backend::Platform;
 use crate::manager::{Demand, Manager};
+use crate::outcome::FaultOf;
 use crate::page_file::{PageIn, Slot};
 use crate::pfn::{Owner, PfnDatabase, Taken, Want};
 use crate::proto::{Proto, Section, SectionId, SectionPage};
-use crate::space::Space;
 
 /// Pages of the aligned window of the section that one read may fill: 64 KiB.
 const CLUSTER_PAGES: u64 = 16;
 
 /// How reading a page back began.
-pub(super) enum ViewIn<P: Platform> {
+pub(crate) enum ViewIn<P: Platform> {
     /// This is to be read.
     PageIn(PageIn<P>),
     /// No frame is left.
@@ -31,12 +29,11 @@ pub(super) enum ViewIn<P: Platform> {
 
 impl<P: Platform> Manager<P> {
     /// Reserves frames for a section's page and its neighbours, and says what to read into them.
-    pub(super) fn start_view_in(
+    pub(crate) fn start_view_in(
         &self,
-        space: &Arc<Space<P>>,
         section: &Section<P::Backing>,
         page: SectionPage,
-        (vpn, access): (Vpn, Access),
+        fault: Option<FaultOf<P>>,
     ) -> ViewIn<P> {
         let id = section.id();
         let (first, count) = {
@@ -63,12 +60,10 @@ impl<P: Platform> Manager<P> {
         drop(db);
         match read {
             Some((slot, frames, wanted)) => ViewIn::PageIn(PageIn {
-                space: Arc::clone(space),
+                fault,
                 slot,
                 frames,
                 wanted,
-                vpn,
-                access,
             }),
             None => ViewIn::Again,
         }
@@ -81,7 +76,7 @@ fn slot_of(db: &PfnDatabase, id: SectionId, page: u64) -> Option<Slot> {
     let page = SectionPage::new(page).filter(|page| section.contains(*page))?;
     match section.pages.get(&page) {
         Some(Proto::PageFile(slot)) => Some(*slot),
-        Some(Proto::Resident(_) | Proto::Reading(_)) | None => None,
+        Some(Proto::Resident(_) | Proto::Reading(_) | Proto::Zeroes) | None => None,
     }
 }
 

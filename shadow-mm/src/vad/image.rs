@@ -26,7 +26,7 @@ pub struct ImageRun<B> {
     pub first: SectionPage,
 }
 
-impl<B> ImageRun<B> {
+impl<B: Clone> ImageRun<B> {
     /// The section's page that one of the pages is.
     pub(crate) fn page(&self, vpn: Vpn) -> Option<SectionPage> {
         let ahead = vpn.get().checked_sub(self.range.start().get())?;
@@ -67,7 +67,7 @@ impl<B> Default for ImageSet<B> {
     }
 }
 
-impl<B> ImageSet<B> {
+impl<B: Clone> ImageSet<B> {
     pub(crate) fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn section() -> Section<u8> {
-        let made = SectionTable::default().create(Some(1), 0, Charge::Uncharged);
+        let made = SectionTable::default().create(Some(1), 0, (Charge::Uncharged, None));
         made.expect("a section")
     }
 

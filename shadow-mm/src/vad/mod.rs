@@ -101,14 +101,14 @@ pub struct VadInfo<B> {
 }
 
 impl<B> VadInfo<B> {
-    /// The mapped file and the offset in bytes of the first page, if a file is mapped.
+    /// The mapped file and the offset in bytes of the first page, if a file is mapped, one in memory included.
     #[must_use]
     pub fn file(&self) -> Option<(&B, u64)> {
         match &self.kind {
             MapKind::Anonymous => None,
             MapKind::View {
                 section, offset, ..
-            } => Some((section.backing()?, *offset)),
+            } => Some((section.file()?, *offset)),
         }
     }
 
@@ -133,7 +133,7 @@ impl<B> VadInfo<B> {
     }
 }
 
-impl<B> MapKind<B> {
+impl<B: Clone> MapKind<B> {
     /// What is left of the kind `pages` further on.
     fn advanced(&self, pages: u64) -> Self {
         match self {

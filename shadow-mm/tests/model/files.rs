@@ -1,19 +1,23 @@
 //! The sections of the model: what their files contain, and what views must show.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use shadow_mm::sim::SimFile;
 use shadow_mm::{Charge, PAGE_SIZE, Section, SectionPage, Sharing, WriteFailed};
 
+use super::bytes::Room;
 use super::common::Mm;
-use super::ops::{SECTIONS, WriteEnd};
+use super::ops::{BYTES, SHARED, WriteEnd};
 use super::verbs::agree;
 use super::world::{At, Bytes, Outcome, SLOTS, World, file_byte};
 
 /// One section.
 pub(crate) struct FileModel {
     pub(crate) section: Section<SimFile>,
-    /// The file's number; none for the section over zeroes.
+    /// What limits its pages, if it is a file's bytes.
+    pub(crate) room: Option<Arc<Room>>,
+    /// The file's number; none for the sections over zeroes.
     pub(crate) file: Option<SimFile>,
     pub(crate) size: u64,
     /// Up to here the file was made by its formula.
@@ -26,13 +30,28 @@ pub(crate) struct FileModel {
 
 impl FileModel {
     pub(crate) fn new(mm: &Mm, number: usize) -> Self {
-        let file = (number + 1 != SECTIONS).then_some(SimFile(number as u32));
+        let zeroes = number == SHARED || number == BYTES;
+        let file = (!zeroes).then_some(SimFile(number as u32));
         let size = end_of(file, 12 * PAGE_SIZE as u64 + 2500);
-        let section = mm.create_section(file, size);
-        // What cannot be promised may still be had.
-        let section = section.or_else(|_| mm.create_shared_memory(size, Charge::Uncharged));
+        let room = (number == BYTES).then(Arc::<Room>::default);
+        let section = match &room {
+            Some(room) => {
+                let section = mm.create_file_section(Arc::clone(room) as _);
+                let section = section.expect("a section");
+                let resized = mm.resize_section(&section, size);
+                assert_eq!(resized.map(|flushes| flushes.len()), Ok(0));
+                section
+            }
+            None => {
+                let section = mm.create_section(file, size);
+                // What cannot be promised may still be had.
+                let section = section.or_else(|_| mm.create_shared_memory(size, Charge::Uncharged));
+                section.expect("a section")
+            }
+        };
         Self {
-            section: section.expect("a section"),
+            section,
+            room,
             file,
             size,
             formula: if file.is_some() { size } else { 0 },
@@ -207,6 +226,7 @@ impl World {
             }
         }
         self.files[number] = FileModel::new(&self.mm, number);
+        self.rooms.extend(self.files[number].room.clone());
         Ok(())
     }
 

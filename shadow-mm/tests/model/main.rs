@@ -3,6 +3,7 @@
 //!
 //! `SHADOW_MM_CASES` sets the number of cases.
 
+mod bytes;
 #[path = "../common/mod.rs"]
 mod common;
 mod files;

@@ -11,8 +11,12 @@ pub(crate) type Page = u8;
 /// Pages of the playground; half lie across a leaf table's edge, half across a root entry's.
 pub(crate) const PAGES: u8 = 48;
 
-/// Sections there are; the last is over no file.
-pub(crate) const SECTIONS: usize = 3;
+/// Sections there are.
+pub(crate) const SECTIONS: usize = 4;
+/// The one that is shared memory.
+pub(crate) const SHARED: usize = 2;
+/// The one that is the bytes of a file in memory.
+pub(crate) const BYTES: usize = 3;
 /// The section that images are made of; it never changes.
 pub(crate) const IMAGE: usize = SECTIONS;
 
@@ -59,6 +63,13 @@ pub(crate) enum Op {
     /// A section ends here, in bytes.
     Resize(usize, u64),
     WriteBack(usize, WriteEnd),
+    /// Stores to a page of a section over zeroes without a view: which byte, and what.
+    StoreBytes(usize, u64, (u8, u8)),
+    LoadBytes(usize, u64),
+    /// Makes a hole.
+    Punch(usize, u64, u64),
+    /// Promises pages.
+    Reserve(usize, u64, u64),
     /// Forgets what the file has too.
     Forget(usize),
     /// Drops the handle of a section, and makes another.
@@ -113,6 +124,10 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         2 => (any::<u8>(), any_end()).prop_map(|(n, e)| Op::FinishRead(n, e)),
         3 => (section(), 0u64..14 * 4096).prop_map(|(s, n)| Op::Resize(s, n)),
         3 => (section(), any_write_end()).prop_map(|(s, e)| Op::WriteBack(s, e)),
+        4 => (zeroes(), 0u64..14, (0u8..3, any::<u8>())).prop_map(|(s, p, b)| Op::StoreBytes(s, p, b)),
+        2 => (zeroes(), 0u64..14).prop_map(|(s, p)| Op::LoadBytes(s, p)),
+        2 => (zeroes(), 0u64..14, 1u64..8).prop_map(|(s, p, n)| Op::Punch(s, p, n)),
+        1 => (Just(BYTES), 0u64..14, 1u64..8).prop_map(|(s, p, n)| Op::Reserve(s, p, n)),
         2 => section().prop_map(Op::Forget),
         1 => section().prop_map(Op::NewSection),
         6 => Just(Op::Acknowledge),
@@ -158,6 +173,10 @@ fn any_map() -> impl Strategy<Value = MapOp> {
         prot,
         view,
     })
+}
+
+fn zeroes() -> impl Strategy<Value = usize> {
+    prop_oneof![1 => Just(SHARED), 2 => Just(BYTES)]
 }
 
 fn section() -> impl Strategy<Value = usize> {

@@ -89,6 +89,8 @@ impl World {
                     agree("pending", pending.progress(), Progress::Ended)?;
                 }
                 FaultOutcome::Resolved(done) => self.flush(which, done.flush),
+                // As when memory runs out.
+                FaultOutcome::Denied(Denied::NoSpace) => return Ok(None),
                 FaultOutcome::Denied(denied) => return Ok(Some(Err(denied))),
                 FaultOutcome::NoMemory | FaultOutcome::Collided => return Ok(None),
                 FaultOutcome::Read(_) | FaultOutcome::PageIn(_) => {
@@ -255,6 +257,7 @@ impl World {
                 self.page_ins.push(ticket);
                 agree("pin", Ok(()), verdict)
             }
+            PinOutcome::Denied(Denied::NoSpace) => Ok(()),
             PinOutcome::Denied(denied) => agree("pin", Err(denied), verdict),
             PinOutcome::Again(flush) => {
                 self.flush(which, flush);

@@ -1,6 +1,7 @@
 //! The model: what every page of every space must contain, and what is still under way.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
@@ -8,6 +9,7 @@ use shadow_mm::{
     SupervisorRights, Vpn, WriteTicket,
 };
 
+use super::bytes::Room;
 use super::common::{Cpu, Mm, Sim, manager, range, va, vpn};
 use super::files::{FileModel, ViewPage};
 use super::ops::{IMAGE, Op, PAGES, Page, ReadEnd};
@@ -83,6 +85,8 @@ pub(crate) struct World {
     pub(crate) writes: Vec<Writing>,
     /// What the page file contains, by offset.
     pub(crate) page_file: BTreeMap<u64, Bytes>,
+    /// All there ever were.
+    pub(crate) rooms: Vec<Arc<Room>>,
     next_id: u64,
     frames: (u64, u64),
 }
@@ -103,10 +107,12 @@ impl World {
         mm.map_supervisor(va(SUPERVISOR_VA), 1, 1, SupervisorRights::USER)
             .expect("a monitor");
         let active = mm.stats().tables.active;
-        let files = (0..=IMAGE).map(|n| FileModel::new(&mm, n)).collect();
+        let files: Vec<_> = (0..=IMAGE).map(|n| FileModel::new(&mm, n)).collect();
+        let rooms = files.iter().filter_map(|file| file.room.clone()).collect();
         let mut world = Self {
             mm,
             files,
+            rooms,
             processes: Vec::new(),
             pins: Vec::new(),
             reads: Vec::new(),
@@ -149,6 +155,7 @@ impl World {
             .map_err(|violation| format!("{violation}"))?;
         self.note_copies();
         self.check_files()?;
+        self.check_room(&self.rooms)?;
         let mm = &self.mm;
         match self.processes.first_mut() {
             Some(p) => match p
@@ -185,6 +192,7 @@ impl World {
         self.check()?;
         self.files.clear();
         let stats = self.mm.stats();
+        self.check_room(&self.rooms)?;
         let data = (
             stats.data.available(),
             stats.data.active,

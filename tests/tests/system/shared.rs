@@ -27,6 +27,9 @@ fn stores_arrive(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// Why a case is not run natively.
+const TMPFS: &str = "it fills a tmpfs";
+
 const MEMORY: &str = "import mmap, os, multiprocessing as mp\n\
     from multiprocessing import shared_memory\n\
     m = mmap.mmap(-1, 8192)\n\
@@ -138,7 +141,30 @@ pub(crate) fn cases() -> Vec<Case> {
             "--page-file",
             "256M",
         ]);
+    let on_tmpfs = |program: &str, args: &[&str]| {
+        let all: Vec<&str> = [&["/t"], args].concat();
+        Launch::new(&format!("{{programs}}/{program}"), &all).options(&["--tmpfs", "/t"])
+    };
+    let paged = ["--memory", "16M", "--page-file", "256M"];
+    let thrash_in_memory = on_tmpfs("shared_thrash", &["3", "24576", "2"]).options(&paged);
+    let large = on_tmpfs("memory_files", &["40"]).options(&paged);
+    let unpaged = on_tmpfs("memory_files", &["4"]).options(&["--memory", "32M"]);
     vec![
+        Case::new("shared/thrash_in_memory", thrash_in_memory, Expect::Tap)
+            .seconds(240)
+            .not_native(TMPFS),
+        Case::new(
+            "shared/memory_files",
+            on_tmpfs("memory_files", &[]),
+            Expect::Tap,
+        )
+        .not_native(TMPFS),
+        Case::new("shared/memory_files_large", large, Expect::Tap)
+            .seconds(240)
+            .not_native(TMPFS),
+        Case::new("shared/memory_files_unpaged", unpaged, Expect::Tap)
+            .seconds(120)
+            .not_native(TMPFS),
         Case::new("shared/thrash", thrash, Expect::Tap).seconds(240),
         Case::new("shared/locks", locks, Expect::Tap).seconds(180),
         python("python_pool", POOL),

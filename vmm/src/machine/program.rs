@@ -123,10 +123,11 @@ pub fn find(config: &RunConfig) -> Result<Found, RunError> {
     Ok(Found { path, mounts })
 }
 
-/// An in-memory file system may take half the machine's memory, as on Linux.
+/// An in-memory file system may take half of what memory and page file hold; on Linux it is half the memory.
 fn tmpfs(config: &RunConfig) -> MountKind {
+    let page_file = config.page_file.as_ref().map_or(0, |file| file.bytes);
     MountKind::Mem {
-        size: config.memory / 2,
+        size: config.memory.saturating_add(page_file) / 2,
         mode: 0o1777,
     }
 }

@@ -117,7 +117,7 @@ fn denied_signal(denied: Denied, addr: u64) -> SigInfo {
     match denied {
         Denied::NotMapped => signal(SIGSEGV, 1, addr),
         Denied::Protection => signal(SIGSEGV, 2, addr),
-        Denied::BeyondEnd | Denied::IoError => signal(SIGBUS, 2, addr),
+        Denied::BeyondEnd | Denied::IoError | Denied::NoSpace => signal(SIGBUS, 2, addr),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a section's pages come from and go to: a file of the host, or one in memory.
 
+use shadow_mm::Section;
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
@@ -58,6 +59,11 @@ pub trait Content: Debug + Send + Sync {
 
     /// Whether its pages are worth keeping when nobody maps it any more.
     fn keeps(&self) -> bool;
+
+    /// The section that has its bytes, if the file has no other place for them: it is mapped itself.
+    fn storage(&self) -> Option<Section<Backing>> {
+        None
+    }
 
     /// Device and inode, as `/proc/PID/maps` shows them.
     fn identity(&self) -> (u64, u64);

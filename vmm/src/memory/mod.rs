@@ -18,6 +18,7 @@ pub use pool::{FRAME, Pool, PoolError};
 pub use reclaim::Room;
 pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;
+pub use stored::{Stored, StoredError};
 pub use writeback::Writeback;
 
 mod content;
@@ -31,6 +32,7 @@ mod paging_tests;
 mod pool;
 mod reclaim;
 mod sections;
+mod stored;
 mod writeback;
 
 /// What the memory manager is instantiated with.

@@ -1,5 +1,5 @@
-//! One section for each file that is mapped: what makes a mapping and a descriptor of the same file
-//! agree.
+//! One section for each file of the host that is mapped: what makes a mapping and a descriptor of the same file
+//! agree. A file in memory is a section itself (`stored.rs`), and not known here.
 //!
 //! * **Mapping** a file, in whatever way, finds its section here or makes it: the text of a library is
 //!   in memory once.
@@ -85,6 +85,9 @@ impl Sections {
         backing: &Backing,
         intent: Intent,
     ) -> io::Result<Section<Backing>> {
+        if let Some(section) = backing.0.storage() {
+            return Ok(section.labelled(backing.clone()));
+        }
         let version = backing.0.version()?;
         let (file, section) = {
             let mut files = self.files.lock();

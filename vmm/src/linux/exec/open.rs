@@ -245,7 +245,8 @@ pub(super) fn mappable(k: &Kernel, file: &Arc<dyn File>) -> Result<Mappable, Unu
         .mapping(k)
         .and_then(|backing| crate::linux::mm::section(k, &backing, crate::memory::Intent::Read))
         .map_err(Unusable::NotMappable)?;
-    let length = k.memory.manager.section_size(&section);
+    // A file in memory ends within the last page of its section.
+    let length = file.stat(k).map_err(Unusable::NotMappable)?.size;
     let elf = elf::parse(&Positional {
         k,
         file: &**file,

@@ -1,9 +1,15 @@
-//! How many bytes of the VMM's own memory the guest's files may use.
+//! How many bytes the guest's files in memory may use, in all and of one file system.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
+use shadow_mm::Allowance;
+
+/// Bytes of a page of a file.
+const PAGE: u64 = 4096;
+/// What the VMM keeps of a page of a file, besides its bytes.
+const RECORD: u64 = 64;
 
 /// A limit on bytes, inside a wider one.
 #[derive(Debug)]
@@ -29,13 +35,18 @@ impl Budget {
     /// # Errors
     /// `ENOSPC`; nothing was taken.
     pub fn take(&self, bytes: u64) -> Result<(), Errno> {
+        self.take_part(bytes, bytes)
+    }
+
+    /// Takes `bytes` here and, `above` of them, of the wider limit.
+    fn take_part(&self, bytes: u64, above: u64) -> Result<(), Errno> {
         self.used
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |used| {
                 used.checked_add(bytes).filter(|&sum| sum <= self.limit)
             })
             .map_err(|_| Errno::NOSPC)?;
         if let Some(parent) = &self.parent
-            && let Err(error) = parent.take(bytes)
+            && let Err(error) = parent.take(above)
         {
             self.used.fetch_sub(bytes, Ordering::SeqCst);
             return Err(error);
@@ -55,6 +66,25 @@ impl Budget {
     #[must_use]
     pub fn usage(&self) -> (u64, u64) {
         (self.limit, self.used.load(Ordering::SeqCst))
+    }
+}
+
+/// The pages of files: they count against the file system's own size, and only their records against what the VMM
+/// keeps for all; the pages themselves are the guest's memory.
+impl Allowance for Budget {
+    fn take(&self) -> bool {
+        let bytes = if self.parent.is_some() { PAGE } else { RECORD };
+        self.take_part(bytes, RECORD).is_ok()
+    }
+
+    fn give(&self, pages: u64) {
+        match &self.parent {
+            Some(parent) => {
+                self.used.fetch_sub(pages * PAGE, Ordering::SeqCst);
+                parent.give(pages * RECORD);
+            }
+            None => self.give(pages * RECORD),
+        }
     }
 }
 

@@ -53,7 +53,7 @@ impl Vfs {
     /// # Errors
     /// `ENOSPC`.
     pub fn memory_file(&self, c: &Caller<'_>, name: &[u8]) -> Result<Arc<dyn File>, Errno> {
-        super::memfs::anonymous(&self.budget, name, (c.uid(), c.gid()))
+        super::memfs::anonymous(c, &self.budget, name)
     }
 
     /// The guest path of a place, clean.

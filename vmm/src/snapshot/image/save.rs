@@ -311,7 +311,7 @@ impl<'a> ImageWriter<'a> {
             charged: self.memory.manager.section_charge(section) == Charge::Charged,
             ..SectionData::default()
         };
-        match section.backing() {
+        match section.file() {
             Some(backing) => {
                 data.content = Some(contents.content(backing)?);
                 data.writer = self.writer_of(section, contents)?;
@@ -359,7 +359,7 @@ impl<'a> ImageWriter<'a> {
         };
         let mut page: Page = [0; FRAME];
         for n in bytes.pages() {
-            bytes.read(n, &mut page);
+            bytes.read(n, &mut page).map_err(SaveError::Read)?;
             if !is_zero(&page) {
                 let stored = self.add_page(&page)?;
                 data.pages.push(n, stored);

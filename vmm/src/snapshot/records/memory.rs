@@ -56,7 +56,10 @@ pub trait SparseBytes: Debug {
     fn pages(&self) -> Vec<u64>;
 
     /// One of them; zeroes if it holds nothing.
-    fn read(&self, page: u64, into: &mut Page);
+    ///
+    /// # Errors
+    /// It is in the page file, and does not come back.
+    fn read(&self, page: u64, into: &mut Page) -> std::io::Result<()>;
 }
 
 /// Keeps memory for the records.

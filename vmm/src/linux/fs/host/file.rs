@@ -161,7 +161,7 @@ impl HostFile {
         }
         let copy = |k: &Kernel| {
             let stat = super::guest_stat(&stat);
-            let copy = memfs::saved::copy_of(k.vfs.budget(), &stat, self.fd());
+            let copy = memfs::saved::copy_of(k, &stat, self.fd());
             copy.map_err(self.refused())
         };
         s.orphan(self.content.identity, copy).map(Some)

@@ -1,242 +1,364 @@
-//! The bytes of an in-memory file: pages, where there was never anything written there is none.
+//! The bytes of an in-memory file: its length, and a section that has its pages.
+//!
+//! The length's lock is held for a whole write, truncation or reservation, so that they come one after the other,
+//! and appended pieces lie one after the other; it is not held while bytes are read. Mappings show whole
+//! pages: what is stored there beyond the end is zeroed before the file grows over it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use shadow_mm::SectionPage;
 
 use crate::linux::fs::budget::Budget;
 use crate::locks::{Mutex, rank};
+use crate::memory::{Backing, Memory, Stored};
 use crate::snapshot::records::{Page, SparseBytes};
 
 const PAGE: u64 = 4096;
-/// What a page costs: its bytes and its place in the map.
-const COST: u64 = PAGE + 64;
+/// One past the last byte that can be written.
+const END: u64 = SectionPage::COUNT * PAGE;
 
 /// A file's bytes.
 #[derive(Debug)]
 pub(super) struct Data {
-    budget: Arc<Budget>,
-    pages: Mutex<rank::MemPages, Pages>,
-}
-
-#[derive(Debug, Default)]
-struct Pages {
-    size: u64,
-    held: BTreeMap<u64, Box<[u8]>>,
+    stored: Stored,
+    size: Mutex<rank::MemPages, u64>,
 }
 
 impl Data {
-    pub(super) fn new(budget: &Arc<Budget>) -> Self {
-        Self {
-            budget: Arc::clone(budget),
-            pages: Mutex::default(),
-        }
+    /// None yet. `budget` limits the pages.
+    pub(super) fn new(memory: &Arc<Memory>, budget: &Arc<Budget>) -> Result<Self, Errno> {
+        Ok(Self {
+            stored: Stored::new(memory, Arc::clone(budget) as _)?,
+            size: Mutex::default(),
+        })
     }
 
-    /// Length in bytes, and pages that are held.
+    /// What mappings of it are views of.
+    pub(super) fn section(&self) -> &shadow_mm::Section<Backing> {
+        self.stored.section()
+    }
+
+    /// Length in bytes, and pages that it has.
     pub(super) fn size(&self) -> (u64, u64) {
-        let pages = self.pages.lock();
-        (pages.size, pages.held.len() as u64)
+        (*self.size.lock(), self.stored.extent())
     }
 
-    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> usize {
-        let pages = self.pages.lock();
-        let left = pages.size.saturating_sub(offset).min(buf.len() as u64) as usize;
-        let mut done = 0;
-        while done < left {
-            let (page, start, n) = piece(offset + done as u64, left - done);
-            let part = &mut buf[done..done + n];
-            match pages.held.get(&page) {
-                Some(held) => part.copy_from_slice(&held[start..start + n]),
-                None => part.fill(0),
-            }
-            done += n;
-        }
-        left
+    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        let size = *self.size.lock();
+        let left = size.saturating_sub(offset).min(buf.len() as u64) as usize;
+        self.stored.read(offset, &mut buf[..left])?;
+        Ok(left)
     }
 
     /// Writes at `offset`, or at the end if there is none; gives the bytes written, fewer than
-    /// asked if the budget ends.
+    /// asked if there is no room for more.
     pub(super) fn write(&self, offset: Option<u64>, buf: &[u8]) -> Result<usize, Errno> {
-        let mut pages = self.pages.lock();
-        let offset = offset.unwrap_or(pages.size);
-        if offset
-            .checked_add(buf.len() as u64)
-            .is_none_or(|end| end > i64::MAX as u64)
-        {
+        let mut size = self.size.lock();
+        let offset = offset.unwrap_or(*size);
+        if offset >= END {
             return Err(Errno::FBIG);
         }
-        let mut done = 0;
-        while done < buf.len() {
-            let (page, start, n) = piece(offset + done as u64, buf.len() - done);
-            let held = match pages.hold(page, &self.budget) {
-                Ok(held) => held,
-                Err(error) if done == 0 => return Err(error),
-                Err(_) => break,
-            };
-            held[start..start + n].copy_from_slice(&buf[done..done + n]);
-            done += n;
+        let buf = &buf[..buf.len().min((END - offset) as usize)];
+        let end = offset + buf.len() as u64;
+        if offset > *size {
+            self.clear_tail(*size)?;
         }
-        if done > 0 {
-            pages.size = pages.size.max(offset + done as u64);
+        if end > self.stored.end() {
+            self.stored.resize(end);
         }
-        Ok(done)
+        let written = self.stored.write(offset, buf);
+        if let Ok(done) = written {
+            *size = (*size).max(offset + done as u64);
+        }
+        if written != Ok(buf.len()) {
+            self.stored.resize(*size);
+        }
+        Ok(written?)
     }
 
     pub(super) fn truncate(&self, length: u64) -> Result<(), Errno> {
         if length > i64::MAX as u64 {
             return Err(Errno::INVAL);
         }
-        let mut pages = self.pages.lock();
-        if length < pages.size {
-            pages.drop_from(length.div_ceil(PAGE), u64::MAX, &self.budget);
-            let start = (length % PAGE) as usize;
-            if start != 0
-                && let Some(last) = pages.held.get_mut(&(length / PAGE))
-            {
-                last[start..].fill(0);
-            }
-        }
-        pages.size = length;
+        let mut size = self.size.lock();
+        self.clear_tail(length.min(*size))?;
+        self.stored.resize(length);
+        *size = length;
         Ok(())
     }
 
-    /// Reserves `length` bytes at `offset`, and makes the file reach them if `grow`.
+    /// Reserves `length` bytes at `offset`, and makes the file reach them if `grow`; else only what lies
+    /// before the end is reserved.
     pub(super) fn reserve(&self, offset: u64, length: u64, grow: bool) -> Result<(), Errno> {
-        let end = offset
-            .checked_add(length)
-            .filter(|&end| end <= i64::MAX as u64)
-            .ok_or(Errno::FBIG)?;
-        let mut pages = self.pages.lock();
-        // The budget bounds the loop: every new page takes from it.
-        for page in offset / PAGE..end.div_ceil(PAGE) {
-            pages.hold(page, &self.budget)?;
+        let end = offset.checked_add(length).filter(|&end| end <= END);
+        let end = end.ok_or(Errno::FBIG)?;
+        let mut size = self.size.lock();
+        if grow && end > *size {
+            self.clear_tail(*size)?;
+            self.stored.resize(end);
         }
-        if grow {
-            pages.size = pages.size.max(end);
+        let reserved = self.stored.reserve(offset / PAGE..end.div_ceil(PAGE));
+        if grow && reserved.is_ok() {
+            *size = (*size).max(end);
+        } else {
+            self.stored.resize(*size);
         }
-        Ok(())
+        Ok(reserved?)
     }
 
     /// Zeroes `length` bytes at `offset`, giving whole pages back.
     pub(super) fn punch(&self, offset: u64, length: u64) -> Result<(), Errno> {
         let end = offset.checked_add(length).ok_or(Errno::INVAL)?;
-        let mut pages = self.pages.lock();
-        pages.drop_from(offset.div_ceil(PAGE), end / PAGE, &self.budget);
-        for edge in [offset / PAGE, end / PAGE] {
-            let Some(held) = pages.held.get_mut(&edge) else {
-                continue;
-            };
-            let from = offset.saturating_sub(edge * PAGE).min(PAGE) as usize;
-            let to = end.saturating_sub(edge * PAGE).min(PAGE) as usize;
-            if from < to {
-                held[from..to].fill(0);
-            }
+        let _size = self.size.lock();
+        let (first, last) = (offset.div_ceil(PAGE), end / PAGE);
+        if first > last {
+            return Ok(self.stored.clear(offset..end)?);
         }
+        self.stored.clear(offset..first * PAGE)?;
+        self.stored.clear(last * PAGE..end)?;
+        self.stored.punch(first..last);
         Ok(())
+    }
+
+    /// Zeroes what the page with the byte before `end` has from there on.
+    fn clear_tail(&self, end: u64) -> Result<(), Errno> {
+        Ok(self.stored.clear(end..end.next_multiple_of(PAGE))?)
     }
 }
 
 impl SparseBytes for Data {
     fn length(&self) -> u64 {
-        self.pages.lock().size
+        *self.size.lock()
     }
 
     fn pages(&self) -> Vec<u64> {
-        self.pages.lock().held.keys().copied().collect()
+        self.stored.pages()
     }
 
-    fn read(&self, page: u64, into: &mut Page) {
-        match self.pages.lock().held.get(&page) {
-            Some(held) => into.copy_from_slice(held),
-            None => into.fill(0),
-        }
+    fn read(&self, page: u64, into: &mut Page) -> std::io::Result<()> {
+        Ok(self.stored.read(page * PAGE, into)?)
     }
-}
-
-impl Pages {
-    fn hold(&mut self, page: u64, budget: &Budget) -> Result<&mut [u8], Errno> {
-        use std::collections::btree_map::Entry;
-        match self.held.entry(page) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                budget.take(COST)?;
-                Ok(entry.insert(vec![0; PAGE as usize].into_boxed_slice()))
-            }
-        }
-    }
-
-    /// Drops the pages `from..to`.
-    fn drop_from(&mut self, from: u64, to: u64, budget: &Budget) {
-        if from >= to {
-            return;
-        }
-        let gone: Vec<u64> = self.held.range(from..to).map(|(&page, _)| page).collect();
-        for page in &gone {
-            self.held.remove(page);
-        }
-        budget.give(gone.len() as u64 * COST);
-    }
-}
-
-impl Drop for Data {
-    fn drop(&mut self) {
-        self.budget
-            .give(self.pages.get_mut().held.len() as u64 * COST);
-    }
-}
-
-/// The page, the offset in it, and the bytes of the next piece of `len` bytes at `offset`.
-fn piece(offset: u64, len: usize) -> (u64, usize, usize) {
-    let start = (offset % PAGE) as usize;
-    (offset / PAGE, start, len.min(PAGE as usize - start))
 }
 
 #[cfg(test)]
 mod tests {
+    use shadow_mm::{
+        Access, CommitLimit, FrameStore, GuestVa, MapKind, MapRequest, Placement, Prot, Sharing,
+        Space, VadFlags, VadTag,
+    };
+
     use super::*;
+    use crate::linux::testing::memory;
+    use crate::memory::{AccessError, VmmPlatform};
+
+    const VIEW: u64 = 0x10_0000;
+
+    fn data(memory: &Arc<Memory>, budget: u64) -> (Data, Arc<Budget>) {
+        let all = Budget::new(1 << 20, None);
+        let budget = Budget::new(budget, Some(all));
+        (Data::new(memory, &budget).unwrap(), budget)
+    }
+
+    fn view(memory: &Memory, data: &Data, sharing: Sharing) -> Arc<Space<VmmPlatform>> {
+        let space = memory.manager.create_space().unwrap();
+        let request = MapRequest {
+            placement: Placement::Fixed(GuestVa::new(VIEW).unwrap().vpn()),
+            count: 16,
+            prot: Prot::READ | Prot::WRITE,
+            kind: MapKind::View {
+                section: data.section().clone(),
+                offset: 0,
+                sharing,
+            },
+            flags: VadFlags::empty(),
+            tag: VadTag::default(),
+        };
+        memory.submit(memory.manager.map(&space, request).unwrap().flush);
+        space
+    }
+
+    fn store(
+        memory: &Memory,
+        space: &Arc<Space<VmmPlatform>>,
+        at: u64,
+        byte: u8,
+    ) -> Result<(), AccessError> {
+        let va = GuestVa::new(VIEW + at).unwrap();
+        memory.with_page(space, va, Access::Write, |pool, frame| {
+            pool.write(frame, (at % PAGE) as usize, &[byte]);
+        })
+    }
+
+    fn load(memory: &Memory, space: &Arc<Space<VmmPlatform>>, at: u64) -> Result<u8, AccessError> {
+        let va = GuestVa::new(VIEW + at).unwrap();
+        memory.with_page(space, va, Access::Read, |pool, frame| {
+            let mut byte = [0];
+            pool.read(frame, (at % PAGE) as usize, &mut byte);
+            byte[0]
+        })
+    }
+
+    fn read<const N: usize>(data: &Data, offset: u64) -> (usize, [u8; N]) {
+        let mut buf = [1; N];
+        let n = data.read(offset, &mut buf).unwrap();
+        (n, buf)
+    }
 
     #[test]
     fn sparse_write_reads_zeros_before_it() {
-        let budget = Budget::new(1 << 20, None);
-        let data = Data::new(&budget);
+        let memory = memory();
+        let (data, budget) = data(&memory, 1 << 20);
         data.write(Some(10_000), b"abc").unwrap();
-        let mut buf = [1; 16];
-        assert_eq!(data.read(9_990, &mut buf), 13);
+        let (n, buf) = read::<16>(&data, 9_990);
+        assert_eq!(n, 13);
         assert_eq!(&buf[..13], b"\0\0\0\0\0\0\0\0\0\0abc");
         assert_eq!(data.size(), (10_003, 1));
+        assert_eq!(memory.manager.stats().commit_charged, 1);
         drop(data);
+        memory.manager.check(&[]).unwrap();
         assert_eq!(budget.usage().1, 0);
+        assert_eq!(memory.manager.stats().commit_charged, 0);
     }
 
     #[test]
     fn write_beyond_the_budget_is_short_then_fails() {
-        let data = Data::new(&Budget::new(2 * COST, None));
+        let memory = memory();
+        let (data, _) = data(&memory, 2 * PAGE);
         assert_eq!(data.write(Some(0), &[7; 10_000]), Ok(8192));
+        assert_eq!(data.size(), (8192, 2));
         assert_eq!(data.write(None, b"x"), Err(Errno::NOSPC));
+        assert_eq!(data.size(), (8192, 2));
+        assert_eq!(data.write(Some(END), b"x"), Err(Errno::FBIG));
+    }
+
+    #[test]
+    fn write_beyond_what_memory_can_promise_is_short_then_fails() {
+        let memory = memory();
+        memory.manager.set_commit_limit(CommitLimit::Pages(3));
+        let (data, budget) = data(&memory, 1 << 20);
+        assert_eq!(data.write(Some(0), &[7; 20_000]), Ok(3 * 4096));
+        assert_eq!(data.write(None, b"x"), Err(Errno::NOSPC));
+        assert_eq!(budget.usage().1, 3 * PAGE);
+        // What is given back can be promised again.
+        data.truncate(PAGE).unwrap();
+        assert_eq!(data.write(None, &[8; 8192]), Ok(8192));
     }
 
     #[test]
     fn truncate_then_grow_reads_zeros() {
-        let data = Data::new(&Budget::new(1 << 20, None));
+        let memory = memory();
+        let (data, budget) = data(&memory, 1 << 20);
         data.write(Some(0), &[7; 5000]).unwrap();
         data.truncate(10).unwrap();
         data.truncate(20).unwrap();
-        let mut buf = [1; 20];
-        assert_eq!(data.read(0, &mut buf), 20);
-        assert_eq!((buf[9], buf[10], buf[19]), (7, 0, 0));
+        let (n, buf) = read::<20>(&data, 0);
+        assert_eq!((n, buf[9], buf[10], buf[19]), (20, 7, 0, 0));
+        assert_eq!((data.size(), budget.usage().1), ((20, 1), PAGE));
     }
 
     #[test]
     fn punched_hole_reads_zeros_and_gives_pages_back() {
-        let data = Data::new(&Budget::new(1 << 20, None));
+        let memory = memory();
+        let (data, budget) = data(&memory, 1 << 20);
         data.write(Some(0), &[7; 16384]).unwrap();
         data.punch(100, 9000).unwrap();
-        let mut buf = [1; 16384];
-        data.read(0, &mut buf);
+        let (_, buf) = read::<16384>(&data, 0);
         assert!(buf[..100].iter().all(|&b| b == 7) && buf[9100..].iter().all(|&b| b == 7));
         assert!(buf[100..9100].iter().all(|&b| b == 0));
         assert_eq!(data.size(), (16384, 3));
+        data.punch(9200, 10).unwrap();
+        let (_, buf) = read::<12>(&data, 9199);
+        assert_eq!(buf, [7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+        data.punch(0, u64::from(u32::MAX) * PAGE).unwrap();
+        assert_eq!((data.size(), budget.usage().1), ((16384, 0), 0));
+    }
+
+    #[test]
+    fn mapping_and_descriptor_agree() {
+        let memory = memory();
+        let (data, _) = data(&memory, 1 << 20);
+        data.write(Some(0), &[7; 5000]).unwrap();
+        let shared = view(&memory, &data, Sharing::Shared);
+        let private = view(&memory, &data, Sharing::Private);
+        assert_eq!(load(&memory, &shared, 4999), Ok(7));
+        assert_eq!(load(&memory, &private, 0), Ok(7));
+        store(&memory, &shared, 1, 8).unwrap();
+        assert_eq!(read::<3>(&data, 0).1, [7, 8, 7]);
+        data.write(Some(2), &[9]).unwrap();
+        assert_eq!(load(&memory, &shared, 2), Ok(9));
+        assert_eq!(load(&memory, &private, 2), Ok(9));
+        store(&memory, &private, 3, 5).unwrap();
+        assert_eq!(read::<2>(&data, 2).1, [9, 7]);
+        assert!(load(&memory, &shared, 8192).is_err());
+        memory.manager.check(&[shared, private]).unwrap();
+    }
+
+    #[test]
+    fn store_beyond_the_end_is_not_seen_when_the_file_grows() {
+        let memory = memory();
+        let (data, _) = data(&memory, 1 << 20);
+        data.write(Some(0), b"abc").unwrap();
+        let shared = view(&memory, &data, Sharing::Shared);
+        store(&memory, &shared, 100, 8).unwrap();
+        data.write(Some(5000), b"d").unwrap();
+        assert_eq!(read::<1>(&data, 100).1, [0]);
+        data.truncate(3).unwrap();
+        store(&memory, &shared, 100, 8).unwrap();
+        data.truncate(200).unwrap();
+        assert_eq!(read::<1>(&data, 100).1, [0]);
+        assert!(load(&memory, &shared, 5000).is_err());
+        memory.manager.check(&[shared]).unwrap();
+    }
+
+    #[test]
+    fn hole_under_a_mapping_reads_zeros_there_and_keeps_private_copies() {
+        let memory = memory();
+        let (data, budget) = data(&memory, 1 << 20);
+        data.write(Some(0), &[7; 16384]).unwrap();
+        let shared = view(&memory, &data, Sharing::Shared);
+        let private = view(&memory, &data, Sharing::Private);
+        for page in 0..4 {
+            assert_eq!(load(&memory, &shared, page * PAGE), Ok(7));
+        }
+        store(&memory, &private, PAGE, 5).unwrap();
+        data.punch(PAGE, 2 * PAGE).unwrap();
+        assert_eq!(load(&memory, &shared, PAGE), Ok(0));
+        assert_eq!(load(&memory, &shared, 3 * PAGE), Ok(7));
+        assert_eq!(load(&memory, &private, PAGE), Ok(5));
+        assert_eq!(budget.usage().1, data.size().1 * PAGE);
+        memory.manager.check(&[shared, private]).unwrap();
+    }
+
+    #[test]
+    fn store_to_a_mapping_without_room_is_refused() {
+        let memory = memory();
+        let (data, _) = data(&memory, 2 * PAGE);
+        data.truncate(4 * PAGE).unwrap();
+        let shared = view(&memory, &data, Sharing::Shared);
+        store(&memory, &shared, 0, 1).unwrap();
+        store(&memory, &shared, 3 * PAGE, 1).unwrap();
+        let denied = AccessError::Denied(shadow_mm::Denied::NoSpace);
+        assert_eq!(store(&memory, &shared, PAGE, 1), Err(denied));
+        assert_eq!(data.size(), (4 * PAGE, 2));
+        memory.manager.check(&[shared]).unwrap();
+    }
+
+    #[test]
+    fn reserved_pages_are_there_when_all_else_is_taken() {
+        let memory = memory();
+        let (data, budget) = data(&memory, 4 * PAGE);
+        data.reserve(0, 3 * PAGE, true).unwrap();
+        assert_eq!(data.size(), (3 * PAGE, 3));
+        assert_eq!(read::<1>(&data, PAGE), (1, [0]));
+        let other = Data::new(&memory, &budget).unwrap();
+        assert_eq!(other.write(None, &[1; 8192]), Ok(4096));
+        assert_eq!(data.write(Some(0), &[1; 12288]), Ok(12288));
+        assert_eq!(data.reserve(PAGE, 3 * PAGE, true), Err(Errno::NOSPC));
+        assert_eq!(data.size(), (3 * PAGE, 3));
+        assert_eq!(data.reserve(0, u64::MAX, true), Err(Errno::FBIG));
+        data.reserve(0, 9 * PAGE, false).unwrap();
+        assert_eq!(data.size(), (3 * PAGE, 3));
+        memory.manager.check(&[]).unwrap();
     }
 }

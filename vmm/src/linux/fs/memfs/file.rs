@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
+use shadow_mm::Section;
 
 use super::data::Data;
 use super::inode::{Body, Inode};
 use crate::linux::file::{Change, File, Location, O_APPEND, Stat};
 use crate::linux::kernel::Kernel;
 use crate::linux::saved::{Refused, SavedFile, Saver};
-use crate::memory::{Backing, Content, FileId, MappedFile, Version};
+use crate::memory::{Backing, Content, FileId, Version};
 
 /// A regular file in memory, open. Lives on when its last name goes.
 #[derive(Debug)]
@@ -30,7 +31,7 @@ pub(super) struct MemContent {
 impl Content for MemContent {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
         match &self.inode.body {
-            Body::File(data) => Ok(data.read(offset, buf)),
+            Body::File(data) => Ok(data.read(offset, buf)?),
             Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => Ok(0),
         }
     }
@@ -57,7 +58,6 @@ impl Content for MemContent {
             Body::File(data) => data.size().0,
             Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => 0,
         };
-        // Nobody changes it behind our back.
         Ok(Version {
             size,
             ..Version::default()
@@ -70,6 +70,13 @@ impl Content for MemContent {
 
     fn keeps(&self) -> bool {
         false
+    }
+
+    fn storage(&self) -> Option<Section<Backing>> {
+        match &self.inode.body {
+            Body::File(data) => Some(data.section().clone()),
+            Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => None,
+        }
     }
 
     fn identity(&self) -> (u64, u64) {
@@ -101,11 +108,6 @@ impl MemFile {
         &self.content.inode
     }
 
-    /// The file's section, if it has one.
-    fn mapped(&self, k: &Kernel) -> Option<Arc<MappedFile>> {
-        k.memory.sections.find(self.content.id())
-    }
-
     fn data(&self) -> Result<&Data, Errno> {
         match &self.inode().body {
             Body::File(data) => Ok(data),
@@ -117,24 +119,13 @@ impl MemFile {
 }
 
 impl File for MemFile {
-    fn read(&self, k: &Kernel, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
-        let data = self.data()?;
-        match self.mapped(k) {
-            Some(mapped) => mapped.read(&k.memory, offset, buf, |buf| Ok(data.read(offset, buf))),
-            None => Ok(data.read(offset, buf)),
-        }
+    fn read(&self, _: &Kernel, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
+        self.data()?.read(offset, buf)
     }
 
-    fn write(&self, k: &Kernel, offset: u64, buf: &[u8]) -> Result<usize, Errno> {
+    fn write(&self, _: &Kernel, offset: u64, buf: &[u8]) -> Result<usize, Errno> {
         let offset = (!self.append.load(Ordering::Relaxed)).then_some(offset);
-        let data = self.data()?;
-        let n = match self.mapped(k) {
-            Some(mapped) => mapped.write(&k.memory, buf, || {
-                let at = offset.unwrap_or_else(|| data.size().0);
-                Ok::<_, Errno>((at, data.write(Some(at), buf)?))
-            })?,
-            None => data.write(offset, buf)?,
-        };
+        let n = self.data()?.write(offset, buf)?;
         self.inode().modified();
         Ok(n)
     }
@@ -147,12 +138,8 @@ impl File for MemFile {
         Ok(self.inode().stat())
     }
 
-    fn truncate(&self, k: &Kernel, length: u64) -> Result<(), Errno> {
-        let data = self.data()?;
-        match self.mapped(k) {
-            Some(mapped) => mapped.truncate(&k.memory, length, || data.truncate(length))?,
-            None => data.truncate(length)?,
-        }
+    fn truncate(&self, _: &Kernel, length: u64) -> Result<(), Errno> {
+        self.data()?.truncate(length)?;
         self.inode().modified();
         Ok(())
     }
@@ -161,18 +148,21 @@ impl File for MemFile {
         Ok(())
     }
 
-    fn allocate(&self, k: &Kernel, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
+    fn allocate(&self, _: &Kernel, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
         let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
         if length == 0 {
             return Err(Errno::INVAL);
         }
-        let change = || self.reshape(mode, offset, length);
-        match self.mapped(k) {
-            Some(mapped) => mapped
-                .reshape(&k.memory, offset, || change().map_err(std::io::Error::from))
-                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)),
-            None => change(),
+        let data = self.data()?;
+        if mode == FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE {
+            data.punch(offset, length)?;
+        } else if FallocateFlags::KEEP_SIZE.contains(mode) {
+            data.reserve(offset, length, mode.is_empty())?;
+        } else {
+            return Err(Errno::OPNOTSUPP);
         }
+        self.inode().modified();
+        Ok(())
     }
 
     fn change(&self, _: &Kernel, change: &Change) -> Result<(), Errno> {
@@ -204,18 +194,5 @@ impl File for MemFile {
 
     fn as_any(&self) -> &dyn std::any::Any {
         self
-    }
-}
-
-impl MemFile {
-    fn reshape(&self, mode: FallocateFlags, offset: u64, length: u64) -> Result<(), Errno> {
-        let data = self.data()?;
-        if mode == FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE {
-            data.punch(offset, length)
-        } else if FallocateFlags::KEEP_SIZE.contains(mode) {
-            data.reserve(offset, length, mode.is_empty())
-        } else {
-            Err(Errno::OPNOTSUPP)
-        }
     }
 }

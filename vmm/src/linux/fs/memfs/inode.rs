@@ -16,7 +16,7 @@ use crate::linux::fs::{S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK};
 use crate::locks::{Mutex, rank};
 
 /// What an inode costs, its record and its bookkeeping.
-const INODE_COST: u64 = 512;
+const INODE_COST: u64 = 1024;
 
 type Time = (i64, u32);
 

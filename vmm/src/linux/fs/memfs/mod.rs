@@ -1,7 +1,8 @@
-//! A file system in the VMM's memory: `--tmpfs`, `/tmp`, `/dev/shm`, `memfd_create(2)`, and the
-//! read-only view of a program and its libraries that is the root when no other was named.
+//! A file system in memory: `--tmpfs`, `/tmp`, `/dev/shm`, `memfd_create(2)`, and the read-only view of a
+//! program and its libraries that is the root when no other was named.
 //!
-//! Every byte and every entry counts against a [`Budget`].
+//! The pages of files are the guest's memory ([`crate::memory::Stored`]): charged, paged out, and limited by
+//! the file system's size. Names and inodes are the VMM's memory. All counts against a [`Budget`].
 //!
 //! # Locks
 //! `tree` serialises changes of names; a directory's entries are locked for a moment each, never
@@ -45,12 +46,13 @@ pub(in crate::linux) struct MemFs {
 
 /// A file in memory without a name in the tree (memfd_create(2)).
 pub(super) fn anonymous(
+    c: &Caller<'_>,
     budget: &Arc<Budget>,
     name: &[u8],
-    owner: (u32, u32),
 ) -> Result<Arc<dyn File>, Errno> {
     let maker = Maker::new(super::mount::ANONYMOUS_DEV, Arc::clone(budget));
-    let inode = maker.make(Body::File(Data::new(budget)), 0o777, owner)?;
+    let body = Body::File(Data::new(&c.k.memory, budget)?);
+    let inode = maker.make(body, 0o777, (c.uid(), c.gid()))?;
     let mut path = b"/memfd:".to_vec();
     path.extend_from_slice(name);
     path.extend_from_slice(b" (deleted)");
@@ -238,14 +240,14 @@ impl FileSystem for MemFs {
         flags: u32,
         mode: u32,
     ) -> Result<Arc<dyn File>, Errno> {
-        let body = Body::File(Data::new(&self.maker.budget));
+        let body = Body::File(Data::new(&c.k.memory, &self.maker.budget)?);
         let inode = self.insert(path, body, mode, (c.uid(), c.gid()))?;
         self.open_inode(c, inode, path, flags)
     }
 
     fn mknod(&self, c: &Caller<'_>, path: &[u8], node: Node, mode: u32) -> Result<(), Errno> {
         let body = match node {
-            Node::Regular => Body::File(Data::new(&self.maker.budget)),
+            Node::Regular => Body::File(Data::new(&c.k.memory, &self.maker.budget)?),
             Node::Fifo => Body::Fifo(Fifo::default()),
             Node::Socket => Body::Socket,
         };

@@ -14,13 +14,13 @@ use super::file::{MemContent, MemFile};
 use super::inode::{Body, Inode, Maker, Meta};
 use crate::linux::fd::pipe::Pipe;
 use crate::linux::file::{File, Location, Stat};
-use crate::linux::fs::budget::Budget;
 use crate::linux::fs::mount::ANONYMOUS_DEV;
 use crate::linux::fs::{NAME_MAX, Vfs};
+use crate::linux::kernel::Kernel;
 use crate::linux::saved::error::{Damaged, Refused, RestoreError, require};
 use crate::linux::saved::tables::{InodeIx, PipeIx};
 use crate::linux::saved::{Loader, Saver};
-use crate::memory::Backing;
+use crate::memory::{Backing, Memory};
 use crate::snapshot::records::{BytesRef, LoadMemory, PAGE_BYTES, SaveMemory};
 
 /// An inode.
@@ -107,7 +107,7 @@ impl SavedInode {
         let body = match &self.body {
             SavedBody::Directory(_) => Body::Dir(crate::locks::Mutex::default()),
             SavedBody::Link(target) => Body::Link(target.clone()),
-            SavedBody::File(bytes) => Body::File(load_data(maker, *bytes, memory)?),
+            SavedBody::File(bytes) => Body::File(load_data(&l.k.memory, maker, (*bytes, memory))?),
             SavedBody::Fifo(pipe) => {
                 let pipe = pipe.map(|pipe| l.pipe(pipe)).transpose()?;
                 Body::Fifo(Fifo::with(pipe))
@@ -157,12 +157,12 @@ fn no_room(source: Errno) -> RestoreError {
 }
 
 fn load_data(
+    memory: &Arc<Memory>,
     maker: &Maker,
-    bytes: BytesRef,
-    memory: &mut dyn LoadMemory,
+    (bytes, image): (BytesRef, &mut dyn LoadMemory),
 ) -> Result<Data, RestoreError> {
-    let data = Data::new(&maker.budget);
-    let length = memory
+    let data = Data::new(memory, &maker.budget).map_err(no_room)?;
+    let length = image
         .bytes(bytes, &mut |page, bytes| {
             let at = page
                 .checked_mul(bytes.len() as u64)
@@ -272,12 +272,13 @@ fn load_content(inode: &Arc<Inode>, path: Vec<u8>) -> Result<MemContent, Damaged
 /// # Errors
 /// The host's; `ENOSPC` when it does not fit the limit on files in memory.
 pub(in crate::linux) fn copy_of(
-    budget: &Arc<Budget>,
+    k: &Kernel,
     stat: &Stat,
     content: &OwnedFd,
 ) -> Result<Arc<Inode>, Errno> {
+    let budget = k.vfs.budget();
     let maker = Maker::new(ANONYMOUS_DEV, Arc::clone(budget));
-    let data = Data::new(budget);
+    let data = Data::new(&k.memory, budget)?;
     let mut page = vec![0; PAGE_BYTES];
     let mut at = 0;
     // Holes are left out: a file of any length has no more pages than the host keeps.

@@ -89,12 +89,10 @@ impl SaveMemory for Image {
         while let Some(vad) = from.and_then(|at| self.memory.manager.query(space, at)) {
             from = Vpn::new(vad.range.end());
             let kind = match (&vad.kind, vad.view()) {
-                (MapKind::View { sharing, .. }, Some((section, offset))) => {
-                    match section.backing() {
-                        Some(b) => Kind::Content(contents.content(b)?, offset, *sharing),
-                        None => Kind::Section(section.id(), offset, *sharing),
-                    }
-                }
+                (MapKind::View { sharing, .. }, Some((section, offset))) => match section.file() {
+                    Some(b) => Kind::Content(contents.content(b)?, offset, *sharing),
+                    None => Kind::Section(section.id(), offset, *sharing),
+                },
                 _ => Kind::Anonymous,
             };
             let rereads = matches!(kind, Kind::Content(_, _, Sharing::Shared));
@@ -128,7 +126,7 @@ impl SaveMemory for Image {
     fn bytes(&mut self, bytes: &dyn SparseBytes) -> Result<BytesRef, MemoryError> {
         let mut pages = BTreeMap::new();
         for page in bytes.pages() {
-            bytes.read(page, pages.entry(page).or_insert([0; PAGE_BYTES]));
+            bytes.read(page, pages.entry(page).or_insert([0; PAGE_BYTES]))?;
         }
         self.bytes.push((bytes.length(), pages));
         Ok(BytesRef(self.bytes.len() as u32 - 1))
