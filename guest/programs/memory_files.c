@@ -21,9 +21,8 @@ static long blocks(int fd)
 static void one_file(int fd, const char *what)
 {
 	char buf[3 * PAGE], *shared, *private;
-	say("# %s\n", what);
 	memset(buf, 7, sizeof buf);
-	is(pwrite(fd, buf, 5000, 0), 5000, "write");
+	is(pwrite(fd, buf, 5000, 0), 5000, what);
 	shared = map(fd, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED);
 	private = map(fd, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 	if (!ok(shared != MAP_FAILED && private != MAP_FAILED, "map"))

@@ -328,6 +328,7 @@ impl Machine {
         let processes = std::mem::take(&mut kernel.state().procs);
         // Dropped without the lock: descriptors wake what waits for them.
         drop(processes);
+        kernel.vfs.close();
         memory.sections.close(memory);
         memory.acknowledge(memory.flushes.drain());
         counted(&self.shared, &self.hardware.vm, self.supervisor_tables)

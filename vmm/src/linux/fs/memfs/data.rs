@@ -54,6 +54,9 @@ impl Data {
     /// Writes at `offset`, or at the end if there is none; gives the bytes written, fewer than
     /// asked if there is no room for more.
     pub(super) fn write(&self, offset: Option<u64>, buf: &[u8]) -> Result<usize, Errno> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
         let mut size = self.size.lock();
         let offset = offset.unwrap_or(*size);
         if offset >= END {
@@ -230,6 +233,8 @@ mod tests {
         assert_eq!(data.write(None, b"x"), Err(Errno::NOSPC));
         assert_eq!(data.size(), (8192, 2));
         assert_eq!(data.write(Some(END), b"x"), Err(Errno::FBIG));
+        assert_eq!(data.write(Some(9000), b""), Ok(0));
+        assert_eq!(data.size(), (8192, 2));
     }
 
     #[test]

@@ -77,6 +77,16 @@ impl MemFs {
         })
     }
 
+    /// Takes all names away.
+    pub(super) fn clear(&self) {
+        let Ok(entries) = self.root.entries() else {
+            return;
+        };
+        let gone = std::mem::take(&mut *entries.lock());
+        // Without the lock: what goes gives back what it took.
+        drop(gone);
+    }
+
     /// What makes its inodes.
     fn maker(&self) -> &Maker {
         &self.maker
