@@ -78,5 +78,5 @@ impl<'a> Request<'a> {
     }
 }
 
-#[cfg(test)]
-mod harness;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod harness;
