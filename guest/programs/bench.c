@@ -157,6 +157,17 @@ static void mapped_file(const char *path, int sequential) {
     close(fd);
 }
 
+/* All written, then all read: in a machine that has less memory than that, most of it comes from the page file. */
+static void again(size_t pages, int sequential) {
+    volatile char *at = map(pages);
+    write_all(at, pages, 1);
+    uint64_t start = now();
+    int sum = 0;
+    for (size_t i = 0, p = 0; i < pages; i++, p = (p + (sequential ? 1 : 997)) % pages) sum += at[p * PAGE];
+    if (sum == 1) puts("");
+    say(sequential ? "read again, in order" : "read again, scattered", now() - start, pages);
+}
+
 /* fork, execve of this program, and its end. */
 static void execs(uint64_t count) {
     uint64_t start = now();
@@ -188,6 +199,8 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "cow")) copy_on_write(pages);
     else if (!strcmp(what, "fork")) forks(count, pages);
     else if (!strcmp(what, "exec")) execs(count);
+    else if (!strcmp(what, "again")) again(pages, 1);
+    else if (!strcmp(what, "again-scattered")) again(pages, 0);
     else if (!strcmp(what, "file") && argc > 3) mapped_file(argv[3], 1);
     else if (!strcmp(what, "file-scattered") && argc > 3) mapped_file(argv[3], 0);
     else if (!strcmp(what, "after-read")) deferred("then read all once", pages, 0);

@@ -149,6 +149,34 @@ static void atomic_writes(void)
 	close(fd[0]);
 }
 
+/* A reader looks at a pipe just when a record comes: it gets all of it, or waits. */
+static void whole_records(void)
+{
+	enum { ROUNDS = 1500 };
+	long record[3] = {-1, -1, -1}, cut = 0;
+	int back[2];
+	fresh(0);
+	if (pipe(back))
+		return;
+	pid_t pid = fork();
+	if (pid == 0) {
+		for (int i = 0; i < ROUNDS; i++)
+			if (write(fd[1], record, sizeof record) != sizeof record || read(back[0], record, sizeof record) != sizeof record)
+				_exit(1);
+		_exit(0);
+	}
+	close(fd[1]);
+	close(back[0]);
+	for (int i = 0; i < ROUNDS; i++) {
+		cut += read(fd[0], record, sizeof record) != sizeof record;
+		cut += write(back[1], record, sizeof record) != sizeof record;
+	}
+	is(cut, 0, "a record comes as a whole to who waits for it");
+	is(exited_with(wait_for(pid)), 0, "in both directions");
+	close(fd[0]);
+	close(back[1]);
+}
+
 static void polling(void)
 {
 	fresh(0);
@@ -225,6 +253,7 @@ int main(void)
 	not_blocking();
 	blocking();
 	atomic_writes();
+	whole_records();
 	polling();
 	selecting();
 	return tap_end();

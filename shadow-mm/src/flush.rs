@@ -49,6 +49,14 @@ impl Drop for Announcement {
     }
 }
 
+/// A fork whose flush is not done: as long as it lives, a store of the parent's that would copy a page waits,
+/// because another virtual CPU may still store to the page through a stale translation, and its store
+/// would be lost.
+#[derive(Debug)]
+pub struct ForkUnderWay {
+    _one: Announcement,
+}
+
 /// Translations that are stale, and the frames that must not be reused until every vCPU dropped them.
 ///
 /// Only what takes something away is in it: an entry that became present, or the same frame allowing
@@ -59,25 +67,25 @@ impl Drop for Announcement {
 #[must_use = "the frames it holds return to the pool only through Manager::flushed"]
 pub struct Flush {
     space: SpaceId,
-    root: Pfn,
     entries: Vec<FlushEntry>,
     tables: Vec<Pfn>,
     held: Vec<Pfn>,
     wide: bool,
     announcement: Option<Announcement>,
+    fork: Option<ForkUnderWay>,
 }
 
 impl Flush {
     /// Nothing to flush. To be made before the first edit is visible: with the space locked, or earlier.
-    pub(crate) fn none(space: SpaceId, root: Pfn, unannounced: &Unannounced) -> Self {
+    pub(crate) fn none(space: SpaceId, unannounced: &Unannounced) -> Self {
         Self {
             space,
-            root,
             entries: Vec::new(),
             tables: Vec::new(),
             held: Vec::new(),
             wide: false,
             announcement: Some(unannounced.one()),
+            fork: None,
         }
     }
 
@@ -85,6 +93,21 @@ impl Flush {
     /// runs the space again: others may now enter it. See [`crate::Space::unannounced`].
     pub fn announced(&mut self) {
         self.announcement = None;
+    }
+
+    /// It is a fork's: until it is done, or what [`Self::take_fork`] gives is dropped, the parent copies
+    /// nothing.
+    pub(crate) fn of_fork(&mut self, under_way: &Unannounced) {
+        if cfg!(not(mutant = "copied_in_fork")) {
+            let _one = under_way.one();
+            self.fork = Some(ForkUnderWay { _one });
+        }
+    }
+
+    /// For an embedder that knows earlier than by the flush's end that no virtual CPU has the stale translations
+    /// any more. What this gives is to be dropped then.
+    pub fn take_fork(&mut self) -> Option<ForkUnderWay> {
+        self.fork.take()
     }
 
     /// Whether no translation is stale.
@@ -97,12 +120,6 @@ impl Flush {
     #[must_use]
     pub fn space(&self) -> SpaceId {
         self.space
-    }
-
-    /// The space's top-level table.
-    #[must_use]
-    pub fn root(&self) -> Pfn {
-        self.root
     }
 
     /// Single entries that changed. An entry of an upper table unlinked the table below it.
@@ -221,6 +238,10 @@ impl TableEdits {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && !self.many
+    }
+
     pub(crate) fn add(&mut self, index: EntryIndex, vpn: Vpn) {
         self.many |= self.entries.len() == MAX_EDITS_PER_TABLE;
         if !self.many {
@@ -247,7 +268,7 @@ mod tests {
     }
 
     fn flush(edits: TableEdits) -> Flush {
-        let mut flush = Flush::none(SpaceId::new(1), Pfn::new(1), &Unannounced::default());
+        let mut flush = Flush::none(SpaceId::new(1), &Unannounced::default());
         flush.absorb(edits);
         flush.finish()
     }
@@ -265,7 +286,7 @@ mod tests {
     #[test]
     fn flush_is_unannounced_until_told_or_done() {
         let count = Unannounced::default();
-        let new = || Flush::none(SpaceId::new(1), Pfn::new(1), &count);
+        let new = || Flush::none(SpaceId::new(1), &count);
         let (mut first, second) = (new(), new());
         assert_eq!(count.count(), 2);
         first.announced();

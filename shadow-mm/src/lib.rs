@@ -17,10 +17,14 @@
 //!
 //! * The **space lock** protects a space's mappings, counts, clone descriptors, and everything in its
 //!   page tables except the bits hardware sets.
+//!   Which tables it reaches changes under this lock; but what is in a table that it shares does not belong to it alone.
 //! * The **PFN lock** protects the PFN database, the lists, all clone headers and blocks, the prototypes
 //!   of all sections, the slots of the page file, the commit account, and the entries of pages in
 //!   transition, in whatever space. It is held
 //!   for one leaf table's entries, or one walk of the tables above, and never while a frame's content is copied or zeroed.
+//! * A **shared table**'s leaf entries change under the PFN lock only, and whoever acts upon one has looked at it with
+//!   that lock held; how many entries name a table changes under it too. A space that wants more owns the table first:
+//!   see `space/own.rs`.
 //! * A fork holds its parent's space lock; the child has no lock to take until it is published.
 //! * [`Manager::check`] alone locks several spaces, in the order of their numbers.
 //!
@@ -36,7 +40,7 @@
 //! # Known holes
 //!
 //! Page tables are never taken from a space that has them, and pages of anonymous shared memory neither.
-//! Fork is eager: its cost is proportional to the resident pages.
+//! The pages of a table that spaces share age once for each of them.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -74,7 +78,7 @@ pub use addr::{
 pub use backend::{FrameStore, Locks, Platform};
 pub use check::{Count, Promised, Violation};
 pub use commit::CommitLimit;
-pub use flush::{Flush, FlushEntry, MAX_EDITS_PER_TABLE};
+pub use flush::{Flush, FlushEntry, ForkUnderWay, MAX_EDITS_PER_TABLE};
 #[cfg(feature = "fault-injection")]
 pub use limits::FailPlan;
 pub use limits::{LayoutError, Limits, PoolLayout};

@@ -60,7 +60,8 @@ pub enum FaultOutcome<P: Platform> {
     /// Read this from the page file with no lock held, then call
     /// [`crate::Manager::complete_page_in`].
     PageIn(PageIn<P>),
-    /// The page is being read for somebody else: wait for the end of any read, and try again.
+    /// The page is being read for somebody else, or the space is being forked: wait for the end of any read or
+    /// fork, and try again.
     Collided,
     /// The guest's own fault.
     Denied(Denied),
@@ -164,7 +165,8 @@ pub enum PinOutcome<P: Platform> {
     Wait(Pending),
     /// Read this, call [`crate::Manager::complete_page_in`], and pin again.
     PageIn(PageIn<P>),
-    /// The page is being read for somebody else: wait for the end of any read, and pin again.
+    /// The page is being read for somebody else, or the space is being forked: wait for the end of any read or
+    /// fork, and pin again.
     Collided,
     /// Not there yet: have this flushed, and pin again.
     Again(Flush),

@@ -6,8 +6,8 @@ mod common;
 use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, request, va, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, CommitLimit, FailPlan, FaultOutcome, MapKind, PageInfo, Pin, PinOutcome, RemapRequest,
-    Sharing, SupervisorRights, TrimMode, VadAdvice, VadFlags, Vpn,
+    Access, CommitLimit, FailPlan, FaultOutcome, ForkMode, MapKind, PageInfo, Pin, PinOutcome,
+    Prot, RemapRequest, Sharing, SupervisorRights, TrimMode, VadAdvice, VadFlags, Vpn,
 };
 
 /// Pages on both sides of a leaf table's edge.
@@ -72,8 +72,9 @@ fn paged_out(mm: &Mm) -> [Guest; 2] {
 }
 
 impl Scene {
-    fn new() -> Self {
+    fn new(mode: ForkMode) -> Self {
         let mm = manager(200, 60);
+        mm.set_fork_mode(mode);
         mm.add_page_file(64).expect("a page file");
         let paged = paged_out(&mm);
         let parent = mm.create_space().expect("a space");
@@ -169,11 +170,28 @@ impl Scene {
 
 /// Runs `operation` with its first, second, ... allocation failing, until none is left to fail. It
 /// says whether it succeeded, and which spaces it made.
+///
+/// So it is with both kinds of fork; gives back how many allocations could fail with the eager one.
 fn exhaust(operation: impl Fn(&Scene) -> (bool, Vec<Guest>)) -> u64 {
+    exhaust_in(ForkMode::Shared, &operation);
+    exhaust_in(ForkMode::Eager, &operation)
+}
+
+fn exhaust_in(mode: ForkMode, operation: impl Fn(&Scene) -> (bool, Vec<Guest>)) -> u64 {
+    exhaust_after(mode, |_| Vec::new(), operation)
+}
+
+/// The same, of a scene to which something happened that made spaces.
+fn exhaust_after(
+    mode: ForkMode,
+    before: impl Fn(&Scene) -> Vec<Guest>,
+    operation: impl Fn(&Scene) -> (bool, Vec<Guest>),
+) -> u64 {
     for nth in 0.. {
         let mut struck = false;
         for plan in [FailPlan::Once(nth), FailPlan::From(nth)] {
-            let scene = Scene::new();
+            let scene = Scene::new(mode);
+            let others = before(&scene);
             let before = scene.photograph();
             scene.mm.fail_allocations(plan);
             let (succeeded, made) = operation(&scene);
@@ -183,6 +201,7 @@ fn exhaust(operation: impl Fn(&Scene) -> (bool, Vec<Guest>)) -> u64 {
                 assert!(made.is_empty());
                 assert_eq!(scene.photograph(), before, "allocation {nth} left a trace");
             }
+            let made = [made, others].concat();
             scene.check(&made);
             scene.close(&made);
         }
@@ -204,6 +223,80 @@ fn failed_fork_leaves_no_trace() {
     });
     // The mappings, a root, seven tables, a copy of the pinned page, the clone blocks.
     assert!(failures >= 10, "only {failures} allocations could fail");
+}
+
+#[test]
+fn failed_fork_that_shares_leaves_no_trace() {
+    let failures = exhaust_in(ForkMode::Shared, |scene| {
+        match scene.mm.fork(&scene.parent) {
+            Ok(forked) => {
+                scene.mm.flushed(forked.flush);
+                (true, vec![forked.child])
+            }
+            Err(_) => (false, Vec::new()),
+        }
+    });
+    // The mappings, the clone blocks, two roots, the paths to the pinned page and to the one that is hidden, a copy
+    // of the pinned page.
+    assert!(failures >= 8, "only {failures} allocations could fail");
+}
+
+/// After another fork, everything the parent has is shared but for the pinned page's path.
+#[test]
+fn failed_unsharing_leaves_no_trace() {
+    type Verb = fn(&Scene) -> bool;
+    let verbs: [(&str, u64, Verb); 6] = [
+        ("store", 2, |scene| {
+            let at = vpn(EDGE - 7).va();
+            match scene.mm.fault(&scene.parent, at, Access::Write) {
+                FaultOutcome::Resolved(done) => {
+                    scene.mm.flushed(done.flush);
+                    true
+                }
+                FaultOutcome::NoMemory => false,
+                other => panic!("{other:?}"),
+            }
+        }),
+        ("protect", 1, |scene| {
+            let some = range(EDGE - 7, 10);
+            let done = scene.mm.protect(&scene.parent, some, Prot::READ);
+            scene.mm.flushed(done.flush);
+            done.result.is_ok()
+        }),
+        ("unmap", 1, |scene| {
+            let gone = scene.mm.unmap(&scene.parent, range(EDGE - 7, 10));
+            gone.map(|flush| scene.mm.flushed(flush)).is_ok()
+        }),
+        ("discard", 1, |scene| {
+            let done = scene.mm.discard(&scene.parent, range(EDGE - 7, 10));
+            scene.mm.flushed(done.flush);
+            done.result.is_ok()
+        }),
+        ("map", 1, |scene| {
+            let over = request(EDGE - 7, 10, RW, MapKind::Anonymous);
+            let mapped = scene.mm.map(&scene.parent, over);
+            mapped.map(|done| scene.mm.flushed(done.flush)).is_ok()
+        }),
+        ("remap", 3, |scene| {
+            let moved = RemapRequest {
+                old: range(EDGE - 8, 16),
+                new_count: 16,
+                may_move: true,
+                fixed: Some(vpn(5 << 27)),
+            };
+            let moved = scene.mm.remap(&scene.parent, moved);
+            moved.map(|done| scene.mm.flushed(done.flush)).is_ok()
+        }),
+    ];
+    for (name, least, verb) in verbs {
+        let fork = |scene: &Scene| {
+            let forked = scene.mm.fork(&scene.parent).expect("a fork");
+            scene.mm.flushed(forked.flush);
+            vec![forked.child]
+        };
+        let failures = exhaust_after(ForkMode::Shared, fork, |scene| (verb(scene), Vec::new()));
+        assert!(failures >= least, "{name}: {failures} allocations");
+    }
 }
 
 #[test]
@@ -325,7 +418,7 @@ fn failed_fork_of_pages_not_in_memory_leaves_no_trace() {
 
 #[test]
 fn fork_that_may_not_be_promised_leaves_no_trace() {
-    let scene = Scene::new();
+    let scene = Scene::new(ForkMode::Eager);
     let before = scene.photograph();
     let charged = scene.mm.stats().commit_charged;
     for more in 0..8 {
@@ -387,7 +480,7 @@ fn failed_creation_leaves_no_trace() {
 
 #[test]
 fn fork_that_needs_one_table_too_many_leaves_no_trace() {
-    let scene = Scene::new();
+    let scene = Scene::new(ForkMode::Eager);
     // Spaces that only eat table frames, until a fork cannot have all it needs.
     let eaters: Vec<_> = core::iter::from_fn(|| scene.mm.create_space().ok()).collect();
     for (eaten, eater) in eaters.iter().enumerate().take(7) {

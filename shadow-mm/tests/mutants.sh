@@ -10,7 +10,9 @@ all="lost_share skipped_flush skipped_copy lost_dirty held_taken leaked_table
      lost_descriptor pinned_shared supervisor_zapped unzeroed_page
      early_reuse skipped_recheck unchecked_write lost_dirty_at_trim unflushed_trim
      slot_freed_early unchecked_slack truncated_stays section_keeps_frame
-     failed_write_forgotten kept_dirty unflushed_clean image_survives zeroes_over_image"
+     failed_write_forgotten kept_dirty unflushed_clean image_survives zeroes_over_image
+     lost_parent writable_link writable_below forgotten_block
+     held_table_taken unowned_edges narrow_trim copied_in_fork pins_forgotten"
 survived=0
 for mutant in ${*:-$all}; do
     log="$target/$mutant.log"

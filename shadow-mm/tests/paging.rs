@@ -52,6 +52,51 @@ fn close(mm: &Mm, spaces: &[&Guest]) {
 }
 
 #[test]
+fn walk_over_pages_that_left_maps_ahead() {
+    let (mm, mut cpu) = scene(200, 100, 64);
+    trim(&mm, &mut cpu, 64);
+    let mut file = File::default();
+    file.write_all(&mm);
+    let mut faults = 0;
+    for page in 0..64 {
+        let at = vpn(BASE + page).va();
+        faulted(&mm, &mut cpu, &file, at, &mut faults);
+        assert_eq!(cpu.load(&mm, BASE + page), Ok(page as u8 + 1));
+    }
+    assert_eq!(faults, 7, "1, 2, 4, 8, 16, 32 pages and one");
+    trim(&mm, &mut cpu, 64);
+    file.write_all(&mm);
+    evict_all(&mm);
+    faults = 0;
+    for page in 0..64 {
+        let at = vpn(BASE + page).va();
+        faulted(&mm, &mut cpu, &file, at, &mut faults);
+        assert_eq!(cpu.load(&mm, BASE + page), Ok(page as u8 + 1));
+    }
+    assert_eq!((mm.stats().page_ins, faults), (4, 8));
+    mm.check(&[cpu.space.clone()]).expect("consistent");
+    close(&mm, &[&cpu.space]);
+}
+
+/// One read of the guest's, with the fault it takes.
+fn faulted(mm: &Mm, cpu: &mut Cpu, file: &File, at: shadow_mm::GuestVa, faults: &mut u32) {
+    if cpu.mmu.translate(mm.store(), at, Access::Read).is_ok() {
+        return;
+    }
+    *faults += 1;
+    let mut outcome = mm.fault(&cpu.space, at, Access::Read);
+    if let FaultOutcome::PageIn(ticket) = outcome {
+        file.read(mm, &ticket);
+        let length = ticket.length();
+        outcome = mm.complete_page_in(ticket, Ok(length));
+    }
+    match outcome {
+        FaultOutcome::Resolved(done) => cpu.flush(mm, done.flush),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn trimmed_page_comes_back_without_reading() {
     let (mm, mut cpu) = scene(100, 100, 8);
     assert_eq!(trim(&mm, &mut cpu, 8), 8);
@@ -91,7 +136,8 @@ fn page_file_read_brings_its_neighbours() {
         FaultOutcome::Resolved(done) => assert_eq!(done.kind, FaultKind::PagedIn),
         other => panic!("{other:?}"),
     }
-    for page in 0..16 {
+    // Downwards, so that each takes a fault.
+    for page in (0..16).rev() {
         assert!(page == 5 || fault(&mm, &mut cpu, BASE + page, Access::Read) == FaultKind::Soft);
         assert_eq!(cpu.load(&mm, BASE + page), Ok(page as u8 + 1));
     }
@@ -253,11 +299,24 @@ fn page_file_full_of_pages_frees_slots_as_they_come_back() {
     let mut file = File::default();
     assert_eq!(file.write_all(&mm), 8);
     assert_eq!(mm.stats().page_file_used, 8);
-    (0..8).for_each(|page| cpu.store(&mm, BASE + page, 50).expect("a store"));
+    // Downwards, so that each takes a fault.
+    let store_all = |cpu: &mut Cpu| {
+        let pages = (0..8).rev();
+        pages.for_each(|page| cpu.store(&mm, BASE + page, 50).expect("a store"));
+    };
+    store_all(&mut cpu);
     assert_eq!(
         (mm.stats().page_file_used, mm.stats().page_file_peak),
         (0, 8)
     );
+    // Pages that were read first, then stored to: their slots are worth nothing, and the file seems full.
+    trim(&mm, &mut cpu, 8);
+    assert_eq!(file.write_all(&mm), 8);
+    (0..8).for_each(|page| assert_eq!(cpu.load(&mm, BASE + page), Ok(50)));
+    store_all(&mut cpu);
+    assert_eq!(mm.stats().page_file_used, 8);
+    assert_eq!(trim(&mm, &mut cpu, 8), 8);
+    assert_eq!(file.write_all(&mm), 8);
     close(&mm, &[&cpu.space]);
 }
 

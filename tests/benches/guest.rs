@@ -6,11 +6,21 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// A workload: its arguments, and what its units are called.
+/// Options of a machine.
+type Options = &'static [&'static str];
+
+/// A workload: its arguments, what its units are called, and the machines it is run in.
 struct Workload {
     args: &'static [&'static str],
     unit: &'static str,
+    machines: &'static [Options],
 }
+
+const DEFAULT: &[Options] = &[&[]];
+/// Both kinds of fork.
+const BOTH: &[Options] = &[&["--fork", "eager"], &["--fork", "shared"]];
+/// Less memory than what the workloads `again` have.
+const SMALL: &[Options] = &[&["--memory", "32M", "--page-file", "256M"]];
 
 /// Stands for the path of a file of [`FILE_MIB`], which has another name in the machine.
 const FILE: &str = "{file}";
@@ -20,58 +30,97 @@ const WORKLOADS: &[Workload] = &[
     Workload {
         args: &["syscall", "20000"],
         unit: "call",
+        machines: DEFAULT,
     },
     Workload {
         args: &["clock", "100000"],
         unit: "call",
+        machines: DEFAULT,
     },
     Workload {
         args: &["touch", "1", "64"],
         unit: "page",
+        machines: DEFAULT,
     },
     Workload {
         args: &["scatter", "1", "64"],
         unit: "page",
+        machines: DEFAULT,
     },
     Workload {
         args: &["cow", "1", "64"],
         unit: "page",
+        machines: DEFAULT,
     },
     Workload {
         args: &["fork", "100", "1"],
         unit: "fork",
+        machines: BOTH,
     },
     Workload {
         args: &["fork", "50", "16"],
         unit: "fork",
+        machines: BOTH,
     },
     Workload {
         args: &["fork", "20", "128"],
         unit: "fork",
+        machines: BOTH,
+    },
+    Workload {
+        args: &["fork", "10", "512"],
+        unit: "fork",
+        machines: BOTH,
     },
     Workload {
         args: &["exec", "50"],
         unit: "process",
+        machines: BOTH,
     },
     Workload {
         args: &["file", "1", FILE],
         unit: "page",
+        machines: DEFAULT,
     },
     Workload {
         args: &["file-scattered", "1", FILE],
         unit: "page",
+        machines: DEFAULT,
+    },
+    Workload {
+        args: &["again", "1", "64"],
+        unit: "page",
+        machines: SMALL,
+    },
+    Workload {
+        args: &["again-scattered", "1", "64"],
+        unit: "page",
+        machines: SMALL,
     },
     Workload {
         args: &["after-read", "1", "128"],
         unit: "page",
+        machines: BOTH,
     },
     Workload {
         args: &["after-write-1", "1", "128"],
         unit: "page",
+        machines: BOTH,
     },
     Workload {
         args: &["after-write-100", "1", "128"],
         unit: "page",
+        machines: BOTH,
+    },
+    Workload {
+        args: &["after-write-1", "1", "512"],
+        unit: "page",
+        machines: BOTH,
+    },
+    Workload {
+        args: &["after-write-100", "1", "256"],
+        unit: "page",
+        machines: BOTH,
     },
 ];
 
@@ -151,10 +200,15 @@ impl Bench {
         Ok(parse(&String::from_utf8_lossy(&out.stdout)))
     }
 
-    fn machine(&self, args: &[&str]) -> Result<(Vec<Measured>, BTreeMap<String, f64>), String> {
+    fn machine(
+        &self,
+        args: &[&str],
+        options: &[&str],
+    ) -> Result<(Vec<Measured>, BTreeMap<String, f64>), String> {
         let out = Command::new(&self.vmm)
             .args(["run", "--stats=json", "--rw"])
             .arg(format!("{}:/data", self.data.display()))
+            .args(options)
             .arg("--")
             .arg(&self.program)
             .args(with_file(args, "/data"))
@@ -173,9 +227,24 @@ impl Bench {
         ))
     }
 
-    fn row(&self, workload: &Workload, base: &BTreeMap<String, f64>) -> Result<(), String> {
+    fn rows(&self, workload: &Workload, base: &BTreeMap<String, f64>) -> Result<(), String> {
         let native = self.native(workload.args)?;
-        let (machine, counted) = self.machine(workload.args)?;
+        let mut machines = workload.machines.iter();
+        machines.try_for_each(|options| self.row(workload, options, &native, base))
+    }
+
+    fn row(
+        &self,
+        workload: &Workload,
+        options: Options,
+        native: &[Measured],
+        base: &BTreeMap<String, f64>,
+    ) -> Result<(), String> {
+        let (machine, counted) = self.machine(workload.args, options)?;
+        let kind = match (workload.machines, options) {
+            ([_], _) | (_, []) => String::new(),
+            (_, [.., kind]) => format!("{kind}: "),
+        };
         for (n, m) in native.iter().zip(&machine) {
             let per = |name: &str| {
                 let extra = counted.get(name).unwrap_or(&0.0) - base.get(name).unwrap_or(&0.0);
@@ -187,8 +256,8 @@ impl Bench {
                 .filter(|size| **size != FILE)
                 .map_or(String::new(), |mib| format!(" ({mib} MiB)"));
             println!(
-                "{:<44} {:>10.3} {:>10.3} {:>8.2} {:>8.3} {:>8.3} {:>8.3} {:>9.3}",
-                format!("{}{size}, per {}", m.what, workload.unit),
+                "{:<52} {:>10.3} {:>10.3} {:>8.2} {:>8.3} {:>8.3} {:>8.3} {:>9.3}",
+                format!("{kind}{}{size}, per {}", m.what, workload.unit),
                 n.ns / n.units / 1000.0,
                 m.ns / m.units / 1000.0,
                 (m.ns / m.units) / (n.ns / n.units),
@@ -239,13 +308,13 @@ fn bench() -> Result<(), String> {
         program: build(dir.path())?,
         data,
     };
-    let (_, base) = bench.machine(&["none", "0"])?;
+    let (_, base) = bench.machine(&["none", "0"], &[])?;
     println!("times in microseconds a unit, of one run; counts a unit, start-up taken off");
     println!(
-        "{:<44} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9}",
+        "{:<52} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9}",
         "", "native", "machine", "ratio", "calls", "faults", "ioctls", "entries"
     );
-    WORKLOADS.iter().try_for_each(|w| bench.row(w, &base))
+    WORKLOADS.iter().try_for_each(|w| bench.rows(w, &base))
 }
 
 fn main() -> ExitCode {

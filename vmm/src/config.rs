@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use shadow_mm::ForkMode;
+
 /// A part of the guest's file tree besides its root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mount {
@@ -47,6 +49,8 @@ pub struct RunConfig {
     pub page_file: Option<PageFileConfig>,
     /// How much memory programs may ask for.
     pub commit: Commit,
+    /// How processes are forked.
+    pub fork: ForkMode,
     /// Host directory shown read-only as `/`; without it only the program and what it needs.
     pub root: Option<PathBuf>,
     /// Other parts of the file tree.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmm::config::{Commit, RunConfig};
+use vmm::config::{Commit, ForkMode, RunConfig};
 use vmm::linux::kernel::Kernel;
 use vmm::linux::stop::Stopped;
 use vmm::machine::{Ended, Machine};
@@ -25,6 +25,7 @@ fn config(program: &str, args: &[&str]) -> Option<RunConfig> {
         memory: 64 << 20,
         page_file: None,
         commit: Commit::Over,
+        fork: ForkMode::Shared,
         root: Some("/".into()),
         mounts: Vec::new(),
         workdir: b"/".to_vec(),

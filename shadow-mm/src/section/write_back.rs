@@ -83,7 +83,11 @@ impl<P: Platform> Manager<P> {
             let ranges = views.iter().filter(shared).map(|view| view.range);
             ranges.for_each(|range: VpnRange| {
                 cursor.for_each_leaf(range, |run| {
-                    flush.absorb(self.collect_leaf(&cursor, run));
+                    let edits = self.collect_leaf(&cursor, run);
+                    if run.shared && !edits.is_empty() {
+                        flush.widen();
+                    }
+                    flush.absorb(edits);
                 });
             });
             flushes.push(flush.finish());

@@ -55,10 +55,6 @@ pub(super) fn share_entry<S: FrameStore>(
     header: Option<HeaderId>,
 ) -> Twin {
     let found = cursor.leaf(place.0, place.1);
-    let new_block = |db: &mut PfnDatabase, content| {
-        let header = header.expect("a header for private pages was reserved");
-        new_block(db, header, content)
-    };
     match found {
         Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted => Twin::Nothing,
         Entry::Valid(entry) => {
@@ -67,22 +63,15 @@ pub(super) fn share_entry<S: FrameStore>(
             if private && pins > 0 && cfg!(not(mutant = "pinned_shared")) {
                 return Twin::Pinned(entry);
             }
-            let mut downgraded = false;
-            if private {
-                let share = |e: ValidEntry| e.with_flags(e.flags.shared());
-                let Some((old, _)) = cursor.rewrite(place.0, place.1, share) else {
+            let (block, downgraded) = if private {
+                let Some(moved) = move_to_block(db, cursor, place, found, header) else {
                     return Twin::Nothing;
                 };
-                downgraded = old.flags.contains(EntryFlags::WRITABLE);
-                if old.flags.contains(EntryFlags::DIRTY) {
-                    db.mark_modified(entry.frame);
-                }
-            }
-            let block = if private {
-                Some(new_block(db, BlockContent::Resident(entry.frame)))
+                (Some(moved.block), moved.downgraded)
             } else {
                 let block = db.block_of(entry.frame);
-                block.inspect(|block| db.clones.add_reference(*block))
+                let block = block.inspect(|block| db.clones.add_reference(*block));
+                (block, false)
             };
             db.add_share(entry.frame);
             // A section's views need no clone block, and keep their rights.
@@ -97,38 +86,80 @@ pub(super) fn share_entry<S: FrameStore>(
                 downgraded,
             })
         }
-        Entry::Transition(_) | Entry::PageFile(_) | Entry::Prototype(_) => {
-            // A stale translation may still allow stores.
-            let downgraded = may_be_stale(db, found);
-            let (block, made) = match found {
-                Entry::Prototype(block) => {
-                    db.clones.add_reference(block);
-                    (block, false)
-                }
-                Entry::PageFile(slot) => (new_block(db, BlockContent::PageFile(slot)), true),
-                Entry::Transition(frame) => (new_block(db, BlockContent::Resident(frame)), true),
-                Entry::Empty | Entry::Valid(_) | Entry::DemandZero(_) | Entry::Decommitted => {
-                    unreachable!("{found:?} was dealt with")
-                }
-            };
-            let entry = Entry::Prototype(block);
-            if made {
-                cursor.replace(place, entry);
-            }
+        Entry::Prototype(block) => {
+            db.clones.add_reference(block);
             Twin::Entry(Shared {
-                entry,
+                entry: found,
                 block: Some(block),
-                made,
-                downgraded,
+                made: false,
+                // A stale translation may still allow stores.
+                downgraded: may_be_stale(db, found),
+            })
+        }
+        Entry::Transition(_) | Entry::PageFile(_) => {
+            let Some(moved) = move_to_block(db, cursor, place, found, header) else {
+                return Twin::Nothing;
+            };
+            Twin::Entry(Shared {
+                entry: Entry::Prototype(moved.block),
+                block: Some(moved.block),
+                made: true,
+                downgraded: moved.downgraded,
             })
         }
     }
 }
 
+/// A private page that has a clone block now.
+pub(super) struct Moved {
+    pub(super) block: BlockId,
+    /// Whether a translation of its entry may now allow too much.
+    pub(super) downgraded: bool,
+}
+
+/// Moves the private page that was `found` in the entry at `place` to a clone block of `header`, which counts two references
+/// then: the entry's, and the one it is made for. The entry is copy-on-write from now on. `None` if there is no private page.
+pub(super) fn move_to_block<S: FrameStore>(
+    db: &mut PfnDatabase,
+    cursor: &Cursor<'_, S>,
+    place: (Pfn, EntryIndex),
+    found: Entry,
+    header: Option<HeaderId>,
+) -> Option<Moved> {
+    let header = header.expect("a header for private pages was reserved");
+    let (content, downgraded) = match found {
+        Entry::Valid(entry) => {
+            let share = |e: ValidEntry| e.with_flags(e.flags.shared());
+            let (old, _) = cursor.rewrite(place.0, place.1, share)?;
+            if old.flags.contains(EntryFlags::DIRTY) {
+                db.mark_modified(entry.frame);
+            }
+            let content = BlockContent::Resident(entry.frame);
+            let downgraded = old.flags.contains(EntryFlags::WRITABLE);
+            return Some(Moved {
+                block: new_block(db, header, content),
+                downgraded,
+            });
+        }
+        // A stale translation may still allow stores.
+        Entry::Transition(frame) => (BlockContent::Resident(frame), may_be_stale(db, found)),
+        Entry::PageFile(slot) => (BlockContent::PageFile(slot), may_be_stale(db, found)),
+        Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted | Entry::Prototype(_) => {
+            return None;
+        }
+    };
+    let block = new_block(db, header, content);
+    cursor.replace(place, Entry::Prototype(block));
+    Some(Moved { block, downgraded })
+}
+
 /// Moves a private page to a clone block that two entries refer to.
 fn new_block(db: &mut PfnDatabase, header: HeaderId, content: BlockContent) -> BlockId {
     let block = db.clones.make_block(header, content);
-    if let BlockContent::Resident(frame) = content {
+    let forgotten = cfg!(mutant = "forgotten_block") && header == HeaderId::LAZY;
+    if let BlockContent::Resident(frame) = content
+        && !forgotten
+    {
         db.give_to_block(frame, block);
     }
     block

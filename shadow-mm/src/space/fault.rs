@@ -55,6 +55,14 @@ impl<P: Platform> Manager<P> {
         };
         let (table, index) = (found.table, found.index);
         match found.entry {
+            // Another virtual CPU may still store to the page as it did before the fork (system 3).
+            Entry::Valid(entry)
+                if access == Access::Write
+                    && space.is_forking()
+                    && (found.shared || !entry.flags.contains(EntryFlags::WRITABLE)) =>
+            {
+                FaultOutcome::Collided
+            }
             // Others may share the entry, but not the right to store.
             Entry::Valid(_) if found.shared && access == Access::Write => {
                 self.own_page(space, state, vpn)
@@ -78,7 +86,11 @@ impl<P: Platform> Manager<P> {
                 let absent = Absent {
                     vpn,
                     // A page that is shared comes back for all, and to nobody's use.
-                    access: if found.shared { Access::Read } else { access },
+                    access: if found.shared || space.is_forking() {
+                        Access::Read
+                    } else {
+                        access
+                    },
                     prot,
                     place: (table, index),
                     shared: found.shared,

@@ -1,7 +1,7 @@
 //! Reading a section's pages from its file: hand out one read for a run, take what it brought
 //! (system 6, prefetch into transition).
 //!
-//! A run is an aligned window of the file. Its absent pages each get a frame and become *being read*,
+//! A run is an aligned window of the file, larger if the guest walks upwards. Its absent pages each get a frame and become *being read*,
 //! so that whoever wants one meanwhile waits for this read instead of starting another. Pages in the
 //! middle that are resident, or being read by somebody else, are covered by one dummy frame, so that a
 //! single contiguous read serves the run; pages that are not absent at its ends are left out.
@@ -10,17 +10,50 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::access::Denied;
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, Vpn};
 use crate::backend::Platform;
 use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOf, FaultOutcome, IoFailed, IoTicket};
 use crate::pfn::{FreeFrame, PfnDatabase, Taken, Want};
 use crate::proto::{Claim, Direction, Proto, Record, Run, Section, SectionId, SectionPage};
+use crate::space::SpaceState;
+use crate::vad::FaultAround;
 
 /// Pages of the aligned window one read may fill: 64 KiB.
-const CLUSTER_PAGES: u64 = 16;
+const CLUSTER_PAGES: u8 = 16;
+/// The same for a guest that reads on where the last read ended: twice the last time, up to 256 KiB.
+const CLUSTER_MAX: u8 = 64;
 /// How often a run is planned anew because others changed the section meanwhile.
 const PLANS: usize = 4;
+
+/// How many pages a read of a file at `vpn` should be for: more and more if the guest reads on where the
+/// last read ended.
+pub(super) fn read_window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> u8 {
+    let around = state.vads.find(vpn).map(|vad| vad.around);
+    match around {
+        Some(around) if around.next == vpn.get() => {
+            let more = around.window.saturating_mul(2);
+            more.clamp(CLUSTER_PAGES, CLUSTER_MAX)
+        }
+        Some(_) | None => CLUSTER_PAGES,
+    }
+}
+
+/// Remembers where a read for the page at `vpn` ends.
+pub(super) fn note_read<P: Platform>(
+    state: &mut SpaceState<P::Backing>,
+    vpn: Vpn,
+    window: u8,
+    ticket: &IoTicket<P>,
+) {
+    let end = ticket.first.get() + ticket.tokens.len() as u64;
+    if let Some(vad) = state.vads.find_mut(vpn) {
+        vad.around = FaultAround {
+            next: vpn.get() + end - ticket.wanted.get(),
+            window,
+        };
+    }
+}
 
 /// What became of the wish to read.
 pub(super) enum Started<P: Platform> {
@@ -38,8 +71,9 @@ struct Plan {
 }
 
 impl Plan {
-    /// The run around an absent page; `None` if the page is not absent.
-    fn new(db: &PfnDatabase, id: SectionId, wanted: SectionPage, short: bool) -> Option<Self> {
+    /// The run around an absent page, in an aligned window of so many pages; `None` if the page is not
+    /// absent.
+    fn new(db: &PfnDatabase, id: SectionId, wanted: SectionPage, pages: u8) -> Option<Self> {
         let section = db.sections.get(id);
         let absent = |page: u64| {
             let page = SectionPage::new(page).filter(|page| section.contains(*page));
@@ -48,12 +82,8 @@ impl Plan {
         if !absent(wanted.get()) {
             return None;
         }
-        let base = wanted.get() - wanted.get() % CLUSTER_PAGES;
-        let window = if short {
-            wanted.get()..wanted.get() + 1
-        } else {
-            base..base + CLUSTER_PAGES
-        };
+        let base = wanted.get() - wanted.get() % u64::from(pages);
+        let window = base..base + u64::from(pages);
         let first = window.clone().find(|page| absent(*page))?;
         let last = window.rev().find(|page| absent(*page))?;
         Some(Self {
@@ -73,12 +103,13 @@ impl Plan {
 }
 
 impl<P: Platform> Manager<P> {
-    /// Reserves frames for an absent page of a file and for its absent neighbours, and says what to
-    /// read into them. A run that would leave frames short is refused for the page alone.
+    /// Reserves frames for an absent page of a file and for its absent neighbours in a window of so many
+    /// pages, and says what to read into them. A run that would leave frames short is refused for the page
+    /// alone.
     pub(super) fn start_read(
         &self,
         section: &Section<P::Backing>,
-        wanted: SectionPage,
+        (wanted, window): (SectionPage, u8),
         fault: FaultOf<P>,
     ) -> Started<P> {
         let id = section.id();
@@ -86,7 +117,8 @@ impl<P: Platform> Manager<P> {
         for _ in 0..PLANS {
             let mut db = self.pfns.lock();
             short |= db.short();
-            let Some(plan) = Plan::new(&db, id, wanted, short) else {
+            let window = if short { 1 } else { window };
+            let Some(plan) = Plan::new(&db, id, wanted, window) else {
                 return Started::Again;
             };
             drop(db);
@@ -104,7 +136,7 @@ impl<P: Platform> Manager<P> {
                 continue;
             };
             db = self.pfns.lock();
-            if Plan::new(&db, id, wanted, short).as_ref() == Some(&plan) {
+            if Plan::new(&db, id, wanted, window).as_ref() == Some(&plan) {
                 return Started::Read(issue(
                     &mut db,
                     section,

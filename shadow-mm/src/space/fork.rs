@@ -140,7 +140,7 @@ impl<P: Platform> Manager<P> {
             parent: &mut *state,
             plan,
             child_root,
-            flush: parent.no_flush(),
+            flush: parent.fork_flush(),
             touched: 0,
             blocks: 0,
             resident: 0,

@@ -59,6 +59,8 @@ pub struct Space<P: Platform> {
     /// Changes when the space is forked, under the space lock.
     root: AtomicU32,
     unannounced: Unannounced,
+    /// Forks whose flush is not done.
+    forks: Unannounced,
     /// The space lock: taken before the PFN lock, and never two of them at once.
     pub(crate) state: SpaceMutex<P, SpaceState<P::Backing>>,
 }
@@ -69,6 +71,7 @@ impl<P: Platform> Space<P> {
             id,
             root: AtomicU32::new(root.get()),
             unannounced: Unannounced::default(),
+            forks: Unannounced::default(),
             state: SpaceMutex::<P, _>::new(state),
         }
     }
@@ -99,13 +102,25 @@ impl<P: Platform> Space<P> {
         self.root.store(root.get(), Ordering::SeqCst);
     }
 
+    /// A flush for a fork of this space, which is locked.
+    pub(crate) fn fork_flush(&self) -> Flush {
+        let mut flush = self.no_flush();
+        flush.of_fork(&self.forks);
+        flush
+    }
+
+    /// Whether a fork's flush is not done, so that virtual CPUs may still store through what they had before.
+    pub(crate) fn is_forking(&self) -> bool {
+        self.forks.count() > 0
+    }
+
     pub(crate) fn cursor<'a, S: FrameStore>(&self, store: &'a S) -> Cursor<'a, S> {
         Cursor::new(store, self.root())
     }
 
     /// A flush of this space with nothing in it yet.
     pub(crate) fn no_flush(&self) -> Flush {
-        Flush::none(self.id, self.root(), &self.unannounced)
+        Flush::none(self.id, &self.unannounced)
     }
 }
 

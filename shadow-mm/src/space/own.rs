@@ -9,6 +9,9 @@
 //! * **copied** otherwise. Above the leaves the tables below get one parent more. A leaf table's private pages
 //!   move to clone blocks that were promised at the fork.
 //!
+//! A private page that somebody still looks at through a pin, of a space that shared the table once, goes to a clone
+//! block when its table is taken over or moved, so that the next store copies it.
+//!
 //! All of it happens with the space and the PFN database locked, with frames that were taken before, and cannot
 //! fail. Of two spaces that copy one table at once, the second finds itself alone with it.
 //!
@@ -26,7 +29,7 @@ use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
 use crate::proto::HeaderId;
 use crate::pte::{Entry, EntryFlags, UpperEntry};
 use crate::shadow::{Cursor, parts};
-use crate::space::clone_leaf::{Twin, share_entry};
+use crate::space::clone_leaf::{Twin, move_to_block, share_entry};
 use crate::space::{Space, SpaceState};
 use crate::stats::{Counters, add};
 
@@ -422,10 +425,10 @@ impl<S: FrameStore> Unsharing<'_, S> {
             self.tally.taken += 1;
             self.cursor.relink(place, UpperEntry::Table(below));
             self.db.set_owner(below, owner);
-            if leaf {
-                self.take_leaf(below);
-            } else {
+            if !leaf {
                 self.cursor.share_entries(below);
+            } else if self.take_leaf(below) {
+                self.flush.whole_table(below);
             }
             return below;
         }
@@ -452,11 +455,45 @@ impl<S: FrameStore> Unsharing<'_, S> {
         copy
     }
 
-    /// Counts the pages of a leaf table that is its space's own now.
-    fn take_leaf(&mut self, table: Pfn) {
+    /// Counts the pages of a leaf table that is its space's own now; true if some entries allow less.
+    fn take_leaf(&mut self, table: Pfn) -> bool {
+        let mut downgraded = false;
         for index in EntryIndex::all() {
+            downgraded |= self.leave_to_pins((table, index));
             self.count_page(self.cursor.leaf(table, index));
         }
+        downgraded
+    }
+
+    /// Moves a private page whose frame others hold to a clone block with this entry alone: the next store copies it,
+    /// and leaves the frame to them. True if the entry allows less now.
+    fn leave_to_pins(&mut self, place: (Pfn, EntryIndex)) -> bool {
+        let found = self.cursor.leaf(place.0, place.1);
+        let frame = match found {
+            Entry::Valid(page) if !page.flags.contains(EntryFlags::PROTOTYPE) => page.frame,
+            Entry::Transition(frame) => frame,
+            Entry::Valid(_)
+            | Entry::Prototype(_)
+            | Entry::PageFile(_)
+            | Entry::Empty
+            | Entry::DemandZero(_)
+            | Entry::Decommitted => return false,
+        };
+        // A page that is pinned for stores is in a table that was never shared, and its holder is this space.
+        let looked_at = self.db.entry(frame).refs() > 0 && self.db.entry(frame).write_pins() == 0;
+        if !looked_at || cfg!(mutant = "pins_forgotten") {
+            return false;
+        }
+        let header = Some(HeaderId::LAZY);
+        let Some(moved) = move_to_block(self.db, &self.cursor, place, found, header) else {
+            return false;
+        };
+        let last = self.db.clones.drop_reference(moved.block);
+        debug_assert!(last.is_none(), "{found:?} has no reference of its own");
+        self.db.unpromise_blocks(1);
+        self.tally.blocks += 1;
+        self.tally.entries += 1;
+        moved.downgraded
     }
 
     /// Counts a page that was counted in a shared table.
@@ -476,6 +513,7 @@ impl<S: FrameStore> Unsharing<'_, S> {
     /// Moves every entry of a leaf table. What is left behind is for stale translations to look at.
     fn move_leaf(&mut self, from: Pfn, to: Pfn) -> bool {
         for index in EntryIndex::all() {
+            self.leave_to_pins((from, index));
             let entry = self.cursor.leaf(from, index);
             if entry == Entry::Empty {
                 continue;

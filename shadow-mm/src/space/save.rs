@@ -59,8 +59,11 @@ impl<P: Platform> Manager<P> {
                 return;
             }
             for (index, vpn) in run.pages() {
-                let entry = cursor.leaf(run.table, index);
-                let page = saved(&self.pfns.lock(), (run.table, index), entry);
+                // With the lock held: the entry may be of a page in transition, or in a shared table.
+                let page = {
+                    let db = self.pfns.lock();
+                    saved(&db, (run.table, index), cursor.leaf(run.table, index))
+                };
                 if let Some(page) = page {
                     seen += 1;
                     visit(vpn, page);

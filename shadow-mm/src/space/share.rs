@@ -113,7 +113,7 @@ impl<P: Platform> Manager<P> {
         parent: &Arc<Space<P>>,
         state: &mut SpaceState<P::Backing>,
     ) -> Result<Forked<P>, ForkError> {
-        let mut flush = parent.no_flush();
+        let mut flush = parent.fork_flush();
         let mut plan = self.plan_shared(parent, state)?;
         let mut root = || {
             let frame = plan.reserve.tables.pop();

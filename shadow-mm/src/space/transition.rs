@@ -16,9 +16,10 @@ use crate::page_file::Slot;
 use crate::pfn::{Original, Owner, PfnDatabase, PfnFlags, Want};
 use crate::proto::{BlockContent, BlockId};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
-use crate::space::fault::{Found, resolution, used};
+use crate::space::fault::{Found, resolution, used, window};
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
+use crate::vad::FaultAround;
 
 /// A fault on an entry that is in use and not valid.
 #[derive(Clone, Copy)]
@@ -70,7 +71,10 @@ impl<P: Platform> Manager<P> {
                 add(&self.counters.entries_written, 1);
                 match block_page {
                     Some(found) => self.break_copy(space, state, absent.vpn, found),
-                    None => FaultOutcome::Resolved(resolution(space, FaultKind::Soft, 1)),
+                    None => {
+                        let mapped = 1 + self.map_following(space, state, absent);
+                        FaultOutcome::Resolved(resolution(space, FaultKind::Soft, mapped))
+                    }
                 }
             }
             Seen::Busy => FaultOutcome::Collided,
@@ -78,6 +82,53 @@ impl<P: Platform> Manager<P> {
             Seen::ZeroBlock(block) => self.fill_zero_block(space, state, absent, block),
             Seen::Again => FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0)),
         }
+    }
+
+    /// Maps the pages after one that came back, as far as their frames have them, if the guest walks upwards and
+    /// frames are not short; gives back how many. What is mapped so was not used: the trimmer takes it first.
+    fn map_following(
+        &self,
+        space: &Space<P>,
+        state: &mut SpaceState<P::Backing>,
+        absent: Absent,
+    ) -> u32 {
+        let most = window(state, absent.vpn);
+        let cursor = space.cursor(&self.store);
+        let (table, index) = absent.place;
+        let private = EntryFlags::private(absent.prot);
+        let mut mapped = 0;
+        let mut db = self.pfns.lock();
+        let alone = absent.shared || db.short();
+        for index in EntryIndex::onward(index).take(most).skip(1) {
+            let (frame, flags) = match cursor.leaf(table, index) {
+                Entry::Transition(frame) => (frame, private),
+                Entry::Prototype(block) => match db.clones.content(block) {
+                    BlockContent::Resident(frame) => (frame, private.shared()),
+                    BlockContent::PageFile(_) | BlockContent::Zero => break,
+                },
+                Entry::Empty
+                | Entry::Valid(_)
+                | Entry::PageFile(_)
+                | Entry::DemandZero(_)
+                | Entry::Decommitted => break,
+            };
+            if alone || db.entry(frame).flags.contains(PfnFlags::READING) {
+                break;
+            }
+            db.map_again(frame);
+            cursor.replace((table, index), Entry::Valid(ValidEntry { frame, flags }));
+            mapped += 1;
+        }
+        drop(db);
+        state.gained_resident(mapped);
+        add(&self.counters.entries_written, mapped);
+        if let Some(vad) = state.vads.find_mut(absent.vpn) {
+            vad.around = FaultAround {
+                next: absent.vpn.get() + 1 + mapped,
+                window: most as u8,
+            };
+        }
+        mapped as u32
     }
 
     /// Looks at the entry, and maps its frame if there is one.

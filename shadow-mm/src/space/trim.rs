@@ -269,6 +269,8 @@ fn fate(
 ) -> Fate {
     let page = db.entry(entry.frame);
     let dirty = entry.flags.contains(EntryFlags::DIRTY) || page.flags.contains(PfnFlags::MODIFIED);
+    // A page that was stored to gives its old slot back when it goes: somebody will have that.
+    let page_file = page_file || matches!(page.original(), Original::Slot(_));
     match (page.owner, page.original()) {
         // A pin keeps it, or a flush or a write that has not ended yet.
         (Owner::Entry { .. }, _) if page.refs() > 0 => Fate::Stays,

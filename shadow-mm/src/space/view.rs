@@ -23,7 +23,7 @@ use crate::proto::{Pending, Proto, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::space::books::Books;
 use crate::space::fault::{resolution, used, window};
-use crate::space::file_read::Started;
+use crate::space::file_read::{Started, note_read, read_window};
 use crate::space::image::{Origin, Source};
 use crate::space::own::Owning;
 use crate::space::view_in::ViewIn;
@@ -102,8 +102,12 @@ impl<P: Platform> Manager<P> {
                         va: vpn.va(),
                         access,
                     };
-                    match self.start_read(&target.section, target.page, fault) {
-                        Started::Read(ticket) => return FaultOutcome::Read(ticket),
+                    let window = read_window(state, vpn);
+                    match self.start_read(&target.section, (target.page, window), fault) {
+                        Started::Read(ticket) => {
+                            note_read(state, vpn, window, &ticket);
+                            return FaultOutcome::Read(ticket);
+                        }
                         Started::NoMemory => return FaultOutcome::NoMemory,
                         Started::Again => {}
                     }
@@ -353,16 +357,21 @@ pub(crate) fn view_flags(prot: Prot, sharing: Sharing) -> EntryFlags {
     }
 }
 
-/// The mapping's pages in the aligned window around one, or, if the guest walks upwards and pages were
-/// just made ahead of it, up to the last of those. All are translated by one leaf table.
+/// The pages of a source in the window of the section around one, or, if the guest walks upwards and
+/// pages were just made ahead of it, up to the last of those. All are translated by one leaf table. The window
+/// is aligned as the section's pages are, so that what one read brings is mapped at once.
 fn around<B>(source: &Source<B>, vpn: Vpn) -> VpnRange {
-    let window = aligned(source.range, vpn, MAP_AROUND);
-    let table_end = vpn.get() - vpn.get() % TABLE_ENTRIES as u64 + TABLE_ENTRIES as u64;
-    let end = window.end().max(source.ahead).min(table_end);
-    let longer = VpnRange::between(window.start(), end);
-    longer
+    let table = vpn.get() - vpn.get() % TABLE_ENTRIES as u64;
+    let before = source.page(vpn).map_or(0, |p| p.get() % MAP_AROUND);
+    let start = vpn.get().saturating_sub(before).max(table);
+    let end = vpn.get() + MAP_AROUND - before;
+    let ahead = source.ahead.min(vpn.get() + MAP_AROUND);
+    let end = end.max(ahead).min(table + TABLE_ENTRIES as u64);
+    let window = Vpn::new(start).and_then(|start| VpnRange::between(start, end));
+    let alone = VpnRange::new(vpn, 1).expect("a page is a range");
+    window
         .and_then(|w| w.intersect(source.range))
-        .unwrap_or(window)
+        .unwrap_or(alone)
 }
 
 /// The pages of a range in the aligned window of `pages` around one of them.

@@ -108,6 +108,7 @@ impl World {
             self.flush_space(flush);
         }
         self.files[number].resize(size);
+        let size = self.files[number].size;
         if size >= old {
             return Ok(());
         }

@@ -51,6 +51,32 @@ proptest! {
     }
 }
 
+/// The last of those who share a table takes it over while somebody still looks at one of its pages, which belonged to
+/// another space, now gone.
+#[test]
+fn taken_over_table_leaves_its_pinned_pages_alone() {
+    let mut world = World::new(ForkMode::Shared, (100, 40), 100, CommitLimit::Unlimited);
+    let anon = ops::MapOp {
+        page: 4,
+        count: 10,
+        prot: common::RW,
+        view: None,
+    };
+    for op in [
+        Op::Fork(0),
+        Op::Exit(0),
+        Op::Map(0, anon),
+        Op::Fork(0),
+        Op::Pin(0, 13, false),
+        Op::Fork(2),
+        Op::Exit(3),
+        Op::Write(1, 13, 0, 1),
+    ] {
+        world.apply(&op).expect("a step");
+    }
+    world.close().expect("the pinned page is as it was");
+}
+
 /// Forks of forks, each writing one page: the shape of a shell pipeline, long.
 #[test]
 fn long_fork_chain_stays_exact() {

@@ -169,6 +169,8 @@ impl World {
             | FaultOutcome::Wait(_)
             | FaultOutcome::Collided => {}
         }
+        // Before anybody stores to the pages that were copied.
+        self.note_copies();
         Ok(())
     }
 

@@ -226,13 +226,14 @@ impl World {
     }
 
     /// Drops a flush's translations at once, and lets its frames go only later.
-    pub(crate) fn flush(&mut self, which: usize, flush: Flush) {
+    pub(crate) fn flush(&mut self, which: usize, mut flush: Flush) {
         for (n, process) in self.processes.iter_mut().enumerate() {
             if n == which || flush.is_wide() {
                 process.cpu.drop_stale(&flush);
                 process.other.drop_stale(&flush);
             }
         }
+        drop(flush.take_fork());
         self.unacknowledged.push(flush);
     }
 
@@ -285,7 +286,7 @@ impl World {
 
     /// A store to a private view copies neighbours too: what the space has for itself now no longer
     /// follows the section.
-    fn note_copies(&mut self) {
+    pub(crate) fn note_copies(&mut self) {
         for which in 0..self.processes.len() {
             let mut own = Vec::new();
             let space = self.processes[which].cpu.space.clone();

@@ -38,6 +38,33 @@ fn fork_against_faults() {
     });
 }
 
+/// Two virtual CPUs store to one page while it is forked: what one of them stores through what it knew before is
+/// not lost in the copy that the other makes.
+#[test]
+fn fork_against_stores_of_two_cpus() {
+    schedules(|| {
+        let parent = Guest::with_pages(&machine(), 1);
+        for cpu in [0, 1] {
+            parent.store(cpu, BASE, 0, 1).expect("a store");
+        }
+        let storing = [0, 1].map(|cpu| {
+            let parent = Arc::clone(&parent);
+            thread::spawn(move || parent.store(cpu, BASE, cpu + 1, 2).expect("a store"))
+        });
+        let child = parent.fork().expect("a fork");
+        let first = [0, 1].map(|cpu| child.load(0, BASE, cpu + 1));
+        for thread in storing {
+            thread.join().expect("a thread");
+        }
+        let later = [0, 1].map(|cpu| child.load(1, BASE, cpu + 1));
+        assert_eq!(first, later, "the parent's store in the child");
+        for at in 1..=2 {
+            assert_eq!(parent.load(0, BASE, at), Ok(2), "a store was lost");
+        }
+        finish(&parent.mm, &[&parent, &child]);
+    });
+}
+
 #[test]
 fn two_forks_of_one_guest() {
     schedules(|| {
@@ -69,11 +96,17 @@ fn pin_against_fork() {
         let pinning = {
             let (parent, forked) = (Arc::clone(&parent), Arc::clone(&forked));
             thread::spawn(move || {
-                let pinned = parent.mm.pin(&parent.space, vpn(BASE), Access::Write);
-                let PinOutcome::Pinned(pin, flush) = pinned else {
-                    panic!("{pinned:?}");
+                let pin = loop {
+                    match parent.mm.pin(&parent.space, vpn(BASE), Access::Write) {
+                        PinOutcome::Pinned(pin, flush) => {
+                            parent.shoot(flush);
+                            break pin;
+                        }
+                        PinOutcome::Again(flush) => parent.shoot(flush),
+                        PinOutcome::Collided => thread::yield_now(),
+                        other => panic!("{other:?}"),
+                    }
                 };
-                parent.shoot(flush);
                 let late = forked.load(SeqCst);
                 parent.mm.store().write(pin.pfn(), 0, &[2]);
                 parent.mm.unpin(pin);

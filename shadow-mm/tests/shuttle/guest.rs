@@ -1,13 +1,14 @@
 //! A machine with several virtual CPUs for each guest, and shoot-downs between them.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use shadow_mm::sim::{SimFile, SimMmu};
 use shadow_mm::{
-    Access, Denied, FaultOutcome, Flush, FrameStore, GuestVa, IoTicket, Limits, Manager, MapKind,
-    MapRequest, PAGE_SIZE, PageIn, Pfn, PfnRange, Placement, PoolLayout, Progress, Prot, Space,
-    TrimMode, VadFlags, VadTag, Vpn, VpnRange,
+    Access, Denied, FaultOutcome, Flush, ForkMode, FrameStore, GuestVa, IoTicket, Limits, Manager,
+    MapKind, MapRequest, PAGE_SIZE, PageIn, Pfn, PfnRange, Placement, PoolLayout, Progress, Prot,
+    Space, TrimMode, VadFlags, VadTag, Vpn, VpnRange,
 };
 use shuttle::sync::Mutex;
 
@@ -44,7 +45,17 @@ pub(crate) fn machine() -> Arc<Mm> {
     let store = ModelStore::new(frames(0, 16 + DATA + 32));
     let mm = Manager::new(store, layout, limits).expect("a manager");
     mm.add_page_file(SLOTS).expect("a page file");
+    mm.set_fork_mode(MODE.get());
+    GUESTS.take();
     Arc::new(mm)
+}
+
+// Shuttle runs all threads of a schedule on one of the host's.
+std::thread_local! {
+    /// How guests are forked.
+    pub(crate) static MODE: Cell<ForkMode> = const { Cell::new(ForkMode::Eager) };
+    /// All guests of the schedule: a wide flush is for all of them.
+    static GUESTS: RefCell<Vec<Weak<Guest>>> = const { RefCell::new(Vec::new()) };
 }
 
 fn va(address: u64) -> GuestVa {
@@ -86,12 +97,14 @@ impl Guest {
 
     fn of(mm: &Arc<Mm>, space: Arc<Space<Model>>, page_file: Disk) -> Arc<Self> {
         let cpus = [0, 1].map(|_| Mutex::new(SimMmu::new(space.root())));
-        Arc::new(Self {
+        let guest = Arc::new(Self {
             mm: Arc::clone(mm),
             space,
             cpus,
             page_file,
-        })
+        });
+        GUESTS.with_borrow_mut(|all| all.push(Arc::downgrade(&guest)));
+        guest
     }
 
     /// A guest with some anonymous pages.
@@ -117,12 +130,22 @@ impl Guest {
     /// Interrupts every virtual CPU between two of its instructions, has it drop what the flush names,
     /// and acknowledges.
     pub(crate) fn shoot(&self, flush: Flush) {
-        if !flush.is_empty() {
-            for cpu in &self.cpus {
-                cpu.lock().expect("a virtual CPU").flush(&flush);
-            }
+        if flush.is_wide() {
+            let all: Vec<_> =
+                GUESTS.with_borrow(|all| all.iter().filter_map(Weak::upgrade).collect());
+            all.iter().for_each(|guest| guest.drop_stale(&flush));
+        } else if !flush.is_empty() {
+            self.drop_stale(&flush);
         }
         self.mm.flushed(flush);
+    }
+
+    fn drop_stale(&self, flush: &Flush) {
+        for cpu in &self.cpus {
+            let mut cpu = cpu.lock().expect("a virtual CPU");
+            cpu.flush(flush);
+            cpu.set_root(self.space.root());
+        }
     }
 
     /// Does what a fork does for its parent's virtual CPUs, and makes the child a guest.
@@ -170,6 +193,13 @@ impl Guest {
                 }
             }
             self.settle(self.mm.fault(&self.space, at, access))?;
+            // Who enters again does so with the root there is now, and not before others have told what
+            // they took away.
+            while self.space.unannounced() != 0 {
+                shuttle::thread::yield_now();
+            }
+            let mut mmu = self.cpus[cpu].lock().expect("a virtual CPU");
+            mmu.set_root(self.space.root());
         }
         panic!("page {page:#x} faults for ever");
     }
@@ -199,7 +229,7 @@ impl Guest {
                 let completed = self.mm.complete_page_in(ticket, Ok(length));
                 self.settle(completed)
             }
-            // Somebody reads it; or has all frames, for a while.
+            // Somebody reads it, or the flush of a fork is not done; or somebody has all frames, for a while.
             FaultOutcome::Collided | FaultOutcome::NoMemory => {
                 shuttle::thread::yield_now();
                 Ok(())

@@ -17,7 +17,9 @@ mod guest;
 mod paging;
 mod platform;
 mod range;
+mod share;
 
+use shadow_mm::ForkMode;
 use shuttle::Runner;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 
@@ -33,6 +35,9 @@ fn schedules(scenario: fn()) {
     let iterations = asked.and_then(|n| n.parse().ok()).unwrap_or(FEW);
     let mut config = shuttle::Config::new();
     config.stack_size = 1 << 20;
-    Runner::new(RandomScheduler::new(iterations), config.clone()).run(scenario);
-    Runner::new(PctScheduler::new(DEPTH, iterations), config).run(scenario);
+    for mode in [ForkMode::Eager, ForkMode::Shared] {
+        guest::MODE.set(mode);
+        Runner::new(RandomScheduler::new(iterations), config.clone()).run(scenario);
+        Runner::new(PctScheduler::new(DEPTH, iterations), config.clone()).run(scenario);
+    }
 }

@@ -7,6 +7,7 @@ mod bad_input;
 mod boot;
 mod boot_input;
 mod boot_linux;
+mod carried;
 mod confinement;
 mod guard;
 mod inspect;
@@ -16,6 +17,7 @@ mod programs;
 mod real;
 mod shared;
 mod shell;
+mod snapshot;
 mod stress;
 mod terminal;
 
@@ -31,6 +33,8 @@ fn main() -> ExitCode {
         confinement::cases(),
         guard::cases(),
         inspect::cases(),
+        snapshot::cases(),
+        carried::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),

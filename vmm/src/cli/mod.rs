@@ -151,16 +151,7 @@ fn settled<E: std::error::Error>(done: Result<(), E>) -> ExitCode {
 
 /// One clear line on standard error: what failed, and every cause.
 fn complain(error: &dyn std::error::Error) {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
+    let text = crate::machine::verbs::chain(error);
     say(&format!("vmm: {text}\n"));
 }
 

@@ -10,7 +10,7 @@ use super::{
     STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, StatsFormat, complain, say,
     seconds,
 };
-use crate::config::{Commit, Mount, PageFileConfig, RunConfig};
+use crate::config::{Commit, ForkMode, Mount, PageFileConfig, RunConfig};
 use crate::machine::{self, Ended, RunError, hardware};
 
 /// Run an unmodified Linux program in a virtual machine
@@ -43,6 +43,11 @@ pub(super) struct RunArgs {
     /// Grant programs memory that there may not be, and kill one that then uses too much
     #[arg(long)]
     overcommit: bool,
+
+    /// How a process's memory is copied by fork: `shared` shares the page tables until one side changes
+    /// something in them, `eager` visits every page at once
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Fork::Shared)]
+    fork: Fork,
 
     /// Show this host directory, read-only, as the guest's /
     #[arg(long, value_name = "DIR")]
@@ -112,6 +117,13 @@ pub(super) struct RunArgs {
     command: Vec<OsString>,
 }
 
+/// Ways of forking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Fork {
+    Shared,
+    Eager,
+}
+
 impl RunArgs {
     fn config(&self) -> Result<RunConfig, String> {
         let (least, most) = (Size(hardware::MIN_MEMORY), Size(hardware::MAX_MEMORY));
@@ -168,6 +180,10 @@ impl RunArgs {
                 Commit::Over
             } else {
                 Commit::Limited
+            },
+            fork: match self.fork {
+                Fork::Shared => ForkMode::Shared,
+                Fork::Eager => ForkMode::Eager,
             },
             root: self.root.clone(),
             mounts,

@@ -12,7 +12,7 @@ use super::host_io::HostIo;
 use super::stats::Counters;
 use super::strace::Strace;
 use super::worker::Shared;
-use crate::config::{Commit, PageFileConfig};
+use crate::config::{Commit, ForkMode, PageFileConfig};
 use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::exec::MachineInfo;
 use crate::linux::kernel::Kernel;
@@ -34,6 +34,8 @@ pub struct Wanted {
     pub page_file: Option<PageFileConfig>,
     /// How much memory programs may ask for.
     pub commit: Commit,
+    /// How processes are forked.
+    pub fork: ForkMode,
     /// Processors.
     pub cpus: usize,
     /// Show system calls.
@@ -61,6 +63,7 @@ impl Bare {
             let added = hardware.memory.add_page_file(file);
             added.map_err(HardwareError::Layout)?;
         }
+        hardware.memory.manager.set_fork_mode(wanted.fork);
         if wanted.commit == Commit::Limited {
             hardware.memory.limit_commit();
         }

@@ -66,6 +66,7 @@ impl Machine {
             memory: config.memory,
             page_file: config.page_file.clone(),
             commit: config.commit,
+            fork: config.fork,
             cpus: config.cpus,
             strace: config.strace,
         })?;

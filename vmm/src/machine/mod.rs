@@ -29,7 +29,7 @@ pub mod restored;
 pub mod stats;
 pub mod strace;
 pub mod trap;
-mod verbs;
+pub(crate) mod verbs;
 pub mod worker;
 
 pub use bare::Wanted;

@@ -52,6 +52,7 @@ pub struct Faults {
     pub file_read: u64,
     pub mapped: u64,
     pub copy_on_write: u64,
+    pub unshared: u64,
     pub made_writable: u64,
     pub spurious: u64,
     pub denied: u64,
@@ -123,6 +124,16 @@ pub struct MemoryReport {
     pub fork_entries: u64,
     /// See `fork_entries`.
     pub fork_entries_last: u64,
+    /// Tables that forks shared, each process's counted by itself.
+    pub tables_shared: u64,
+    /// Shared tables that were copied when somebody changed something in them, ...
+    pub tables_copied: u64,
+    /// ... that nobody else had any more by then, ...
+    pub tables_taken_over: u64,
+    /// ... and those of them that moved to another frame.
+    pub tables_moved: u64,
+    /// Clone blocks made when a shared table was copied.
+    pub blocks_made: u64,
     /// Clone blocks still referred to.
     pub clone_blocks: u64,
     /// Guest pages.
@@ -146,6 +157,7 @@ impl MemoryReport {
                 mapped: s.faults_mapped,
                 copy_on_write: s.faults_copy_on_write,
                 made_writable: s.faults_made_writable,
+                unshared: s.faults_unshared,
                 spurious: s.faults_spurious,
                 denied: s.faults_denied,
                 no_memory: s.faults_no_memory,
@@ -180,6 +192,11 @@ impl MemoryReport {
             forks: s.forks,
             fork_entries: s.fork_entries,
             fork_entries_last: s.fork_entries_last,
+            tables_shared: s.tables_shared,
+            tables_copied: s.tables_copied,
+            tables_taken_over: s.tables_taken_over,
+            tables_moved: s.tables_moved,
+            blocks_made: s.blocks_made,
             clone_blocks: s.clone_blocks,
             data_frames: s.data.into(),
             table_frames: s.tables.into(),
@@ -233,7 +250,7 @@ impl fmt::Display for Report {
         let q = &m.faults;
         writeln!(
             f,
-            "faults    {} demand zero, {} file, {} mapped, {} copy-on-write, {} made writable, {} soft, {} paged in, {} collided, {} spurious, {} denied, {} without memory",
+            "faults    {} demand zero, {} file, {} mapped, {} copy-on-write, {} made writable, {} soft, {} paged in, {} collided, {} unshared, {} spurious, {} denied, {} without memory",
             q.demand_zero,
             q.file_read,
             q.mapped,
@@ -242,6 +259,7 @@ impl fmt::Display for Report {
             q.soft,
             q.paged_in,
             q.collided,
+            q.unshared,
             q.spurious,
             q.denied,
             q.no_memory
@@ -272,6 +290,11 @@ impl fmt::Display for Report {
             f,
             "forks     {}, {} entries visited ({} by the last); {} clone blocks left",
             m.forks, m.fork_entries, m.fork_entries_last, m.clone_blocks
+        )?;
+        writeln!(
+            f,
+            "unshared  {} tables shared by forks; {} copied, {} taken over, {} moved; {} clone blocks made",
+            m.tables_shared, m.tables_copied, m.tables_taken_over, m.tables_moved, m.blocks_made
         )?;
         for (name, z) in [("data", &m.data_frames), ("tables", &m.table_frames)] {
             writeln!(

@@ -83,7 +83,7 @@ pub fn restore(config: &RestoreConfig) -> Result<Ended, RunError> {
 }
 
 fn wanted(config: &RestoreConfig, data: &MachineData, cpus: usize) -> Wanted {
-    use crate::config::{Commit, PageFileConfig};
+    use crate::config::{Commit, ForkMode, PageFileConfig};
     Wanted {
         memory: config.memory.unwrap_or(data.memory),
         page_file: (data.page_file > 0).then(|| PageFileConfig {
@@ -95,6 +95,7 @@ fn wanted(config: &RestoreConfig, data: &MachineData, cpus: usize) -> Wanted {
         } else {
             Commit::Limited
         },
+        fork: ForkMode::Shared,
         cpus: config.cpus.unwrap_or(cpus).clamp(1, 64),
         strace: config.strace,
     }

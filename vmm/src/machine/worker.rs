@@ -246,7 +246,6 @@ impl Worker {
     /// A stay in the guest.
     fn enter(&mut self, shared: &Shared, thread: &mut Thread) -> Result<Turn, CpuError> {
         let memory = &shared.kernel.memory;
-        let root = thread.mm.space.root();
         self.fpu.enter(&self.cpu, thread, &shared.counters)?;
         let entry = memory.flushes.enter(self.index, &thread.mm.space);
         let flush = if entry.needed {
@@ -262,7 +261,7 @@ impl Worker {
         } else {
             Flush::None
         };
-        let ran = self.cpu.run(&mut thread.regs, root.gpa(), flush);
+        let ran = self.cpu.run(&mut thread.regs, entry.root, flush);
         let flushed = matches!(ran, Ok((_, true)));
         memory.acknowledge(memory.flushes.leave(self.index, &entry, flushed));
         let (exit, _) = ran?;

@@ -5,7 +5,8 @@ use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
 use shadow_mm::{
-    Access, Denied, FaultOutcome, Flush, GuestVa, Manager, Pending, Pfn, Pin, PinOutcome, Progress,
+    Access, Denied, FaultOutcome, Flush, ForkError, GuestVa, Manager, Pending, Pfn, Pin,
+    PinOutcome, Progress,
 };
 
 pub use content::{Backing, Content, FileId, Version};
@@ -190,6 +191,25 @@ impl Memory {
         if let Some(done) = self.flushes.submit(flush) {
             self.manager.flushed(done);
         }
+    }
+
+    /// Copies an address space. When this returns, no other thread of the parent's stores to what is its child's page
+    /// too, or runs on the root it had before. No lock may be held.
+    ///
+    /// # Errors
+    /// As [`Manager::fork`].
+    pub fn fork(
+        &self,
+        parent: &Arc<Space<VmmPlatform>>,
+    ) -> Result<Arc<Space<VmmPlatform>>, ForkError> {
+        let mut forked = self.manager.fork(parent)?;
+        let under_way = forked.flush.take_fork();
+        self.submit(forked.flush);
+        self.quiesce(parent);
+        // Who wants to copy one of the parent's pages waits for this as for a read.
+        drop(under_way);
+        self.reads.notify();
+        Ok(forked.child)
     }
 
     /// Waits until no virtual CPU runs `space` with translations that were taken away before this call.

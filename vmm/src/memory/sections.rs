@@ -34,6 +34,7 @@ use shadow_mm::{FrameStore, Pin, Section, SectionAt, SectionPage, WriteBack, Wri
 
 use super::Memory;
 use super::content::{Backing, FileId, Version};
+use super::flushes::concerns;
 use super::pool::FRAME;
 use crate::locks::{Mutex, rank};
 
@@ -254,9 +255,9 @@ impl MappedFile {
                 memory.submit(flush);
                 continue;
             }
-            let space = (flush.space(), flush.root());
+            let whose = concerns(&flush);
             memory.submit(flush);
-            memory.flushes.quiesce_root(space);
+            memory.flushes.quiesce_for(whose);
         }
         let mut io = self.io.lock();
         let mut from = range.start;

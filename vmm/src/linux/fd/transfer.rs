@@ -134,7 +134,9 @@ fn read_stream(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf) -> SysResult {
     let mut done = 0;
     loop {
         let want = (buf.len() - done).min(STEP);
-        let want = file.readable_bytes().map_or(want, |n| want.min(n.max(1)));
+        // What comes into an empty one meanwhile is read as a whole: a record, or a datagram, is not cut.
+        let there = file.readable_bytes().filter(|&n| n > 0);
+        let want = there.map_or(want, |n| want.min(n));
         let fits = buf.accessible(c.mem(), done, want, Access::Write);
         if fits == 0 && want > 0 {
             return if done > 0 {

@@ -317,14 +317,8 @@ fn child_memory(c: &Ctx<'_>, flags: Flags) -> Result<Arc<AddressSpace>, Errno> {
     }
     let memory = &c.k.memory;
     let layout = c.t.mm.layout.lock().clone();
-    let forked = memory
-        .manager
-        .fork(&c.t.mm.space)
-        .map_err(|_| Errno::NOMEM)?;
-    memory.submit(forked.flush);
-    // Before the child can run: no other thread writes to what is now its page too.
-    memory.quiesce(&c.t.mm.space);
-    Ok(AddressSpace::new(memory, forked.child, layout))
+    let child = memory.fork(&c.t.mm.space).map_err(|_| Errno::NOMEM)?;
+    Ok(AddressSpace::new(memory, child, layout))
 }
 
 fn child_fpu(c: &mut Ctx<'_>) -> Result<Fpu, Errno> {

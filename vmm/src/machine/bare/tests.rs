@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::config::{Mount, RunConfig};
+use crate::config::{ForkMode, Mount, RunConfig};
 use crate::linux::kernel::Kernel;
 use crate::linux::saved::tests::image::Image;
 use crate::machine::Ended;
@@ -30,6 +30,7 @@ fn config(program: &[&str], host: &Path) -> RunConfig {
         memory: MEMORY,
         page_file: None,
         commit: Commit::Over,
+        fork: ForkMode::Shared,
         root: Some("/".into()),
         mounts: vec![
             Mount::ReadWrite {
@@ -100,6 +101,7 @@ fn carry_over_with(program: &[&str], root: Option<std::path::PathBuf>) -> Option
         memory: MEMORY,
         page_file: None,
         commit: Commit::Over,
+        fork: ForkMode::Shared,
         cpus: records.cpus(),
         strace: false,
     };

@@ -5,8 +5,12 @@
 //! it enters ring 3 until it has left it, and *covers* a ticket if it has dropped, at its last entry
 //! or later, what flushes up to that ticket made stale.
 //!
-//! * **Submitting** marks every virtual CPU that has the flush's root loaded *stale* (its next entry
+//! * **Submitting** marks every virtual CPU that runs, or ran last, the flush's space *stale* (its next entry
 //!   flushes) and ejects those that are inside. Nobody waits here, so locks may be held.
+//! * A fork that shares tables gives its parent another root. Whoever is about to enter looks at the root again once he
+//!   counts as inside; whoever is inside already is ejected by the fork's flush, and enters with the new one.
+//! * A *wide* flush, of tables that spaces share, concerns every virtual CPU. No entry waits for one: it only
+//!   takes pages away that come back when they are wanted.
 //! * An operation's flush is submitted a moment after the operation has let go of the space; until then it is
 //!   *unannounced*, and nobody enters the space: a thread may already have been given what another one lost.
 //! * **Entering** a space waits until no other virtual CPU is inside it with a ticket of that space
@@ -58,6 +62,8 @@ pub type WakeIdle = Box<dyn Fn() -> bool + Send + Sync>;
 /// One virtual CPU.
 #[derive(Default)]
 struct Cpu {
+    /// The number of the space it runs or ran last.
+    space: AtomicU64,
     /// Guest-physical address of the root it has loaded.
     root: AtomicU64,
     /// It is in ring 3, or about to be without looking at flushes again.
@@ -94,6 +100,19 @@ pub struct ShootdownStats {
     pub errands: u64,
 }
 
+/// Whose translations a flush is about. Wide flushes, of tables that spaces share, are everybody's: they have the
+/// number that no space has, and so do virtual CPUs that run none.
+const EVERYBODY: SpaceId = SpaceId::new(0);
+
+/// The space that a flush is about, or everybody.
+pub(super) fn concerns(flush: &Flush) -> SpaceId {
+    if flush.is_wide() {
+        EVERYBODY
+    } else {
+        flush.space()
+    }
+}
+
 /// Flushes that wait.
 pub struct Flushes {
     paging: Paging,
@@ -124,7 +143,7 @@ impl std::fmt::Debug for Flushes {
 struct Queues {
     /// The last ticket given out.
     ticket: u64,
-    /// By space, in the order of their tickets.
+    /// By whom they concern, in the order of their tickets.
     spaces: BTreeMap<SpaceId, Vec<Item>>,
 }
 
@@ -146,6 +165,8 @@ pub struct Entry {
     pub touches: Vec<u64>,
     /// Whether the TLB must be flushed, after the touches.
     pub needed: bool,
+    /// Guest-physical address of the root to enter with.
+    pub root: u64,
     space: Option<SpaceId>,
     /// Spaces with the last ticket whose touches are among `touches`.
     covers: Vec<(SpaceId, u64)>,
@@ -190,14 +211,14 @@ impl Flushes {
     /// Takes a flush. Gives it back if it needs nothing more: to be acknowledged.
     #[must_use]
     pub fn submit(&self, mut flush: Flush) -> Option<Flush> {
-        let root = flush.root().gpa();
+        let whose = concerns(&flush);
         let mut queues = self.queues.lock();
         queues.ticket += 1;
         let ticket = queues.ticket;
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let (mut inside, mut loaded) = (Vec::new(), false);
         for cpu in &self.cpus {
-            if cpu.root.load(Ordering::SeqCst) == root {
+            if cpu.runs(whose) {
                 loaded = true;
                 cpu.stale.store(true, Ordering::SeqCst);
                 if cpu.inside.load(Ordering::SeqCst) {
@@ -221,11 +242,7 @@ impl Flushes {
             carried: false,
             flush,
         };
-        queues
-            .spaces
-            .entry(item.flush.space())
-            .or_default()
-            .push(item);
+        queues.spaces.entry(whose).or_default().push(item);
         drop(queues);
         self.eject(&inside);
         if !loaded && !touched {
@@ -255,47 +272,61 @@ impl Flushes {
     /// Virtual CPU `cpu` is about to enter `space`: waits for others, then says what to do on the way
     /// in. No lock may be held.
     pub fn enter(&self, cpu: usize, space: &Space<VmmPlatform>) -> Entry {
-        wait_for_announcements(space);
+        loop {
+            wait_for_announcements(space);
+            if let Some(entry) = self.try_enter(cpu, space) {
+                return entry;
+            }
+        }
+    }
+
+    /// `None`, and the virtual CPU is not inside, if a fork has given the space another root meanwhile.
+    fn try_enter(&self, cpu: usize, space: &Space<VmmPlatform>) -> Option<Entry> {
         let me = &self.cpus[cpu];
-        let (root, space) = (space.root().gpa(), space.id());
-        let switched = me.root.swap(root, Ordering::SeqCst) != root;
+        let (root, id) = (space.root().gpa(), space.id());
+        let moved = || space.root().gpa() != root;
+        let switched = me.load(id, root);
         me.inside.store(true, Ordering::SeqCst);
         let stale = me.stale.load(Ordering::SeqCst);
-        if !switched && !stale && self.waiting.load(Ordering::SeqCst) == 0 {
-            return Entry {
-                space: Some(space),
+        // The fork's flush, if it is not seen here, sees this one inside.
+        if !switched && !stale && self.waiting.load(Ordering::SeqCst) == 0 && !moved() {
+            return Some(Entry {
+                root,
+                space: Some(id),
                 ..Entry::default()
-            };
+            });
         }
         // Not while waiting: two that wait for each other would do so for ever.
         me.inside.store(false, Ordering::SeqCst);
         let mut queues = self.queues.lock();
         self.left.notify_all();
-        self.gate(&mut queues, space, root);
+        self.gate(&mut queues, id);
+        me.inside.store(true, Ordering::SeqCst);
+        if moved() {
+            me.inside.store(false, Ordering::SeqCst);
+            self.left.notify_all();
+            return None;
+        }
         let stale = me.stale.swap(false, Ordering::SeqCst);
         me.covered.store(queues.ticket, Ordering::SeqCst);
-        me.inside.store(true, Ordering::SeqCst);
         let mut entry = Entry {
+            root,
             needed: stale || switched,
-            space: Some(space),
+            space: Some(id),
             ..Entry::default()
         };
         if self.untouched.load(Ordering::SeqCst) > 0 {
-            entry.cover(&queues, space);
+            entry.cover(&queues, id);
+            entry.cover(&queues, EVERYBODY);
             if entry.needed || self.untouched.load(Ordering::SeqCst) > MANY_TOUCHES {
                 self.take_along(&mut queues, &mut entry);
             }
         }
-        entry
+        Some(entry)
     }
 
-    /// Waits until no virtual CPU is inside `root` with a flush of `space`, as of now, uncovered.
-    fn gate(
-        &self,
-        queues: &mut WaitGuard<'_, rank::FlushQueues, Queues>,
-        space: SpaceId,
-        root: u64,
-    ) {
+    /// Waits until no virtual CPU is inside `space` with a flush of it, as of now, uncovered.
+    fn gate(&self, queues: &mut WaitGuard<'_, rank::FlushQueues, Queues>, space: SpaceId) {
         let last = |q: &Queues| {
             q.spaces
                 .get(&space)
@@ -303,19 +334,19 @@ impl Flushes {
                 .map(|i| i.ticket)
         };
         let Some(upto) = last(queues) else { return };
-        if self.uncovered(root, upto) {
+        if self.uncovered(space, upto) {
             self.counters.waits.fetch_add(1, Ordering::Relaxed);
         }
-        while self.uncovered(root, upto) {
+        while self.uncovered(space, upto) {
             queues.wait(&self.left);
         }
     }
 
-    /// Whether a virtual CPU is inside `root` and does not cover `ticket`.
-    fn uncovered(&self, root: u64, ticket: u64) -> bool {
+    /// Whether a virtual CPU is inside a space that a flush is about, and does not cover `ticket`.
+    fn uncovered(&self, whose: SpaceId, ticket: u64) -> bool {
         self.cpus.iter().any(|cpu| {
             cpu.inside.load(Ordering::SeqCst)
-                && cpu.root.load(Ordering::SeqCst) == root
+                && cpu.runs(whose)
                 && cpu.covered.load(Ordering::SeqCst) < ticket
         })
     }
@@ -324,27 +355,28 @@ impl Flushes {
     /// No lock may be held.
     pub fn quiesce(&self, space: &Space<VmmPlatform>) {
         wait_for_announcements(space);
-        self.quiesce_root((space.id(), space.root()));
+        self.quiesce_for(space.id());
     }
 
-    /// The same for a space that may be gone by now, of whose flushes the caller's was submitted.
-    pub fn quiesce_root(&self, (space, root): (SpaceId, Pfn)) {
+    /// The same for whom a flush concerns that was submitted: for a space that may be gone by now, or
+    /// everybody.
+    pub fn quiesce_for(&self, whose: SpaceId) {
         if self.waiting.load(Ordering::SeqCst) != 0 {
-            self.gate(&mut self.queues.lock(), space, root.gpa());
+            self.gate(&mut self.queues.lock(), whose);
         }
     }
 
     /// Adds touches of spaces that run nowhere.
     fn take_along(&self, queues: &mut Queues, entry: &mut Entry) {
         let own = entry.space;
-        let running = |root: u64| {
-            self.cpus.iter().any(|cpu| {
-                cpu.inside.load(Ordering::SeqCst) && cpu.root.load(Ordering::SeqCst) == root
-            })
+        let running = |whose| {
+            let inside = |cpu: &Cpu| cpu.inside.load(Ordering::SeqCst) && cpu.runs(whose);
+            self.cpus.iter().any(inside)
         };
         for (&space, items) in &mut queues.spaces {
             let waits = items.iter().any(|i| !i.touched && !i.carried);
-            if Some(space) == own || !waits || running(items[0].flush.root().gpa()) {
+            let covered = Some(space) == own || space == EVERYBODY;
+            if covered || !waits || running(space) {
                 continue;
             }
             for item in items.iter_mut().filter(|i| !i.touched) {
@@ -386,7 +418,7 @@ impl Flushes {
         }
         let mut done = Vec::new();
         let spaces = entry.covers.iter().map(|&(space, _)| space);
-        for space in spaces.chain(entry.space) {
+        for space in spaces.chain(entry.space).chain([EVERYBODY]) {
             self.collect(&mut queues, space, &mut done);
         }
         self.left.notify_all();
@@ -399,7 +431,7 @@ impl Flushes {
             return;
         };
         let before = items.len();
-        let ready = |i: &mut Item| i.touched && !self.uncovered(i.flush.root().gpa(), i.ticket);
+        let ready = |i: &mut Item| i.touched && !self.uncovered(space, i.ticket);
         done.extend(items.extract_if(.., ready).map(|item| item.flush));
         let taken = before - items.len();
         if items.is_empty() {
@@ -430,7 +462,7 @@ impl Flushes {
         if !self.errand_waits() {
             return None;
         }
-        self.cpus[cpu].root.store(root.gpa(), Ordering::SeqCst);
+        self.cpus[cpu].load(EVERYBODY, root.gpa());
         let mut queues = self.queues.lock();
         let mut entry = Entry {
             needed: true,
@@ -523,6 +555,20 @@ impl Flushes {
             waits: get(&c.waits),
             errands: get(&c.errands),
         }
+    }
+}
+
+impl Cpu {
+    /// Notes what it is about to run; true if that is something else than before.
+    fn load(&self, space: SpaceId, root: u64) -> bool {
+        let space = space.get();
+        let other = self.space.swap(space, Ordering::SeqCst) != space;
+        (self.root.swap(root, Ordering::SeqCst) != root) | other
+    }
+
+    /// Whether a flush is about the space it runs or ran last.
+    fn runs(&self, whose: SpaceId) -> bool {
+        whose == EVERYBODY || self.space.load(Ordering::SeqCst) == whose.get()
     }
 }
 

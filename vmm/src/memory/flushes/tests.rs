@@ -301,3 +301,65 @@ fn nobody_sees_the_old_table_after_the_wait() {
         assert_eq!(m.manager.stats().data.in_flight, 0);
     }
 }
+
+/// A space with one page that was stored to and that virtual CPU 0 ran when it was forked, and its child.
+fn family(m: &Memory) -> [Arc<Space<VmmPlatform>>; 2] {
+    m.manager.set_fork_mode(shadow_mm::ForkMode::Shared);
+    let parent = space(m);
+    let at = GuestVa::new(DATA).unwrap();
+    let request = MapRequest {
+        placement: Placement::Fixed(at.vpn()),
+        count: 1,
+        prot: Prot::READ | Prot::WRITE,
+        kind: MapKind::Anonymous,
+        flags: VadFlags::empty(),
+        tag: VadTag(0),
+    };
+    m.submit(m.manager.map(&parent, request).unwrap().flush);
+    m.with_page(&parent, at, Access::Write, |_, _| ()).unwrap();
+    let entry = enter(m, 0, &parent);
+    assert_eq!(entry.root, parent.root().gpa());
+    let forked = m.manager.fork(&parent).unwrap();
+    assert_ne!(entry.root, parent.root().gpa());
+    // Whoever is inside is on the old root until the flush ejects it.
+    let ejected = ejects(m, 0);
+    let (child, mut flush) = (forked.child, forked.flush);
+    drop(flush.take_fork());
+    m.submit(flush);
+    assert_eq!(ejected.0.load(Ordering::SeqCst), 1);
+    assert_eq!(
+        leave(m, 0, &entry, true),
+        usize::from(m.flushes.paging == Paging::Hardware)
+    );
+    [parent, child]
+}
+
+#[test]
+fn fork_moves_its_parent_to_another_root() {
+    for paging in [Paging::Hardware, Paging::Shadow] {
+        let m = memory(paging, 2);
+        let [parent, child] = family(&m);
+        let entry = enter(&m, 0, &parent);
+        assert!(entry.needed);
+        assert_eq!(entry.root, parent.root().gpa());
+        let other = enter(&m, 1, &child);
+        assert_eq!(other.root, child.root().gpa());
+        let _ = (leave(&m, 0, &entry, true), leave(&m, 1, &other, true));
+        assert!(!m.flushes.pending());
+    }
+}
+
+#[test]
+fn wide_flush_concerns_every_space() {
+    let m = memory(Paging::Hardware, 2);
+    let [parent, child] = family(&m);
+    let ejected = ejects(&m, 1);
+    let inside = [enter(&m, 0, &parent), enter(&m, 1, &child)];
+    let flush = m.manager.age(&child);
+    assert!(flush.is_wide(), "the page was accessed");
+    m.submit(flush);
+    assert_eq!(ejected.0.load(Ordering::SeqCst), 1);
+    assert_eq!(leave(&m, 0, &inside[0], true), 0, "the other is inside");
+    assert_eq!(leave(&m, 1, &inside[1], true), 1);
+    assert!(enter(&m, 0, &parent).needed, "it is stale too");
+}

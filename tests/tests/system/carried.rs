@@ -1,0 +1,100 @@
+//! Programs that are in the middle of something when they are written down: threads that run, wait and sleep, and
+//! a database transaction. Each goes on twice, from the same snapshot.
+
+use tests::case::{Case, Checked, PASSED, Verdict};
+use tests::context::Context;
+
+use super::snapshot::{Guest, ONLY_VMM, expect, snapshot, vmm_with};
+
+/// Three threads that count, one that waits for a condition, one that sleeps: all end when a line comes.
+const THREADS: &str = "import sys, threading, time
+stop, lock = threading.Event(), threading.Condition()
+counts, said = [0] * 3, []
+def count(n):
+    while not stop.is_set():
+        counts[n] += 1
+def wait():
+    with lock:
+        lock.wait()
+        said.append('woken')
+def sleep():
+    before = time.monotonic()
+    time.sleep(1)
+    said.append('slept' if 1 <= time.monotonic() - before < 60 else 'overslept')
+all = [threading.Thread(target=count, args=(n,)) for n in range(3)]
+all += [threading.Thread(target=wait), threading.Thread(target=sleep)]
+for t in all:
+    t.start()
+print('READY', flush=True)
+line = sys.stdin.readline().strip()
+before = list(counts)
+until = time.monotonic() + 60
+moved = lambda: [a > b for a, b in zip(counts, before)]
+while not min(moved()) and time.monotonic() < until:
+    time.sleep(0.05)
+moved = moved()
+stop.set()
+with lock:
+    lock.notify_all()
+for t in all:
+    t.join()
+print(line, moved, sorted(said))
+";
+
+/// A transaction that is half-way, in a database in memory of the guest.
+const DATABASE: &str = "import sys, sqlite3
+db = sqlite3.connect('/mnt/test.db', isolation_level=None)
+db.execute('create table t (n integer primary key, s text)')
+db.execute('begin')
+rows = lambda a, b: [(n, 'row %d' % n) for n in range(a, b)]
+db.executemany('insert into t values (?, ?)', rows(0, 3000))
+print('READY', flush=True)
+line = sys.stdin.readline().strip()
+db.executemany('insert into t values (?, ?)', rows(3000, 6000))
+db.execute('commit')
+db = sqlite3.connect('/mnt/test.db')
+print(line, *db.execute('select count(*), sum(n) from t').fetchone(),
+      db.execute('pragma integrity_check').fetchone()[0])
+";
+
+fn twice(context: &Context, program: &str, rest: &str) -> Checked {
+    let file = context.write("program.py", program, 0o644)?;
+    let file = file.to_string_lossy().into_owned();
+    let options = ["--root", "/", "--tmpfs", "/mnt"];
+    let guest = Guest::start_in(context, &options, &["python3", &file])?;
+    let path = snapshot(context)?;
+    drop(guest);
+    for line in ["one", "two"] {
+        let again = vmm_with(context, &["restore", &path], format!("{line}\n").as_bytes())?;
+        expect(&again, 0, &format!("{line} {rest}\n"))?;
+    }
+    Ok(PASSED)
+}
+
+/// Threads that run, wait and sleep go on doing so.
+fn threads(context: &Context) -> Checked {
+    if context.setup.host.in_rig() {
+        // A known bug: see docs/testing.md.
+        let why = "on one processor a thread may not get its turn for a long time after a restore";
+        return Ok(Verdict::Skipped(why.to_owned()));
+    }
+    twice(context, THREADS, "[True, True, True] ['slept', 'woken']")
+}
+
+/// A transaction that was half-way is finished, and the database is sound.
+fn database(context: &Context) -> Checked {
+    twice(context, DATABASE, "6000 17997000 ok")
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    [
+        ("carried/threads", threads as fn(&Context) -> Checked),
+        ("carried/database", database),
+    ]
+    .into_iter()
+    .map(|(name, body)| {
+        let case = Case::function(name, body);
+        case.not_native(ONLY_VMM).needs(&["python3"]).seconds(180)
+    })
+    .collect()
+}

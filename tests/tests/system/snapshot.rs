@@ -1,0 +1,410 @@
+//! Running guests written down, made again, and forked: `vmm snapshot`, `restore`, `freeze`, `fork`, `ps`, `kill`.
+//!
+//! `VMM_KILLS` sets how often the VMM is killed while it writes a snapshot.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tests::case::{Case, Checked, PASSED};
+use tests::context::Context;
+use tests::process::{self, Limits, Output};
+
+pub(crate) const ONLY_VMM: &str = "it is about snapshots";
+/// How often the VMM is killed unless `VMM_KILLS` says otherwise.
+const KILLS: u32 = 20;
+
+/// Prints a line for each line of its input, with what it found out before it was ready.
+const WARM: &str = "x=warm; echo READY; while read line; do echo $x $line $$; done; echo end";
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// A command with run directories of the case's own.
+fn command(context: &Context, words: &[&str]) -> Command {
+    let mut command = Command::new(&context.setup.vmm);
+    command.args(words).env("XDG_RUNTIME_DIR", context.work());
+    command
+}
+
+fn vmm(context: &Context, words: &[&str]) -> Result<Output, String> {
+    vmm_with(context, words, b"")
+}
+
+pub(crate) fn vmm_with(context: &Context, words: &[&str], stdin: &[u8]) -> Result<Output, String> {
+    let limits = Limits {
+        timeout: context.timeout,
+        signal: None,
+    };
+    process::run(&mut command(context, words), stdin, &limits).map_err(text)
+}
+
+fn succeed(context: &Context, words: &[&str]) -> Result<Output, String> {
+    let output = vmm(context, words)?;
+    match output.status {
+        0 => Ok(output),
+        status => Err(format!("{words:?}: {status} {}", output.err())),
+    }
+}
+
+/// A guest that runs, ended when it is dropped.
+pub(crate) struct Guest {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Guest {
+    /// Starts `program` under the name `warm`, with its output in a file; it is to print READY.
+    fn start(context: &Context, program: &[&str]) -> Result<Self, String> {
+        Self::start_in(context, &[], program)
+    }
+
+    /// The same, with more options.
+    pub(crate) fn start_in(
+        context: &Context,
+        more: &[&str],
+        program: &[&str],
+    ) -> Result<Self, String> {
+        let output = context.work().join("output");
+        let file = fs::File::create(&output).map_err(text)?;
+        let mut words = context.prefix(&[]);
+        let at = words.len() - 1;
+        let options = [
+            "--name",
+            "warm",
+            "--ready-line",
+            "READY",
+            "--memory",
+            "128M",
+        ];
+        let options = options.iter().chain(more);
+        words.splice(at..at, options.map(|&word| word.to_owned()));
+        words.extend(program.iter().map(|&word| word.to_owned()));
+        let mut command = context.command(&words);
+        let child = command
+            .env("XDG_RUNTIME_DIR", context.work())
+            .stdin(Stdio::piped())
+            .stdout(file)
+            .spawn()
+            .map_err(text)?;
+        let guest = Self { child, output };
+        guest.wait_ready(context)?;
+        Ok(guest)
+    }
+
+    fn wait_ready(&self, context: &Context) -> Result<(), String> {
+        let start = Instant::now();
+        loop {
+            let list = vmm(context, &["ps"])?;
+            if list.out().contains(" ready ") {
+                return Ok(());
+            }
+            if start.elapsed() > context.timeout / 2 {
+                let printed = fs::read_to_string(&self.output).unwrap_or_default();
+                return Err(format!("not ready: {} {printed}", list.out()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn snapshot(context: &Context) -> Result<String, String> {
+    let path = context.work().join("guest.snap");
+    let path = path.to_string_lossy().into_owned();
+    succeed(context, &["snapshot", "warm", &path])?;
+    Ok(path)
+}
+
+pub(crate) fn expect(output: &Output, status: i32, out: &str) -> Result<(), String> {
+    if output.status == status && output.out() == out {
+        return Ok(());
+    }
+    Err(format!(
+        "status {}, output {:?}, not {out:?}; {}",
+        output.status,
+        output.out(),
+        output.err()
+    ))
+}
+
+/// A shell goes on in another machine, as often as one likes, and the original goes on too.
+fn shell(context: &Context) -> Checked {
+    let mut guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
+    let path = snapshot(context)?;
+    for input in ["a", "b"] {
+        let again = vmm_with(
+            context,
+            &["restore", &path],
+            format!("{input}\n").as_bytes(),
+        )?;
+        let first = again.out().starts_with(&format!("warm {input} "));
+        if !first || !again.out().ends_with("end\n") || again.status != 0 {
+            return Err(format!("{} {} {}", again.status, again.out(), again.err()));
+        }
+    }
+    drop(guest.child.stdin.take());
+    let ended = process::wait_within(&mut guest.child, context.timeout)?;
+    let printed = fs::read_to_string(&guest.output).map_err(text)?;
+    if !ended.success() || printed != "READY\nend\n" {
+        return Err(format!("the original: {ended} {printed:?}"));
+    }
+    Ok(PASSED)
+}
+
+/// Processes with a pipe between them, one of which sleeps, and what is in the pipe.
+fn pipes(context: &Context) -> Checked {
+    let line = "(i=0; while [ $i -lt 5 ]; do i=$((i+1)); echo n$i; sleep 0.3; done) | \
+                (echo READY; sleep 0.5; while read line; do echo got $line; done); echo end";
+    let guest = Guest::start(context, &["busybox", "sh", "-c", line])?;
+    let path = snapshot(context)?;
+    let before = fs::read_to_string(&guest.output).map_err(text)?;
+    let again = succeed(context, &["restore", &path])?;
+    let whole = "READY\ngot n1\ngot n2\ngot n3\ngot n4\ngot n5\nend\n";
+    let seen = again.out();
+    // What it had printed when it was written down it does not print again.
+    if !whole.ends_with(&seen) || whole.len() > before.len() + seen.len() {
+        return Err(format!("{before:?}, then {seen:?}"));
+    }
+    Ok(PASSED)
+}
+
+/// An interpreter with much on its heap.
+fn python(context: &Context) -> Checked {
+    let program = "import sys, os, hashlib\n\
+                   d = {i: str(i) * 7 for i in range(20000)}\n\
+                   print('READY', flush=True)\n\
+                   for line in sys.stdin:\n\
+                   \x20   h = hashlib.sha256(repr(sorted(d.items())).encode()).hexdigest()\n\
+                   \x20   print(d[int(line)], h[:8], flush=True)\n";
+    let file = context.write("warm.py", program, 0o644)?;
+    let native = process::run(
+        Command::new("python3").arg(&file),
+        b"77\n",
+        &Limits {
+            timeout: context.timeout,
+            signal: None,
+        },
+    );
+    let native = native.map_err(text)?.out();
+    let native = native.strip_prefix("READY\n").unwrap_or_default();
+    let file = file.to_string_lossy().into_owned();
+    let guest = Guest::start_in(context, &["--root", "/"], &["python3", &file])?;
+    let path = snapshot(context)?;
+    let again = vmm_with(context, &["restore", &path], b"77\n")?;
+    expect(&again, 0, native)?;
+    drop(guest);
+    Ok(PASSED)
+}
+
+/// Ten copies with inputs of their own, and the original is as before.
+fn fork(context: &Context) -> Checked {
+    let guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
+    let work = context.work();
+    for n in 1..=10 {
+        fs::write(work.join(format!("in.{n}")), format!("input{n}\n")).map_err(text)?;
+    }
+    let pattern = |name: &str| work.join(name).to_string_lossy().into_owned();
+    let (input, output) = (pattern("in.%i"), pattern("out.%i"));
+    succeed(context, &["freeze", "warm"])?;
+    let words = [
+        "fork", "warm", "-n", "10", "--stdin", &input, "--stdout", &output,
+    ];
+    succeed(context, &words)?;
+    for n in 1..=10 {
+        let printed = fs::read_to_string(work.join(format!("out.{n}"))).map_err(text)?;
+        let right = printed.starts_with(&format!("warm input{n} ")) && printed.ends_with("end\n");
+        if !right || printed.lines().count() != 2 {
+            return Err(format!("copy {n}: {printed:?}"));
+        }
+    }
+    // Nobody is left, but the original.
+    let list = succeed(context, &["ps"])?;
+    if list.out().lines().count() != 2 || !list.out().contains("warm") {
+        return Err(format!("ps: {}", list.out()));
+    }
+    succeed(context, &["kill", "warm", "--signal", "TERM"])?;
+    let mut guest = guest;
+    let ended = process::wait_within(&mut guest.child, context.timeout)?;
+    if ended.code() != Some(128 + 15) {
+        return Err(format!("killed: {ended}"));
+    }
+    Ok(PASSED)
+}
+
+/// A file that is not what was written is refused with one line, before anything runs.
+fn damaged(context: &Context) -> Checked {
+    let guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
+    let path = snapshot(context)?;
+    drop(guest);
+    let whole = fs::read(&path).map_err(text)?;
+    let refused = |bytes: &[u8], word: &str, what: String| -> Result<(), String> {
+        fs::write(&path, bytes).map_err(text)?;
+        let output = vmm(context, &["restore", "--verify", &path])?;
+        let one_line = output.err().lines().count() == 1 && output.err().contains(word);
+        if output.status != 125 || !one_line || !output.stdout.is_empty() {
+            let (out, err) = (output.out(), output.err());
+            return Err(format!("{what}: {} {out} {err}", output.status));
+        }
+        Ok(())
+    };
+    let lengths = (0..24).map(|n| whole.len() * n / 24);
+    for length in lengths.chain([7, 4095, 4096, whole.len() - 1]) {
+        refused(&whole[..length], "vmm: ", format!("{length} bytes"))?;
+    }
+    for n in 0..48 {
+        let mut bad = whole.clone();
+        let at = (whole.len() - 1) * n / 47;
+        bad[at] ^= 1 << (n % 8);
+        refused(&bad, "vmm: ", format!("byte {at}"))?;
+    }
+    let mut newer = whole.clone();
+    newer[8] = 200;
+    refused(&newer, "newer vmm", "version 200".to_owned())?;
+    fs::write(&path, &whole).map_err(text)?;
+    let again = vmm_with(context, &["restore", &path], b"x\n")?;
+    if again.status != 0 || !again.out().starts_with("warm x ") {
+        return Err(format!("undamaged: {} {}", again.out(), again.err()));
+    }
+    Ok(PASSED)
+}
+
+/// A page that turns out to be damaged while the guest runs ends it, and never shows wrong bytes.
+fn damaged_page(context: &Context) -> Checked {
+    let guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
+    let path = snapshot(context)?;
+    drop(guest);
+    let mut bytes = fs::read(&path).map_err(text)?;
+    // Every page, so that the first that is touched is one.
+    let mut at = 4096;
+    while at + 4096 < bytes.len() && at < bytes.len() * 3 / 4 {
+        bytes[at + 100] ^= 4;
+        at += 4096;
+    }
+    fs::write(&path, &bytes).map_err(text)?;
+    let output = vmm_with(context, &["restore", &path], b"x\n")?;
+    let said = output
+        .err()
+        .lines()
+        .any(|line| line.starts_with("vmm: ") && line.contains("damaged"));
+    if output.status != 125 || !said || output.out().contains("warm x") {
+        let (out, err) = (output.out(), output.err());
+        return Err(format!("{} {out} {err}", output.status));
+    }
+    Ok(PASSED)
+}
+
+/// Whoever kills the VMM while it writes finds the old file, or the new one.
+fn killed(context: &Context) -> Checked {
+    let program = "BEGIN { for (i = 0; i < 60000; i++) a[i] = i * 7; print \"READY\"; fflush(); \
+                   getline line; s = 0; for (i = 0; i < 60000; i++) s += a[i]; print line, s }";
+    let kills = std::env::var("VMM_KILLS").ok().and_then(|n| n.parse().ok());
+    let path = {
+        let _guest = Guest::start(context, &["busybox", "awk", program])?;
+        snapshot(context)?
+    };
+    for n in 0..kills.unwrap_or(KILLS) {
+        let mut guest = Guest::start(context, &["busybox", "awk", program])?;
+        let mut asks = command(context, &["snapshot", "warm", &path]);
+        let asks = asks.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut asks = asks.map_err(text)?;
+        // Another moment every time, all over the time it takes and a little longer.
+        std::thread::sleep(Duration::from_micros(u64::from(n * 7919 % 61) * 250));
+        guest.child.kill().map_err(text)?;
+        guest.child.wait().map_err(text)?;
+        process::wait_within(&mut asks, context.timeout)?;
+        let again = vmm_with(context, &["restore", "--verify", &path], b"sum\n")?;
+        expect(&again, 0, "sum 12599790000\n")
+            .or_else(|_| expect(&again, 0, "sum 1.25998e+10\n"))?;
+        nothing_left(Path::new(&path))?;
+    }
+    Ok(PASSED)
+}
+
+/// Only what belongs there is beside a snapshot; a crash may leave one temporary name.
+fn nothing_left(path: &Path) -> Result<(), String> {
+    let known = ["guest.snap", ".guest.snap.vmm-new", "output", "vmm"];
+    let dir = path.parent().ok_or("no directory")?;
+    for entry in fs::read_dir(dir).map_err(text)? {
+        let name = entry.map_err(text)?.file_name();
+        if !known.iter().any(|known| name == *known) {
+            return Err(format!("left behind: {}", name.display()));
+        }
+    }
+    Ok(())
+}
+
+/// What cannot be done is said in one line.
+fn refusals(context: &Context) -> Checked {
+    let guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
+    let file = context.work().join("s");
+    let file = file.to_string_lossy().into_owned();
+    for (words, part) in [
+        (vec!["snapshot", "nobody", &file], "no guest `nobody`"),
+        (
+            vec!["snapshot", "warm", "/no/such/place/x"],
+            "cannot be written",
+        ),
+        (vec!["snapshot", "warm", "/"], "not the name of a file"),
+        (
+            vec!["snapshot", "warm", &file, "--base", "/dev/null"],
+            "/dev/null",
+        ),
+        (vec!["restore", "/dev/null"], "not a regular file"),
+        (vec!["restore", "/no/such/file"], "cannot be read"),
+        (vec!["restore", "/etc/passwd"], "not a snapshot"),
+        (vec!["restore"], "FILE"),
+        (vec!["freeze", "nobody"], "no guest `nobody`"),
+        (vec!["fork", "nobody", "-n", "2"], "no guest `nobody`"),
+        (
+            vec!["fork", "warm", "--stdin", "/no/such/file"],
+            "/no/such/file",
+        ),
+        (vec!["fork", "warm", "-n", "0"], "0"),
+        (vec!["kill", "nobody"], "no guest `nobody`"),
+        (vec!["kill", "warm", "-s", "NOTHING"], "not a signal"),
+    ] {
+        let output = vmm(context, &words)?;
+        let one_line = output.err().lines().count() == 1;
+        if output.status != 125 || !one_line || !output.err().contains(part) {
+            return Err(format!("{words:?}: {} {}", output.status, output.err()));
+        }
+    }
+    if Path::new(&file).exists() {
+        return Err("a snapshot that was refused is there".to_owned());
+    }
+    drop(guest);
+    Ok(PASSED)
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let all = [
+        ("shell", shell as fn(&Context) -> Checked, 60),
+        ("pipes", pipes, 60),
+        ("fork", fork, 120),
+        ("damaged", damaged, 120),
+        ("damaged-page", damaged_page, 60),
+        ("killed", killed, 900),
+        ("refusals", refusals, 60),
+    ];
+    let mut cases: Vec<_> = all
+        .into_iter()
+        .map(|(name, body, seconds)| {
+            let case = Case::function(&format!("snapshot/{name}"), body);
+            case.not_native(ONLY_VMM)
+                .needs(&["busybox"])
+                .seconds(seconds)
+        })
+        .collect();
+    let python = Case::function("snapshot/python", python);
+    cases.push(python.not_native(ONLY_VMM).needs(&["python3"]).seconds(120));
+    cases
+}
