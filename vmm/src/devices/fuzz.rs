@@ -163,25 +163,54 @@ mod tests {
         ("serial", serial),
     ];
 
+    fn corpus(name: &str) -> Vec<Vec<u8>> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fuzz/corpus");
+        let files = std::fs::read_dir(format!("{folder}/{name}")).unwrap();
+        let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+        paths.sort();
+        paths
+            .iter()
+            .map(|path| std::fs::read(path).unwrap())
+            .collect()
+    }
+
     #[test]
     fn corpus_is_answered() {
-        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fuzz/corpus");
         for (name, target) in TARGETS {
-            let mut count = 0;
-            for file in std::fs::read_dir(format!("{corpus}/{name}")).unwrap() {
-                target(&std::fs::read(file.unwrap().path()).unwrap());
-                count += 1;
-            }
-            assert!(count > 0, "{name} has no corpus");
+            let inputs = corpus(name);
+            assert!(!inputs.is_empty(), "{name} has no corpus");
+            inputs.iter().for_each(|input| target(input));
         }
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(128))]
+        #![proptest_config(ProptestConfig::with_cases(256))]
 
         #[test]
         fn any_bytes_are_answered(data in prop::collection::vec(any::<u8>(), 0..2048)) {
             for (_, target) in TARGETS {
+                target(&data);
+            }
+        }
+
+        /// What the corpus has, with some bytes changed, and the end of another input at its end.
+        #[test]
+        fn changed_corpus_is_answered(
+            which in any::<[prop::sample::Index; 2]>(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            for (name, target) in TARGETS {
+                let inputs = corpus(name);
+                let [first, second] = which.map(|index| index.get(&inputs));
+                let mut data = first[..cut.index(first.len() + 1)].to_vec();
+                data.extend(&second[cut.index(second.len() + 1)..]);
+                for (at, byte) in &changes {
+                    if !data.is_empty() {
+                        let at = at.index(data.len());
+                        data[at] = *byte;
+                    }
+                }
                 target(&data);
             }
         }
