@@ -177,8 +177,8 @@ fn row(monitor: Monitor, boots: &[Boot]) {
     let least = boots.iter().map(milliseconds).min().unwrap_or(0);
     let middle = median(boots.iter().map(milliseconds).collect());
     print!("{:<52} {least:>8} {middle:>8}", monitor.name());
-    for column in 0..COLUMNS.len() {
-        let width = COLUMNS[column].0.len().max(7);
+    for (column, (heading, _)) in COLUMNS.iter().enumerate() {
+        let width = heading.len().max(7);
         let count = median(boots.iter().map(|boot| boot.counts[column]).collect());
         print!(" {count:>width$}");
     }
