@@ -4,7 +4,8 @@
 //! is ignored. Environment: `VMM_TEST_HOST` (see [`crate::host`]), `VMM_BIN` (the vmm to test),
 //! `VMM_TEST_PROGRAMS` (built guest programs), `VMM_TEST_JOBS` (cases at once),
 //! `VMM_TEST_REQUIRE_KVM` (no usable `/dev/kvm` is a failure), `VMM_TEST_TIME` (seconds for all cases; those that
-//! run when they are over are named and fail).
+//! run when they are over are named and fail), `VMM_TEST_AGAIN` (cases that fail are tried once more, alone, at the end; one
+//! that passes then is named as flaky, with what it printed when it failed).
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ use crate::programs;
 struct Tally {
     passed: usize,
     failed: Vec<String>,
+    /// Failed first and passed alone.
+    flaky: Vec<String>,
     skipped: usize,
     /// Cases that run, and since when.
     running: Vec<(String, Instant)>,
@@ -118,8 +121,31 @@ fn run(host: Host, cases: &[Case]) -> Result<Tally, String> {
             });
         }
     });
+    if std::env::var_os("VMM_TEST_AGAIN").is_some() {
+        again(cases, &setup, &tally);
+    }
     let mut tally = tally.lock().map_err(|_| "a case panicked".to_owned())?;
     Ok(std::mem::take(&mut *tally))
+}
+
+/// More failures than this have one cause.
+const FEW: usize = 5;
+
+/// Tries the cases that failed once more, when nothing else runs.
+fn again(cases: &[Case], setup: &Setup, tally: &Mutex<Tally>) {
+    let first = match tally.lock() {
+        Ok(mut tally) if tally.failed.len() <= FEW => std::mem::take(&mut tally.failed),
+        Ok(_) | Err(_) => return,
+    };
+    for case in cases.iter().filter(|case| first.contains(&case.name)) {
+        println!("again {}", case.name);
+        one(case, setup, tally);
+        if let Ok(mut tally) = tally.lock()
+            && !tally.failed.contains(&case.name)
+        {
+            tally.flaky.push(case.name.clone());
+        }
+    }
 }
 
 /// Ends the run when a case hangs or the time is over, so that somebody learns which cases are to blame.
@@ -202,6 +228,9 @@ fn without_kvm(cases: &[Case], why: &str) -> Result<Tally, String> {
 fn close(tally: &Tally) -> ExitCode {
     for name in &tally.failed {
         println!("failed: {name}");
+    }
+    for name in &tally.flaky {
+        println!("flaky: {name}: failed, and passed alone");
     }
     println!(
         "{} passed, {} failed, {} skipped",
