@@ -8,6 +8,7 @@ mod boot;
 mod boot_input;
 mod boot_linux;
 mod carried;
+mod clones;
 mod confinement;
 mod guard;
 mod inspect;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         inspect::cases(),
         snapshot::cases(),
         carried::cases(),
+        clones::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),

@@ -41,7 +41,7 @@ pub(crate) fn vmm_with(context: &Context, words: &[&str], stdin: &[u8]) -> Resul
     process::run(&mut command(context, words), stdin, &limits).map_err(text)
 }
 
-fn succeed(context: &Context, words: &[&str]) -> Result<Output, String> {
+pub(crate) fn succeed(context: &Context, words: &[&str]) -> Result<Output, String> {
     let output = vmm(context, words)?;
     match output.status {
         0 => Ok(output),
@@ -67,18 +67,21 @@ impl Guest {
         more: &[&str],
         program: &[&str],
     ) -> Result<Self, String> {
+        let options = [&["--ready-line", "READY"], more].concat();
+        Self::launch(context, &options, program)
+    }
+
+    /// Starts `program` with these options, which say when it is ready.
+    pub(crate) fn launch(
+        context: &Context,
+        more: &[&str],
+        program: &[&str],
+    ) -> Result<Self, String> {
         let output = context.work().join("output");
         let file = fs::File::create(&output).map_err(text)?;
         let mut words = context.prefix(&[]);
         let at = words.len() - 1;
-        let options = [
-            "--name",
-            "warm",
-            "--ready-line",
-            "READY",
-            "--memory",
-            "128M",
-        ];
+        let options = ["--name", "warm", "--memory", "128M"];
         let options = options.iter().chain(more);
         words.splice(at..at, options.map(|&word| word.to_owned()));
         words.extend(program.iter().map(|&word| word.to_owned()));
@@ -92,6 +95,16 @@ impl Guest {
         let guest = Self { child, output };
         guest.wait_ready(context)?;
         Ok(guest)
+    }
+
+    /// Ends its input, and waits for its end: what it printed.
+    pub(crate) fn finish(mut self, context: &Context) -> Result<String, String> {
+        drop(self.child.stdin.take());
+        let ended = process::wait_within(&mut self.child, context.timeout)?;
+        if !ended.success() {
+            return Err(format!("the original: {ended}"));
+        }
+        fs::read_to_string(&self.output).map_err(text)
     }
 
     fn wait_ready(&self, context: &Context) -> Result<(), String> {
@@ -138,7 +151,7 @@ pub(crate) fn expect(output: &Output, status: i32, out: &str) -> Result<(), Stri
 
 /// A shell goes on in another machine, as often as one likes, and the original goes on too.
 fn shell(context: &Context) -> Checked {
-    let mut guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
+    let guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
     let path = snapshot(context)?;
     for input in ["a", "b"] {
         let again = vmm_with(
@@ -151,11 +164,9 @@ fn shell(context: &Context) -> Checked {
             return Err(format!("{} {} {}", again.status, again.out(), again.err()));
         }
     }
-    drop(guest.child.stdin.take());
-    let ended = process::wait_within(&mut guest.child, context.timeout)?;
-    let printed = fs::read_to_string(&guest.output).map_err(text)?;
-    if !ended.success() || printed != "READY\nend\n" {
-        return Err(format!("the original: {ended} {printed:?}"));
+    let printed = guest.finish(context)?;
+    if printed != "READY\nend\n" {
+        return Err(format!("the original: {printed:?}"));
     }
     Ok(PASSED)
 }

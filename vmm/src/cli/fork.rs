@@ -13,7 +13,7 @@ use crate::control::rundir::{RunDirError, check_name};
 
 /// Start copies of a running guest
 ///
-/// The guest is frozen, if `vmm freeze` has not done it, and goes on. Each copy goes on from there in a machine of
+/// The guest is frozen, unless it has frozen itself (/dev/vmm) or `vmm freeze` has done it, and goes on. Each copy goes on from there in a machine of
 /// its own: the memory that none of them changes is there once. The command ends when all have ended.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -34,6 +34,10 @@ pub(super) struct ForkArgs {
     /// Standard output of the copies; `%i` stands for a copy's number
     #[arg(long, value_name = "FILE")]
     stdout: Option<String>,
+
+    /// Something the copies read from /dev/vmm (repeatable); `%i` stands for a copy's number
+    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = super::restore::setting)]
+    env: Vec<String>,
 
     /// Name of the copies for `vmm ps`; the copy's number follows it
     #[arg(long, value_name = "NAME")]
@@ -130,9 +134,14 @@ fn template(args: &ForkArgs) -> Result<File, ForkError> {
     Ok(frozen(&args.guest, &Request::Freeze)?.1)
 }
 
+/// `text` as it is for one copy.
+fn numbered(text: &str, number: u32) -> String {
+    text.replace("%i", &number.to_string())
+}
+
 fn copy(args: &ForkArgs, number: u32, template: i32) -> Result<Child, ForkError> {
     let open = |pattern: &String, create: bool| {
-        let path = PathBuf::from(pattern.replace("%i", &number.to_string()));
+        let path = PathBuf::from(numbered(pattern, number));
         let opened = if create {
             File::create(&path)
         } else {
@@ -143,7 +152,11 @@ fn copy(args: &ForkArgs, number: u32, template: i32) -> Result<Child, ForkError>
     let vmm = std::env::current_exe().map_err(start)?;
     let mut command = Command::new(vmm);
     command.args(["restore", "--template", &template.to_string()]);
-    command.args(["--clone", &number.to_string()]);
+    let clone = format!("{number}/{}/{}", args.count, args.guest);
+    command.args(["--clone", &clone]);
+    for setting in &args.env {
+        command.arg(format!("--env={}", numbered(setting, number)));
+    }
     if let Some(name) = &args.name {
         command.args(["--name", &format!("{name}-{number}")]);
     }

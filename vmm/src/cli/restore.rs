@@ -13,7 +13,7 @@ use super::{STATUS_FAILURE, Size, StatsFormat, complain, say, seconds};
 use crate::machine::hardware;
 use crate::machine::restored::{RestoreConfig, restore};
 use crate::snapshot::read::{ReadError, Snapshot, Trust};
-use crate::snapshot::records::Identity;
+use crate::snapshot::records::{Identity, Role};
 
 /// Go on with the guest of a snapshot
 ///
@@ -70,13 +70,41 @@ pub(super) struct RestoreArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
 
+    /// Something the guest reads from /dev/vmm (repeatable)
+    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = setting)]
+    env: Vec<String>,
+
     /// A template that this process was given as a descriptor: how `vmm fork` starts its clones
     #[arg(long, value_name = "FD", hide = true, conflicts_with_all = ["file", "base"])]
     template: Option<RawFd>,
 
-    /// Which clone this is
-    #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
-    clone: u32,
+    /// Which clone of which template this is
+    #[arg(long, value_name = "NUMBER/COUNT/TEMPLATE", hide = true, value_parser = clone)]
+    clone: Option<Role>,
+}
+
+/// What `vmm fork` says of a clone.
+fn clone(text: &str) -> Result<Role, String> {
+    let mut parts = text.splitn(3, '/');
+    let mut number = || parts.next()?.parse::<u32>().ok();
+    let (number, of) = (number(), number());
+    match (number, of, parts.next()) {
+        (Some(number), Some(of), Some(template)) => Ok(Role::Clone {
+            number,
+            of,
+            template: template.to_owned(),
+        }),
+        _ => Err("not a clone".to_owned()),
+    }
+}
+
+/// A line that the guest will read.
+pub(super) fn setting(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        _ if text.contains('\n') => Err("a value has no ends of lines".to_owned()),
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
 }
 
 pub(super) fn main(args: &RestoreArgs) -> ExitCode {
@@ -96,7 +124,10 @@ pub(super) fn main(args: &RestoreArgs) -> ExitCode {
     }
     let config = RestoreConfig {
         snapshot: Arc::new(snapshot),
-        identity: Identity { clone: args.clone },
+        identity: Identity {
+            role: args.clone.clone().unwrap_or_default(),
+            settings: args.env.iter().map(|pair| pair.clone().into()).collect(),
+        },
         memory: args.memory.map(|size| size.0),
         page_file_dir: super::run::page_file_dir(args.page_file_dir.as_ref()),
         cpus: args.cpus.map(usize::from),

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -18,6 +18,8 @@ use crate::snapshot::read::{ReadError, Snapshot};
 
 /// How often a guest is asked whether it is ready.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long one may take to appear: the command before this one may have started it.
+const APPEARS: Duration = Duration::from_secs(2);
 
 /// Write a running guest to a file
 ///
@@ -126,16 +128,18 @@ fn check_base(base: &Path) -> Result<(), VerbError> {
     }
 }
 
-/// Waits for a guest that is to print a line.
+/// Waits for a guest that is being started, or that is to print a line or freeze itself.
 fn wait_until_ready(guest: &str) -> Result<(), VerbError> {
+    let (since, mut seen) = (Instant::now(), false);
     loop {
-        match client::ask(&rundir::folder(), guest, &Request::Hello)? {
-            Response::Hello { hello, .. } if hello.ready == Some(false) => {
-                std::thread::sleep(LOOK);
-            }
-            Response::Hello { .. } => return Ok(()),
-            _ => return Err(VerbError::Other(guest.to_owned())),
+        match client::ask(&rundir::folder(), guest, &Request::Hello) {
+            Ok(Response::Hello { hello, .. }) if hello.ready != Some(false) => return Ok(()),
+            Ok(Response::Hello { .. }) => seen = true,
+            Ok(_) => return Err(VerbError::Other(guest.to_owned())),
+            Err(AskError::NoGuest(_)) if !seen && since.elapsed() < APPEARS => {}
+            Err(error) => return Err(error.into()),
         }
+        std::thread::sleep(LOOK);
     }
 }
 

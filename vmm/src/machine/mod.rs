@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::config::{Commit, RunConfig};
-use crate::control::ready::ReadyLine;
+use crate::config::{Commit, ReadyWhen, RunConfig};
+use crate::control::ready::{Ready, ReadyLine};
 use crate::control::rundir::RunDirError;
 use crate::hv::CpuError;
 use crate::hv::kvm::vm::Vm;
@@ -19,6 +19,7 @@ use crate::snapshot::guest::MachineData;
 pub mod bare;
 pub mod builder;
 pub mod fpu;
+mod freezer;
 pub mod hardware;
 pub mod host_io;
 mod inspector;
@@ -155,7 +156,10 @@ pub fn run(config: &RunConfig) -> Result<Ended, RunError> {
 }
 
 fn observed(config: &RunConfig) -> Observed {
-    let ready = config.ready_line.as_deref().map(ReadyLine::new);
+    let ready = |when: &ReadyWhen| match when {
+        ReadyWhen::Printed(line) => Ready::Line(Arc::new(ReadyLine::new(line))),
+        ReadyWhen::Frozen => Ready::Freeze,
+    };
     let words = std::iter::once(&config.program).chain(&config.args);
     Observed {
         machine: MachineData {
@@ -166,7 +170,7 @@ fn observed(config: &RunConfig) -> Observed {
             overcommit: config.commit == Commit::Over,
         },
         origin: None,
-        ready: ready.map(Arc::new),
+        ready: config.ready.as_ref().map(ready),
         keeps_last: config.report.is_some(),
     }
 }
@@ -217,6 +221,7 @@ impl Machine {
         writeback.stop();
         // Whoever looks at the memory does not keep it.
         drop(self.control.take());
+        drop(self.freezer.take());
         kernel.memory.end_paging();
         for handle in paging {
             // A panic has said itself what it was.

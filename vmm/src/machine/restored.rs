@@ -54,7 +54,7 @@ pub fn restore(config: &RestoreConfig) -> Result<Ended, RunError> {
         let loader = ImageLoader::new(memory, snapshot, Arc::clone(&loaded));
         loader.map_err(Into::into)
     };
-    let mut machine = Machine::restore(&wanted, &records, config.identity, image)?;
+    let mut machine = Machine::restore(&wanted, &records, config.identity.clone(), image)?;
     let broken = watch(&machine, &loaded);
     machine.observe(
         Observed {

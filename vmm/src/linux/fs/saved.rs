@@ -28,6 +28,7 @@ use crate::linux::thread::Tid;
 use crate::memory::Backing;
 
 pub use super::memfs::saved::{SavedFifo, SavedInode, SavedMemFile};
+pub use super::vmm::SavedVmm;
 
 /// The file tree.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
