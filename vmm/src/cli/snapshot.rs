@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::control::client::{self, AskError};
 use crate::control::protocol::{Frozen, Progress, Request, Response};
 use crate::control::rundir;
 use crate::memory::FRAME;
-use crate::snapshot::read::{ReadError, Snapshot};
+use crate::snapshot::read::{ReadError, number_of_file};
 
 /// How often a guest is asked whether it is ready.
 const LOOK: Duration = Duration::from_millis(20);
@@ -96,13 +96,11 @@ fn write(args: &SnapshotArgs) -> Result<(), VerbError> {
         path: args.file.display().to_string(),
         source,
     })?;
-    if let Some(base) = &args.base {
-        check_base(base)?;
-    }
+    let base = args.base.as_deref().map(number_of_file).transpose()?;
     wait_until_ready(&args.guest)?;
     let request = Request::Snapshot {
         path,
-        on_origin: args.base.is_some(),
+        base: base.map(|id| id.to_string()),
     };
     let (answer, _) = ask(&args.guest, &request)?;
     match answer {
@@ -116,15 +114,6 @@ fn write(args: &SnapshotArgs) -> Result<(), VerbError> {
             Ok(())
         }
         _ => Err(VerbError::Other(args.guest.clone())),
-    }
-}
-
-/// Whether it can be read at all. That it is the right one the guest's VMM sees to.
-fn check_base(base: &Path) -> Result<(), VerbError> {
-    match Snapshot::open(base, None) {
-        // It has a base of its own, which the guest's VMM has.
-        Ok(_) | Err(ReadError::NeedsBase { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -85,7 +85,7 @@ impl Inspector {
                 },
             },
             Request::Kill { signal } => self.verbs.kill(*signal),
-            Request::Snapshot { path, on_origin } => self.verbs.snapshot(path, *on_origin, tell),
+            Request::Snapshot { path, base } => self.verbs.snapshot(path, base.as_deref(), tell),
             Request::Freeze => return self.verbs.freeze(&self.about.id, tell),
             Request::Template => return self.verbs.template(),
             Request::Inspect { summary } => {

@@ -100,9 +100,6 @@ pub enum RunError {
     /// A guest cannot be made of its records.
     #[error(transparent)]
     Restore(#[from] crate::snapshot::records::RestoreError),
-    /// The snapshot holds no guest.
-    #[error(transparent)]
-    Open(#[from] crate::snapshot::guest::OpenError),
     /// A page of the snapshot could not be read while the guest ran.
     #[error("the guest was ended: its memory cannot be read")]
     Snapshot(#[source] std::io::Error),

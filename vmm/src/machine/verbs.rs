@@ -85,15 +85,20 @@ impl Verbs {
         }
     }
 
-    /// Writes the guest to a file.
-    pub(super) fn snapshot(&self, path: &Path, on_origin: bool, tell: Tell<'_>) -> Response {
+    /// Writes the guest to a file; with `base` only what is not in that snapshot, which it was restored from.
+    pub(super) fn snapshot(&self, path: &Path, base: Option<&str>, tell: Tell<'_>) -> Response {
         if !path.is_absolute() {
             return Response::failed("the path of a snapshot is absolute here");
         }
-        let base = match (&self.origin, on_origin) {
-            (_, false) => None,
-            (Some(origin), true) => Some(origin.as_base()),
-            (None, true) => {
+        let base = match (&self.origin, base) {
+            (_, None) => None,
+            (Some(origin), Some(id)) if origin.id().to_string() == id => Some(origin.as_base()),
+            (Some(_), Some(_)) => {
+                return Response::failed(
+                    "--base is not the snapshot that the guest was restored from",
+                );
+            }
+            (None, Some(_)) => {
                 return Response::failed("the guest was not restored from a snapshot to build on");
             }
         };

@@ -167,6 +167,20 @@ impl SavedTree {
         };
         self.mounts.iter().filter_map(directory).collect()
     }
+
+    /// The single files of the host that the guest sees.
+    pub(in crate::linux) fn host_files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for mount in &self.mounts {
+            if let SavedKind::Closure(entries) = &mount.kind {
+                files.extend(entries.iter().filter_map(|entry| match entry {
+                    SavedEntry::File { host, .. } => Some(path(host)),
+                    SavedEntry::Symlink { .. } => None,
+                }));
+            }
+        }
+        files
+    }
 }
 
 impl SavedKind {
