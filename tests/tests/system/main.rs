@@ -10,6 +10,7 @@ mod boot_linux;
 mod carried;
 mod clones;
 mod confinement;
+mod examples;
 mod guard;
 mod inspect;
 mod no_kvm;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         snapshot::cases(),
         carried::cases(),
         clones::cases(),
+        examples::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),

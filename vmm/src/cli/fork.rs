@@ -1,5 +1,6 @@
 //! `vmm fork`: live copies of a running guest, each in a machine and a process of its own.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -26,6 +27,10 @@ pub(super) struct ForkArgs {
     /// How many
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     count: u32,
+
+    /// Most that run at once [default: all]
+    #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    jobs: Option<u32>,
 
     /// Standard input of the copies; `%i` stands for a copy's number, from 1
     #[arg(long, value_name = "FILE")]
@@ -91,38 +96,57 @@ fn run(args: &ForkArgs) -> Result<u8, ForkError> {
     let inherited = rustix::io::fcntl_dupfd_cloexec(&template, 3).map_err(|e| start(e.into()))?;
     rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty())
         .map_err(|e| start(e.into()))?;
-    let mut copies: Vec<Child> = Vec::new();
+    let mut copies = Copies::default();
+    let most = args.jobs.unwrap_or(args.count) as usize;
     for number in 1..=args.count {
-        match copy(args, number, inherited.as_raw_fd()) {
-            Ok(child) => copies.push(child),
-            Err(error) => {
-                end(&mut copies);
-                return Err(error);
-            }
+        if copies.running.len() >= most {
+            copies.wait_for_one()?;
         }
+        let child = copy(args, number, inherited.as_raw_fd())?;
+        copies.running.push_back(child);
     }
     drop(inherited);
-    let mut status = 0;
-    for child in &mut copies {
+    while !copies.running.is_empty() {
+        copies.wait_for_one()?;
+    }
+    Ok(copies.status)
+}
+
+/// The copies that were started; they are ended if not all could be.
+#[derive(Default)]
+struct Copies {
+    running: VecDeque<Child>,
+    /// That of the first that did not end with 0.
+    status: u8,
+}
+
+impl Copies {
+    /// Waits for the one that was started first of those that run.
+    fn wait_for_one(&mut self) -> Result<(), ForkError> {
+        let Some(child) = self.running.front_mut() else {
+            return Ok(());
+        };
         let ended = child.wait().map_err(start)?;
-        if status == 0 {
+        self.running.pop_front();
+        if self.status == 0 {
             let code = ended.code().and_then(|code| u8::try_from(code).ok());
-            status = code.unwrap_or(STATUS_FAILURE);
+            self.status = code.unwrap_or(STATUS_FAILURE);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        for child in &mut self.running {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
-    Ok(status)
 }
 
 fn start(source: io::Error) -> ForkError {
     ForkError::Start(source)
-}
-
-/// The copies that were started, when one could not be.
-fn end(copies: &mut [Child]) {
-    for child in copies {
-        let _ = child.kill();
-        let _ = child.wait();
-    }
 }
 
 fn template(args: &ForkArgs) -> Result<File, ForkError> {
