@@ -24,7 +24,7 @@ __asm__(".globl _start\n"
         "  iretq\n");
 
 extern char fault[], fault_with_code[];
-u32 faults;
+volatile u32 faults;
 
 static void out8(u16 port, u8 value) { __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
 static void out16(u16 port, u16 value) { __asm__ volatile("outw %0, %1" ::"a"(value), "Nd"(port)); }
@@ -35,6 +35,11 @@ static u32 in32(u16 port) { u32 v; __asm__ volatile("inl %1, %0" : "=a"(v) : "Nd
 
 static void say(const char *text) { for (; *text; text++) out8(0x3f8, *text); }
 static void off(void) { say("done\n"); out8(0x600, 0x34); for (;;) __asm__ volatile("hlt"); }
+
+static void say_hex(u32 value) {
+  for (int i = 28; i >= 0; i -= 4) out8(0x3f8, "0123456789abcdef"[value >> i & 15]);
+  say("\n");
+}
 
 static u64 state = 88172645463325252ull;
 static u64 random(void) {
@@ -119,6 +124,29 @@ static void msrs(u32 rounds) {
     if (r & 1 || dangerous) __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(index));
     else __asm__ volatile("wrmsr" ::"a"(low), "d"(high), "c"(index));
   }
+}
+
+// Registers that the machine does not show, and some that it does: each is read, and written with what was read.
+static void denied(void) {
+  static const u32 hidden[] = {0xc1, 0x179, 0x38f, 0x400, 0x480, 0x40000000, 0x4b564d02, 0xc0010000, 0xc0010117};
+  static const u32 shown[] = {0x10, 0x277, 0x2ff, 0xc0000100};
+  u32 before = 0;
+  for (u32 i = 0; i < 9; i++) {
+    u32 low = 0, high = 0;
+    before = faults;
+    __asm__ volatile("rdmsr" : "+a"(low), "+d"(high) : "c"(hidden[i]));
+    if (faults == before) { say("read: "); say_hex(hidden[i]); }
+    before = faults;
+    __asm__ volatile("wrmsr" ::"a"(low), "d"(high), "c"(hidden[i]));
+    if (faults == before) { say("written: "); say_hex(hidden[i]); }
+  }
+  before = faults;
+  for (u32 i = 0; i < 4; i++) {
+    u32 low, high;
+    __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(shown[i]));
+    __asm__ volatile("wrmsr" ::"a"(low), "d"(high), "c"(shown[i]));
+  }
+  say(faults == before ? "the others are answered\n" : "another one is refused\n");
 }
 
 // A virtio driver that means harm: the device is set up properly, then its queue is filled with anything.
@@ -228,6 +256,7 @@ void start(u8 *zero_page) {
     queues(400);
     say(answered ? "some were answered\n" : "none was answered\n");
   }
+  else if (is(line, "denied")) { catch_faults(); denied(); }
   else if (is(line, "msrs")) {
     catch_faults(); msrs(5000);
     say(faults ? "some were refused\n" : "all were taken\n");

@@ -40,6 +40,15 @@ pub enum Commit {
     Over,
 }
 
+/// What shows that a guest is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadyWhen {
+    /// It has printed this line.
+    Printed(Vec<u8>),
+    /// It has frozen itself.
+    Frozen,
+}
+
 /// What `vmm run` was asked to do.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
@@ -69,8 +78,8 @@ pub struct RunConfig {
     pub guard_alloc: bool,
     /// What `vmm inspect` calls the machine; its number if there is none.
     pub name: Option<String>,
-    /// The guest is ready once it has printed this line.
-    pub ready_line: Option<Vec<u8>>,
+    /// What the guest does when it is ready, if anybody is to wait for that.
+    pub ready: Option<ReadyWhen>,
     /// Where what `vmm inspect` shows is written at the end.
     pub report: Option<PathBuf>,
     /// Processors.

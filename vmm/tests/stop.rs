@@ -36,7 +36,7 @@ fn config(program: &str, args: &[&str]) -> Option<RunConfig> {
         guard_alloc: false,
         name: None,
         report: None,
-        ready_line: None,
+        ready: None,
         cpus: 2,
         program: program.into(),
         args: args.iter().map(|&a| a.into()).collect(),

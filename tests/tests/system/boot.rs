@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tests::case::{Case, Checked, Launch, PASSED};
+use tests::case::{Case, Checked, Launch, PASSED, Verdict};
 use tests::context::{Context, shorten};
 use tests::process::Output;
 use tests::terminal::Terminal;
@@ -116,6 +116,40 @@ fn hostile(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// Registers that are not in the machine's table are refused to read and to write, others are not.
+fn denied_msrs(context: &Context) -> Checked {
+    let output = run(
+        context,
+        &flat("denied", &[]),
+        0,
+        "the others are answered\ndone\n",
+    )?;
+    if output.err().contains("filters no MSRs") {
+        return Ok(Verdict::Skipped("this KVM filters no MSRs".to_owned()));
+    }
+    if output.out() != "the others are answered\ndone\n" {
+        return Err(format!("hidden registers are answered:\n{}", output.out()));
+    }
+    Ok(PASSED)
+}
+
+/// The console is a new pseudo-terminal, which is said and can be opened by its name.
+fn pseudo_terminal(context: &Context) -> Checked {
+    let words = context.boot_words(&flat("echo", &["--console", "pty"]));
+    let quoted: Vec<String> = words.iter().map(|w| format!("'{w}'")).collect();
+    let line = format!(
+        "{} 2> said & for i in $(seq 100); do name=$(grep -o '/dev/pts/[0-9]*' said) && break; sleep 0.1; done; \
+         exec 3<> $name; printf abcabcab >&3; head -c 8 <&3; echo; printf q >&3; wait $!; echo status=$?",
+        quoted.join(" ")
+    );
+    let shell = ["/bin/sh", "-c", &line].map(str::to_owned);
+    let mut t = Terminal::start(context, &shell)?;
+    t.expect("abcabcab")?;
+    t.expect("status=0")?;
+    t.ends_with(0)?;
+    Ok(PASSED)
+}
+
 /// A driver that fills a disk's and a random source's queue with anything, while their threads look. The
 /// devices write where it told them, which may be its own code: any end but one of ours is fine.
 fn hostile_queues(context: &Context) -> Checked {
@@ -140,6 +174,20 @@ fn pvh(context: &Context) -> Checked {
     let mut options = flat("by PVH", &[]);
     options[1] = "{programs}/kernels/pvh";
     run(context, &options, 0, "by PVH")?;
+    Ok(PASSED)
+}
+
+/// The unit tests that save a processor and a board and go on in another machine, on this kind of KVM too.
+fn board_state(context: &Context) -> Checked {
+    let Some(units) = std::env::var_os("VMM_TEST_UNITS") else {
+        return Ok(Verdict::Skipped(if context.setup.host.in_rig() {
+            "VMM_TEST_UNITS names no unit tests".to_owned()
+        } else {
+            "`cargo test -p vmm` has run it here".to_owned()
+        }));
+    };
+    let output = context.native(&Launch::new(&units.to_string_lossy(), &["board_state"]))?;
+    expect(&output, 0, "test result: ok. 3 passed")?;
     Ok(PASSED)
 }
 
@@ -202,8 +250,11 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("boot/flat/pipe", pipe),
         Case::function("boot/flat/console_in_a_file", console_in_a_file),
         Case::function("boot/flat/hostile", hostile).seconds(180),
+        Case::function("boot/flat/denied_msrs", denied_msrs),
+        Case::function("boot/flat/pseudo_terminal", pseudo_terminal).needs(&["grep", "head"]),
         Case::function("boot/flat/hostile_queues", hostile_queues).seconds(180),
         Case::function("boot/flat/pvh", pvh),
+        Case::function("boot/board_state", board_state),
         Case::function("boot/flat/signal", signal),
         Case::function("boot/flat/terminal", terminal).needs(&["stty", "cmp"]),
         Case::function("boot/flat/terminal_after_a_crash", terminal_after_a_crash)

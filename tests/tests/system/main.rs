@@ -8,7 +8,9 @@ mod boot;
 mod boot_input;
 mod boot_linux;
 mod carried;
+mod clones;
 mod confinement;
+mod examples;
 mod guard;
 mod inspect;
 mod no_kvm;
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
         inspect::cases(),
         snapshot::cases(),
         carried::cases(),
+        clones::cases(),
+        examples::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tests::case::{Case, Checked, PASSED};
+use tests::case::{Case, Checked, PASSED, Verdict};
 use tests::context::Context;
 use tests::process::{self, Limits, Output};
 
@@ -41,7 +41,7 @@ pub(crate) fn vmm_with(context: &Context, words: &[&str], stdin: &[u8]) -> Resul
     process::run(&mut command(context, words), stdin, &limits).map_err(text)
 }
 
-fn succeed(context: &Context, words: &[&str]) -> Result<Output, String> {
+pub(crate) fn succeed(context: &Context, words: &[&str]) -> Result<Output, String> {
     let output = vmm(context, words)?;
     match output.status {
         0 => Ok(output),
@@ -67,18 +67,21 @@ impl Guest {
         more: &[&str],
         program: &[&str],
     ) -> Result<Self, String> {
+        let options = [&["--ready-line", "READY"], more].concat();
+        Self::launch(context, &options, program)
+    }
+
+    /// Starts `program` with these options, which say when it is ready.
+    pub(crate) fn launch(
+        context: &Context,
+        more: &[&str],
+        program: &[&str],
+    ) -> Result<Self, String> {
         let output = context.work().join("output");
         let file = fs::File::create(&output).map_err(text)?;
         let mut words = context.prefix(&[]);
         let at = words.len() - 1;
-        let options = [
-            "--name",
-            "warm",
-            "--ready-line",
-            "READY",
-            "--memory",
-            "128M",
-        ];
+        let options = ["--name", "warm", "--memory", "128M"];
         let options = options.iter().chain(more);
         words.splice(at..at, options.map(|&word| word.to_owned()));
         words.extend(program.iter().map(|&word| word.to_owned()));
@@ -92,6 +95,16 @@ impl Guest {
         let guest = Self { child, output };
         guest.wait_ready(context)?;
         Ok(guest)
+    }
+
+    /// Ends its input, and waits for its end: what it printed.
+    pub(crate) fn finish(mut self, context: &Context) -> Result<String, String> {
+        drop(self.child.stdin.take());
+        let ended = process::wait_within(&mut self.child, context.timeout)?;
+        if !ended.success() {
+            return Err(format!("the original: {ended}"));
+        }
+        fs::read_to_string(&self.output).map_err(text)
     }
 
     fn wait_ready(&self, context: &Context) -> Result<(), String> {
@@ -138,7 +151,7 @@ pub(crate) fn expect(output: &Output, status: i32, out: &str) -> Result<(), Stri
 
 /// A shell goes on in another machine, as often as one likes, and the original goes on too.
 fn shell(context: &Context) -> Checked {
-    let mut guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
+    let guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
     let path = snapshot(context)?;
     for input in ["a", "b"] {
         let again = vmm_with(
@@ -151,11 +164,9 @@ fn shell(context: &Context) -> Checked {
             return Err(format!("{} {} {}", again.status, again.out(), again.err()));
         }
     }
-    drop(guest.child.stdin.take());
-    let ended = process::wait_within(&mut guest.child, context.timeout)?;
-    let printed = fs::read_to_string(&guest.output).map_err(text)?;
-    if !ended.success() || printed != "READY\nend\n" {
-        return Err(format!("the original: {ended} {printed:?}"));
+    let printed = guest.finish(context)?;
+    if printed != "READY\nend\n" {
+        return Err(format!("the original: {printed:?}"));
     }
     Ok(PASSED)
 }
@@ -385,6 +396,86 @@ fn refusals(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// The command fails with this one line.
+fn refused(context: &Context, words: &[&str], part: &str) -> Result<(), String> {
+    let output = vmm(context, words)?;
+    let one_line = output.err().lines().count() == 1;
+    if output.status == 125 && one_line && output.err().contains(part) {
+        return Ok(());
+    }
+    Err(format!("{words:?}: {} {}", output.status, output.err()))
+}
+
+/// A difference is written on what the guest came from and on nothing else, and read with that alone.
+fn bases(context: &Context) -> Checked {
+    let first = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
+    let path = snapshot(context)?;
+    let place = |name: &str| context.work().join(name).to_string_lossy().into_owned();
+    let (other, difference) = (place("other"), place("difference"));
+    succeed(context, &["snapshot", "warm", &other])?;
+    let mut again = command(context, &["restore", &path, "--name", "again"]);
+    let again = again.stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let mut again = again.map_err(text)?;
+    let wrong = ["snapshot", "again", &difference, "--base", &other];
+    let checked = refused(context, &wrong, "--base is not the snapshot")
+        .and_then(|()| {
+            let none = ["snapshot", "warm", &difference, "--base", &path];
+            refused(context, &none, "was not restored from a snapshot")
+        })
+        .and_then(|()| {
+            succeed(
+                context,
+                &["snapshot", "again", &difference, "--base", &path],
+            )
+            .map(drop)
+        });
+    drop(again.stdin.take());
+    process::wait_within(&mut again, context.timeout)?;
+    checked?;
+    drop(first);
+    refused(
+        context,
+        &["restore", &difference],
+        "give that one with --base",
+    )?;
+    let wrong = ["restore", &difference, "--base", &other];
+    refused(context, &wrong, "does not build on")?;
+    let right = ["restore", &difference, "--base", &path];
+    let again = vmm_with(context, &right, b"x\n")?;
+    if again.status != 0 || !again.out().starts_with("warm x ") {
+        return Err(format!("{} {}", again.out(), again.err()));
+    }
+    Ok(PASSED)
+}
+
+/// Who restores a snapshot learns what the guest will see of the host, and somebody else's gives it nothing unasked.
+fn directories(context: &Context) -> Checked {
+    let shared = context.work().join("shared");
+    fs::create_dir(&shared).map_err(text)?;
+    let shared = shared.to_string_lossy().into_owned();
+    let options = ["--root", "/", "--rw", &shared];
+    let guest = Guest::start_in(context, &options, &["/bin/sh", "-c", WARM])?;
+    let path = snapshot(context)?;
+    drop(guest);
+    let told = |more: &[&str]| {
+        let again = vmm_with(context, &[&["restore", &path], more].concat(), b"x\n")?;
+        let wanted =
+            format!("vmm: the guest sees /, read-only\nvmm: the guest sees {shared}, writable\n");
+        if again.status == 0 && again.err() == wanted && again.out().starts_with("warm x ") {
+            return Ok(());
+        }
+        Err(format!("{} {} {}", again.status, again.out(), again.err()))
+    };
+    told(&[])?;
+    if let Err(error) = std::os::unix::fs::chown(&path, Some(12345), None) {
+        let skipped = format!("somebody else's snapshot: {error}");
+        return Ok(Verdict::Passed(vec![skipped]));
+    }
+    refused(context, &["restore", &path], "user 12345 made it")?;
+    told(&["--allow-dirs"])?;
+    Ok(PASSED)
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let all = [
         ("shell", shell as fn(&Context) -> Checked, 60),
@@ -394,6 +485,8 @@ pub(crate) fn cases() -> Vec<Case> {
         ("damaged-page", damaged_page, 60),
         ("killed", killed, 900),
         ("refusals", refusals, 60),
+        ("bases", bases, 120),
+        ("directories", directories, 120),
     ];
     let mut cases: Vec<_> = all
         .into_iter()

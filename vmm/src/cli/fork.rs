@@ -1,5 +1,6 @@
 //! `vmm fork`: live copies of a running guest, each in a machine and a process of its own.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,7 +14,7 @@ use crate::control::rundir::{RunDirError, check_name};
 
 /// Start copies of a running guest
 ///
-/// The guest is frozen, if `vmm freeze` has not done it, and goes on. Each copy goes on from there in a machine of
+/// The guest is frozen, unless it has frozen itself (/dev/vmm) or `vmm freeze` has done it, and goes on. Each copy goes on from there in a machine of
 /// its own: the memory that none of them changes is there once. The command ends when all have ended.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -27,6 +28,10 @@ pub(super) struct ForkArgs {
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     count: u32,
 
+    /// Most that run at once [default: all]
+    #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    jobs: Option<u32>,
+
     /// Standard input of the copies; `%i` stands for a copy's number, from 1
     #[arg(long, value_name = "FILE")]
     stdin: Option<String>,
@@ -34,6 +39,10 @@ pub(super) struct ForkArgs {
     /// Standard output of the copies; `%i` stands for a copy's number
     #[arg(long, value_name = "FILE")]
     stdout: Option<String>,
+
+    /// Something the copies read from /dev/vmm (repeatable); `%i` stands for a copy's number
+    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = super::restore::setting)]
+    env: Vec<String>,
 
     /// Name of the copies for `vmm ps`; the copy's number follows it
     #[arg(long, value_name = "NAME")]
@@ -87,38 +96,57 @@ fn run(args: &ForkArgs) -> Result<u8, ForkError> {
     let inherited = rustix::io::fcntl_dupfd_cloexec(&template, 3).map_err(|e| start(e.into()))?;
     rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty())
         .map_err(|e| start(e.into()))?;
-    let mut copies: Vec<Child> = Vec::new();
+    let mut copies = Copies::default();
+    let most = args.jobs.unwrap_or(args.count) as usize;
     for number in 1..=args.count {
-        match copy(args, number, inherited.as_raw_fd()) {
-            Ok(child) => copies.push(child),
-            Err(error) => {
-                end(&mut copies);
-                return Err(error);
-            }
+        if copies.running.len() >= most {
+            copies.wait_for_one()?;
         }
+        let child = copy(args, number, inherited.as_raw_fd())?;
+        copies.running.push_back(child);
     }
     drop(inherited);
-    let mut status = 0;
-    for child in &mut copies {
+    while !copies.running.is_empty() {
+        copies.wait_for_one()?;
+    }
+    Ok(copies.status)
+}
+
+/// The copies that were started; they are ended if not all could be.
+#[derive(Default)]
+struct Copies {
+    running: VecDeque<Child>,
+    /// That of the first that did not end with 0.
+    status: u8,
+}
+
+impl Copies {
+    /// Waits for the one that was started first of those that run.
+    fn wait_for_one(&mut self) -> Result<(), ForkError> {
+        let Some(child) = self.running.front_mut() else {
+            return Ok(());
+        };
         let ended = child.wait().map_err(start)?;
-        if status == 0 {
+        self.running.pop_front();
+        if self.status == 0 {
             let code = ended.code().and_then(|code| u8::try_from(code).ok());
-            status = code.unwrap_or(STATUS_FAILURE);
+            self.status = code.unwrap_or(STATUS_FAILURE);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        for child in &mut self.running {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
-    Ok(status)
 }
 
 fn start(source: io::Error) -> ForkError {
     ForkError::Start(source)
-}
-
-/// The copies that were started, when one could not be.
-fn end(copies: &mut [Child]) {
-    for child in copies {
-        let _ = child.kill();
-        let _ = child.wait();
-    }
 }
 
 fn template(args: &ForkArgs) -> Result<File, ForkError> {
@@ -130,9 +158,14 @@ fn template(args: &ForkArgs) -> Result<File, ForkError> {
     Ok(frozen(&args.guest, &Request::Freeze)?.1)
 }
 
+/// `text` as it is for one copy.
+fn numbered(text: &str, number: u32) -> String {
+    text.replace("%i", &number.to_string())
+}
+
 fn copy(args: &ForkArgs, number: u32, template: i32) -> Result<Child, ForkError> {
     let open = |pattern: &String, create: bool| {
-        let path = PathBuf::from(pattern.replace("%i", &number.to_string()));
+        let path = PathBuf::from(numbered(pattern, number));
         let opened = if create {
             File::create(&path)
         } else {
@@ -143,7 +176,11 @@ fn copy(args: &ForkArgs, number: u32, template: i32) -> Result<Child, ForkError>
     let vmm = std::env::current_exe().map_err(start)?;
     let mut command = Command::new(vmm);
     command.args(["restore", "--template", &template.to_string()]);
-    command.args(["--clone", &number.to_string()]);
+    let clone = format!("{number}/{}/{}", args.count, args.guest);
+    command.args(["--clone", &clone]);
+    for setting in &args.env {
+        command.arg(format!("--env={}", numbered(setting, number)));
+    }
     if let Some(name) = &args.name {
         command.args(["--name", &format!("{name}-{number}")]);
     }

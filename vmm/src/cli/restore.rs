@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,9 @@ use super::snapshot::bar;
 use super::{STATUS_FAILURE, Size, StatsFormat, complain, say, seconds};
 use crate::machine::hardware;
 use crate::machine::restored::{RestoreConfig, restore};
+use crate::snapshot::guest::{OpenError, open_guest};
 use crate::snapshot::read::{ReadError, Snapshot, Trust};
-use crate::snapshot::records::Identity;
+use crate::snapshot::records::{Identity, Records, Role};
 
 /// Go on with the guest of a snapshot
 ///
@@ -36,6 +37,10 @@ pub(super) struct RestoreArgs {
     /// Look at every page of the snapshot before the guest goes on
     #[arg(long)]
     verify: bool,
+
+    /// Give the guest the directories and files of this host that a snapshot of another user names
+    #[arg(long)]
+    allow_dirs: bool,
 
     /// Memory of the machine [default: as it was]
     #[arg(long, value_name = "SIZE")]
@@ -70,18 +75,69 @@ pub(super) struct RestoreArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     timeout: Option<Duration>,
 
+    /// Something the guest reads from /dev/vmm (repeatable)
+    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = setting)]
+    env: Vec<String>,
+
     /// A template that this process was given as a descriptor: how `vmm fork` starts its clones
     #[arg(long, value_name = "FD", hide = true, conflicts_with_all = ["file", "base"])]
     template: Option<RawFd>,
 
-    /// Which clone this is
-    #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
-    clone: u32,
+    /// Which clone of which template this is
+    #[arg(long, value_name = "NUMBER/COUNT/TEMPLATE", hide = true, value_parser = clone)]
+    clone: Option<Role>,
+}
+
+/// What `vmm fork` says of a clone.
+fn clone(text: &str) -> Result<Role, String> {
+    let mut parts = text.splitn(3, '/');
+    let mut number = || parts.next()?.parse::<u32>().ok();
+    let (number, of) = (number(), number());
+    match (number, of, parts.next()) {
+        (Some(number), Some(of), Some(template)) => Ok(Role::Clone {
+            number,
+            of,
+            template: template.to_owned(),
+        }),
+        _ => Err("not a clone".to_owned()),
+    }
+}
+
+/// A line that the guest will read.
+pub(super) fn setting(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        _ if text.contains('\n') => Err("a value has no ends of lines".to_owned()),
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+/// Why a snapshot is not made a guest.
+#[derive(Debug, thiserror::Error)]
+enum RefusedError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(
+        "{path}: user {owner} made it, and it gives the guest {what} of this host; if that is right, say --allow-dirs"
+    )]
+    Foreign {
+        path: String,
+        owner: u32,
+        what: String,
+    },
 }
 
 pub(super) fn main(args: &RestoreArgs) -> ExitCode {
-    let snapshot = match open(args) {
-        Ok(snapshot) => snapshot,
+    let opened = open(args).map_err(RefusedError::from);
+    let opened = opened.and_then(|snapshot| {
+        let guest = open_guest(&snapshot)?;
+        check_host_files(args, &snapshot, &guest.1)?;
+        Ok((snapshot, guest))
+    });
+    let (snapshot, guest) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             complain(&error);
             return ExitCode::from(STATUS_FAILURE);
@@ -96,7 +152,10 @@ pub(super) fn main(args: &RestoreArgs) -> ExitCode {
     }
     let config = RestoreConfig {
         snapshot: Arc::new(snapshot),
-        identity: Identity { clone: args.clone },
+        identity: Identity {
+            role: args.clone.clone().unwrap_or_default(),
+            settings: args.env.iter().map(|pair| pair.clone().into()).collect(),
+        },
         memory: args.memory.map(|size| size.0),
         page_file_dir: super::run::page_file_dir(args.page_file_dir.as_ref()),
         cpus: args.cpus.map(usize::from),
@@ -105,7 +164,46 @@ pub(super) fn main(args: &RestoreArgs) -> ExitCode {
         report: args.report.clone(),
         timeout: args.timeout,
     };
-    finish(restore(&config), args.stats)
+    finish(restore(&config, guest), args.stats)
+}
+
+/// Says which directories of the host the guest gets; somebody else's snapshot gets none unless that was said.
+fn check_host_files(
+    args: &RestoreArgs,
+    snapshot: &Snapshot,
+    records: &Records,
+) -> Result<(), RefusedError> {
+    if args.template.is_some() {
+        return Ok(());
+    }
+    let directories = records.host_directories();
+    let files = records.host_files();
+    let shown = |path: &Path| path.display().to_string().replace(char::is_control, "?");
+    let own = rustix::process::geteuid().as_raw();
+    let owner = rustix::fs::fstat(snapshot.file()).map_or(u32::MAX, |stat| stat.st_uid);
+    let first = directories.first().map(|directory| &directory.path);
+    if let Some(first) = first.or(files.first())
+        && owner != own
+        && !args.allow_dirs
+    {
+        return Err(RefusedError::Foreign {
+            path: snapshot.path().to_owned(),
+            owner,
+            what: shown(first),
+        });
+    }
+    for directory in directories {
+        let rights = if directory.writable {
+            "writable"
+        } else {
+            "read-only"
+        };
+        say(&format!(
+            "vmm: the guest sees {}, {rights}\n",
+            shown(&directory.path)
+        ));
+    }
+    Ok(())
 }
 
 fn open(args: &RestoreArgs) -> Result<Snapshot, ReadError> {

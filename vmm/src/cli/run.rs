@@ -10,7 +10,7 @@ use super::{
     STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, StatsFormat, complain, say,
     seconds,
 };
-use crate::config::{Commit, ForkMode, Mount, PageFileConfig, RunConfig};
+use crate::config::{Commit, ForkMode, Mount, PageFileConfig, ReadyWhen, RunConfig};
 use crate::machine::{self, Ended, RunError, hardware};
 
 /// Run an unmodified Linux program in a virtual machine
@@ -86,6 +86,10 @@ pub(super) struct RunArgs {
     /// The guest is ready once it prints this line: what `vmm freeze` and `vmm snapshot` wait for
     #[arg(long, value_name = "TEXT")]
     ready_line: Option<OsString>,
+
+    /// The guest is ready once it has frozen itself, by writing `freeze` to /dev/vmm: what `vmm fork` waits for
+    #[arg(long, requires = "name", conflicts_with = "ready_line")]
+    ready_freeze: bool,
 
     /// Write what `vmm inspect` shows to a file: the memory as the program's end found it
     #[arg(long, value_name = "FILE")]
@@ -193,7 +197,10 @@ impl RunArgs {
             guard_alloc: self.guard_alloc,
             name: self.name.clone(),
             report: self.report.clone(),
-            ready_line: self.ready_line.clone().map(OsString::into_vec),
+            ready: match &self.ready_line {
+                Some(line) => Some(ReadyWhen::Printed(line.clone().into_vec())),
+                None => self.ready_freeze.then_some(ReadyWhen::Frozen),
+            },
             timeout: self.timeout,
             max_procs: self.max_procs as usize,
             cpus: self.cpus.map_or(host_cpus.min(64), usize::from),

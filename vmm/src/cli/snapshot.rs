@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -14,10 +14,12 @@ use crate::control::client::{self, AskError};
 use crate::control::protocol::{Frozen, Progress, Request, Response};
 use crate::control::rundir;
 use crate::memory::FRAME;
-use crate::snapshot::read::{ReadError, Snapshot};
+use crate::snapshot::read::{ReadError, number_of_file};
 
 /// How often a guest is asked whether it is ready.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long one may take to appear: the command before this one may have started it.
+const APPEARS: Duration = Duration::from_secs(2);
 
 /// Write a running guest to a file
 ///
@@ -94,13 +96,11 @@ fn write(args: &SnapshotArgs) -> Result<(), VerbError> {
         path: args.file.display().to_string(),
         source,
     })?;
-    if let Some(base) = &args.base {
-        check_base(base)?;
-    }
+    let base = args.base.as_deref().map(number_of_file).transpose()?;
     wait_until_ready(&args.guest)?;
     let request = Request::Snapshot {
         path,
-        on_origin: args.base.is_some(),
+        base: base.map(|id| id.to_string()),
     };
     let (answer, _) = ask(&args.guest, &request)?;
     match answer {
@@ -117,25 +117,18 @@ fn write(args: &SnapshotArgs) -> Result<(), VerbError> {
     }
 }
 
-/// Whether it can be read at all. That it is the right one the guest's VMM sees to.
-fn check_base(base: &Path) -> Result<(), VerbError> {
-    match Snapshot::open(base, None) {
-        // It has a base of its own, which the guest's VMM has.
-        Ok(_) | Err(ReadError::NeedsBase { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Waits for a guest that is to print a line.
+/// Waits for a guest that is being started, or that is to print a line or freeze itself.
 fn wait_until_ready(guest: &str) -> Result<(), VerbError> {
+    let (since, mut seen) = (Instant::now(), false);
     loop {
-        match client::ask(&rundir::folder(), guest, &Request::Hello)? {
-            Response::Hello { hello, .. } if hello.ready == Some(false) => {
-                std::thread::sleep(LOOK);
-            }
-            Response::Hello { .. } => return Ok(()),
-            _ => return Err(VerbError::Other(guest.to_owned())),
+        match client::ask(&rundir::folder(), guest, &Request::Hello) {
+            Ok(Response::Hello { hello, .. }) if hello.ready != Some(false) => return Ok(()),
+            Ok(Response::Hello { .. }) => seen = true,
+            Ok(_) => return Err(VerbError::Other(guest.to_owned())),
+            Err(AskError::NoGuest(_)) if !seen && since.elapsed() < APPEARS => {}
+            Err(error) => return Err(error.into()),
         }
+        std::thread::sleep(LOOK);
     }
 }
 

@@ -36,9 +36,9 @@ pub enum Request {
     Snapshot {
         /// An absolute path.
         path: PathBuf,
-        /// Only what is not in the snapshot that the guest was restored from.
+        /// Only what is not in the snapshot with this number, which the guest was restored from.
         #[serde(default)]
-        on_origin: bool,
+        base: Option<String>,
     },
     /// Make a template of the guest: the answer comes with a descriptor of it. Tells its progress in between.
     Freeze,

@@ -1,8 +1,19 @@
-//! Whether a guest is ready: it has printed the line it was to print (`vmm run --ready-line`).
+//! Whether a guest is ready: it has printed the line it was to print (`vmm run --ready-line`), or has frozen itself
+//! (`--ready-freeze`).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::locks::{Mutex, rank};
+
+/// What a guest does when it is ready.
+#[derive(Clone, Debug)]
+pub enum Ready {
+    /// It prints a line.
+    Line(Arc<ReadyLine>),
+    /// It asks to be frozen.
+    Freeze,
+}
 
 /// Looks for a line in what a guest prints.
 #[derive(Debug)]

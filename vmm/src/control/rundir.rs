@@ -137,6 +137,13 @@ impl RunDir {
         &self.id
     }
 
+    /// The name it was given, if it was given one: others have a number.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        let id = self.id.as_str();
+        check_name(id).is_ok().then_some(id)
+    }
+
     /// Where its socket goes.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

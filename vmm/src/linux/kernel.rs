@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::call::Ctx;
 use super::exec::MachineInfo;
+use super::freezes::Freezes;
 use super::fs::Vfs;
 use super::process::{Process, State};
 use super::sched::Sched;
@@ -61,6 +62,8 @@ pub struct Kernel {
     pub main_ends: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Told of what the guest prints on the VMM's standard output.
     pub printed: OnceLock<Printed>,
+    /// The guest's wishes to be frozen.
+    pub freezes: Arc<Freezes>,
     /// Which of several guests made of one it is; unset if it was started.
     pub identity: OnceLock<Identity>,
     state: Mutex<rank::KernelState, State>,
@@ -81,8 +84,10 @@ impl Kernel {
         } = parts;
         let root = vfs.root();
         let io = super::fd::Io::new(&sched);
+        let freezes = Arc::new(Freezes::new(sched.new_key()));
         Self {
             io,
+            freezes,
             memory,
             sched,
             clock,

@@ -15,6 +15,7 @@ pub mod events;
 pub mod exec;
 pub mod fd;
 pub mod file;
+pub mod freezes;
 pub mod fs;
 pub mod kernel;
 pub mod mm;

@@ -61,7 +61,7 @@ pub(crate) enum Turn {
     /// Back in the guest.
     Guest,
     /// Parked.
-    Parked(#[expect(dead_code, reason = "shown when a test fails")] Wait),
+    Parked(Wait),
     /// Gone.
     Exited,
 }

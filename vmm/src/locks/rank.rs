@@ -43,6 +43,8 @@ ranks! {
     MachineCpus,
     /// What a machine failed with.
     MachineFailure,
+    /// Writing the guest down, from the stop to the end of the file: one at a time.
+    Saving,
     /// A frozen guest.
     Template,
     /// Pages to be read ahead.
@@ -79,6 +81,10 @@ ranks! {
     PipeRoom,
     /// An eventfd's count.
     EventCount,
+    /// What an open `/dev/vmm` has asked for and shows.
+    VmmFile,
+    /// The guest's wishes to be frozen.
+    Freezes,
     /// The `flock` an open file has.
     FlockHeld,
     /// All `flock`s.

@@ -131,6 +131,7 @@ impl Bare {
             supervisor_tables: self.supervisor_tables,
             inspector: None,
             control: None,
+            freezer: None,
         };
         let kernel = &machine.shared.kernel;
         kernel

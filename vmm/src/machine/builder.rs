@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::bare::{Bare, Wanted};
+use super::freezer::Freezer;
 use super::hardware::Hardware;
 use super::inspector::Inspector;
 use super::program;
@@ -36,6 +37,8 @@ pub struct Machine {
     pub(super) inspector: Option<Arc<Inspector>>,
     /// The thread that answers those who ask.
     pub(super) control: Option<Server>,
+    /// The thread that freezes it when it asks for it.
+    pub(super) freezer: Option<Freezer>,
 }
 
 /// The guest runs as who runs the VMM: files show the same owners inside and outside.

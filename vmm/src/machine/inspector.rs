@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::freezer::Freezer;
 use super::report::Report;
 use super::verbs::{Tell, Verbs};
 use super::worker::Shared;
 use super::{Machine, RunError};
 use crate::control::protocol::{Hello, PROTOCOL, Reply, Request, Response};
-use crate::control::ready::ReadyLine;
+use crate::control::ready::Ready;
 use crate::control::rundir::{self, RunDir};
 use crate::control::server::{Answer, Server};
 use crate::hv::kvm::vm::Vm;
@@ -39,8 +40,8 @@ pub(super) struct Observed {
     pub(super) machine: MachineData,
     /// The snapshot it came from.
     pub(super) origin: Option<Arc<Snapshot>>,
-    /// The line it is to print.
-    pub(super) ready: Option<Arc<ReadyLine>>,
+    /// What it does when it is ready.
+    pub(super) ready: Option<Ready>,
     /// Whether what its first program's end finds is kept, for a report.
     pub(super) keeps_last: bool,
 }
@@ -84,7 +85,7 @@ impl Inspector {
                 },
             },
             Request::Kill { signal } => self.verbs.kill(*signal),
-            Request::Snapshot { path, on_origin } => self.verbs.snapshot(path, *on_origin, tell),
+            Request::Snapshot { path, base } => self.verbs.snapshot(path, base.as_deref(), tell),
             Request::Freeze => return self.verbs.freeze(&self.about.id, tell),
             Request::Template => return self.verbs.template(),
             Request::Inspect { summary } => {
@@ -135,7 +136,7 @@ impl Machine {
             ready,
             keeps_last,
         } = observed;
-        if let Some(line) = ready.clone() {
+        if let Some(Ready::Line(line)) = ready.clone() {
             let printed = Box::new(move |bytes: &[u8]| line.feed(bytes));
             let _first = self.shared.kernel.printed.set(printed);
         }
@@ -165,6 +166,14 @@ impl Machine {
                 }
             });
             let _first = self.shared.kernel.main_ends.set(keep);
+        }
+        if let Some(name) = dir.as_ref().and_then(RunDir::name) {
+            let asked = Arc::clone(&inspector);
+            let freeze = Box::new(move || asked.verbs.freeze_if_wanted(&asked.about.id));
+            match Freezer::start(&self.shared.kernel.freezes, name, freeze) {
+                Ok(freezer) => self.freezer = Some(freezer),
+                Err(error) => tracing::warn!(%error, "the guest cannot freeze itself"),
+            }
         }
         if let Some(dir) = dir {
             let asked = Arc::clone(&inspector);

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::config::{Commit, RunConfig};
-use crate::control::ready::ReadyLine;
+use crate::config::{Commit, ReadyWhen, RunConfig};
+use crate::control::ready::{Ready, ReadyLine};
 use crate::control::rundir::RunDirError;
 use crate::hv::CpuError;
 use crate::hv::kvm::vm::Vm;
@@ -20,6 +20,7 @@ pub mod bare;
 pub mod builder;
 mod crew;
 pub mod fpu;
+mod freezer;
 pub mod hardware;
 pub mod host_io;
 mod inspector;
@@ -101,9 +102,6 @@ pub enum RunError {
     /// A guest cannot be made of its records.
     #[error(transparent)]
     Restore(#[from] crate::snapshot::records::RestoreError),
-    /// The snapshot holds no guest.
-    #[error(transparent)]
-    Open(#[from] crate::snapshot::guest::OpenError),
     /// A page of the snapshot could not be read while the guest ran.
     #[error("the guest was ended: its memory cannot be read")]
     Snapshot(#[source] std::io::Error),
@@ -160,7 +158,10 @@ pub fn run(config: &RunConfig) -> Result<Ended, RunError> {
 }
 
 fn observed(config: &RunConfig) -> Observed {
-    let ready = config.ready_line.as_deref().map(ReadyLine::new);
+    let ready = |when: &ReadyWhen| match when {
+        ReadyWhen::Printed(line) => Ready::Line(Arc::new(ReadyLine::new(line))),
+        ReadyWhen::Frozen => Ready::Freeze,
+    };
     let words = std::iter::once(&config.program).chain(&config.args);
     Observed {
         machine: MachineData {
@@ -171,7 +172,7 @@ fn observed(config: &RunConfig) -> Observed {
             overcommit: config.commit == Commit::Over,
         },
         origin: None,
-        ready: ready.map(Arc::new),
+        ready: config.ready.as_ref().map(ready),
         keeps_last: config.report.is_some(),
     }
 }
@@ -222,6 +223,7 @@ impl Machine {
         writeback.stop();
         // Whoever looks at the memory does not keep it.
         drop(self.control.take());
+        drop(self.freezer.take());
         kernel.memory.end_paging();
         for handle in paging {
             // A panic has said itself what it was.

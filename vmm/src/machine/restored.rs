@@ -11,10 +11,10 @@ use super::inspector::{self, Observed};
 use super::{Ended, Machine, RunError, Wanted};
 use crate::linux::sched::Sched;
 use crate::memory::Memory;
-use crate::snapshot::guest::{MachineData, open_guest};
+use crate::snapshot::guest::MachineData;
 use crate::snapshot::image::{ImageLoader, Loaded, WorkingSet};
 use crate::snapshot::read::Snapshot;
-use crate::snapshot::records::Identity;
+use crate::snapshot::records::{Identity, Records};
 
 /// What `vmm restore` was asked to do.
 #[derive(Debug)]
@@ -39,12 +39,14 @@ pub struct RestoreConfig {
     pub timeout: Option<Duration>,
 }
 
-/// Runs the guest of a snapshot to its end.
+/// Runs the guest of a snapshot ([`crate::snapshot::guest::open_guest`]) to its end.
 ///
 /// # Errors
 /// The snapshot is damaged, the machine cannot be made, or the host fails.
-pub fn restore(config: &RestoreConfig) -> Result<Ended, RunError> {
-    let (data, records) = open_guest(&config.snapshot)?;
+pub fn restore(
+    config: &RestoreConfig,
+    (data, records): (MachineData, Records),
+) -> Result<Ended, RunError> {
     let mut file = inspector::report_file(config.report.as_deref())?;
     let dir = inspector::run_dir(config.name.as_deref())?;
     let wanted = wanted(config, &data, records.cpus());
@@ -54,7 +56,7 @@ pub fn restore(config: &RestoreConfig) -> Result<Ended, RunError> {
         let loader = ImageLoader::new(memory, snapshot, Arc::clone(&loaded));
         loader.map_err(Into::into)
     };
-    let mut machine = Machine::restore(&wanted, &records, config.identity, image)?;
+    let mut machine = Machine::restore(&wanted, &records, config.identity.clone(), image)?;
     let broken = watch(&machine, &loaded);
     machine.observe(
         Observed {

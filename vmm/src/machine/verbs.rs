@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::control::protocol::{Frozen, Progress, Reply, Response, Written};
-use crate::control::ready::ReadyLine;
+use crate::control::ready::Ready;
+use crate::linux::Errno;
 use crate::linux::kernel::Kernel;
 use crate::linux::process::{SigFields, SigInfo};
 use crate::linux::signal;
@@ -25,7 +26,8 @@ pub(super) struct Verbs {
     machine: MachineData,
     /// The snapshot the guest came from.
     origin: Option<Arc<Snapshot>>,
-    ready: Option<Arc<ReadyLine>>,
+    ready: Option<Ready>,
+    saving: Mutex<rank::Saving, ()>,
     template: Mutex<rank::Template, Option<Template>>,
 }
 
@@ -44,20 +46,24 @@ impl Verbs {
         kernel: &Arc<Kernel>,
         machine: MachineData,
         origin: Option<Arc<Snapshot>>,
-        ready: Option<Arc<ReadyLine>>,
+        ready: Option<Ready>,
     ) -> Self {
         Self {
             kernel: Arc::clone(kernel),
             machine,
             origin,
             ready,
+            saving: Mutex::default(),
             template: Mutex::default(),
         }
     }
 
     /// Whether the guest has said that it is ready; `None` if nobody asked it to.
     pub(super) fn ready(&self) -> Option<bool> {
-        self.ready.as_ref().map(|line| line.is_ready())
+        self.ready.as_ref().map(|ready| match ready {
+            Ready::Line(line) => line.is_ready(),
+            Ready::Freeze => self.template.lock().is_some(),
+        })
     }
 
     /// Sends a signal to the first program.
@@ -79,18 +85,24 @@ impl Verbs {
         }
     }
 
-    /// Writes the guest to a file.
-    pub(super) fn snapshot(&self, path: &Path, on_origin: bool, tell: Tell<'_>) -> Response {
+    /// Writes the guest to a file; with `base` only what is not in that snapshot, which it was restored from.
+    pub(super) fn snapshot(&self, path: &Path, base: Option<&str>, tell: Tell<'_>) -> Response {
         if !path.is_absolute() {
             return Response::failed("the path of a snapshot is absolute here");
         }
-        let base = match (&self.origin, on_origin) {
-            (_, false) => None,
-            (Some(origin), true) => Some(origin.as_base()),
-            (None, true) => {
+        let base = match (&self.origin, base) {
+            (_, None) => None,
+            (Some(origin), Some(id)) if origin.id().to_string() == id => Some(origin.as_base()),
+            (Some(_), Some(_)) => {
+                return Response::failed(
+                    "--base is not the snapshot that the guest was restored from",
+                );
+            }
+            (None, Some(_)) => {
                 return Response::failed("the guest was not restored from a snapshot to build on");
             }
         };
+        let _alone = self.saving.lock();
         let saved = Writer::create(path, base)
             .map_err(SnapshotError::from)
             .and_then(|writer| {
@@ -135,7 +147,30 @@ impl Verbs {
         }
     }
 
+    /// Makes a template because the guest wants to be one, unless it has become one meanwhile.
+    pub(super) fn freeze_if_wanted(&self, id: &str) {
+        if self.kernel.freezes.is_wanted()
+            && let Err(error) = self.make_template(id, &mut |_| ())
+        {
+            let error = chain(&error);
+            tracing::warn!(%error, "the guest cannot be frozen as it asked for");
+        }
+    }
+
+    /// Makes a template, and tells the guest, if it asked for one.
     fn make_template(&self, id: &str, tell: Tell<'_>) -> Result<Template, SnapshotError> {
+        let _alone = self.saving.lock();
+        let made = self.write_template(id, tell);
+        let freezes = &self.kernel.freezes;
+        match &made {
+            Ok(_) => freezes.settle(&self.kernel.sched, Ok(())),
+            Err(SnapshotError::Refused(_)) => freezes.fail(&self.kernel.sched, Errno::OPNOTSUPP),
+            Err(_) => freezes.fail(&self.kernel.sched, Errno::IO),
+        }
+        made
+    }
+
+    fn write_template(&self, id: &str, tell: Tell<'_>) -> Result<Template, SnapshotError> {
         let writer = Writer::in_memory(id)?;
         let mut progress = self.progress(tell);
         let saved = save_guest(&self.kernel, &self.machine, writer, None, &mut progress)?;

@@ -43,6 +43,12 @@ pub const MAX_PARTS: usize = (SUM_AT - PARTS_AT) / PART;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SnapshotId(pub [u8; 16]);
 
+impl std::fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
 /// A page of a snapshot. The pages of what it builds on come first, then its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct StoredPage(u64);

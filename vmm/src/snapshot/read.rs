@@ -84,6 +84,47 @@ pub struct Snapshot {
     base: Option<Arc<Snapshot>>,
 }
 
+fn open_file(path: &Path) -> Result<File, ReadError> {
+    let opened = File::open(path).and_then(|file| {
+        let found = file.metadata()?;
+        match found.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::other("not a regular file")),
+        }
+    });
+    opened.map_err(|source| ReadError::Host {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+/// Reads the header of a file.
+fn header_of(file: &File, path: &str) -> Result<Header, ReadError> {
+    let mut block = [0; HEADER];
+    let length = file.metadata().and_then(|found| {
+        let there = found.len().min(HEADER as u64) as usize;
+        file.read_exact_at(&mut block[..there], 0)?;
+        Ok(found.len())
+    });
+    let length = length.map_err(|source| ReadError::Host {
+        path: path.to_owned(),
+        source,
+    })?;
+    Header::decode(&block, length).map_err(|error| ReadError::Header {
+        path: path.to_owned(),
+        error,
+    })
+}
+
+/// Which snapshot the file `path` is, whatever it builds on.
+///
+/// # Errors
+/// It cannot be read, or its header is not one.
+pub fn number_of_file(path: &Path) -> Result<SnapshotId, ReadError> {
+    let header = header_of(&open_file(path)?, &path.display().to_string())?;
+    Ok(header.id)
+}
+
 impl Snapshot {
     /// Opens the snapshot `path`, which builds on `base` if it builds on any.
     ///
@@ -91,18 +132,7 @@ impl Snapshot {
     /// It cannot be read, is no snapshot, or is damaged anywhere but in its pages.
     pub fn open(path: &Path, base: Option<Arc<Snapshot>>) -> Result<Self, ReadError> {
         let name = path.display().to_string();
-        let opened = File::open(path).and_then(|file| {
-            let found = file.metadata()?;
-            match found.is_file() {
-                true => Ok(file),
-                false => Err(io::Error::other("not a regular file")),
-            }
-        });
-        let file = opened.map_err(|source| ReadError::Host {
-            path: name.clone(),
-            source,
-        })?;
-        Self::from_file(file, name, Trust::Verify, base)
+        Self::from_file(open_file(path)?, name, Trust::Verify, base)
     }
 
     /// Reads a snapshot from an open file.
@@ -115,21 +145,7 @@ impl Snapshot {
         trust: Trust,
         base: Option<Arc<Snapshot>>,
     ) -> Result<Self, ReadError> {
-        let mut block = [0; HEADER];
-        let length = file.metadata().and_then(|found| {
-            let there = found.len().min(HEADER as u64) as usize;
-            file.read_exact_at(&mut block[..there], 0)?;
-            Ok(found.len())
-        });
-        let length = length.map_err(|source| ReadError::Host {
-            path: path.clone(),
-            source,
-        })?;
-        let decoded = Header::decode(&block, length);
-        let header = decoded.map_err(|error| ReadError::Header {
-            path: path.clone(),
-            error,
-        })?;
+        let header = header_of(&file, &path)?;
         let mut snapshot = Self {
             file,
             path,

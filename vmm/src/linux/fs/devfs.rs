@@ -1,4 +1,4 @@
-//! `/dev`: the memory devices, the terminal, and the links to the descriptors. There is no
+//! `/dev`: the memory devices, the terminal, `/dev/vmm`, and the links to the descriptors. There is no
 //! `ptmx`: the guest has no terminal but the one it was started on.
 
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::synth::{Node, Synth};
+use super::vmm::VmmFile;
 use super::{Caller, Link, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT};
 use crate::linux::file::{Description, File, Location, Stat};
 use crate::linux::kernel::Kernel;
@@ -24,6 +25,8 @@ enum Kind {
     Random,
     /// The controlling terminal.
     Tty,
+    /// What the guest and the VMM say to each other.
+    Vmm,
 }
 
 /// Name, kind, minor and major number.
@@ -34,6 +37,8 @@ const DEVICES: &[(&str, Kind, u64)] = &[
     ("random", Kind::Random, rdev(1, 8)),
     ("urandom", Kind::Random, rdev(1, 9)),
     ("tty", Kind::Tty, rdev(5, 0)),
+    // A number for local use.
+    ("vmm", Kind::Vmm, rdev(240, 0)),
 ];
 
 const LINKS: &[(&str, &str)] = &[
@@ -95,14 +100,17 @@ impl Synth for DevFs {
         if *kind == Kind::Tty {
             return terminal(c);
         }
-        let stat = c.k.vfs.look(c, &at)?;
+        let stat = Stat {
+            rdev: *rdev,
+            ..c.k.vfs.look(c, &at)?
+        };
+        if *kind == Kind::Vmm {
+            return Ok(Arc::new(VmmFile::new(c.k, stat, at)));
+        }
         Ok(Arc::new(Device {
             kind: *kind,
             name,
-            stat: Stat {
-                rdev: *rdev,
-                ..stat
-            },
+            stat,
             at,
         }))
     }
@@ -152,7 +160,7 @@ struct Device {
 impl File for Device {
     fn read(&self, _: &Kernel, _: u64, buf: &mut [u8]) -> Result<usize, Errno> {
         match self.kind {
-            Kind::Null | Kind::Tty => return Ok(0),
+            Kind::Null | Kind::Tty | Kind::Vmm => return Ok(0),
             Kind::Zero | Kind::Full => buf.fill(0),
             Kind::Random => {
                 let mut done = 0;

@@ -46,6 +46,7 @@ mod sysfs;
 mod tests;
 mod tree;
 mod vfs;
+mod vmm;
 mod walk;
 
 pub use budget::Budget;

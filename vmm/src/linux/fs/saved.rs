@@ -28,6 +28,7 @@ use crate::linux::thread::Tid;
 use crate::memory::Backing;
 
 pub use super::memfs::saved::{SavedFifo, SavedInode, SavedMemFile};
+pub use super::vmm::SavedVmm;
 
 /// The file tree.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -165,6 +166,20 @@ impl SavedTree {
             | SavedKind::Dev => None,
         };
         self.mounts.iter().filter_map(directory).collect()
+    }
+
+    /// The single files of the host that the guest sees.
+    pub(in crate::linux) fn host_files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for mount in &self.mounts {
+            if let SavedKind::Closure(entries) = &mount.kind {
+                files.extend(entries.iter().filter_map(|entry| match entry {
+                    SavedEntry::File { host, .. } => Some(path(host)),
+                    SavedEntry::Symlink { .. } => None,
+                }));
+            }
+        }
+        files
     }
 }
 

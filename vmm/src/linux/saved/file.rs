@@ -11,7 +11,9 @@ use super::tables::{FileIx, PipeIx, SocketIx};
 use crate::linux::fd::eventfd::SavedEvent;
 use crate::linux::fd::pipe::{SavedPipe, Side};
 use crate::linux::file::{Description, File, Location};
-use crate::linux::fs::saved::{SavedDirectory, SavedFifo, SavedHostFile, SavedMade, SavedMemFile};
+use crate::linux::fs::saved::{
+    SavedDirectory, SavedFifo, SavedHostFile, SavedMade, SavedMemFile, SavedVmm,
+};
 use crate::linux::timers::SavedTimer;
 
 /// An open file, by its kind.
@@ -43,6 +45,8 @@ pub enum SavedFile {
     Device(Location),
     /// A standard descriptor of the host.
     Stdio(i32),
+    /// `/dev/vmm`.
+    Vmm(SavedVmm),
 }
 
 impl SavedFile {
@@ -65,6 +69,7 @@ impl SavedFile {
             Self::Made(saved) => saved.load(l)?,
             Self::Device(at) => l.device(&at)?,
             Self::Stdio(n) => l.stdio(n)?,
+            Self::Vmm(saved) => saved.load(l)?,
         })
     }
 }

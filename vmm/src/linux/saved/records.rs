@@ -1,6 +1,7 @@
 //! The records as a whole.
 
 use std::hash::Hasher;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,12 @@ impl Records {
     #[must_use]
     pub fn host_directories(&self) -> Vec<HostDirectory> {
         self.tree.host_directories()
+    }
+
+    /// Files of the host that the guest will see where it has no directory of the host as its root.
+    #[must_use]
+    pub fn host_files(&self) -> Vec<PathBuf> {
+        self.tree.host_files()
     }
 
     /// Processors the guest was told about; 1 to 1024, whatever the records say.

@@ -124,6 +124,7 @@ pub fn save(k: &Kernel, memory: &mut dyn SaveMemory) -> Result<Records, Refused>
     if k.memory.guard.get().is_some() {
         return Err(Refused::Guarded);
     }
+    k.freezes.cover();
     // So that no mapping has what its file has not.
     k.memory.sections.tidy(&k.memory);
     let mut s = Saver::new(k);

@@ -49,7 +49,7 @@ fn config(program: &[&str], host: &Path) -> RunConfig {
         guard_alloc: false,
         name: None,
         report: None,
-        ready_line: None,
+        ready: None,
         cpus: 2,
         program: program[0].into(),
         args: program[1..].iter().map(|&a| a.into()).collect(),
@@ -109,7 +109,7 @@ fn carry_over_with(program: &[&str], root: Option<std::path::PathBuf>) -> Option
         image.load_into(memory);
         Ok(image)
     };
-    let machine = Machine::restore(&wanted, &records, Identity { clone: 1 }, load);
+    let machine = Machine::restore(&wanted, &records, Identity::default(), load);
     let (_, runs) = run(machine.expect("a machine made again"));
     std::fs::write(host.path().join("go"), b"").expect("a file");
     let ended = runs.join().expect("no panic");

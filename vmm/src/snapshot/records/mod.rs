@@ -16,9 +16,28 @@ pub use memory::{
     SaveMemory, SpaceRef, SparseBytes,
 };
 
-/// Which of the guests made from one snapshot this is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which of the guests made from one this is. The guest reads it from `/dev/vmm`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// Its number among its siblings; 0 for one that has none.
-    pub clone: u32,
+    /// What it is.
+    pub role: Role,
+    /// What was set for it, as `NAME=VALUE`, without ends of lines.
+    pub settings: Vec<Vec<u8>>,
+}
+
+/// What a guest is that was made of a saved one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It goes on with what a file has.
+    #[default]
+    Restored,
+    /// One of several made at once of a template.
+    Clone {
+        /// Its number among them, from 1.
+        number: u32,
+        /// How many were to be made.
+        of: u32,
+        /// The name of the guest that was frozen.
+        template: String,
+    },
 }

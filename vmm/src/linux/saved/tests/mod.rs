@@ -9,10 +9,11 @@ use crate::linux::process::FdTable;
 use crate::linux::testing::{self, DATA, Machine, Turn, XSAVE};
 use crate::linux::thread::{Fpu, Thread, XsaveArea};
 use crate::linux::time::TscInfo;
-use crate::snapshot::records::Identity;
+use crate::snapshot::records::{Identity, Role};
 use image::Image;
 
 mod damage;
+mod frozen;
 pub(crate) mod image;
 mod kinds;
 
@@ -168,11 +169,24 @@ fn parts() -> Parts {
     }
 }
 
+/// Who a guest is that is made again.
+fn identity() -> Identity {
+    let (number, of, template) = (3, 5, "warm".to_owned());
+    Identity {
+        role: Role::Clone {
+            number,
+            of,
+            template,
+        },
+        settings: vec![b"LANG=C".to_vec()],
+    }
+}
+
 /// Makes a guest of records.
 fn again(records: &Records, image: &mut Image) -> Result<Machine, RestoreError> {
     let parts = parts();
     image.load_into(&parts.memory);
-    let k = restore(records, parts, image, Identity { clone: 3 })?;
+    let k = restore(records, parts, image, identity())?;
     Ok(Machine::of(k))
 }
 

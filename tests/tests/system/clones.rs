@@ -1,0 +1,190 @@
+//! Programs that ask to be frozen, and learn which clone they are: `/dev/vmm`, `vmm fork --env`.
+
+use std::fs;
+
+use tests::case::{Case, Checked, Expect, Launch, PASSED};
+use tests::context::Context;
+
+use super::snapshot::{Guest, ONLY_VMM, expect, snapshot, succeed, vmm_with};
+
+/// Freezes itself, says who it is, and a line for each line of its input.
+const SHELL: &str = "x=warm; echo freeze > /dev/vmm; \
+    { read -r role n of name; while IFS= read -r set; do export \"$set\"; done; } < /dev/vmm; \
+    echo $role $n $of $name $x ${WHO-nobody}; while read line; do echo $line; done";
+
+/// The same in Python, with what it has in memory.
+const PYTHON: &str = "import sys
+squares = {n: n * n for n in range(5000)}
+with open('/dev/vmm', 'w') as vmm:
+    vmm.write('freeze\\n')
+with open('/dev/vmm') as vmm:
+    role, number, of, name = vmm.readline().split()
+    env = dict(line.rstrip('\\n').split('=', 1) for line in vmm)
+print(role, number, of, name, squares[int(env.get('N', 3))], flush=True)
+sys.stdin.read()
+";
+
+/// The same in Lua.
+const LUA: &str = "squares = {} for n = 1, 5000 do squares[n] = n * n end
+local vmm = assert(io.open('/dev/vmm', 'w')) vmm:write('freeze\\n') vmm:close()
+local lines = {} for line in io.lines('/dev/vmm') do lines[#lines + 1] = line end
+local n = lines[2] and tonumber(lines[2]:match('^N=(.*)')) or 3
+io.write(lines[1], ' ', squares[n], '\\n') io.flush() io.read('a')
+";
+
+/// Starts five clones and compares what each prints with `line`, in which `%i` is its number.
+fn five(context: &Context, env: &str, line: &str) -> Result<(), String> {
+    let output = context.work().join("out.%i");
+    let output = output.to_string_lossy();
+    let words = ["fork", "warm", "-n", "5", "--env", env, "--stdout", &output];
+    succeed(context, &words)?;
+    for n in 1..=5 {
+        let number = n.to_string();
+        let path = output.replace("%i", &number);
+        let printed = fs::read_to_string(path).map_err(|e| e.to_string())?;
+        let wanted = line.replace("%i", &number);
+        if printed != wanted {
+            return Err(format!("clone {n}: {printed:?}, not {wanted:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// The point is where the program says, and each clone knows which one it is; the original goes on.
+fn shell(context: &Context) -> Checked {
+    let guest = Guest::launch(
+        context,
+        &["--ready-freeze"],
+        &["busybox", "sh", "-c", SHELL],
+    )?;
+    five(
+        context,
+        "WHO=the  %ith = one",
+        "clone %i 5 warm warm the %ith = one\n",
+    )?;
+    // A snapshot is of now: the program has read who it was.
+    let path = snapshot(context)?;
+    let again = vmm_with(context, &["restore", &path], b"line\n")?;
+    expect(&again, 0, "line\n")?;
+    match guest.finish(context)? {
+        printed if printed == "original 0 0 warm warm nobody\n" => Ok(PASSED),
+        printed => Err(format!("the original: {printed:?}")),
+    }
+}
+
+fn warmed(context: &Context, interpreter: &str, file: &str, program: &str) -> Checked {
+    let file = context.write(file, program, 0o644)?;
+    let file = file.to_string_lossy().into_owned();
+    let options = ["--ready-freeze", "--root", "/"];
+    let guest = Guest::launch(context, &options, &[interpreter, &file])?;
+    for squares in ["N=70", "N=9"] {
+        let square = if squares == "N=9" { 81 } else { 4900 };
+        five(context, squares, &format!("clone %i 5 warm {square}\n"))?;
+    }
+    match guest.finish(context)? {
+        printed if printed == "original 0 0 warm 9\n" => Ok(PASSED),
+        printed => Err(format!("the original: {printed:?}")),
+    }
+}
+
+fn python(context: &Context) -> Checked {
+    warmed(context, "python3", "warm.py", PYTHON)
+}
+
+fn lua(context: &Context) -> Checked {
+    warmed(context, "lua5.4", "warm.lua", LUA)
+}
+
+/// Several processes ask at once, while others run: each gets its answer, in the original and in the clones.
+fn together(context: &Context) -> Checked {
+    let line = "for n in 1 2 3 4; do (i=0; while [ $i -lt 5 ]; do echo freeze > /dev/vmm || exit 1; \
+                i=$((i+1)); done; read role n < /dev/vmm; echo $role done) & done; wait; \
+                echo all; while read line; do :; done";
+    let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])?;
+    let output = context.work().join("out.%i");
+    let output = output.to_string_lossy();
+    succeed(context, &["fork", "warm", "-n", "3", "--stdout", &output])?;
+    for n in 1..=3 {
+        let path = output.replace("%i", &n.to_string());
+        let printed = fs::read_to_string(path).map_err(|e| e.to_string())?;
+        // Who had read before the template was made was somebody else.
+        if printed.lines().count() > 5 || !printed.ends_with("all\n") {
+            return Err(format!("clone {n}: {printed:?}"));
+        }
+    }
+    match guest.finish(context)? {
+        printed if printed == "original done\n".repeat(4) + "all\n" => Ok(PASSED),
+        printed => Err(format!("the original: {printed:?}")),
+    }
+}
+
+/// A clone with a name can be frozen, and its clones say whose they are.
+fn layers(context: &Context) -> Checked {
+    let line = "echo freeze > /dev/vmm; read -r role n of name < /dev/vmm; \
+                if [ $role = clone ]; then echo freeze > /dev/vmm; cat /dev/vmm; sleep 2; fi; \
+                while read line; do :; done";
+    let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])?;
+    let work = context.work();
+    let path = |name: &str| work.join(name).to_string_lossy().into_owned();
+    let out = path("first");
+    std::thread::scope(|scope| {
+        let first = ["fork", "warm", "--name", "second", "--stdout", &out];
+        let first = scope.spawn(move || succeed(context, &first).map(drop));
+        // It is there once it has printed; then its template is there too.
+        while fs::read_to_string(path("first"))
+            .unwrap_or_default()
+            .is_empty()
+        {
+            if first.is_finished() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let words = ["fork", "second-1", "-n", "2", "--stdout", &path("deep.%i")];
+        succeed(context, &words)?;
+        first.join().map_err(|_| "a thread panicked".to_owned())?
+    })?;
+    for (name, wanted) in [
+        ("first", "clone 1 1 warm\n"),
+        ("deep.1", "clone 1 2 second-1\n"),
+        ("deep.2", "clone 2 2 second-1\n"),
+    ] {
+        let printed = fs::read_to_string(path(name)).map_err(|e| e.to_string())?;
+        if printed != wanted {
+            return Err(format!("{name}: {printed:?}, not {wanted:?}"));
+        }
+    }
+    guest.finish(context)?;
+    Ok(PASSED)
+}
+
+/// What a program sees that nobody forks, and one that asks too often.
+fn alone() -> [Case; 2] {
+    let line = "echo freeze > /dev/vmm && cat /dev/vmm; echo thaw > /dev/vmm || echo refused; \
+                ls -l /dev/vmm | cut -c 1-10";
+    let unnamed = Launch::new("busybox", &["sh", "-c", line]);
+    let printed = "original 0 0 -\nrefused\ncrw-rw-rw-\n".to_owned();
+    let often = "i=0; while echo freeze > /dev/vmm; do i=$((i+1)); done; echo $i";
+    let often = Launch::new("busybox", &["sh", "-c", often]).options(&["--name", "often"]);
+    [
+        Case::new("clones/unnamed", unnamed, Expect::Exactly(0, printed)),
+        Case::new("clones/limit", often, Expect::Exactly(0, "64\n".to_owned())),
+    ]
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases: Vec<_> = [
+        ("clones/shell", shell as fn(&Context) -> Checked, "busybox"),
+        ("clones/together", together, "busybox"),
+        ("clones/layers", layers, "busybox"),
+        ("clones/python", python, "python3"),
+        ("clones/lua", lua, "lua5.4"),
+    ]
+    .into_iter()
+    .map(|(name, body, program)| Case::function(name, body).needs(&[program]))
+    .collect();
+    cases.extend(alone().map(|case| case.needs(&["busybox"])));
+    let all = cases.into_iter();
+    all.map(|case| case.not_native(ONLY_VMM).seconds(120))
+        .collect()
+}
