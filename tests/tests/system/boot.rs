@@ -177,6 +177,20 @@ fn pvh(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// The unit tests that save a processor and a board and go on in another machine, on this kind of KVM too.
+fn board_state(context: &Context) -> Checked {
+    let Some(units) = std::env::var_os("VMM_TEST_UNITS") else {
+        return Ok(Verdict::Skipped(if context.setup.host.in_rig() {
+            "VMM_TEST_UNITS names no unit tests".to_owned()
+        } else {
+            "`cargo test -p vmm` has run it here".to_owned()
+        }));
+    };
+    let output = context.native(&Launch::new(&units.to_string_lossy(), &["board_state"]))?;
+    expect(&output, 0, "test result: ok. 3 passed")?;
+    Ok(PASSED)
+}
+
 /// What a person's `kill` does.
 fn signal(context: &Context) -> Checked {
     for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
@@ -240,6 +254,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("boot/flat/pseudo_terminal", pseudo_terminal).needs(&["grep", "head"]),
         Case::function("boot/flat/hostile_queues", hostile_queues).seconds(180),
         Case::function("boot/flat/pvh", pvh),
+        Case::function("boot/board_state", board_state),
         Case::function("boot/flat/signal", signal),
         Case::function("boot/flat/terminal", terminal).needs(&["stty", "cmp"]),
         Case::function("boot/flat/terminal_after_a_crash", terminal_after_a_crash)
