@@ -1,11 +1,12 @@
 //! Programs that ask to be frozen, and learn which clone they are: `/dev/vmm`, `vmm fork --env`.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use tests::case::{Case, Checked, Expect, Launch, PASSED};
 use tests::context::Context;
 
-use super::snapshot::{Guest, ONLY_VMM, expect, snapshot, succeed, vmm_with};
+use super::snapshot::{Guest, ONLY_VMM, command, expect, snapshot, succeed, vmm_with};
 
 /// Freezes itself, says who it is, and a line for each line of its input.
 const SHELL: &str = "x=warm; echo freeze > /dev/vmm; \
@@ -138,7 +139,7 @@ fn layers(context: &Context) -> Checked {
             if first.is_finished() {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
         }
         let words = ["fork", "second-1", "-n", "2", "--stdout", &path("deep.%i")];
         succeed(context, &words)?;
@@ -155,6 +156,41 @@ fn layers(context: &Context) -> Checked {
         }
     }
     guest.finish(context)?;
+    Ok(PASSED)
+}
+
+/// Clones do not outlive the command that made them.
+fn orphans(context: &Context) -> Checked {
+    let line =
+        "echo freeze > /dev/vmm; read -r role n < /dev/vmm; echo $role; while :; do sleep 1; done";
+    let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])?;
+    let output = context.work().join("out.%i");
+    let output = output.to_string_lossy();
+    let words = [
+        "fork", "warm", "-n", "3", "--name", "lost", "--stdout", &output,
+    ];
+    let mut fork = command(context, &words)
+        .spawn()
+        .map_err(|e| e.to_string())?;
+    let until = Instant::now() + context.timeout / 2;
+    let last = output.replace("%i", "3");
+    while fs::read_to_string(&last).unwrap_or_default().is_empty() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let there = succeed(context, &["ps"])?;
+    fork.kill()
+        .and_then(|()| fork.wait())
+        .map_err(|e| e.to_string())?;
+    if !there.out().contains("lost-3") {
+        return Err(format!("the clones never ran: {}", there.out()));
+    }
+    while succeed(context, &["ps"])?.out().contains("lost-") {
+        if Instant::now() > until {
+            return Err("clones are left".to_owned());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(guest);
     Ok(PASSED)
 }
 
@@ -177,6 +213,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("clones/shell", shell as fn(&Context) -> Checked, "busybox"),
         ("clones/together", together, "busybox"),
         ("clones/layers", layers, "busybox"),
+        ("clones/orphans", orphans, "busybox"),
         ("clones/python", python, "python3"),
         ("clones/lua", lua, "lua5.4"),
     ]

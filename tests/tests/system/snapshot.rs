@@ -23,7 +23,7 @@ fn text(error: impl std::fmt::Display) -> String {
 }
 
 /// A command with run directories of the case's own.
-fn command(context: &Context, words: &[&str]) -> Command {
+pub(crate) fn command(context: &Context, words: &[&str]) -> Command {
     let mut command = Command::new(&context.setup.vmm);
     command.args(words).env("XDG_RUNTIME_DIR", context.work());
     command

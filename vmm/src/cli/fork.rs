@@ -15,7 +15,8 @@ use crate::control::rundir::{RunDirError, check_name};
 /// Start copies of a running guest
 ///
 /// The guest is frozen, unless it has frozen itself (/dev/vmm) or `vmm freeze` has done it, and goes on. Each copy goes on from there in a machine of
-/// its own: the memory that none of them changes is there once. The command ends when all have ended.
+/// its own: the memory that none of them changes is there once. The command ends when all have ended; if it is
+/// ended before, they end with it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit status: 0 if every copy ended with 0, else that of the first that did not; 125 if vmm itself failed.")]
