@@ -57,6 +57,60 @@ static void one_file(int fd, const char *what)
 	close(fd);
 }
 
+#define MAP_WRITABLE PROT_READ | PROT_WRITE, MAP_SHARED
+
+static void seals(void)
+{
+	int fd = syscall(SYS_memfd_create, "plain", 0);
+	is(fcntl(fd, F_GET_SEALS), F_SEAL_SEAL, "what was not made to be sealed");
+	fails(fcntl(fd, F_ADD_SEALS, F_SEAL_GROW), EPERM, "is not");
+	close(fd);
+	fd = syscall(SYS_memfd_create, "sealed", MFD_ALLOW_SEALING);
+	is(fcntl(fd, F_GET_SEALS), 0, "no seals");
+	fails(fcntl(fd, F_ADD_SEALS, 1 << 20), EINVAL, "no such seal");
+	is(write(fd, "abcdef", 6), 6, "a write before");
+	is(fcntl(fd, F_ADD_SEALS, F_SEAL_GROW), 0, "it may not grow");
+	fails(pwrite(fd, "x", 1, 6), EPERM, "a write at the end");
+	fails(ftruncate(fd, 7), EPERM, "a greater length");
+	fails(fallocate(fd, 0, 0, PAGE), EPERM, "an allocation");
+	is(ftruncate(fd, 5), 0, "a smaller length");
+	is(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0, "it may not shrink");
+	fails(ftruncate(fd, 4), EPERM, "a smaller length");
+	char *m = map(fd, PAGE, MAP_WRITABLE);
+	fails(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), EBUSY, "it is mapped to be written");
+	munmap(m, PAGE);
+	is(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), 0, "it may not be written");
+	fails(pwrite(fd, "x", 1, 0), EPERM, "a write");
+	fails(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE), EPERM, "a hole");
+	fails(map(fd, PAGE, MAP_WRITABLE) == MAP_FAILED ? -1 : 0, EPERM, "a shared mapping to be written");
+	m = map(fd, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	m[0] = 'x';
+	is(fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL), 0, "no more seals");
+	fails(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), EPERM, "not even one it has");
+	is(fcntl(fd, F_GET_SEALS), F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE, "its seals");
+	char text[8];
+	is(pread(fd, text, 8, 0) == 5 && memcmp(text, "abcde", 5) == 0, 1, "what is in it");
+	munmap(m, PAGE);
+	close(fd);
+	int pipes[2];
+	is(pipe(pipes), 0, "a pipe");
+	fails(fcntl(pipes[1], F_GET_SEALS), EINVAL, "has no seals");
+	close(pipes[0]);
+	close(pipes[1]);
+}
+
+static void removed(void)
+{
+	char *m = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	char *own = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memset(m, 1, 4 * PAGE);
+	is(madvise(m + PAGE, 2 * PAGE, MADV_REMOVE), 0, "pages of shared memory are removed");
+	is(m[0] == 1 && m[PAGE] == 0 && m[3 * PAGE - 1] == 0 && m[3 * PAGE] == 1, 1, "those, and no others");
+	fails(madvise(own, PAGE, MADV_REMOVE), EINVAL, "of private memory");
+	munmap(m, 4 * PAGE);
+	munmap(own, PAGE);
+}
+
 /* A file without a name and without a descriptor lives as long as its mapping. */
 static void mapped_only(const char *path)
 {
@@ -146,6 +200,8 @@ int main(int argc, char **argv)
 	one_file(open(path, O_RDWR | O_CREAT | O_TRUNC, 0600), "tmpfs");
 	unlink(path);
 	mapped_only(path);
+	seals();
+	removed();
 	if (argc > 2)
 		large(argv[1], atol(argv[2]));
 	return tap_end();

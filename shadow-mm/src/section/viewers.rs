@@ -12,7 +12,7 @@ use crate::backend::Platform;
 use crate::manager::Manager;
 use crate::proto::Section;
 use crate::space::{Space, SpaceState};
-use crate::vad::{MapKind, Sharing, VadSet};
+use crate::vad::{MapKind, Sharing, Vad, VadInfo, VadSet};
 
 /// How often spaces that appeared meanwhile are looked for. Each round meets the children of the spaces
 /// of the round before.
@@ -53,6 +53,23 @@ impl<P: Platform> Manager<P> {
                 viewers.remove(&space);
             }
         }
+    }
+
+    /// Whether any mapping that shows the section is as `test` says. Mappings made meanwhile may be missed.
+    pub fn any_view(
+        &self,
+        section: &Section<P::Backing>,
+        test: impl Fn(&VadInfo<P::Backing>) -> bool,
+    ) -> bool {
+        let mut any = false;
+        self.for_each_viewer(section, |_, state, _| {
+            let views = state
+                .vads
+                .iter()
+                .filter(|vad| vad.view().is_some_and(|(seen, ..)| seen == section));
+            any |= views.map(Vad::info).any(|info| test(&info));
+        });
+        any
     }
 
     /// Calls `visit` for every space with views of the section, locked, one at a time. Spaces forked

@@ -277,6 +277,23 @@ pub trait File: Debug + Send + Sync {
         Err(Errno::NODEV)
     }
 
+    /// What may not be done to it any more (`F_GET_SEALS`).
+    ///
+    /// # Errors
+    /// `EINVAL` for what cannot have seals.
+    fn seals(&self) -> Result<super::fs::Seals, Errno> {
+        Err(Errno::INVAL)
+    }
+
+    /// Adds seals; the description may write.
+    ///
+    /// # Errors
+    /// `EINVAL`, `EPERM`, or `EBUSY` while a mapping may be stored to.
+    fn seal(&self, more: super::fs::Seals) -> Result<(), Errno> {
+        let _ = more;
+        Err(Errno::INVAL)
+    }
+
     /// Where it is in the file tree; `None` for what has no name.
     fn location(&self) -> Option<Location> {
         None

@@ -65,6 +65,15 @@ pub trait Content: Debug + Send + Sync {
         None
     }
 
+    /// Makes a hole, for `madvise(2)`.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP`, `EPERM`, or the host's.
+    fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _ = (offset, length);
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+
     /// Device and inode, as `/proc/PID/maps` shows them.
     fn identity(&self) -> (u64, u64);
 

@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, Stop, SysResult, Wait};
 use super::super::file::{Description, O_APPEND, O_NONBLOCK, O_PATH};
+use super::super::fs::Seals;
 use super::locks::{FileId, Kind, Lock, Owner, owner_of};
 use super::table::fd_limit;
 
@@ -34,6 +35,8 @@ const F_OFD_SETLKW: i32 = 38;
 const F_DUPFD_CLOEXEC: i32 = 1030;
 const F_SETPIPE_SZ: i32 = 1031;
 const F_GETPIPE_SZ: i32 = 1032;
+const F_ADD_SEALS: i32 = 1033;
+const F_GET_SEALS: i32 = 1034;
 
 const FD_CLOEXEC: u64 = 1;
 /// `O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_CLOEXEC`: not status flags.
@@ -83,10 +86,23 @@ fn sys_fcntl(c: &mut Ctx<'_>, a: &Args) -> SysResult {
             Ok(pipe.set_capacity(a.u32(2) as usize)? as u64)
         }
         F_GETPIPE_SZ => Ok(d.file.pipe().ok_or(Errno::BADF)?.capacity() as u64),
+        F_ADD_SEALS => add_seals(&d, a.u32(2)),
+        F_GET_SEALS => Ok(d.file.seals()?.bits().into()),
         // Signal-driven I/O is not offered: nobody owns a file.
         F_SETOWN | F_GETOWN => Ok(0),
         _ => Err(Errno::INVAL.into()),
     }
+}
+
+fn add_seals(d: &Description, seals: u32) -> SysResult {
+    // What has none says so first.
+    d.file.seals()?;
+    if !d.writable() {
+        return Err(Errno::PERM.into());
+    }
+    let seals = Seals::from_bits(seals).ok_or(Errno::INVAL)?;
+    d.file.seal(seals)?;
+    Ok(0)
 }
 
 fn duplicate(c: &Ctx<'_>, d: Arc<Description>, least: i32, close_on_exec: bool) -> SysResult {

@@ -3,7 +3,7 @@
 use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, SysResult};
 use super::super::file::Description;
-use super::super::fs::Caller;
+use super::super::fs::{Caller, Seals};
 
 /// The calls of this file.
 pub const TABLE: &[Entry] = &[Entry {
@@ -14,21 +14,28 @@ pub const TABLE: &[Entry] = &[Entry {
 }];
 
 const MFD_CLOEXEC: u32 = 1;
-/// `MFD_NOEXEC_SEAL` and `MFD_EXEC`: whether it may be executed is not told apart.
-const MFD_EXECUTABLE: u32 = 8 | 16;
+const MFD_ALLOW_SEALING: u32 = 2;
+const MFD_NOEXEC_SEAL: u32 = 8;
+const MFD_EXEC: u32 = 16;
 /// Longest name, so that `memfd:` and it fit a directory entry.
 const NAME_MAX: usize = 249;
 
 fn sys_memfd_create(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let flags = a.u32(1);
-    // Seals and huge pages are not offered.
-    if flags & !(MFD_CLOEXEC | MFD_EXECUTABLE) != 0 || flags & MFD_EXECUTABLE == MFD_EXECUTABLE {
+    // Huge pages are not offered.
+    let known = MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL | MFD_EXEC;
+    if flags & !known != 0 || flags & (MFD_NOEXEC_SEAL | MFD_EXEC) == MFD_NOEXEC_SEAL | MFD_EXEC {
         return Err(Errno::INVAL.into());
     }
+    let seals = match (flags & MFD_NOEXEC_SEAL, flags & MFD_ALLOW_SEALING) {
+        (0, 0) => Seals::SEAL,
+        (0, _) => Seals::empty(),
+        _ => Seals::EXEC,
+    };
     let name = match c.mem().read_cstr(a.u64(0), NAME_MAX + 1) {
         Err(Errno::NAMETOOLONG) => return Err(Errno::INVAL.into()),
         other => other?,
     };
-    let file = c.k.vfs.memory_file(&Caller::of(c), &name)?;
+    let file = c.k.vfs.memory_file(&Caller::of(c), &name, seals)?;
     Ok(c.add_fd(Description::new(file, 2), flags & MFD_CLOEXEC != 0)? as u64)
 }

@@ -52,6 +52,7 @@ mod walk;
 pub use budget::Budget;
 pub use dir::{DirFile, PathFile};
 pub use flock::{FlockGuard, Flocks};
+pub use memfs::Seals;
 pub use mount::{ClosureEntry, MountKind, MountSpec, VfsError};
 pub use open::OpenHow;
 pub use vfs::Vfs;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::budget::Budget;
+use super::memfs::Seals;
 use super::mount::{Mount, text};
 use super::{Caller, Flocks, FsStat, Link, S_IFDIR, S_IFMT, below, join, path_ino, split};
 use crate::linux::file::{DirEntry, File, Location, Stat};
@@ -61,8 +62,13 @@ impl Vfs {
     ///
     /// # Errors
     /// `ENOSPC`.
-    pub fn memory_file(&self, c: &Caller<'_>, name: &[u8]) -> Result<Arc<dyn File>, Errno> {
-        super::memfs::anonymous(c, &self.budget, name)
+    pub fn memory_file(
+        &self,
+        c: &Caller<'_>,
+        name: &[u8],
+        seals: Seals,
+    ) -> Result<Arc<dyn File>, Errno> {
+        super::memfs::anonymous(c, &self.budget, name, seals)
     }
 
     /// The guest path of a place, clean.

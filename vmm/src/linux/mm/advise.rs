@@ -3,7 +3,8 @@
 use shadow_mm::{Access, DiscardError, MapKind, Sharing, VadAdvice, VpnRange};
 
 use super::{
-    RLIMIT_MEMLOCK, for_each_vad, limit, mapped_pages, pages, require_mapped, whole_pages,
+    RLIMIT_MEMLOCK, TAG_SHARED, VadInfo, for_each_vad, limit, mapped_pages, pages, require_mapped,
+    whole_pages,
 };
 use crate::linux::Errno;
 use crate::linux::call::{Args, Ctx, SysResult};
@@ -18,6 +19,8 @@ enum Advice {
     Drop,
     /// As `Drop`, for anonymous memory only.
     DropAnonymous,
+    /// A hole in the file, or in shared memory.
+    Remove,
     /// What a fork does with the range.
     Fork(VadAdvice),
     /// Wipe on fork, for anonymous memory only.
@@ -35,6 +38,7 @@ impl Advice {
             0..=3 | 12..=17 | 20 | 21 => Self::Ignored,
             4 => Self::Drop,
             8 => Self::DropAnonymous,
+            9 => Self::Remove,
             10 => Self::Fork(VadAdvice::DontFork),
             11 => Self::Fork(VadAdvice::DoFork),
             18 => Self::Wipe,
@@ -55,7 +59,7 @@ pub(super) fn sys_madvise(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     };
     let mut parts = Vec::new();
     let mapped = for_each_vad(c, range, |vad, part| {
-        check_kind(advice, &vad.kind)?;
+        check_kind(advice, vad)?;
         parts.push(part);
         Ok::<(), Errno>(())
     })?;
@@ -85,11 +89,44 @@ fn advised(start: u64, len: u64) -> Result<Option<VpnRange>, Errno> {
     }
 }
 
-fn check_kind<B>(advice: Advice, kind: &MapKind<B>) -> Result<(), Errno> {
-    match (advice, kind) {
-        (Advice::DropAnonymous | Advice::Wipe, MapKind::View { .. }) => Err(Errno::INVAL),
+fn check_kind(advice: Advice, vad: &VadInfo) -> Result<(), Errno> {
+    match (advice, &vad.kind) {
+        (Advice::DropAnonymous | Advice::Wipe, MapKind::View { .. })
+        | (Advice::Remove, MapKind::Anonymous) => Err(Errno::INVAL),
+        (Advice::Remove, MapKind::View { sharing, .. })
+            if *sharing == Sharing::Private || vad.tag == TAG_SHARED =>
+        {
+            Err(Errno::ACCESS)
+        }
         _ => Ok(()),
     }
+}
+
+/// Makes holes where the range's mappings show files or shared memory.
+fn remove(c: &Ctx<'_>, range: VpnRange) -> Result<(), Errno> {
+    let mut holes = Vec::new();
+    for_each_vad(c, range, |vad, part| {
+        if let MapKind::View {
+            section, offset, ..
+        } = &vad.kind
+        {
+            let start = offset + (part.start().get() - vad.range.start().get()) * PAGE;
+            holes.push((section.clone(), start, part.count() * PAGE));
+        }
+        Ok::<(), Errno>(())
+    })?;
+    for (section, start, length) in holes {
+        if let Some(file) = section.file() {
+            let punched = file.0.punch(start, length);
+            punched.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            continue;
+        }
+        let pages = start / PAGE..(start + length) / PAGE;
+        for flush in c.k.memory.manager.punch_section(&section, pages) {
+            c.k.memory.submit(flush);
+        }
+    }
+    Ok(())
 }
 
 fn apply(c: &Ctx<'_>, advice: Advice, part: VpnRange) -> Result<(), Errno> {
@@ -106,6 +143,7 @@ fn apply(c: &Ctx<'_>, advice: Advice, part: VpnRange) -> Result<(), Errno> {
                 DiscardError::TooManyPieces { .. } | DiscardError::NoMemory => Errno::AGAIN,
             })?;
         }
+        Advice::Remove => remove(c, part)?,
         Advice::Fork(what) => memory
             .manager
             .advise(space, part, what)

@@ -11,6 +11,7 @@ use super::{
 use crate::linux::Errno;
 use crate::linux::call::{Args, Ctx, SysResult};
 use crate::linux::exec::{MIN_VA, PAGE, USER_END, map_errno};
+use crate::linux::fs::Seals;
 use crate::memory::{Backing, Intent};
 
 const MAP_SHARED: u32 = 0x01;
@@ -88,8 +89,8 @@ pub(super) fn sys_mmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     }
     let placement = placement(c, addr, len, flags)?;
     let prot = protection(prot);
-    let source = match file {
-        Some(file) => file_source(c, &file, offset, prot, flags)?,
+    let source = match &file {
+        Some(file) => file_source(c, file, offset, prot, flags)?,
         None => anonymous_source(c, len, flags)?,
     };
     let more = len / PAGE - replaced_pages(c, &placement, len);
@@ -97,6 +98,7 @@ pub(super) fn sys_mmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     if prot.contains(Prot::WRITE) && source.tag != TAG_SHARED {
         check_data(c, more)?;
     }
+    let storable = source.tag != TAG_SHARED && flags & MAP_TYPE != MAP_PRIVATE;
     let request = MapRequest {
         placement,
         count: len / PAGE,
@@ -107,6 +109,11 @@ pub(super) fn sys_mmap(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     };
     let mapped = super::guard::map(c, request, a.u64(1)).map_err(map_errno)?;
     c.k.memory.submit(mapped.flush);
+    if storable && file.is_some_and(|file| is_sealed(&file)) {
+        // Sealed while it was mapped, by who did not see the mapping yet.
+        super::guard::unmap(c, mapped.range).map_err(|_| Errno::NOMEM)?;
+        return Err(Errno::PERM.into());
+    }
     let start = mapped.range.start().va().get();
     if flags & (MAP_POPULATE | MAP_LOCKED) != 0 && !prot.is_empty() {
         let access = if prot.contains(Prot::WRITE) {
@@ -228,7 +235,11 @@ fn file_source(
         return Err(Errno::INVAL);
     }
     let backing = file.file.mapping(c.k)?;
-    let (sharing, tag, intent) = match (shared, file.writable()) {
+    let sealed = shared && is_sealed(file);
+    if sealed && prot.contains(Prot::WRITE) {
+        return Err(Errno::PERM);
+    }
+    let (sharing, tag, intent) = match (shared, file.writable() && !sealed) {
         (true, true) => (Sharing::Shared, VadTag::default(), Intent::Write),
         (true, false) => (Sharing::Shared, TAG_SHARED, Intent::Read),
         (false, _) => (Sharing::Private, VadTag::default(), Intent::Read),
@@ -241,6 +252,11 @@ fn file_source(
         },
         tag,
     })
+}
+
+/// Whether nobody may begin to store to the file.
+fn is_sealed(file: &crate::linux::file::Description) -> bool {
+    file.file.seals().is_ok_and(Seals::keep_content)
 }
 
 /// `munmap(2)`.

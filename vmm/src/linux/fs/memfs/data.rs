@@ -7,9 +7,11 @@
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use shadow_mm::SectionPage;
+use shadow_mm::{SectionPage, Sharing};
 
+use super::seals::Seals;
 use crate::linux::fs::budget::Budget;
+use crate::linux::mm::TAG_SHARED;
 use crate::locks::{Mutex, rank};
 use crate::memory::{Backing, Memory, Stored};
 use crate::snapshot::records::{Page, SparseBytes};
@@ -21,17 +23,64 @@ const END: u64 = SectionPage::COUNT * PAGE;
 /// A file's bytes.
 #[derive(Debug)]
 pub(super) struct Data {
+    memory: Arc<Memory>,
     stored: Stored,
-    size: Mutex<rank::MemPages, u64>,
+    state: Mutex<rank::MemPages, State>,
+}
+
+#[derive(Debug)]
+struct State {
+    size: u64,
+    seals: Seals,
 }
 
 impl Data {
     /// None yet. `budget` limits the pages.
-    pub(super) fn new(memory: &Arc<Memory>, budget: &Arc<Budget>) -> Result<Self, Errno> {
+    pub(super) fn new(
+        memory: &Arc<Memory>,
+        budget: &Arc<Budget>,
+        seals: Seals,
+    ) -> Result<Self, Errno> {
         Ok(Self {
+            memory: Arc::clone(memory),
             stored: Stored::new(memory, Arc::clone(budget) as _)?,
-            size: Mutex::default(),
+            state: Mutex::new(State { size: 0, seals }),
         })
+    }
+
+    pub(super) fn seals(&self) -> Seals {
+        self.state.lock().seals
+    }
+
+    /// Adds seals.
+    ///
+    /// # Errors
+    /// `EPERM`; `EBUSY` for [`Seals::WRITE`] as long as somebody may store through a mapping.
+    pub(super) fn seal(&self, more: Seals) -> Result<(), Errno> {
+        let mut state = self.state.lock();
+        if state.seals.contains(Seals::SEAL) {
+            return Err(Errno::PERM);
+        }
+        // Who maps it at this moment looks at the seals again when it is mapped.
+        if (more - state.seals).contains(Seals::WRITE) && self.is_mapped_writable() {
+            return Err(Errno::BUSY);
+        }
+        state.seals |= more;
+        Ok(())
+    }
+
+    /// The same, of a file that is made again.
+    pub(super) fn restore_seals(&self, seals: Seals) {
+        self.state.lock().seals = seals;
+    }
+
+    /// Whether somebody has a shared mapping and may make it writable.
+    fn is_mapped_writable(&self) -> bool {
+        let writable = |vad: &shadow_mm::VadInfo<Backing>| {
+            vad.sharing() == Sharing::Shared && vad.tag != TAG_SHARED
+        };
+        let manager = &self.memory.manager;
+        manager.any_view(self.stored.section(), writable)
     }
 
     /// What mappings of it are views of.
@@ -41,11 +90,11 @@ impl Data {
 
     /// Length in bytes, and pages that it has.
     pub(super) fn size(&self) -> (u64, u64) {
-        (*self.size.lock(), self.stored.extent())
+        (self.state.lock().size, self.stored.extent())
     }
 
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Errno> {
-        let size = *self.size.lock();
+        let size = self.state.lock().size;
         let left = size.saturating_sub(offset).min(buf.len() as u64) as usize;
         self.stored.read(offset, &mut buf[..left])?;
         Ok(left)
@@ -57,12 +106,22 @@ impl Data {
         if buf.is_empty() {
             return Ok(0);
         }
-        let mut size = self.size.lock();
+        let mut state = self.state.lock();
+        let State { size, seals } = &mut *state;
         let offset = offset.unwrap_or(*size);
         if offset >= END {
             return Err(Errno::FBIG);
         }
-        let buf = &buf[..buf.len().min((END - offset) as usize)];
+        seals.allow_write()?;
+        let last = if seals.contains(Seals::GROW) {
+            *size
+        } else {
+            END
+        };
+        if offset >= last {
+            return Err(Errno::PERM);
+        }
+        let buf = &buf[..buf.len().min((last - offset) as usize)];
         let end = offset + buf.len() as u64;
         if offset > *size {
             self.clear_tail(*size)?;
@@ -84,10 +143,11 @@ impl Data {
         if length > i64::MAX as u64 {
             return Err(Errno::INVAL);
         }
-        let mut size = self.size.lock();
-        self.clear_tail(length.min(*size))?;
+        let mut state = self.state.lock();
+        state.seals.allow_size(state.size, length)?;
+        self.clear_tail(length.min(state.size))?;
         self.stored.resize(length);
-        *size = length;
+        state.size = length;
         Ok(())
     }
 
@@ -96,7 +156,9 @@ impl Data {
     pub(super) fn reserve(&self, offset: u64, length: u64, grow: bool) -> Result<(), Errno> {
         let end = offset.checked_add(length).filter(|&end| end <= END);
         let end = end.ok_or(Errno::FBIG)?;
-        let mut size = self.size.lock();
+        let mut state = self.state.lock();
+        let State { size, seals } = &mut *state;
+        seals.allow_size(*size, end.max(*size))?;
         if grow && end > *size {
             self.clear_tail(*size)?;
             self.stored.resize(end);
@@ -113,7 +175,8 @@ impl Data {
     /// Zeroes `length` bytes at `offset`, giving whole pages back.
     pub(super) fn punch(&self, offset: u64, length: u64) -> Result<(), Errno> {
         let end = offset.checked_add(length).ok_or(Errno::INVAL)?;
-        let _size = self.size.lock();
+        let state = self.state.lock();
+        state.seals.allow_write()?;
         let (first, last) = (offset.div_ceil(PAGE), end / PAGE);
         if first > last {
             return Ok(self.stored.clear(offset..end)?);
@@ -132,7 +195,7 @@ impl Data {
 
 impl SparseBytes for Data {
     fn length(&self) -> u64 {
-        *self.size.lock()
+        self.state.lock().size
     }
 
     fn pages(&self) -> Vec<u64> {
@@ -160,7 +223,7 @@ mod tests {
     fn data(memory: &Arc<Memory>, budget: u64) -> (Data, Arc<Budget>) {
         let all = Budget::new(1 << 20, None);
         let budget = Budget::new(budget, Some(all));
-        (Data::new(memory, &budget).unwrap(), budget)
+        (Data::new(memory, &budget, Seals::empty()).unwrap(), budget)
     }
 
     fn view(memory: &Memory, data: &Data, sharing: Sharing) -> Arc<Space<VmmPlatform>> {
@@ -350,13 +413,39 @@ mod tests {
     }
 
     #[test]
+    fn sealed_file_stays_as_it_is() {
+        let memory = memory();
+        let (data, _) = data(&memory, 1 << 20);
+        data.write(Some(0), &[7; 5000]).unwrap();
+        data.seal(Seals::GROW).unwrap();
+        assert_eq!(data.write(Some(4990), &[8; 100]), Ok(10));
+        assert_eq!(data.write(None, b"x"), Err(Errno::PERM));
+        assert_eq!(data.truncate(5001), Err(Errno::PERM));
+        assert_eq!(data.reserve(0, 5001, false), Err(Errno::PERM));
+        data.truncate(4999).unwrap();
+        data.seal(Seals::SHRINK).unwrap();
+        assert_eq!(data.truncate(1), Err(Errno::PERM));
+        let shared = view(&memory, &data, Sharing::Shared);
+        assert_eq!(data.seal(Seals::WRITE), Err(Errno::BUSY));
+        data.seal(Seals::FUTURE_WRITE).unwrap();
+        store(&memory, &shared, 0, 9).unwrap();
+        assert_eq!(data.write(Some(0), b"x"), Err(Errno::PERM));
+        assert_eq!(data.punch(0, 10), Err(Errno::PERM));
+        memory.delete_space(&shared);
+        let _private = view(&memory, &data, Sharing::Private);
+        data.seal(Seals::WRITE | Seals::SEAL).unwrap();
+        assert_eq!(data.seal(Seals::EXEC), Err(Errno::PERM));
+        assert_eq!(read::<1>(&data, 0), (1, [9]));
+    }
+
+    #[test]
     fn reserved_pages_are_there_when_all_else_is_taken() {
         let memory = memory();
         let (data, budget) = data(&memory, 4 * PAGE);
         data.reserve(0, 3 * PAGE, true).unwrap();
         assert_eq!(data.size(), (3 * PAGE, 3));
         assert_eq!(read::<1>(&data, PAGE), (1, [0]));
-        let other = Data::new(&memory, &budget).unwrap();
+        let other = Data::new(&memory, &budget, Seals::SEAL).unwrap();
         assert_eq!(other.write(None, &[1; 8192]), Ok(4096));
         assert_eq!(data.write(Some(0), &[1; 12288]), Ok(12288));
         assert_eq!(data.reserve(PAGE, 3 * PAGE, true), Err(Errno::NOSPC));

@@ -135,8 +135,7 @@ impl File for FifoFile {
     }
 
     fn change(&self, _: &Kernel, change: &Change) -> Result<(), Errno> {
-        self.inode.change(change);
-        Ok(())
+        self.inode.change(change)
     }
 
     fn location(&self) -> Option<Location> {

@@ -9,6 +9,7 @@ use shadow_mm::Section;
 
 use super::data::Data;
 use super::inode::{Body, Inode};
+use super::seals::Seals;
 use crate::linux::file::{Change, File, Location, O_APPEND, Stat};
 use crate::linux::kernel::Kernel;
 use crate::linux::saved::{Refused, SavedFile, Saver};
@@ -76,6 +77,15 @@ impl Content for MemContent {
         match &self.inode.body {
             Body::File(data) => Some(data.section().clone()),
             Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => None,
+        }
+    }
+
+    fn punch(&self, offset: u64, length: u64) -> std::io::Result<()> {
+        match &self.inode.body {
+            Body::File(data) => Ok(data.punch(offset, length)?),
+            Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => {
+                Err(Errno::OPNOTSUPP.into())
+            }
         }
     }
 
@@ -166,8 +176,7 @@ impl File for MemFile {
     }
 
     fn change(&self, _: &Kernel, change: &Change) -> Result<(), Errno> {
-        self.inode().change(change);
-        Ok(())
+        self.inode().change(change)
     }
 
     fn set_status(&self, flags: u32) -> Result<(), Errno> {
@@ -178,6 +187,20 @@ impl File for MemFile {
     fn mapping(&self, _: &Kernel) -> Result<Backing, Errno> {
         self.data()?;
         Ok(Backing(self.content.clone()))
+    }
+
+    fn seals(&self) -> Result<Seals, Errno> {
+        Ok(self.data()?.seals())
+    }
+
+    fn seal(&self, more: Seals) -> Result<(), Errno> {
+        let executable = self.inode().mode() & 0o111 != 0;
+        let implied = if more.contains(Seals::EXEC) && executable {
+            Seals::SHRINK | Seals::GROW | Seals::WRITE | Seals::FUTURE_WRITE
+        } else {
+            Seals::empty()
+        };
+        self.data()?.seal(more | implied)
     }
 
     fn location(&self) -> Option<Location> {

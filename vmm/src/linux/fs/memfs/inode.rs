@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::Data;
 use super::fifo::Fifo;
+use super::seals::Seals;
 use crate::linux::file::{Change, SetTime, Stat};
 use crate::linux::fs::budget::{Budget, Charge};
 use crate::linux::fs::{S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK};
@@ -235,8 +236,20 @@ impl Inode {
         }
     }
 
-    pub(super) fn change(&self, change: &Change) {
+    /// # Errors
+    /// `EPERM`: the file is sealed.
+    pub(super) fn change(&self, change: &Change) -> Result<(), Errno> {
+        let sealed = match &self.body {
+            Body::File(data) => data.seals().contains(Seals::EXEC),
+            Body::Dir(_) | Body::Link(_) | Body::Host(_) | Body::Fifo(_) | Body::Socket => false,
+        };
         let mut meta = self.meta.lock();
+        if let Change::Mode(mode) = change
+            && sealed
+            && (mode ^ meta.mode) & 0o111 != 0
+        {
+            return Err(Errno::PERM);
+        }
         meta.ctime = now();
         match *change {
             Change::Mode(mode) => meta.mode = (meta.mode & S_IFMT) | (mode & 0o7777),
@@ -257,6 +270,7 @@ impl Inode {
                 meta.mtime = pick(mtime, meta.mtime);
             }
         }
+        Ok(())
     }
 
     /// The content changed now.

@@ -23,12 +23,14 @@ use fifo::Fifo;
 use file::MemFile;
 pub(in crate::linux) use inode::Inode;
 use inode::{Body, Maker};
+pub use seals::Seals;
 
 mod data;
 mod fifo;
 mod file;
 mod inode;
 pub(in crate::linux) mod saved;
+mod seals;
 
 const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
@@ -49,10 +51,16 @@ pub(super) fn anonymous(
     c: &Caller<'_>,
     budget: &Arc<Budget>,
     name: &[u8],
+    seals: Seals,
 ) -> Result<Arc<dyn File>, Errno> {
     let maker = Maker::new(super::mount::ANONYMOUS_DEV, Arc::clone(budget));
-    let body = Body::File(Data::new(&c.k.memory, budget)?);
-    let inode = maker.make(body, 0o777, (c.uid(), c.gid()))?;
+    let body = Body::File(Data::new(&c.k.memory, budget, seals)?);
+    let mode = if seals.contains(Seals::EXEC) {
+        0o666
+    } else {
+        0o777
+    };
+    let inode = maker.make(body, mode, (c.uid(), c.gid()))?;
     let mut path = b"/memfd:".to_vec();
     path.extend_from_slice(name);
     path.extend_from_slice(b" (deleted)");
@@ -75,6 +83,11 @@ impl MemFs {
             maker,
             tree: Mutex::new(()),
         })
+    }
+
+    /// The bytes of a new file.
+    fn data(&self, c: &Caller<'_>) -> Result<Data, Errno> {
+        Data::new(&c.k.memory, &self.maker.budget, Seals::SEAL)
     }
 
     /// Takes all names away.
@@ -250,14 +263,14 @@ impl FileSystem for MemFs {
         flags: u32,
         mode: u32,
     ) -> Result<Arc<dyn File>, Errno> {
-        let body = Body::File(Data::new(&c.k.memory, &self.maker.budget)?);
+        let body = Body::File(self.data(c)?);
         let inode = self.insert(path, body, mode, (c.uid(), c.gid()))?;
         self.open_inode(c, inode, path, flags)
     }
 
     fn mknod(&self, c: &Caller<'_>, path: &[u8], node: Node, mode: u32) -> Result<(), Errno> {
         let body = match node {
-            Node::Regular => Body::File(Data::new(&c.k.memory, &self.maker.budget)?),
+            Node::Regular => Body::File(self.data(c)?),
             Node::Fifo => Body::Fifo(Fifo::default()),
             Node::Socket => Body::Socket,
         };
@@ -341,8 +354,7 @@ impl FileSystem for MemFs {
         if matches!((change, &inode.body), (Change::Mode(_), Body::Link(_))) {
             return Err(Errno::OPNOTSUPP);
         }
-        inode.change(change);
-        Ok(())
+        inode.change(change)
     }
 
     fn statfs(&self, _: &[u8]) -> Result<FsStat, Errno> {

@@ -12,6 +12,7 @@ use super::data::Data;
 use super::fifo::{Fifo, FifoFile};
 use super::file::{MemContent, MemFile};
 use super::inode::{Body, Inode, Maker, Meta};
+use super::seals::Seals;
 use crate::linux::fd::pipe::Pipe;
 use crate::linux::file::{File, Location, Stat};
 use crate::linux::fs::mount::ANONYMOUS_DEV;
@@ -37,7 +38,8 @@ pub struct SavedInode {
 enum SavedBody {
     Directory(Vec<(Vec<u8>, InodeIx)>),
     Link(Vec<u8>),
-    File(BytesRef),
+    /// The bytes, and the seals.
+    File(BytesRef, u32),
     Fifo(Option<PipeIx>),
     Socket,
 }
@@ -63,7 +65,10 @@ impl Inode {
                 SavedBody::Directory(entries.iter().map(entry).collect())
             }
             Body::Link(target) => SavedBody::Link(target.clone()),
-            Body::File(data) => SavedBody::File(memory.bytes(data).map_err(Refused::Memory)?),
+            Body::File(data) => {
+                let bytes = memory.bytes(data).map_err(Refused::Memory)?;
+                SavedBody::File(bytes, data.seals().bits())
+            }
             Body::Fifo(fifo) => SavedBody::Fifo(fifo.pipe().map(|pipe| s.pipe(&pipe))),
             Body::Socket | Body::Host(_) => SavedBody::Socket,
         };
@@ -107,7 +112,12 @@ impl SavedInode {
         let body = match &self.body {
             SavedBody::Directory(_) => Body::Dir(crate::locks::Mutex::default()),
             SavedBody::Link(target) => Body::Link(target.clone()),
-            SavedBody::File(bytes) => Body::File(load_data(&l.k.memory, maker, (*bytes, memory))?),
+            SavedBody::File(bytes, seals) => {
+                let seals = Seals::from_bits(*seals).ok_or(Damaged("a file's seals"))?;
+                let data = load_data(&l.k.memory, maker, (*bytes, memory))?;
+                data.restore_seals(seals);
+                Body::File(data)
+            }
             SavedBody::Fifo(pipe) => {
                 let pipe = pipe.map(|pipe| l.pipe(pipe)).transpose()?;
                 Body::Fifo(Fifo::with(pipe))
@@ -161,7 +171,7 @@ fn load_data(
     maker: &Maker,
     (bytes, image): (BytesRef, &mut dyn LoadMemory),
 ) -> Result<Data, RestoreError> {
-    let data = Data::new(memory, &maker.budget).map_err(no_room)?;
+    let data = Data::new(memory, &maker.budget, Seals::empty()).map_err(no_room)?;
     let length = image
         .bytes(bytes, &mut |page, bytes| {
             let at = page
@@ -278,7 +288,7 @@ pub(in crate::linux) fn copy_of(
 ) -> Result<Arc<Inode>, Errno> {
     let budget = k.vfs.budget();
     let maker = Maker::new(ANONYMOUS_DEV, Arc::clone(budget));
-    let data = Data::new(&k.memory, budget)?;
+    let data = Data::new(&k.memory, budget, Seals::SEAL)?;
     let mut page = vec![0; PAGE_BYTES];
     let mut at = 0;
     // Holes are left out: a file of any length has no more pages than the host keeps.

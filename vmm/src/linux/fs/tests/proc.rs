@@ -109,6 +109,12 @@ fn devices_behave() {
     assert_eq!(m.open("/dev/tty", 2), Err(Errno::NXIO));
     assert_eq!(m.open("/dev/ptmx", 2), Err(Errno::NOENT));
     assert_eq!(m.cat("/sys/devices/system/cpu/online").unwrap(), "0-1\n");
+    let cpus = m.list("/sys/devices/system/cpu").unwrap();
+    assert_eq!(cpus.iter().filter(|n| n.starts_with("cpu")).count(), 2);
+    let core = |n: &str| format!("/sys/devices/system/cpu/{n}/topology/core_id");
+    assert_eq!(m.cat(&core("cpu1")).unwrap(), "1\n");
+    assert_eq!(m.cat(&core("cpu2")), Err(Errno::NOENT));
+    assert_eq!(m.cat(&core("cpu01")), Err(Errno::NOENT));
 }
 
 #[test]
