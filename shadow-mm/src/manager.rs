@@ -345,6 +345,14 @@ impl<P: Platform> Manager<P> {
         self.pfns.lock().zone(ZoneKind::Data).available().into()
     }
 
+    /// Table frames that can be taken now. Those that were promised for copies of shared tables are not among them.
+    #[must_use]
+    pub fn available_tables(&self) -> u64 {
+        let db = self.pfns.lock();
+        let there = u64::from(db.zone(ZoneKind::Tables).available());
+        there.saturating_sub(db.promised_tables())
+    }
+
     /// Zeroes at most `most` free frames, each without a lock, and puts them on the zeroed list (system
     /// 8). Gives back how many.
     pub fn zero_ahead(&self, most: usize) -> usize {

@@ -3,7 +3,9 @@
 //! Arguments: parts of names (only those cases run), `--list`, `--prepare` (only build); what `cargo test` may pass besides
 //! is ignored. Environment: `VMM_TEST_HOST` (see [`crate::host`]), `VMM_BIN` (the vmm to test),
 //! `VMM_TEST_PROGRAMS` (built guest programs), `VMM_TEST_JOBS` (cases at once),
-//! `VMM_TEST_REQUIRE_KVM` (no usable `/dev/kvm` is a failure).
+//! `VMM_TEST_REQUIRE_KVM` (no usable `/dev/kvm` is a failure), `VMM_TEST_TIME` (seconds for all cases; those that
+//! run when they are over are named and fail), `VMM_TEST_AGAIN` (cases that fail are tried once more, alone, at the end; one
+//! that passes then is named as flaky, with what it printed when it failed).
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -20,6 +22,8 @@ use crate::programs;
 struct Tally {
     passed: usize,
     failed: Vec<String>,
+    /// Failed first and passed alone.
+    flaky: Vec<String>,
     skipped: usize,
     /// Cases that run, and since when.
     running: Vec<(String, Instant)>,
@@ -104,7 +108,10 @@ fn run(host: Host, cases: &[Case]) -> Result<Tally, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, tally) = (AtomicUsize::new(0), Arc::new(Mutex::new(Tally::default())));
     let watched = Arc::clone(&tally);
-    std::thread::spawn(move || watch(&watched));
+    let limit = std::env::var("VMM_TEST_TIME").ok();
+    let limit = limit.and_then(|n| n.parse().ok());
+    let until = limit.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    std::thread::spawn(move || watch(&watched, until));
     std::thread::scope(|scope| {
         for _ in 0..jobs.unwrap_or(cores).max(1) {
             scope.spawn(|| {
@@ -114,23 +121,53 @@ fn run(host: Host, cases: &[Case]) -> Result<Tally, String> {
             });
         }
     });
+    if std::env::var_os("VMM_TEST_AGAIN").is_some() {
+        again(cases, &setup, &tally);
+    }
     let mut tally = tally.lock().map_err(|_| "a case panicked".to_owned())?;
     Ok(std::mem::take(&mut *tally))
 }
 
-/// Ends the run when a case hangs, so that somebody learns which one it is.
-fn watch(tally: &Mutex<Tally>) {
+/// More failures than this have one cause.
+const FEW: usize = 5;
+
+/// Tries the cases that failed once more, when nothing else runs.
+fn again(cases: &[Case], setup: &Setup, tally: &Mutex<Tally>) {
+    let first = match tally.lock() {
+        Ok(mut tally) if tally.failed.len() <= FEW => std::mem::take(&mut tally.failed),
+        Ok(_) | Err(_) => return,
+    };
+    for case in cases.iter().filter(|case| first.contains(&case.name)) {
+        println!("again {}", case.name);
+        one(case, setup, tally);
+        if let Ok(mut tally) = tally.lock()
+            && !tally.failed.contains(&case.name)
+        {
+            tally.flaky.push(case.name.clone());
+        }
+    }
+}
+
+/// Ends the run when a case hangs or the time is over, so that somebody learns which cases are to blame.
+fn watch(tally: &Mutex<Tally>, until: Option<Instant>) {
     loop {
         std::thread::sleep(Duration::from_secs(1));
         let Ok(mut tally) = tally.lock() else { return };
-        let hanging = |(_, since): &&(String, Instant)| since.elapsed() > HANGS;
-        if let Some((name, _)) = tally.running.iter().find(hanging).cloned() {
-            println!("FAIL  {name}: hangs; the cases after it are not run");
-            tally.failed.push(name);
-            let _ = close(&tally);
-            let _ = std::io::stdout().flush();
-            std::process::exit(1);
+        let over = until.is_some_and(|until| Instant::now() >= until);
+        let hanging = |(_, since): &&(String, Instant)| over || since.elapsed() > HANGS;
+        let hanging: Vec<_> = tally.running.iter().filter(hanging).cloned().collect();
+        if hanging.is_empty() && !over {
+            continue;
         }
+        let why = if over { "the time is over" } else { "hangs" };
+        for (name, since) in hanging {
+            let seconds = since.elapsed().as_secs();
+            println!("FAIL  {name} ({seconds} s): {why}; the cases after it are not run");
+            tally.failed.push(name);
+        }
+        let _ = close(&tally);
+        let _ = std::io::stdout().flush();
+        std::process::exit(1);
     }
 }
 
@@ -191,6 +228,9 @@ fn without_kvm(cases: &[Case], why: &str) -> Result<Tally, String> {
 fn close(tally: &Tally) -> ExitCode {
     for name in &tally.failed {
         println!("failed: {name}");
+    }
+    for name in &tally.flaky {
+        println!("flaky: {name}: failed, and passed alone");
     }
     println!(
         "{} passed, {} failed, {} skipped",

@@ -27,6 +27,12 @@ fn busybox(args: &[&str], options: &[&str]) -> Launch {
 }
 
 /// What is written under --rw is there afterwards, with the names and modes it was given.
+/// Needs more page tables than there are, while there are pages.
+fn sparse(how: &str) -> Launch {
+    let small = ["--memory", "32M", "--overcommit"];
+    Launch::new("{programs}/sparse", &[how]).options(&small)
+}
+
 fn writes_arrive(context: &Context) -> Checked {
     context.write("data/old", "old\n", 0o600)?;
     let line = "cd /data && cat old && echo new > new && mkdir -p a/b && mv old a/b/moved && chmod 750 a && ln -s new link && ls";
@@ -166,6 +172,8 @@ pub(crate) fn cases() -> Vec<Case> {
     let spins = "while :; do :; done";
     let stop = |signal| sleeps(&[]).signal(Duration::from_secs(2), signal);
     let all = vec![
+        status("tables_run_out", sparse("touch"), 137),
+        status("tables_run_out_in_a_call", sparse("read"), 137),
         status("timeout_of_a_sleeper", sleeps(&["--timeout", "1"]), 124),
         status(
             "timeout_of_a_spinner",

@@ -18,6 +18,7 @@ use crate::snapshot::guest::MachineData;
 
 pub mod bare;
 pub mod builder;
+mod crew;
 pub mod fpu;
 pub mod hardware;
 pub mod host_io;
@@ -34,6 +35,7 @@ pub mod worker;
 
 pub use bare::Wanted;
 pub use builder::Machine;
+use crew::Crew;
 use hardware::HardwareError;
 use inspector::Observed;
 use report::{MemoryReport, Report};
@@ -123,6 +125,9 @@ pub enum RunError {
     /// The host has no thread for a worker.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+    /// A bug: threads that should have ended did not.
+    #[error("the machine has ended, but not its threads {}: please report this", .0.join(", "))]
+    Stuck(Vec<String>),
 }
 
 /// How a machine ended.
@@ -196,21 +201,21 @@ impl Machine {
         let writeback = Writeback::start(&kernel.memory).map_err(RunError::Thread)?;
         let host = self.io.start(&kernel);
         let paging = self.start_paging();
-        let started = self.start_workers(&failure).and_then(|workers| {
-            let clock = self.start_clock(timeout, &timed_out)?;
-            Ok((workers, clock))
-        });
+        let mut crew = Crew::new();
+        let started = self
+            .start_workers(&mut crew, &failure)
+            .and_then(|()| self.start_clock(&mut crew, timeout, &timed_out));
         if started.is_err() {
             kernel.sched.end();
         }
-        let (workers, clock) = started.map_err(RunError::Thread)?;
-        for handle in workers.into_iter().chain([clock]) {
-            if handle.join().is_err() {
-                // Said by the panic itself; the others end because of it.
-                kernel.sched.end();
-            }
-        }
+        started.map_err(RunError::Thread)?;
+        let joined = crew.join(&kernel.sched);
         host.stop();
+        if let Err(left) = joined {
+            // They still use what the machine is made of.
+            std::mem::forget(self);
+            return Err(RunError::Stuck(left));
+        }
         writeback.stop();
         // Whoever looks at the memory does not keep it.
         drop(self.control.take());
@@ -234,17 +239,17 @@ impl Machine {
 
     fn start_workers(
         &self,
+        crew: &mut Crew,
         failure: &Arc<Mutex<rank::MachineFailure, Option<CpuError>>>,
-    ) -> std::io::Result<Vec<JoinHandle<()>>> {
+    ) -> std::io::Result<()> {
         let mut cpus = self.cpus.lock();
-        let mut handles = Vec::new();
         for cpu in cpus.drain(..) {
             let shared = Arc::clone(&self.shared);
             let failure = Arc::clone(failure);
             let components = self.hardware.profile.state_components;
             let idle = self.hardware.idle.root();
             let name = format!("vcpu{}", cpu.index());
-            handles.push(thread::Builder::new().name(name).spawn(move || {
+            crew.start(&name, move || {
                 let _end = EndOnPanic(&shared.kernel);
                 let ran =
                     Worker::new(Arc::clone(&shared), cpu, components, idle).and_then(Worker::run);
@@ -252,9 +257,9 @@ impl Machine {
                     failure.lock().get_or_insert(error);
                     shared.kernel.sched.end();
                 }
-            })?);
+            })?;
         }
-        Ok(handles)
+        Ok(())
     }
 
     /// The pager and the zeroer. Without them memory is only tighter: the host may have no thread for
@@ -285,14 +290,15 @@ impl Machine {
     /// The clock thread: deadlines, turns, timers, the vDSO's page, the machine's own time limit.
     fn start_clock(
         &self,
+        crew: &mut Crew,
         timeout: Option<Duration>,
         timed_out: &Arc<AtomicBool>,
-    ) -> std::io::Result<JoinHandle<()>> {
+    ) -> std::io::Result<()> {
         let kernel = Arc::clone(&self.shared.kernel);
         let timed_out = Arc::clone(timed_out);
         let cpu_source = self.cpu_source();
         let limit = timeout.map(|t| kernel.clock.monotonic().saturating_add(t.as_nanos() as u64));
-        thread::Builder::new().name("clock".into()).spawn(move || {
+        crew.start("clock", move || {
             let _end = EndOnPanic(&kernel);
             let tick = || {
                 if limit.is_some_and(|at| kernel.clock.monotonic() >= at) {

@@ -108,6 +108,38 @@ fn spaces_larger_than_the_pool_keep_their_content() {
 }
 
 #[test]
+fn who_needs_more_tables_than_there_are_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = PageFile::create(dir.path(), 1000 * FRAME as u64).unwrap();
+    let memory = memory(file);
+    let space = space(&memory);
+    let request = MapRequest {
+        placement: Placement::Fixed(GuestVa::new(1 << 32).unwrap().vpn()),
+        count: 512 * 4096,
+        prot: Prot::READ | Prot::WRITE,
+        kind: MapKind::Anonymous,
+        flags: VadFlags::NO_RESERVE,
+        tag: VadTag::default(),
+    };
+    let mapped = memory.manager.map(&space, request).unwrap();
+    let first = mapped.range.start().va().get();
+    memory.submit(mapped.flush);
+    with_pager(&memory, || {
+        let touched = (0..4096).take_while(|n| {
+            let va = GuestVa::new(first + n * 512 * FRAME as u64).unwrap();
+            memory
+                .with_page(&space, va, Access::Write, |_, _| ())
+                .is_ok()
+        });
+        let touched = touched.count() as u64;
+        let stats = memory.manager.stats();
+        assert!(touched > 0 && touched < 4096, "{touched}");
+        assert!(stats.data.available() > 0, "{stats:?}");
+    });
+    memory.delete_space(&space);
+}
+
+#[test]
 fn page_file_that_cannot_be_written_loses_nothing() {
     let memory = memory(PageFile::full_device(1000));
     let space = space(&memory);

@@ -30,6 +30,13 @@ const IDLE_LOOK: Duration = Duration::from_millis(500);
 const BACK_OFF: Duration = Duration::from_secs(1);
 /// Hardest rounds without any gain after which waiting is said to be of no use.
 const BARREN_ROUNDS: u32 = 3;
+/// Table frames that one fault may take: a path without its root.
+const PATH_TABLES: u64 = 3;
+/// Waits for table frames after which waiting is said to be of no use: nothing takes tables away from a living space,
+/// so only somebody's end, or a flush of it, brings some.
+const TABLELESS_WAITS: u32 = 50;
+/// How long each of them is.
+const TABLELESS_WAIT: Duration = Duration::from_millis(2);
 /// Free frames that the zeroer leaves unzeroed, for pages that are overwritten anyway.
 const ZEROER_LEAVES: u64 = 64;
 /// Frames the zeroer zeroes before it looks again.
@@ -61,6 +68,8 @@ pub(super) struct Reclaim {
     running: AtomicBool,
     /// Rounds in a row that gained nothing.
     barren: AtomicU32,
+    /// Waits in a row that found too few table frames.
+    tableless: AtomicU32,
     /// The space the next round begins with.
     turn: AtomicUsize,
 }
@@ -125,7 +134,7 @@ impl Memory {
         }
         self.call_pager_and_wait();
         if self.manager.available() > 0 {
-            Room::There
+            self.tables_are_there()
         } else if reclaim.barren.load(Ordering::SeqCst) >= BARREN_ROUNDS
             && reclaim.barren.swap(0, Ordering::SeqCst) >= BARREN_ROUNDS
         {
@@ -134,6 +143,24 @@ impl Memory {
         } else {
             Room::Wait
         }
+    }
+
+    /// Whether whoever lacks frames although there are data frames may try again.
+    fn tables_are_there(&self) -> Room {
+        let tableless = &self.reclaim.tableless;
+        if self.manager.available_tables() >= PATH_TABLES {
+            tableless.store(0, Ordering::SeqCst);
+            return Room::There;
+        }
+        self.flushes.hurry();
+        std::thread::sleep(TABLELESS_WAIT);
+        if tableless.fetch_add(1, Ordering::SeqCst) < TABLELESS_WAITS {
+            // It may have lacked a data frame only.
+            return Room::There;
+        }
+        // Told to one only, as above.
+        tableless.store(0, Ordering::SeqCst);
+        Room::Never
     }
 
     /// Waits for frames until there are some, or will be none.
