@@ -272,7 +272,7 @@ impl Sched {
         let mut q = self.queues.lock();
         q.waiters.clear();
         q.deadlines.clear();
-        let mut all = q.turns.drain();
+        let mut all: Vec<_> = q.turns.drain().collect();
         all.extend(q.parked.drain().map(|(_, (thread, _))| thread));
         all
     }

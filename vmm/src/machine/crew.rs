@@ -105,7 +105,8 @@ mod tests {
     fn one_that_does_not_come_back_is_named() {
         let (sched, mut crew) = (Sched::default(), Crew::new());
         let (release, wait) = channel::<()>();
-        crew.start("stuck", move || assert!(wait.recv().is_err())).unwrap();
+        crew.start("stuck", move || assert!(wait.recv().is_err()))
+            .unwrap();
         sched.end();
         let left = crew.join_within(&sched, Duration::from_millis(5));
         assert_eq!(left, Err(vec!["stuck".to_owned()]));

@@ -98,8 +98,8 @@ impl Turns {
     }
 
     /// Takes all that wait.
-    pub(super) fn drain(&mut self) -> Vec<Box<Thread>> {
-        std::mem::take(&mut self.ready).into_values().collect()
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Box<Thread>> {
+        std::mem::take(&mut self.ready).into_values()
     }
 
     /// How to interrupt a thread that runs.
