@@ -49,6 +49,12 @@ redis-cli -p 7777 shutdown nosave; wait; grep -c 'Redis is now ready to exit' lo
 const COMPILE: &str = r#"printf '#include <stdio.h>\nint main(void) { return printf("compiled\\n") != 9; }\n' > p.c
 gcc -O2 -o p p.c && ./p"#;
 
+/// Programs whose system calls want frames when there are none, all at once. What becomes of them depends on who finds
+/// some first; that the machine ends, and in time, does not.
+const LITTLE: &str = "for s in memfd mmap shm-sysv; do
+  stress-ng --$s 2 -t 1 --temp-path /tmp > /dev/null 2>&1
+done; echo done";
+
 pub(crate) fn cases() -> Vec<Case> {
     let in_tmp = |name: &str, line: &str, lines: &[&str]| {
         let launch = Launch::new("/bin/sh", &["-c", line]).options(&[
@@ -63,7 +69,27 @@ pub(crate) fn cases() -> Vec<Case> {
             .seconds(120)
             .not_native("it would write into this machine's /tmp")
     };
+    let little = Launch::new("/bin/sh", &["-c", LITTLE]).options(&[
+        "--root",
+        "/",
+        "--tmpfs",
+        "/tmp",
+        "--cpus",
+        "2",
+        "--memory",
+        "48M",
+        "--page-file",
+        "96M",
+    ]);
     vec![
+        Case::new(
+            "stress/little_memory",
+            little,
+            Expect::Exactly(0, "done\n".to_owned()),
+        )
+        .seconds(120)
+        .needs(&["stress-ng"])
+        .not_native("it is no expectation but a load"),
         stress(
             "memory",
             &[

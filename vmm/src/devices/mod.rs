@@ -9,6 +9,8 @@
 //! for room in the console's output, which the end of the machine also gives.
 
 mod bus;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod keyboard;
 pub mod power;
 pub mod serial;

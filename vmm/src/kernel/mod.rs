@@ -9,7 +9,7 @@
 //! its own machine.
 //!
 //! Known holes: no snapshot of a whole machine yet (its parts can be saved), no network, no PCI. Guest memory is not
-//! managed by `shadow-mm` yet: it is one memfd, resident as it is touched.
+//! managed by `shadow-mm` yet: it is anonymous, resident as it is touched.
 
 pub mod acpi;
 pub mod config;

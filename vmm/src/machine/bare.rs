@@ -45,6 +45,7 @@ pub struct Wanted {
 /// A machine without a guest.
 pub(super) struct Bare {
     pub(super) hardware: Hardware,
+    /// The spare one last, if there is one.
     cpus: Vec<Vcpu>,
     pub(super) sched: Arc<Sched>,
     supervisor_tables: u64,
@@ -68,7 +69,8 @@ impl Bare {
             hardware.memory.limit_commit();
         }
         hardware.map_vdso(vdso::image())?;
-        let cpus = (0..wanted.cpus as u64)
+        let all = wanted.cpus + super::hardware::spare(hardware.profile.paging);
+        let cpus = (0..all as u64)
             .map(|index| hardware.vcpu(index))
             .collect::<Result<Vec<_>, HardwareError>>()?;
         let supervisor_tables = hardware.memory.manager.stats().tables.active;

@@ -108,6 +108,15 @@ fn layout(bytes: u64) -> PoolLayout {
     }
 }
 
+/// Virtual CPUs besides those that run programs: where KVM shadows page tables, one that touches tables when nobody else
+/// can (see [`crate::memory::Flushes`]).
+pub fn spare(paging: Paging) -> usize {
+    match paging {
+        Paging::Shadow => 1,
+        Paging::Hardware => 0,
+    }
+}
+
 impl Hardware {
     /// A machine with `bytes` of memory for guests and room for `cpus` virtual CPUs.
     ///
@@ -134,6 +143,7 @@ impl Hardware {
         let manager = Manager::new(pool, layout, limits)?;
         install_monitor(&manager, profile.syscall)?;
         let idle = manager.create_space()?;
+        let cpus = cpus + spare(profile.paging);
         let memory = Arc::new(Memory::new(manager, Flushes::new(profile.paging, cpus)));
         Ok(Self {
             profile,

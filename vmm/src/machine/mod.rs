@@ -242,17 +242,24 @@ impl Machine {
         crew: &mut Crew,
         failure: &Arc<Mutex<rank::MachineFailure, Option<CpuError>>>,
     ) -> std::io::Result<()> {
-        let mut cpus = self.cpus.lock();
-        for cpu in cpus.drain(..) {
+        let mut cpus = std::mem::take(&mut *self.cpus.lock());
+        let working = cpus.len() - hardware::spare(self.hardware.profile.paging);
+        for (n, cpu) in cpus.drain(..).enumerate() {
             let shared = Arc::clone(&self.shared);
             let failure = Arc::clone(failure);
             let components = self.hardware.profile.state_components;
             let idle = self.hardware.idle.root();
             let name = format!("vcpu{}", cpu.index());
             crew.start(&name, move || {
+                // Last of all: the machine has ended by then.
+                let _wake = WakeSpare(&shared.kernel);
                 let _end = EndOnPanic(&shared.kernel);
-                let ran =
-                    Worker::new(Arc::clone(&shared), cpu, components, idle).and_then(Worker::run);
+                let run = if n < working {
+                    Worker::run
+                } else {
+                    Worker::run_spare
+                };
+                let ran = Worker::new(Arc::clone(&shared), cpu, components, idle).and_then(run);
                 if let Err(error) = ran {
                     failure.lock().get_or_insert(error);
                     shared.kernel.sched.end();
@@ -357,6 +364,15 @@ impl Drop for EndOnPanic<'_> {
         if thread::panicking() {
             self.0.sched.end();
         }
+    }
+}
+
+/// Has the spare virtual CPU's thread look whether the machine has ended, when another one's does.
+struct WakeSpare<'a>(&'a Kernel);
+
+impl Drop for WakeSpare<'_> {
+    fn drop(&mut self) {
+        self.0.memory.flushes.wake_spare();
     }
 }
 

@@ -98,6 +98,23 @@ impl Worker {
         }
     }
 
+    /// Touches tables when it is called to, until the machine ends; runs no program.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_spare(mut self) -> Result<(), CpuError> {
+        let kernel = Arc::clone(&self.shared.kernel);
+        kernel.memory.flushes.set_spare();
+        while !kernel.sched.has_ended() {
+            if kernel.memory.flushes.take_call() {
+                self.errands()?;
+            } else {
+                std::thread::park();
+            }
+        }
+        Ok(())
+    }
+
     /// Touches every table that waits for it, so that flushes of spaces that do not run are done too.
     fn errands(&mut self) -> Result<(), CpuError> {
         let memory = Arc::clone(&self.shared.kernel.memory);

@@ -219,14 +219,15 @@ impl Memory {
     }
 
     /// Has the flushes that wait finished soon, so that their frames come back, and waits for it. False if
-    /// none waited. No lock may be held, and the caller is no worker: on some hosts it takes one.
+    /// none was. No lock may be held, and the caller is no worker: on some hosts it takes one.
     pub fn finish_flushes(&self) -> bool {
-        let any = self.flushes.pending();
-        if any {
-            self.flushes.hurry();
-            self.flushes.settle();
+        if !self.flushes.pending() {
+            return false;
         }
-        any
+        let before = self.flushes.stats().acknowledged;
+        self.flushes.hurry();
+        self.flushes.settle();
+        self.flushes.stats().acknowledged > before
     }
 
     /// Tears an address space down: nothing runs in it any more, or ever will.

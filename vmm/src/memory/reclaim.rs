@@ -163,9 +163,10 @@ impl Memory {
         Room::Never
     }
 
-    /// Waits for frames until there are some, or will be none.
+    /// Waits for frames until there are some, or will be none. The caller may be in the middle of a system call.
     pub(super) fn make_room(&self) -> bool {
         loop {
+            self.flushes.call_spare();
             match self.wait_for_room() {
                 Room::There => return true,
                 Room::Never => return false,

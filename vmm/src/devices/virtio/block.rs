@@ -76,6 +76,13 @@ impl Block {
         Ok(Self::new(Box::new(file), bytes / SECTOR, access, id))
     }
 
+    /// A disk whose sectors are in memory, for fuzz targets.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn in_memory(sectors: u64, access: Access) -> Self {
+        let bytes = usize::try_from(sectors * SECTOR).expect("a small disk");
+        Self::new(Box::new(vec![0; bytes]), sectors, access, "memory")
+    }
+
     /// A disk of `sectors` that are in `storage`.
     pub(super) fn new(storage: Box<dyn Storage>, sectors: u64, access: Access, name: &str) -> Self {
         let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];

@@ -61,6 +61,33 @@ impl Storage for File {
     }
 }
 
+/// Memory. Any access outside it is a bug of the disk's.
+#[cfg(any(test, feature = "fuzzing"))]
+impl Storage for Vec<u8> {
+    fn read_at(&mut self, to: &mut [u8], at: u64) -> io::Result<()> {
+        let at = usize::try_from(at).expect("64-bit host");
+        to.copy_from_slice(&self[at..at + to.len()]);
+        Ok(())
+    }
+
+    fn write_at(&mut self, from: &[u8], at: u64) -> io::Result<()> {
+        let at = usize::try_from(at).expect("64-bit host");
+        self[at..at + from.len()].copy_from_slice(from);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn punch(&mut self, at: u64, bytes: u64) -> io::Result<()> {
+        let (at, bytes) = (usize::try_from(at), usize::try_from(bytes));
+        let (at, bytes) = (at.expect("64-bit host"), bytes.expect("64-bit host"));
+        self[at..at + bytes].fill(0);
+        Ok(())
+    }
+}
+
 /// Why a disk cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {

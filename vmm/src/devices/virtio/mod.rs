@@ -15,8 +15,8 @@ pub mod worker;
 
 use std::borrow::Cow;
 
+use crate::kernel::memory::Regions;
 use virtio_queue::{DescriptorChain, Reader, Writer};
-use vm_memory::GuestMemoryMmap;
 
 pub use bell::Bell;
 
@@ -67,10 +67,7 @@ impl std::fmt::Debug for Request<'_> {
 
 impl<'a> Request<'a> {
     /// None if a buffer is not in memory.
-    fn new(
-        memory: &'a GuestMemoryMmap,
-        chain: DescriptorChain<&'a GuestMemoryMmap>,
-    ) -> Option<Self> {
+    fn new(memory: &'a Regions, chain: DescriptorChain<&'a Regions>) -> Option<Self> {
         Some(Self {
             from: chain.clone().reader(memory).ok()?,
             to: chain.writer(memory).ok()?,
@@ -78,5 +75,5 @@ impl<'a> Request<'a> {
     }
 }
 
-#[cfg(test)]
-mod harness;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod harness;

@@ -21,7 +21,9 @@
 //!   any one virtual CPU, and those that run the space must load CR3 after a touch. Touches change nothing, so
 //!   they may be made twice: as long as a flush is not known to be touched, each virtual CPU that enters its space
 //!   touches for itself, which needs no order between them. A space that runs nowhere is
-//!   touched by a worker that has nothing else to do, or along with somebody's entry ([`Flushes::errand`]).
+//!   touched by a worker that has nothing else to do, or along with somebody's entry ([`Flushes::errand`]). Workers
+//!   that wait for frames in the middle of system calls can do neither, and what they wait for may be the
+//!   touches: so there is a *spare* virtual CPU that does nothing else ([`Flushes::call_spare`]).
 //! * A flush is **acknowledged** (handed back, its frames go home) when it is touched and no virtual CPU
 //!   is inside its space with its ticket uncovered. Where the processor walks the tables that is at
 //!   once for a space that nobody else runs.
@@ -127,6 +129,9 @@ pub struct Flushes {
     /// Signalled when a virtual CPU has left the guest or a flush is done.
     left: Condvar,
     wake_idle: OnceLock<WakeIdle>,
+    /// The thread of the spare virtual CPU.
+    spare: OnceLock<std::thread::Thread>,
+    spare_called: AtomicBool,
     counters: Counters,
 }
 
@@ -193,6 +198,8 @@ impl Flushes {
             queues: WaitMutex::default(),
             left: Condvar::new(),
             wake_idle: OnceLock::new(),
+            spare: OnceLock::new(),
+            spare_called: AtomicBool::new(false),
             counters: Counters::default(),
         }
     }
@@ -206,6 +213,33 @@ impl Flushes {
     /// How a sleeping worker is woken for an errand.
     pub fn set_wake_idle(&self, wake: WakeIdle) {
         let _ = self.wake_idle.set(wake);
+    }
+
+    /// The calling thread is the spare virtual CPU's.
+    pub fn set_spare(&self) {
+        // Set once: there is one.
+        let _ = self.spare.set(std::thread::current());
+    }
+
+    /// Has the spare virtual CPU run the errands that wait. It is called by who cannot, or finds nobody else.
+    pub fn call_spare(&self) {
+        if self.errand_waits() {
+            self.spare_called.store(true, Ordering::SeqCst);
+            self.wake_spare();
+        }
+    }
+
+    /// Wakes the spare virtual CPU's thread, to look at what there is, or at the end.
+    pub fn wake_spare(&self) {
+        if let Some(thread) = self.spare.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Whether the spare virtual CPU was called; asks only once.
+    #[must_use]
+    pub fn take_call(&self) -> bool {
+        self.spare_called.swap(false, Ordering::SeqCst)
     }
 
     /// Takes a flush. Gives it back if it needs nothing more: to be acknowledged.
@@ -510,6 +544,8 @@ impl Flushes {
             .and_then(|cpu| cpu.eject.get())
         {
             eject.eject();
+        } else {
+            self.call_spare();
         }
     }
 

@@ -195,6 +195,34 @@ fn shadow_flush_of_a_space_that_runs_nowhere_is_an_errand_or_rides_along() {
     assert!(!m.flushes.pending());
 }
 
+/// Both workers are in system calls that wait for frames, which the flush holds.
+#[test]
+fn spare_cpu_touches_when_nobody_else_can() {
+    let m = memory(Paging::Shadow, 2);
+    let a = space(&m);
+    assert!(m.flushes.submit(flush(&m, &a, 0)).is_none());
+    let looked = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let spare = scope.spawn(|| {
+            m.flushes.set_spare();
+            looked.store(true, Ordering::SeqCst);
+            while !m.flushes.take_call() {
+                thread::park();
+            }
+            let root = m.manager.create_space().unwrap().root();
+            let entry = m.flushes.errand(1, root).unwrap();
+            let done = m.flushes.errand_done(&entry, true);
+            done.len()
+        });
+        while !looked.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        assert!(m.finish_flushes());
+        assert_eq!(spare.join().unwrap(), 1);
+    });
+    assert!(!m.finish_flushes(), "nothing waits any more");
+}
+
 #[test]
 fn entry_with_nothing_to_flush_leaves_few_touches_to_others() {
     let m = memory(Paging::Shadow, 1);

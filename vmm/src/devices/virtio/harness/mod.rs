@@ -1,10 +1,16 @@
 //! A driver for tests: sets a device up through its registers, and puts requests into its queue. And
 //! drivers that mean harm: whatever they write, the device answers or asks for a reset, and ends.
+#![cfg_attr(not(test), expect(dead_code, reason = "fuzz targets use some of it"))]
 
+#[cfg(test)]
 mod console;
+#[cfg(test)]
 mod disk;
+#[cfg(test)]
 mod flushes;
+#[cfg(test)]
 mod hostile;
+#[cfg(test)]
 mod registers;
 
 use std::sync::Arc;
@@ -29,13 +35,13 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const NEEDS_RESET: u32 = 64;
 
-struct Driver {
-    transport: Arc<Transport>,
+pub(in crate::devices) struct Driver {
+    pub(in crate::devices) transport: Arc<Transport>,
     memory: Memory,
     interrupt: EventFd,
-    available: u16,
+    pub(in crate::devices) available: u16,
     /// The queue that is used.
-    queue: u32,
+    pub(in crate::devices) queue: u32,
 }
 
 /// A buffer: its bytes, or how many are to be written.
@@ -45,7 +51,7 @@ enum Buffer<'a> {
 }
 
 impl Driver {
-    fn new(device: Box<dyn VirtioDevice>) -> Self {
+    pub(in crate::devices) fn new(device: Box<dyn VirtioDevice>) -> Self {
         let memory = memory::create(1 << 20).unwrap();
         let interrupt = board::event().unwrap();
         let line = interrupt.try_clone().unwrap();
@@ -72,7 +78,7 @@ impl Driver {
     }
 
     /// What Linux does, with the features in `leave_out` not taken.
-    fn start(self, leave_out: u64) -> Self {
+    pub(in crate::devices) fn start(self, leave_out: u64) -> Self {
         assert_eq!(self.get(0), 0x7472_6976);
         assert_eq!(self.get(4), 2);
         self.set(0x70, 0);
@@ -98,7 +104,14 @@ impl Driver {
         self
     }
 
-    fn descriptor(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
+    pub(in crate::devices) fn descriptor(
+        &self,
+        index: u16,
+        address: u64,
+        length: u32,
+        flags: u16,
+        next: u16,
+    ) {
         let mut raw = [0; 16];
         raw[..8].copy_from_slice(&address.to_le_bytes());
         raw[8..12].copy_from_slice(&length.to_le_bytes());
@@ -113,8 +126,13 @@ impl Driver {
         self.transport.serve(self.queue as usize)
     }
 
+    /// Writes into memory.
+    pub(in crate::devices) fn fill(&self, at: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
+    }
+
     /// Puts a request into the queue.
-    fn offer(&mut self, head: u16) {
+    pub(in crate::devices) fn offer(&mut self, head: u16) {
         let at = AVAILABLE + 4 + u64::from(self.available % SIZE) * 2;
         self.memory.write_obj(head, GuestAddress(at)).unwrap();
         self.available = self.available.wrapping_add(1);
