@@ -1,7 +1,7 @@
 //! Programs that are in the middle of something when they are written down: threads that run, wait and sleep, and
 //! a database transaction. Each goes on twice, from the same snapshot.
 
-use tests::case::{Case, Checked, PASSED, Verdict};
+use tests::case::{Case, Checked, PASSED};
 use tests::context::Context;
 
 use super::snapshot::{Guest, ONLY_VMM, expect, snapshot, vmm_with};
@@ -73,11 +73,6 @@ fn twice(context: &Context, program: &str, rest: &str) -> Checked {
 
 /// Threads that run, wait and sleep go on doing so.
 fn threads(context: &Context) -> Checked {
-    if context.setup.host.in_rig() {
-        // A known bug: see docs/testing.md.
-        let why = "on one processor a thread may not get its turn for a long time after a restore";
-        return Ok(Verdict::Skipped(why.to_owned()));
-    }
     twice(context, THREADS, "[True, True, True] ['slept', 'woken']")
 }
 
