@@ -41,6 +41,51 @@ for t in all:
 print(line, moved, sorted(said))
 ";
 
+/// Two seconds of every kind of wait with a limit, a child that sleeps, an interval timer, a signal that is pending
+/// and a pipe with something in it. None may end early, or at once because time had passed meanwhile.
+const WAITS: &str = "import os, select, signal, subprocess, sys, threading, time
+times, ticks = {}, []
+def wait(how, f):
+    def timed():
+        before = time.monotonic()
+        f()
+        times[how] = time.monotonic() - before
+    return threading.Thread(target=timed)
+inner, outer = os.pipe()
+def epoll():
+    e = select.epoll()
+    e.register(inner, select.EPOLLIN)
+    e.poll(2)
+def poll():
+    p = select.poll()
+    p.register(inner, select.POLLIN)
+    p.poll(2000)
+def condition():
+    c = threading.Condition()
+    with c:
+        c.wait(2)
+def child():
+    subprocess.run(['sleep', '2'])
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGALRM])
+full, empty = os.pipe()
+os.write(empty, b'half')
+os.kill(os.getpid(), signal.SIGUSR1)
+all = [wait('sleep', lambda: time.sleep(2)), wait('select', lambda: select.select([inner], [], [], 2)),
+       wait('poll', poll), wait('epoll', epoll), wait('condition', condition), wait('child', child),
+       wait('signal', lambda: signal.sigtimedwait([signal.SIGUSR2], 2))]
+for t in all:
+    t.start()
+signal.setitimer(signal.ITIMER_REAL, 2)
+time.sleep(0.5)
+print('READY', flush=True)
+line = sys.stdin.readline().strip()
+signal.sigwait([signal.SIGALRM])
+for t in all:
+    t.join()
+wrong = {how: t for how, t in times.items() if not 1.99 <= t < 60}
+print(line, len(times), wrong, [s.name for s in signal.sigpending()], os.read(full, 9).decode())
+";
+
 /// A transaction that is half-way, in a database in memory of the guest.
 const DATABASE: &str = "import sys, sqlite3
 db = sqlite3.connect('/mnt/test.db', isolation_level=None)
@@ -76,6 +121,11 @@ fn threads(context: &Context) -> Checked {
     twice(context, THREADS, "[True, True, True] ['slept', 'woken']")
 }
 
+/// What was left of a wait is left, and what was pending is.
+fn waits(context: &Context) -> Checked {
+    twice(context, WAITS, "7 {} ['SIGUSR1'] half")
+}
+
 /// A transaction that was half-way is finished, and the database is sound.
 fn database(context: &Context) -> Checked {
     twice(context, DATABASE, "6000 17997000 ok")
@@ -84,6 +134,7 @@ fn database(context: &Context) -> Checked {
 pub(crate) fn cases() -> Vec<Case> {
     [
         ("carried/threads", threads as fn(&Context) -> Checked),
+        ("carried/waits", waits),
         ("carried/database", database),
     ]
     .into_iter()
