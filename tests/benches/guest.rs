@@ -19,6 +19,15 @@ struct Workload {
 const DEFAULT: &[Options] = &[&[]];
 /// Both kinds of fork.
 const BOTH: &[Options] = &[&["--fork", "eager"], &["--fork", "shared"]];
+/// The same for large processes: what a child might store to is promised to it.
+const BOTH_LARGE: &[Options] = &[
+    &["--memory", "3G", "--fork", "eager"],
+    &["--memory", "3G", "--fork", "shared"],
+];
+const BOTH_HUGE: &[Options] = &[
+    &["--memory", "10G", "--fork", "eager"],
+    &["--memory", "10G", "--fork", "shared"],
+];
 /// Less memory than what the workloads `again` have.
 const SMALL: &[Options] = &[&["--memory", "32M", "--page-file", "256M"]];
 
@@ -70,7 +79,12 @@ const WORKLOADS: &[Workload] = &[
     Workload {
         args: &["fork", "10", "512"],
         unit: "fork",
-        machines: BOTH,
+        machines: BOTH_LARGE,
+    },
+    Workload {
+        args: &["fork", "5", "4096"],
+        unit: "fork",
+        machines: BOTH_HUGE,
     },
     Workload {
         args: &["exec", "50"],
@@ -113,9 +127,9 @@ const WORKLOADS: &[Workload] = &[
         machines: BOTH,
     },
     Workload {
-        args: &["after-write-1", "1", "512"],
+        args: &["after-write-1", "1", "1024"],
         unit: "page",
-        machines: BOTH,
+        machines: BOTH_LARGE,
     },
     Workload {
         args: &["after-write-100", "1", "256"],

@@ -1,7 +1,7 @@
 //! Programs that are in the middle of something when they are written down: threads that run, wait and sleep, and
 //! a database transaction. Each goes on twice, from the same snapshot.
 
-use tests::case::{Case, Checked, PASSED, Verdict};
+use tests::case::{Case, Checked, PASSED};
 use tests::context::Context;
 
 use super::snapshot::{Guest, ONLY_VMM, expect, snapshot, vmm_with};
@@ -41,6 +41,51 @@ for t in all:
 print(line, moved, sorted(said))
 ";
 
+/// Two seconds of every kind of wait with a limit, a child that sleeps, an interval timer, a signal that is pending
+/// and a pipe with something in it. None may end early, or at once because time had passed meanwhile.
+const WAITS: &str = "import os, select, signal, subprocess, sys, threading, time
+times, ticks = {}, []
+def wait(how, f):
+    def timed():
+        before = time.monotonic()
+        f()
+        times[how] = time.monotonic() - before
+    return threading.Thread(target=timed)
+inner, outer = os.pipe()
+def epoll():
+    e = select.epoll()
+    e.register(inner, select.EPOLLIN)
+    e.poll(2)
+def poll():
+    p = select.poll()
+    p.register(inner, select.POLLIN)
+    p.poll(2000)
+def condition():
+    c = threading.Condition()
+    with c:
+        c.wait(2)
+def child():
+    subprocess.run(['sleep', '2'])
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGALRM])
+full, empty = os.pipe()
+os.write(empty, b'half')
+os.kill(os.getpid(), signal.SIGUSR1)
+all = [wait('sleep', lambda: time.sleep(2)), wait('select', lambda: select.select([inner], [], [], 2)),
+       wait('poll', poll), wait('epoll', epoll), wait('condition', condition), wait('child', child),
+       wait('signal', lambda: signal.sigtimedwait([signal.SIGUSR2], 2))]
+for t in all:
+    t.start()
+signal.setitimer(signal.ITIMER_REAL, 2)
+time.sleep(0.5)
+print('READY', flush=True)
+line = sys.stdin.readline().strip()
+signal.sigwait([signal.SIGALRM])
+for t in all:
+    t.join()
+wrong = {how: t for how, t in times.items() if not 1.99 <= t < 60}
+print(line, len(times), wrong, [s.name for s in signal.sigpending()], os.read(full, 9).decode())
+";
+
 /// A transaction that is half-way, in a database in memory of the guest.
 const DATABASE: &str = "import sys, sqlite3
 db = sqlite3.connect('/mnt/test.db', isolation_level=None)
@@ -73,12 +118,12 @@ fn twice(context: &Context, program: &str, rest: &str) -> Checked {
 
 /// Threads that run, wait and sleep go on doing so.
 fn threads(context: &Context) -> Checked {
-    if context.setup.host.in_rig() {
-        // A known bug: see docs/testing.md.
-        let why = "on one processor a thread may not get its turn for a long time after a restore";
-        return Ok(Verdict::Skipped(why.to_owned()));
-    }
     twice(context, THREADS, "[True, True, True] ['slept', 'woken']")
+}
+
+/// What was left of a wait is left, and what was pending is.
+fn waits(context: &Context) -> Checked {
+    twice(context, WAITS, "7 {} ['SIGUSR1'] half")
 }
 
 /// A transaction that was half-way is finished, and the database is sound.
@@ -89,6 +134,7 @@ fn database(context: &Context) -> Checked {
 pub(crate) fn cases() -> Vec<Case> {
     [
         ("carried/threads", threads as fn(&Context) -> Checked),
+        ("carried/waits", waits),
         ("carried/database", database),
     ]
     .into_iter()

@@ -75,7 +75,7 @@ impl VirtioDevices {
         devices.add_memory(base, layout::VIRTIO_STEP, transport.clone())?;
         let stop = self.stop.try_clone().map_err(BootError::Thread)?;
         let ending = Arc::clone(&self.ending);
-        worker::start(&name, transport.clone(), doorbells, stop, move || {
+        worker::start(&name, &transport, doorbells, stop, move || {
             ending.tell(End::Bug("virtio device"));
         })
         .map_err(BootError::Thread)?;

@@ -1,16 +1,17 @@
 //! Who runs, who waits, and for what: run queue, wait queues and deadlines.
 //!
 //! Threads are records ([`Thread`]). A worker takes one from the run queue, owns it while it runs
-//! it, and gives it back when it blocks or its slice is over. There are no lost wake-ups: a handler
+//! it, and gives it back when it blocks or it is another's turn (`turns.rs`). There are no lost wake-ups: a handler
 //! remembers [`Sched::epoch`] before it looks at any condition, and [`Sched::park`] refuses to
 //! park if anything was woken since.
 //!
 //! Lock order: this lock is a leaf; it is taken with the kernel's state lock or an object's lock
 //! held, and nothing is locked under it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Condvar;
 
@@ -18,9 +19,14 @@ use super::call::{Wait, WaitKey};
 use super::thread::{Thread, Tid};
 use crate::locks::{WaitMutex, rank};
 
+mod clock;
 pub mod stop;
 #[cfg(test)]
 mod tests;
+mod turns;
+
+pub use turns::Leave;
+use turns::{Arrival, Turns};
 
 /// Stops a worker's virtual CPU from outside, so that it looks at its thread again.
 pub trait Kick: Send + Sync {
@@ -56,6 +62,16 @@ pub struct Sched {
     ended: AtomicBool,
     /// Counts [`Sched::clock_changed`], for a change that comes between a tick and its sleep.
     clock_changes: AtomicU64,
+    watch: Watch,
+}
+
+/// Measures turns.
+struct Watch(Instant);
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
 }
 
 impl std::fmt::Debug for Sched {
@@ -68,17 +84,14 @@ impl std::fmt::Debug for Sched {
 
 #[derive(Default)]
 struct Queues {
-    run: VecDeque<Box<Thread>>,
+    turns: Turns,
     parked: HashMap<Tid, (Box<Thread>, Wait)>,
     waiters: HashMap<WaitKey, BTreeSet<Tid>>,
     deadlines: BTreeSet<(u64, Tid)>,
-    running: BTreeMap<Tid, Arc<dyn Kick>>,
     idle_workers: usize,
-    /// Since when threads have been waiting while every worker has one, in the machine's time: a slice later they
-    /// get their turn.
-    crowded_since: Option<u64>,
-    /// The clock thread sleeps for longer than a slice, or without a limit: it must hear of the next crowd.
-    clock_dozes: bool,
+    /// Until when the clock thread sleeps, by [`Sched::now`]: it must hear of turns that end earlier. 0 while it
+    /// is awake or called.
+    clock_sleeps: u64,
     /// How many want the world to stand still.
     stops: usize,
     clock: stop::Clock,
@@ -112,8 +125,9 @@ impl Sched {
         let Some(tids) = q.waiters.remove(&key) else {
             return;
         };
+        let now = self.now();
         for tid in tids {
-            q.unpark(tid);
+            q.unpark(tid, now);
         }
         self.after_unpark(&mut q);
     }
@@ -122,9 +136,9 @@ impl Sched {
     pub fn interrupt(&self, tid: Tid) {
         let mut q = self.queues.lock();
         self.epoch.fetch_add(1, Ordering::SeqCst);
-        if let Some(kick) = q.running.get(&tid) {
+        if let Some(kick) = q.turns.kick_of(tid) {
             kick.kick();
-        } else if q.unpark(tid) {
+        } else if q.unpark(tid, self.now()) {
             self.after_unpark(&mut q);
         }
     }
@@ -133,22 +147,19 @@ impl Sched {
     pub fn resume(&self, tid: Tid) {
         let mut q = self.queues.lock();
         self.epoch.fetch_add(1, Ordering::SeqCst);
-        if q.unpark(tid) {
+        if q.unpark(tid, self.now()) {
             self.after_unpark(&mut q);
         }
     }
 
     /// The running thread `old` is now called `new`.
     pub fn renamed(&self, old: Tid, new: Tid) {
-        let mut q = self.queues.lock();
-        if let Some(kick) = q.running.remove(&old) {
-            q.running.insert(new, kick);
-        }
+        self.queues.lock().turns.renamed(old, new);
     }
 
     /// Takes a thread out of the guest for a moment if it is running, so that its CPU time is known.
     pub fn kick_running(&self, tid: Tid) {
-        if let Some(kick) = self.queues.lock().running.get(&tid) {
+        if let Some(kick) = self.queues.lock().turns.kick_of(tid) {
             kick.kick();
         }
     }
@@ -156,7 +167,7 @@ impl Sched {
     /// Adds a thread to the run queue.
     pub fn enqueue(&self, thread: Box<Thread>) {
         let mut q = self.queues.lock();
-        q.run.push_back(thread);
+        q.turns.join(thread, Arrival::New, self.now());
         self.after_unpark(&mut q);
     }
 
@@ -165,19 +176,21 @@ impl Sched {
     ///
     /// # Errors
     /// The thread, when it must not sleep.
-    pub fn park(&self, thread: Box<Thread>, wait: Wait, seen: u64) -> Result<(), Box<Thread>> {
+    pub fn park(&self, mut thread: Box<Thread>, wait: Wait, seen: u64) -> Result<(), Box<Thread>> {
         let mut q = self.queues.lock();
         if self.epoch.load(Ordering::SeqCst) != seen {
             return Err(thread);
         }
         let tid = thread.tid;
-        q.running.remove(&tid);
+        thread.account = q.turns.stop(tid, self.now());
         for key in &wait.keys {
             q.waiters.entry(*key).or_default().insert(tid);
         }
         if let Some(at) = wait.deadline {
             q.deadlines.insert((at, tid));
-            self.earlier.notify_one();
+            if q.deadlines.first() == Some(&(at, tid)) {
+                self.earlier.notify_one();
+            }
         }
         q.parked.insert(tid, (thread, wait));
         self.left(&q);
@@ -194,10 +207,9 @@ impl Sched {
                 return Next::End;
             }
             if self.gives_out(&q)
-                && let Some(thread) = q.run.pop_front()
+                && let Some(thread) = q.turns.start(kick, self.now())
             {
-                q.running.insert(thread.tid, Arc::clone(kick));
-                self.rouse_clock(&mut q);
+                self.take_turns(&mut q);
                 return Next::Thread(thread);
             }
             if errand() {
@@ -218,20 +230,16 @@ impl Sched {
 
     /// Whether a thread waits for a worker.
     pub fn others_wait(&self) -> bool {
-        !self.queues.lock().run.is_empty()
+        !self.queues.lock().turns.is_empty()
     }
 
-    /// The slice of a running thread is over: another gets its place if one waits.
+    /// A running thread gives its place up if it is another's turn.
     ///
     /// # Errors
-    /// The thread itself, when nobody else wants to run.
-    pub fn yield_running(&self, thread: Box<Thread>) -> Result<(), Box<Thread>> {
+    /// The thread itself, which goes on.
+    pub fn yield_running(&self, thread: Box<Thread>, how: Leave) -> Result<(), Box<Thread>> {
         let mut q = self.queues.lock();
-        if q.run.is_empty() {
-            return Err(thread);
-        }
-        q.running.remove(&thread.tid);
-        q.run.push_back(thread);
+        q.turns.leave(thread, how, self.now())?;
         self.left(&q);
         self.after_unpark(&mut q);
         Ok(())
@@ -240,7 +248,7 @@ impl Sched {
     /// A running thread has ended.
     pub fn forget(&self, tid: Tid) {
         let mut q = self.queues.lock();
-        q.running.remove(&tid);
+        q.turns.stop(tid, self.now());
         self.left(&q);
     }
 
@@ -248,9 +256,7 @@ impl Sched {
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         let q = self.queues.lock();
-        for kick in q.running.values() {
-            kick.kick();
-        }
+        q.turns.kick_all();
         self.runnable.notify_all();
         self.earlier.notify_all();
         self.rested.notify_all();
@@ -266,112 +272,29 @@ impl Sched {
         let mut q = self.queues.lock();
         q.waiters.clear();
         q.deadlines.clear();
-        let mut all: Vec<_> = q.run.drain(..).collect();
+        let mut all: Vec<_> = q.turns.drain().collect();
         all.extend(q.parked.drain().map(|(_, (thread, _))| thread));
         all
-    }
-
-    /// Runs on the clock thread: sleeps until the next deadline or `slice` nanoseconds, wakes what
-    /// is due, and takes the processor from running threads while others wait for one. Returns when
-    /// the machine has ended. `now` is the machine's `CLOCK_MONOTONIC`; `tick` runs once a round and
-    /// returns when it wants to run next.
-    pub fn run_clock(
-        &self,
-        slice: u64,
-        now: impl Fn() -> u64,
-        mut tick: impl FnMut() -> Option<u64>,
-    ) {
-        loop {
-            self.rest_clock();
-            let changes = self.clock_changes.load(Ordering::SeqCst);
-            let due = tick();
-            let mut q = self.queues.lock();
-            if self.clock_changes.load(Ordering::SeqCst) != changes {
-                continue;
-            }
-            if self.ended.load(Ordering::SeqCst) {
-                drop(q);
-                self.end_clock();
-                return;
-            }
-            if q.stops > 0 {
-                continue;
-            }
-            let at = now();
-            while let Some(&(deadline, tid)) = q.deadlines.first() {
-                if deadline > at {
-                    break;
-                }
-                self.epoch.fetch_add(1, Ordering::SeqCst);
-                q.unpark(tid);
-                self.after_unpark(&mut q);
-            }
-            let turn_over = q.take_turns(at, slice);
-            let next = [q.deadlines.first().map(|&(d, _)| d), due, turn_over];
-            q.clock_dozes = turn_over.is_none();
-            // Asleep it does nothing to a stopped world, and looks for one when it wakes.
-            q.clock = stop::Clock::Rests;
-            match next.into_iter().flatten().min() {
-                Some(deadline) => {
-                    let sleep = std::time::Duration::from_nanos(deadline.saturating_sub(at).max(1));
-                    q.wait_for(&self.earlier, sleep);
-                }
-                None => q.wait(&self.earlier),
-            }
-            q.clock_dozes = false;
-        }
-    }
-
-    /// Wakes the clock thread, for a `tick` that has something earlier to do.
-    pub fn clock_changed(&self) {
-        let _q = self.queues.lock();
-        self.clock_changes.fetch_add(1, Ordering::SeqCst);
-        self.earlier.notify_one();
     }
 
     fn after_unpark(&self, q: &mut Queues) {
         if q.idle_workers > 0 {
             self.runnable.notify_one();
-            if q.run.len() > 1 {
+            if q.turns.waiting() > 1 {
                 self.runnable.notify_all();
             }
         }
-        self.rouse_clock(q);
+        self.take_turns(q);
     }
 
-    /// Tells the clock thread of a crowd that it does not know of: whatever it waits for may be far away.
-    fn rouse_clock(&self, q: &mut Queues) {
-        if q.clock_dozes && q.is_crowded() {
-            q.clock_dozes = false;
-            self.earlier.notify_one();
-        }
+    /// Nanoseconds by the clock that measures turns.
+    fn now(&self) -> u64 {
+        self.watch.0.elapsed().as_nanos() as u64
     }
 }
 
 impl Queues {
-    /// Threads wait, and no worker is free for them.
-    fn is_crowded(&self) -> bool {
-        !self.run.is_empty() && self.idle_workers == 0
-    }
-
-    /// Takes the processor from running threads if others have waited for a `slice`; says when to look
-    /// again, which is never as long as nobody waits.
-    fn take_turns(&mut self, now: u64, slice: u64) -> Option<u64> {
-        if !self.is_crowded() {
-            self.crowded_since = None;
-            return None;
-        }
-        let since = self.crowded_since.get_or_insert(now);
-        if now >= *since + slice {
-            *since = now;
-            for kick in self.running.values() {
-                kick.kick();
-            }
-        }
-        Some(*since + slice)
-    }
-
-    fn unpark(&mut self, tid: Tid) -> bool {
+    fn unpark(&mut self, tid: Tid, now: u64) -> bool {
         let Some((thread, wait)) = self.parked.remove(&tid) else {
             return false;
         };
@@ -386,7 +309,7 @@ impl Queues {
         if let Some(at) = wait.deadline {
             self.deadlines.remove(&(at, tid));
         }
-        self.run.push_back(thread);
+        self.turns.join(thread, Arrival::Woken, now);
         true
     }
 }

@@ -141,6 +141,9 @@ pub struct Thread {
     pub image: Option<Box<Image>>,
     /// It gives its processor to others that wait for one, once (sched_yield(2)).
     pub yields: bool,
+    /// How much it has run, in nanoseconds: for whose turn it is, so it is now and then changed to stay near
+    /// that of the others.
+    pub account: u64,
     /// What others may see while it runs.
     pub shared: Arc<ThreadShared>,
 }

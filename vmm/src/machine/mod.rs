@@ -42,9 +42,6 @@ use inspector::Observed;
 use report::{MemoryReport, Report};
 use worker::{Shared, Worker};
 
-/// How long a guest thread runs before another that waits gets its place.
-const SLICE: Duration = Duration::from_millis(10);
-
 /// Status of a machine whose time is up, as timeout(1) has it.
 const STATUS_TIMEOUT: u8 = 124;
 
@@ -299,7 +296,7 @@ impl Machine {
             .collect()
     }
 
-    /// The clock thread: deadlines, slices, timers, the vDSO's page, the machine's own time limit.
+    /// The clock thread: deadlines, turns, timers, the vDSO's page, the machine's own time limit.
     fn start_clock(
         &self,
         crew: &mut Crew,
@@ -323,7 +320,7 @@ impl Machine {
                 [limit, clock, timers].into_iter().flatten().min()
             };
             let now = || kernel.clock.monotonic();
-            kernel.sched.run_clock(SLICE.as_nanos() as u64, now, tick);
+            kernel.sched.run_clock(now, tick);
         })
     }
 

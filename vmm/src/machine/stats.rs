@@ -35,7 +35,7 @@ counters! {
     page_faults,
     /// Other exceptions that exited.
     exceptions,
-    /// Kicks: signals, the end of a slice, or nothing at all.
+    /// Kicks: signals, the end of a turn, or nothing at all.
     kicks,
     /// Forged system calls.
     forged,

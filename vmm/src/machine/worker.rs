@@ -20,7 +20,7 @@ use crate::linux::Errno;
 use crate::linux::call::{Args, CallRecord, Ctx, Stop, Wait};
 use crate::linux::kernel::Kernel;
 use crate::linux::process::SigInfo;
-use crate::linux::sched::{Kick, Next};
+use crate::linux::sched::{Kick, Leave, Next};
 use crate::linux::signal::{self, Outcome, Settled};
 use crate::linux::table::Table;
 use crate::linux::thread::{Cpu, Thread};
@@ -157,7 +157,7 @@ impl Worker {
         Ok(true)
     }
 
-    /// Runs one thread until it is parked, ended, or its slice is over.
+    /// Runs one thread until it is parked, ended, or it is another's turn.
     fn run_thread(&mut self, mut thread: Box<Thread>) -> Result<(), CpuError> {
         let shared = Arc::clone(&self.shared);
         let sched = &shared.kernel.sched;
@@ -184,9 +184,9 @@ impl Worker {
                     self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
                     sched.park(thread, wait, seen).err()
                 }
-                Turn::SliceOver => {
+                Turn::Leave(how) => {
                     self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
-                    sched.yield_running(thread).err()
+                    sched.yield_running(thread, how).err()
                 }
             };
             match back {
@@ -220,7 +220,7 @@ impl Worker {
         if shared.kernel.memory.flushes.take_hurry() {
             self.errands()?;
             if std::mem::take(&mut self.look) {
-                return Ok(Turn::SliceOver);
+                return Ok(Turn::Leave(Leave::IfBehind));
             }
         }
         self.enter(&shared, thread)
@@ -252,7 +252,7 @@ impl Worker {
             Settled::Again
                 if std::mem::take(&mut thread.yields) && shared.kernel.sched.others_wait() =>
             {
-                Turn::SliceOver
+                Turn::Leave(Leave::Last)
             }
             Settled::Again => Turn::Again,
             Settled::Park(wait) => Turn::Park(wait),
@@ -329,7 +329,7 @@ impl Worker {
             Exit::Kicked => {
                 count(&counters.kicks);
                 if self.kicker.taken() | std::mem::take(&mut self.look) {
-                    return Ok(Turn::SliceOver);
+                    return Ok(Turn::Leave(Leave::IfBehind));
                 }
             }
             Exit::MonitorDone => count(&counters.monitor),
@@ -458,7 +458,7 @@ enum Turn {
     /// The thread waits.
     Park(Wait),
     /// Somebody else may run.
-    SliceOver,
+    Leave(Leave),
     /// The thread is over.
     Exited,
 }

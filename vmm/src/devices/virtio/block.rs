@@ -2,11 +2,16 @@
 //!
 //! What a driver has been told is written is in the file, where every other process of the host sees
 //! it; after a flush it is on the host's disk as well. A driver that does not know flushes gets one
-//! with every write. Requests are answered in order.
+//! with every write.
+//!
+//! Several requests are answered at once: a slow one does not hold up the others. A flush waits for all that were
+//! announced before it, so that it has what they wrote; those after it do not wait.
 
 use std::borrow::Cow;
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
@@ -20,7 +25,7 @@ use virtio_queue::{Reader, Writer};
 use super::disk_file::{self, SECTOR, Storage};
 pub use super::disk_file::{Access, DiskError};
 use super::queue::QUEUE_SIZE;
-use super::{Request, VirtioDevice};
+use super::{Concurrent, Earlier, Request, VirtioDevice};
 
 const KIND: u32 = 2;
 /// Bytes copied at a time.
@@ -33,23 +38,20 @@ const MOST_RANGES: u32 = 16;
 /// Bytes of such a range's description.
 const RANGE: usize = 16;
 
-/// Whether a driver is to be told that something is written before it is on the host's disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cache {
-    WriteBack,
-    WriteThrough,
-}
-
 /// A disk. What it remembers is in its file and in its queue.
 #[derive(Debug)]
-pub struct Block {
+pub struct Block(Arc<Disk>);
+
+/// What all who answer its requests share.
+#[derive(Debug)]
+struct Disk {
     storage: Box<dyn Storage>,
     sectors: u64,
     access: Access,
-    cache: Cache,
+    /// The driver knows no flushes: it is told that something is written when it is on the host's disk.
+    write_through: AtomicBool,
     config: [u8; 60],
     id: [u8; VIRTIO_BLK_ID_BYTES as usize],
-    buffer: Vec<u8>,
 }
 
 /// Why a request failed, as its status says it.
@@ -80,7 +82,8 @@ impl Block {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn in_memory(sectors: u64, access: Access) -> Self {
         let bytes = usize::try_from(sectors * SECTOR).expect("a small disk");
-        Self::new(Box::new(vec![0; bytes]), sectors, access, "memory")
+        let storage = parking_lot::Mutex::new(vec![0; bytes]);
+        Self::new(Box::new(storage), sectors, access, "memory")
     }
 
     /// A disk of `sectors` that are in `storage`.
@@ -89,17 +92,18 @@ impl Block {
         for (to, from) in id.iter_mut().zip(name.bytes()) {
             *to = from;
         }
-        Self {
+        Self(Arc::new(Disk {
             storage,
             sectors,
             access,
-            cache: Cache::WriteThrough,
+            write_through: AtomicBool::new(true),
             config: config(sectors),
             id,
-            buffer: vec![0; CHUNK],
-        }
+        }))
     }
+}
 
+impl Disk {
     /// That `bytes` from `sector` on are whole sectors of this disk; returns where they start.
     fn place(&self, sector: u64, bytes: u64) -> Result<u64, Refused> {
         if !bytes.is_multiple_of(SECTOR) {
@@ -118,33 +122,35 @@ impl Block {
         }
     }
 
-    fn read(&mut self, sector: u64, to: &mut Writer<'_>) -> Result<(), Refused> {
+    fn read(&self, sector: u64, to: &mut Writer<'_>) -> Result<(), Refused> {
         let mut left = to.available_bytes();
         if left > MOST {
             return Err(Refused::Io);
         }
         let mut at = self.place(sector, left as u64)?;
+        let mut buffer = vec![0; left.min(CHUNK)];
         while left > 0 {
             let part = left.min(CHUNK);
-            self.storage.read_at(&mut self.buffer[..part], at)?;
-            to.write_all(&self.buffer[..part])?;
+            self.storage.read_at(&mut buffer[..part], at)?;
+            to.write_all(&buffer[..part])?;
             at += part as u64;
             left -= part;
         }
         Ok(())
     }
 
-    fn write(&mut self, sector: u64, from: &mut Reader<'_>) -> Result<(), Refused> {
+    fn write(&self, sector: u64, from: &mut Reader<'_>) -> Result<(), Refused> {
         self.writable()?;
         let mut left = from.available_bytes();
         if left > MOST {
             return Err(Refused::Io);
         }
         let mut at = self.place(sector, left as u64)?;
+        let mut buffer = vec![0; left.min(CHUNK)];
         while left > 0 {
             let part = left.min(CHUNK);
-            from.read_exact(&mut self.buffer[..part])?;
-            self.storage.write_at(&self.buffer[..part], at)?;
+            from.read_exact(&mut buffer[..part])?;
+            self.storage.write_at(&buffer[..part], at)?;
             at += part as u64;
             left -= part;
         }
@@ -152,14 +158,14 @@ impl Block {
     }
 
     /// With a driver that knows no flushes, everything is flushed at once.
-    fn settle(&mut self) -> Result<(), Refused> {
-        match self.cache {
-            Cache::WriteBack => Ok(()),
-            Cache::WriteThrough => Ok(self.storage.flush()?),
+    fn settle(&self) -> Result<(), Refused> {
+        if self.write_through.load(Ordering::SeqCst) {
+            self.storage.flush()?;
         }
+        Ok(())
     }
 
-    fn clear(&mut self, how: Clear, from: &mut Reader<'_>) -> Result<(), Refused> {
+    fn clear(&self, how: Clear, from: &mut Reader<'_>) -> Result<(), Refused> {
         self.writable()?;
         let bytes = from.available_bytes();
         if bytes == 0 || !bytes.is_multiple_of(RANGE) || bytes / RANGE > MOST_RANGES as usize {
@@ -208,7 +214,7 @@ impl Block {
         self.settle()
     }
 
-    fn clear_range(&mut self, how: Clear, mut at: u64, mut bytes: u64) -> Result<(), Refused> {
+    fn clear_range(&self, how: Clear, mut at: u64, mut bytes: u64) -> Result<(), Refused> {
         match (self.storage.punch(at, bytes), how) {
             (Ok(()), _) => return Ok(()),
             // A host file system without holes: discarding is only advice.
@@ -216,18 +222,23 @@ impl Block {
             (Err(error), Clear::Zero) if no_holes(&error) => {}
             (Err(error), _) => return Err(error.into()),
         }
-        self.buffer.fill(0);
+        let zeros = vec![0; CHUNK];
         while bytes > 0 {
             let part = bytes.min(CHUNK as u64);
             let length = usize::try_from(part).expect("a chunk");
-            self.storage.write_at(&self.buffer[..length], at)?;
+            self.storage.write_at(&zeros[..length], at)?;
             at += part;
             bytes -= part;
         }
         Ok(())
     }
 
-    fn execute(&mut self, from: &mut Reader<'_>, to: &mut Writer<'_>) -> Result<(), Refused> {
+    fn execute(
+        &self,
+        from: &mut Reader<'_>,
+        to: &mut Writer<'_>,
+        earlier: &dyn Earlier,
+    ) -> Result<(), Refused> {
         let mut header = [0; 16];
         from.read_exact(&mut header)?;
         let [k0, k1, k2, k3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = header;
@@ -235,7 +246,10 @@ impl Block {
         match u32::from_le_bytes([k0, k1, k2, k3]) {
             VIRTIO_BLK_T_IN => self.read(sector, to),
             VIRTIO_BLK_T_OUT => self.write(sector, from),
-            VIRTIO_BLK_T_FLUSH => Ok(self.storage.flush()?),
+            VIRTIO_BLK_T_FLUSH => {
+                earlier.wait();
+                Ok(self.storage.flush()?)
+            }
             VIRTIO_BLK_T_GET_ID => Ok(to.write_all(&self.id)?),
             VIRTIO_BLK_T_DISCARD => self.clear(Clear::Discard, from),
             VIRTIO_BLK_T_WRITE_ZEROES => self.clear(Clear::Zero, from),
@@ -280,7 +294,7 @@ impl VirtioDevice for Block {
     fn features(&self) -> u64 {
         let common = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE;
         common
-            | match self.access {
+            | match self.0.access {
                 Access::ReadOnly => 1 << VIRTIO_BLK_F_RO,
                 Access::ReadWrite => {
                     1 << VIRTIO_BLK_F_FLUSH
@@ -295,18 +309,21 @@ impl VirtioDevice for Block {
     }
 
     fn config(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.config)
+        Cow::Borrowed(&self.0.config)
     }
 
     fn start(&mut self, features: u64) {
-        self.cache = if features & 1 << VIRTIO_BLK_F_FLUSH != 0 {
-            Cache::WriteBack
-        } else {
-            Cache::WriteThrough
-        };
+        let flushes = features & 1 << VIRTIO_BLK_F_FLUSH != 0;
+        self.0.write_through.store(!flushes, Ordering::SeqCst);
     }
 
-    fn answer(&mut self, _queue: usize, request: Request<'_>) -> u32 {
+    fn concurrent(&self) -> Option<Arc<dyn Concurrent>> {
+        Some(self.0.clone())
+    }
+}
+
+impl Concurrent for Disk {
+    fn answer(&self, request: Request<'_>, earlier: &dyn Earlier) -> u32 {
         let Request { mut from, mut to } = request;
         let Some(room) = to.available_bytes().checked_sub(1) else {
             // Nowhere to say what came of it.
@@ -315,7 +332,7 @@ impl VirtioDevice for Block {
         let Ok(mut status_at) = to.split_at(room) else {
             return 0;
         };
-        let status = match self.execute(&mut from, &mut to) {
+        let status = match self.execute(&mut from, &mut to, earlier) {
             Ok(()) => VIRTIO_BLK_S_OK,
             Err(Refused::Io) => VIRTIO_BLK_S_IOERR,
             Err(Refused::Unsupported) => VIRTIO_BLK_S_UNSUPP,

@@ -12,49 +12,49 @@ use rustix::io::Errno;
 /// Bytes of a sector.
 pub(super) const SECTOR: u64 = 512;
 
-/// Where a disk's bytes are.
-pub(super) trait Storage: Send + Debug {
+/// Where a disk's bytes are. Used by several threads at once.
+pub(super) trait Storage: Send + Sync + Debug {
     /// Reads all of `to` from `at` on.
     ///
     /// # Errors
     /// The host's.
-    fn read_at(&mut self, to: &mut [u8], at: u64) -> io::Result<()>;
+    fn read_at(&self, to: &mut [u8], at: u64) -> io::Result<()>;
 
     /// Writes all of `from` from `at` on. Every other process sees it then.
     ///
     /// # Errors
     /// The host's.
-    fn write_at(&mut self, from: &[u8], at: u64) -> io::Result<()>;
+    fn write_at(&self, from: &[u8], at: u64) -> io::Result<()>;
 
     /// What was written before is on the host's disk when this returns.
     ///
     /// # Errors
     /// The host's.
-    fn flush(&mut self) -> io::Result<()>;
+    fn flush(&self) -> io::Result<()>;
 
     /// Makes `bytes` from `at` on zero, and gives their room back.
     ///
     /// # Errors
     /// The host's; [`io::ErrorKind::Unsupported`] if it cannot, and nothing has changed.
-    fn punch(&mut self, at: u64, bytes: u64) -> io::Result<()>;
+    fn punch(&self, at: u64, bytes: u64) -> io::Result<()>;
 }
 
 impl Storage for File {
-    fn read_at(&mut self, to: &mut [u8], at: u64) -> io::Result<()> {
+    fn read_at(&self, to: &mut [u8], at: u64) -> io::Result<()> {
         self.read_exact_at(to, at)
     }
 
-    fn write_at(&mut self, from: &[u8], at: u64) -> io::Result<()> {
+    fn write_at(&self, from: &[u8], at: u64) -> io::Result<()> {
         self.write_all_at(from, at)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&self) -> io::Result<()> {
         self.sync_data()
     }
 
-    fn punch(&mut self, at: u64, bytes: u64) -> io::Result<()> {
+    fn punch(&self, at: u64, bytes: u64) -> io::Result<()> {
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&*self, punch, at, bytes) {
+        match fallocate(self, punch, at, bytes) {
             Err(Errno::OPNOTSUPP) => Err(io::ErrorKind::Unsupported.into()),
             result => Ok(result?),
         }
@@ -63,27 +63,27 @@ impl Storage for File {
 
 /// Memory. Any access outside it is a bug of the disk's.
 #[cfg(any(test, feature = "fuzzing"))]
-impl Storage for Vec<u8> {
-    fn read_at(&mut self, to: &mut [u8], at: u64) -> io::Result<()> {
+impl Storage for parking_lot::Mutex<Vec<u8>> {
+    fn read_at(&self, to: &mut [u8], at: u64) -> io::Result<()> {
         let at = usize::try_from(at).expect("64-bit host");
-        to.copy_from_slice(&self[at..at + to.len()]);
+        to.copy_from_slice(&self.lock()[at..at + to.len()]);
         Ok(())
     }
 
-    fn write_at(&mut self, from: &[u8], at: u64) -> io::Result<()> {
+    fn write_at(&self, from: &[u8], at: u64) -> io::Result<()> {
         let at = usize::try_from(at).expect("64-bit host");
-        self[at..at + from.len()].copy_from_slice(from);
+        self.lock()[at..at + from.len()].copy_from_slice(from);
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&self) -> io::Result<()> {
         Ok(())
     }
 
-    fn punch(&mut self, at: u64, bytes: u64) -> io::Result<()> {
+    fn punch(&self, at: u64, bytes: u64) -> io::Result<()> {
         let (at, bytes) = (usize::try_from(at), usize::try_from(bytes));
         let (at, bytes) = (at.expect("64-bit host"), bytes.expect("64-bit host"));
-        self[at..at + bytes].fill(0);
+        self.lock()[at..at + bytes].fill(0);
         Ok(())
     }
 }

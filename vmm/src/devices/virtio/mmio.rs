@@ -1,31 +1,31 @@
 //! The registers of a virtio device (virtio 1.2, 4.2.2), and its queues.
 //!
 //! Registers and queues have one lock. The device's thread holds it while it answers a batch of
-//! requests, so that a reset, when it returns, has left nothing in flight. What an interrupt handler
-//! touches is outside the lock.
+//! requests, or, if the device is concurrent, to take one and to tell that it is answered ([`flight`]). Either way
+//! a reset, when it returns, has left nothing in flight. What an interrupt handler touches is outside the lock.
 //!
 //! A queue whose indices make no sense makes the device ask for a reset; nothing else happens.
 
+pub mod flight;
+mod registers;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_config::{
-    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK,
-    VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
     VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
     VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
     VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
-    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH,
-    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX,
-    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH,
-    VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_LEN_LOW,
-    VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
+    VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL,
+    VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID,
+    VIRTIO_MMIO_VERSION,
 };
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -35,8 +35,10 @@ use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 use vmm_sys_util::eventfd::EventFd;
 
+use self::flight::Flights;
+use self::registers::{Progress, Registers};
 use super::queue::{self, Left, QUEUE_SIZE, QueueSaved};
-use super::{Bell, VirtioDevice};
+use super::{Bell, Concurrent, VirtioDevice};
 use crate::kernel::memory::Memory;
 
 /// The register that a driver writes when a queue has something; KVM watches it.
@@ -48,16 +50,6 @@ const VENDOR: u32 = u32::from_le_bytes(*b"VMM ");
 /// Features of every device.
 const COMMON: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-
-/// What the registers remember.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Registers {
-    status: u32,
-    features_page: u32,
-    driver_features_page: u32,
-    driver_features: u64,
-    queue: u32,
-}
 
 /// Registers and queues, as data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,11 +69,16 @@ struct Core {
     registers: Registers,
     queues: Vec<Queue>,
     device: Box<dyn VirtioDevice>,
+    flights: Flights,
 }
 
 /// A virtio device with its registers.
 pub struct Transport {
     core: Mutex<Core>,
+    /// A request in flight has been answered, or something else may be done that waited for some.
+    landed: Condvar,
+    /// What answers requests without the lock, if the device is such a one.
+    concurrent: Option<Arc<dyn Concurrent>>,
     memory: Memory,
     /// Reasons for the interrupt that the driver has not acknowledged.
     interrupts: AtomicU32,
@@ -104,10 +101,13 @@ impl Transport {
     pub fn new(device: Box<dyn VirtioDevice>, memory: &Memory, line: EventFd) -> Arc<Self> {
         let queue = |_| Queue::new(QUEUE_SIZE).expect("a power of two");
         Arc::new(Self {
+            landed: Condvar::new(),
+            concurrent: device.concurrent(),
             core: Mutex::new(Core {
                 registers: Registers::default(),
                 queues: (0..device.queues()).map(queue).collect(),
                 device,
+                flights: Flights::default(),
             }),
             memory: Arc::clone(memory),
             interrupts: AtomicU32::new(0),
@@ -124,10 +124,11 @@ impl Transport {
         self.core.lock().device.connect(bell);
     }
 
-    /// Registers and queues as they are.
+    /// Registers and queues as they are when nothing is in flight.
     #[must_use]
     pub fn save(&self) -> TransportSaved {
-        let core = self.core.lock();
+        let mut core = self.core.lock();
+        self.quiesce(&mut core);
         TransportSaved {
             registers: core.registers,
             interrupts: self.interrupts.load(Ordering::SeqCst),
@@ -146,6 +147,7 @@ impl Transport {
     /// It is of another kind of device, or could not have been saved.
     pub fn restore(&self, saved: &TransportSaved) -> Result<(), RestoreError> {
         let mut core = self.core.lock();
+        self.quiesce(&mut core);
         let queues: Result<Vec<Queue>, _> = saved.queues.iter().map(QueueSaved::queue).collect();
         let queues = queues.map_err(|_| RestoreError)?;
         let fits = |q: &Queue| q.max_size() == QUEUE_SIZE;
@@ -170,16 +172,26 @@ impl Transport {
 
     /// Waits, at most so long, until no request is being answered.
     pub fn settle(&self, patience: Duration) {
-        drop(self.core.try_lock_for(patience));
+        let until = Instant::now() + patience;
+        if let Some(mut core) = self.core.try_lock_until(until) {
+            self.quiesce_until(&mut core, until);
+        }
     }
 
     /// Answers what is in a queue, one queue length at most.
     #[must_use]
     pub fn serve(&self, index: usize) -> Left {
+        if self.is_concurrent() {
+            for _ in 0..QUEUE_SIZE {
+                match self.take(index) {
+                    Some(flight) => flight.finish(),
+                    None => return Left::Nothing,
+                }
+            }
+            return Left::More;
+        }
         let mut core = self.core.lock();
-        if core.registers.status & VIRTIO_CONFIG_S_DRIVER_OK == 0
-            || core.registers.status & VIRTIO_CONFIG_S_NEEDS_RESET != 0
-        {
+        if !core.registers.may_answer() {
             return Left::Nothing;
         }
         let Core { queues, device, .. } = &mut *core;
@@ -198,13 +210,18 @@ impl Transport {
                 turn.left
             }
             Err(error) => {
-                tracing::debug!(%error, index, "a virtio queue");
-                core.registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-                drop(core);
-                self.interrupt(VIRTIO_MMIO_INT_CONFIG);
+                self.give_up(core, &error);
                 Left::Nothing
             }
         }
+    }
+
+    /// A queue makes no sense: the driver is asked for a reset.
+    fn give_up(&self, mut core: MutexGuard<'_, Core>, error: &virtio_queue::Error) {
+        tracing::debug!(%error, "a virtio queue");
+        core.registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        drop(core);
+        self.interrupt(VIRTIO_MMIO_INT_CONFIG);
     }
 
     /// Tells the driver that the configuration space has changed. Never waits.
@@ -260,6 +277,7 @@ impl Transport {
             VIRTIO_MMIO_DRIVER_FEATURES => core.take_features(value),
             VIRTIO_MMIO_QUEUE_SEL => core.registers.queue = value,
             VIRTIO_MMIO_STATUS if value == 0 => {
+                self.quiesce(&mut core);
                 core.reset();
                 self.running.store(false, Ordering::SeqCst);
                 self.interrupts.store(0, Ordering::SeqCst);
@@ -271,89 +289,11 @@ impl Transport {
                     core.device.start(features);
                 }
             }
+            VIRTIO_MMIO_QUEUE_READY => {
+                self.quiesce(&mut core);
+                core.configure_queue(VIRTIO_MMIO_QUEUE_READY, value);
+            }
             offset => core.configure_queue(offset, value),
-        }
-    }
-}
-
-/// What writing the status did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
-    /// The driver has become ready.
-    Started,
-    /// It was already, or is not yet.
-    Other,
-}
-
-impl Core {
-    fn offered(&self) -> u64 {
-        COMMON | self.device.features()
-    }
-
-    fn reset(&mut self) {
-        self.registers = Registers::default();
-        self.queues.iter_mut().for_each(Queue::reset);
-    }
-
-    fn take_features(&mut self, value: u32) {
-        if self.registers.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
-            return;
-        }
-        let shift = match self.registers.driver_features_page {
-            0 => 0,
-            1 => 32,
-            _ => return,
-        };
-        let kept = self.registers.driver_features & !(u64::from(u32::MAX) << shift);
-        self.registers.driver_features = kept | u64::from(value) << shift;
-    }
-
-    /// Bits are only ever added; FEATURES_OK only for features that were offered, DRIVER_OK only
-    /// after it.
-    fn set_status(&mut self, value: u32) -> Progress {
-        let registers = &self.registers;
-        let (old, features) = (registers.status, registers.driver_features);
-        let mut added = value & !old & !VIRTIO_CONFIG_S_NEEDS_RESET;
-        let acceptable = features & !self.offered() == 0 && features & 1 << VIRTIO_F_VERSION_1 != 0;
-        if !acceptable {
-            added &= !VIRTIO_CONFIG_S_FEATURES_OK;
-        }
-        if (old | added) & VIRTIO_CONFIG_S_FEATURES_OK == 0 || old & VIRTIO_CONFIG_S_FAILED != 0 {
-            added &= !VIRTIO_CONFIG_S_DRIVER_OK;
-        }
-        self.registers.status |= added;
-        if added & VIRTIO_CONFIG_S_DRIVER_OK == 0 {
-            return Progress::Other;
-        }
-        let events = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        for queue in &mut self.queues {
-            queue.set_event_idx(events);
-        }
-        Progress::Started
-    }
-
-    fn configure_queue(&mut self, offset: u32, value: u32) {
-        let running = self.registers.status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
-        let Some(queue) = self.queues.get_mut(self.registers.queue as usize) else {
-            return;
-        };
-        if offset == VIRTIO_MMIO_QUEUE_READY {
-            queue.set_ready(value & 1 != 0);
-            return;
-        }
-        // A queue in use keeps its place.
-        if running || queue.ready() {
-            return;
-        }
-        match offset {
-            VIRTIO_MMIO_QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
-            VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
-            VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
-            VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
-            _ => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Virtio devices (virtio 1.2), each behind a register page of its own ([`mmio`]).
 //!
-//! A device answers one request at a time, on a thread of its own ([`worker`]), never on a virtual
-//! processor's. It sees a request's buffers only through [`Request`], which has checked that they are
+//! A device answers its requests on threads of its own ([`worker`]), never on a virtual processor's: one at a time, or
+//! several at once if it is [`Concurrent`]. It sees a request's buffers only through [`Request`], which has checked that they are
 //! the guest's memory.
 
 mod bell;
@@ -14,6 +14,8 @@ pub mod rng;
 pub mod worker;
 
 use std::borrow::Cow;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::kernel::memory::Regions;
 use virtio_queue::{DescriptorChain, Reader, Writer};
@@ -46,8 +48,27 @@ pub trait VirtioDevice: Send {
         true
     }
 
+    /// Answers a request; returns how many bytes were written into it. Not asked if it is concurrent.
+    fn answer(&mut self, _queue: usize, _request: Request<'_>) -> u32 {
+        0
+    }
+
+    /// What answers the requests, if several are to be answered at once.
+    fn concurrent(&self) -> Option<Arc<dyn Concurrent>> {
+        None
+    }
+}
+
+/// What answers several requests at once, each on some thread, without the device's lock.
+pub trait Concurrent: Send + Sync {
     /// Answers a request; returns how many bytes were written into it.
-    fn answer(&mut self, queue: usize, request: Request<'_>) -> u32;
+    fn answer(&self, request: Request<'_>, earlier: &dyn Earlier) -> u32;
+}
+
+/// The requests that were announced before one.
+pub trait Earlier {
+    /// Waits until all of them have been answered.
+    fn wait(&self);
 }
 
 /// The buffers of a request, all of them in guest memory. They may overlap, and the guest may change
@@ -67,7 +88,10 @@ impl std::fmt::Debug for Request<'_> {
 
 impl<'a> Request<'a> {
     /// None if a buffer is not in memory.
-    fn new(memory: &'a Regions, chain: DescriptorChain<&'a Regions>) -> Option<Self> {
+    fn new<M>(memory: &'a Regions, chain: DescriptorChain<M>) -> Option<Self>
+    where
+        M: Clone + Deref<Target = Regions>,
+    {
         Some(Self {
             from: chain.clone().reader(memory).ok()?,
             to: chain.writer(memory).ok()?,

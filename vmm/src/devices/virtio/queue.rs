@@ -1,9 +1,10 @@
 //! A virtio device's queue: its requests, one after the other, and the queue as data.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
-use virtio_queue::{Queue, QueueState, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
 
 use super::{Request, VirtioDevice};
 use crate::kernel::memory::Memory;
@@ -88,6 +89,33 @@ pub(super) fn answer_all(
     }
     let interrupt = answered > 0 && queue.needs_notification(&**memory)?;
     Ok(Turn { interrupt, left })
+}
+
+/// Takes one request from a queue, if there is one; if not, the driver is asked to announce the next.
+///
+/// # Errors
+/// The queue is not in memory, or its indices make no sense.
+pub(super) fn next(
+    queue: &mut Queue,
+    memory: &Memory,
+) -> Result<Option<DescriptorChain<Memory>>, virtio_queue::Error> {
+    if !queue.is_valid(&**memory) {
+        return Err(virtio_queue::Error::QueueNotReady);
+    }
+    // The second time is for a request that came before the driver was asked to announce it.
+    for _ in 0..2 {
+        if let Some(chain) = queue.pop_descriptor_chain(Arc::clone(memory)) {
+            queue.disable_notification(&**memory)?;
+            return Ok(Some(chain));
+        }
+        if !queue.enable_notification(&**memory)? {
+            return Ok(None);
+        }
+        if available(queue, memory)?.is_none() {
+            return Err(virtio_queue::Error::InvalidAvailRingIndex);
+        }
+    }
+    Ok(None)
 }
 
 /// How many requests wait; None if there are more than the queue has room for.

@@ -364,6 +364,7 @@ fn child_thread(c: &Ctx<'_>, request: &Request, mm: Arc<AddressSpace>, fpu: Fpu)
         last_trap: (0, 0, 0),
         image: None,
         yields: false,
+        account: 0,
         shared: Arc::new(ThreadShared::default()),
     })
 }

@@ -110,6 +110,7 @@ pub fn first_process(k: &Kernel, first: FirstProcess) -> Box<Thread> {
         last_trap: (0, 0, 0),
         image: None,
         yields: false,
+        account: 0,
         shared: Arc::new(ThreadShared::default()),
     };
     adopt_leader(&mut state, p, &thread);

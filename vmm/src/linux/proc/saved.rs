@@ -345,6 +345,7 @@ impl SavedThread {
             last_trap: self.last_trap,
             image,
             yields: false,
+            account: 0,
             shared: Arc::new(ThreadShared {
                 attention: AtomicBool::new(true),
                 cpu_time: AtomicU64::new(self.cpu_time),

@@ -11,7 +11,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Queues, Sched};
+use super::{Arrival, Queues, Sched};
 use crate::linux::call::Wait;
 use crate::linux::thread::{Thread, Tid};
 
@@ -38,10 +38,8 @@ impl Sched {
         let mut q = self.queues.lock();
         q.stops += 1;
         self.stopping.store(true, Ordering::SeqCst);
-        let kicked = q.running.len();
-        for kick in q.running.values() {
-            kick.kick();
-        }
+        let kicked = q.turns.running();
+        q.turns.kick_all();
         while !q.at_rest() && !self.ended.load(Ordering::SeqCst) {
             q.wait(&self.rested);
         }
@@ -71,11 +69,12 @@ impl Sched {
         q.stops > 0 && q.at_rest()
     }
 
-    /// A running thread goes to the head of the run queue, because the world is stopped.
-    pub fn put_back(&self, thread: Box<Thread>) {
+    /// A running thread goes to the run queue, because the world is stopped.
+    pub fn put_back(&self, mut thread: Box<Thread>) {
         let mut q = self.queues.lock();
-        q.running.remove(&thread.tid);
-        q.run.push_front(thread);
+        let now = self.now();
+        thread.account = q.turns.stop(thread.tid, now);
+        q.turns.join(thread, Arrival::TakenOff, now);
         self.left(&q);
         self.after_unpark(&mut q);
     }
@@ -85,7 +84,7 @@ impl Sched {
     pub fn each_resting(&self, mut look: impl FnMut(Resting<'_>)) {
         let q = self.queues.lock();
         debug_assert!(q.stops > 0 && q.at_rest(), "the world moves");
-        for thread in &q.run {
+        for thread in q.turns.ready() {
             look(Resting { thread, wait: None });
         }
         let mut parked: Vec<Tid> = q.parked.keys().copied().collect();
@@ -129,7 +128,7 @@ impl Sched {
 
 impl Queues {
     fn at_rest(&self) -> bool {
-        self.running.is_empty() && self.clock != Clock::Runs
+        self.turns.running() == 0 && self.clock != Clock::Runs
     }
 }
 
@@ -195,7 +194,7 @@ mod tests {
             scope.spawn(|| {
                 let start = Instant::now();
                 let now = || start.elapsed().as_nanos() as u64;
-                sched.run_clock(1_000_000, now, || {
+                sched.run_clock(now, || {
                     ticks.fetch_add(1, Ordering::SeqCst);
                     Some(now() + 1_000_000)
                 });

@@ -41,8 +41,8 @@ fn kicked_beside_the_clock(sched: &Sched, kicks: &Kicks, body: impl FnOnce()) ->
     let start = Instant::now();
     let now = || start.elapsed().as_nanos() as u64;
     std::thread::scope(|scope| {
-        scope.spawn(|| sched.run_clock(1_000_000, now, || Some(AN_HOUR)));
-        assert!(soon(|| sched.queues.lock().clock_dozes));
+        scope.spawn(|| sched.run_clock(now, || Some(AN_HOUR)));
+        assert!(soon(|| sched.queues.lock().clock_sleeps > 0));
         body();
         let kicked = soon(|| kicks.0.load(Ordering::SeqCst) > 1);
         sched.end();

@@ -42,21 +42,21 @@ impl Recorder {
 }
 
 impl Storage for Recorder {
-    fn read_at(&mut self, to: &mut [u8], _at: u64) -> io::Result<()> {
+    fn read_at(&self, to: &mut [u8], _at: u64) -> io::Result<()> {
         to.fill(0);
         Ok(())
     }
 
-    fn write_at(&mut self, from: &[u8], at: u64) -> io::Result<()> {
+    fn write_at(&self, from: &[u8], at: u64) -> io::Result<()> {
         let (first, bytes) = (from[0], from.len());
         self.add(Did::Write { at, first, bytes })
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&self) -> io::Result<()> {
         self.add(Did::Flush)
     }
 
-    fn punch(&mut self, at: u64, bytes: u64) -> io::Result<()> {
+    fn punch(&self, at: u64, bytes: u64) -> io::Result<()> {
         self.add(Did::Punch { at, bytes })
     }
 }

@@ -3,6 +3,8 @@
 #![cfg_attr(not(test), expect(dead_code, reason = "fuzz targets use some of it"))]
 
 #[cfg(test)]
+mod concurrent;
+#[cfg(test)]
 mod console;
 #[cfg(test)]
 mod disk;
