@@ -2,7 +2,7 @@
 //!
 //! They are numbered in the order in which the driver announced them. A request's buffers and its queue's rings
 //! are the device's until it is answered: who resets the device, takes a queue away or saves it waits for
-//! that ([`Transport::quiesce`]), and nothing is taken meanwhile.
+//! that (`Transport::quiesce`), and nothing is taken meanwhile.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
