@@ -348,6 +348,20 @@ fn count_range<S: FrameStore>(
     }
 }
 
+/// The frame of a private page that is in memory: the entry is its owner.
+fn own_frame(entry: Entry) -> Option<Pfn> {
+    match entry {
+        Entry::Valid(page) if !page.flags.contains(EntryFlags::PROTOTYPE) => Some(page.frame),
+        Entry::Transition(frame) => Some(frame),
+        Entry::Valid(_)
+        | Entry::Prototype(_)
+        | Entry::PageFile(_)
+        | Entry::Empty
+        | Entry::DemandZero(_)
+        | Entry::Decommitted => None,
+    }
+}
+
 /// How many tables below one of the given level translate pages of the range, all of which it covers.
 pub(super) fn count_tables<S: FrameStore>(
     cursor: &Cursor<'_, S>,
@@ -469,15 +483,8 @@ impl<S: FrameStore> Unsharing<'_, S> {
     /// and leaves the frame to them. True if the entry allows less now.
     fn leave_to_pins(&mut self, place: (Pfn, EntryIndex)) -> bool {
         let found = self.cursor.leaf(place.0, place.1);
-        let frame = match found {
-            Entry::Valid(page) if !page.flags.contains(EntryFlags::PROTOTYPE) => page.frame,
-            Entry::Transition(frame) => frame,
-            Entry::Valid(_)
-            | Entry::Prototype(_)
-            | Entry::PageFile(_)
-            | Entry::Empty
-            | Entry::DemandZero(_)
-            | Entry::Decommitted => return false,
+        let Some(frame) = own_frame(found) else {
+            return false;
         };
         // A page that is pinned for stores is in a table that was never shared, and its holder is this space.
         let looked_at = self.db.entry(frame).refs() > 0 && self.db.entry(frame).write_pins() == 0;
@@ -521,17 +528,9 @@ impl<S: FrameStore> Unsharing<'_, S> {
             self.cursor.put(self.db, (to, index), entry);
             self.count_page(entry);
             self.tally.entries += 1;
-            let owned = match entry {
-                Entry::Valid(page) if !page.flags.contains(EntryFlags::PROTOTYPE) => page.frame,
-                Entry::Transition(frame) => frame,
-                Entry::Valid(_)
-                | Entry::Prototype(_)
-                | Entry::PageFile(_)
-                | Entry::Empty
-                | Entry::DemandZero(_)
-                | Entry::Decommitted => continue,
-            };
-            self.db.set_owner(owned, Owner::Entry { table: to, index });
+            if let Some(frame) = own_frame(entry) {
+                self.db.set_owner(frame, Owner::Entry { table: to, index });
+            }
         }
         true
     }
