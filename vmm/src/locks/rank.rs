@@ -39,10 +39,12 @@ macro_rules! ranks {
 ranks! {
     /// Calls whose strace line is not complete.
     StraceOpen,
-    /// The virtual CPUs of a machine that has not started.
-    MachineCpus,
-    /// What a machine failed with.
-    MachineFailure,
+    /// Where a machine's threads wait for a guest.
+    Dock,
+    /// How a guest of the library's ended.
+    Finish,
+    /// Machines that wait for a clone of a template.
+    WarmMachines,
     /// Writing the guest down, from the stop to the end of the file: one at a time.
     Saving,
     /// A frozen guest.
@@ -127,6 +129,8 @@ ranks! {
     SpaceRegistry,
     /// Who waits for a read, a write or free frames.
     PagingEvents,
+    /// Whose guest is in a machine.
+    CurrentGuest,
     /// Run queue, wait queues and deadlines.
     SchedQueues,
     /// Flushes that wait for a virtual CPU.

@@ -1,12 +1,19 @@
-//! A machine before there is a guest in it: hardware, virtual CPUs, a scheduler, standard descriptors. A guest is
-//! started in it ([`Machine::build`]) or made again ([`Machine::restore`]).
+//! A machine without a guest in it: the virtual machine, its virtual CPUs, memory slots, monitor and vDSO, the memory
+//! manager and the threads. All of it is made before anybody knows what guest it is for, and is there for the next guest
+//! when one has ended. A guest is started in it ([`Machine::build`]) or made again ([`Machine::restore_in`]); what is the guest's
+//! is the [`Kernel`] with its scheduler, and everything these own.
+//!
+//! A machine that a guest has left is as new: no frame is in use, none is promised, and every flush is acknowledged, so that no
+//! virtual CPU knows a translation of the old guest's ([`Machine::play`] looks, and ends a machine that is not).
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use guest::abi;
 
 use super::RunError;
 use super::builder::Machine;
+use super::crew::Crew;
 use super::hardware::{Hardware, HardwareError};
 use super::host_io::{HostIo, HostSide};
 use super::stats::Counters;
@@ -17,16 +24,18 @@ use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::exec::MachineInfo;
 use crate::linux::kernel::Kernel;
 use crate::linux::sched::Sched;
-use crate::linux::stdio::{self, Given, Stdio};
+use crate::linux::stdio;
 use crate::linux::table::Table;
+use crate::linux::thread::XsaveArea;
 use crate::linux::time::TscInfo;
 use crate::linux::vdso;
-use crate::locks::Mutex;
-use crate::memory::{Memory, PageFile};
+use crate::linux::vdso::data::CpuSource;
+use crate::locks::{Mutex, rank};
+use crate::memory::{Memory, PageFile, Writeback};
 use crate::snapshot::records::{Identity, LoadMemory, MemoryError, Parts, Records, restore};
 
 /// What a machine is asked for that does not depend on the guest in it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Bytes of guest memory, page tables included.
     pub memory: u64,
@@ -43,13 +52,29 @@ pub struct Wanted {
 }
 
 /// A machine without a guest.
-pub(super) struct Bare {
+pub(crate) struct Bare {
     pub(super) hardware: Hardware,
-    /// The spare one last, if there is one.
-    cpus: Vec<Vcpu>,
-    pub(super) sched: Arc<Sched>,
+    wanted: Wanted,
+    /// The spare one last, if there is one; none once there are threads.
+    pub(super) cpus: Vec<Vcpu>,
+    pub(super) crew: Crew,
+    pub(super) writeback: Option<Writeback>,
+    current: Arc<Current>,
     supervisor_tables: u64,
-    strace: bool,
+    tsc: TscInfo,
+    /// The FPU state of a virtual CPU that has run nothing.
+    fresh: XsaveArea,
+}
+
+/// The scheduler of the guest that is in the machine: its idle workers run errands.
+#[derive(Default)]
+struct Current(Mutex<rank::CurrentGuest, Weak<Sched>>);
+
+impl Current {
+    fn wake_idle(&self) -> bool {
+        let sched = self.0.lock().upgrade();
+        sched.is_some_and(|sched| sched.wake_idle())
+    }
 }
 
 impl Bare {
@@ -57,7 +82,7 @@ impl Bare {
     ///
     /// # Errors
     /// The host cannot.
-    pub(super) fn new(wanted: &Wanted) -> Result<Self, RunError> {
+    pub(crate) fn new(wanted: &Wanted) -> Result<Self, RunError> {
         let hardware = Hardware::new(wanted.memory, wanted.cpus)?;
         if let Some(wanted) = &wanted.page_file {
             let file = PageFile::create(&wanted.dir, wanted.bytes)?;
@@ -73,32 +98,39 @@ impl Bare {
         let cpus = (0..all as u64)
             .map(|index| hardware.vcpu(index))
             .collect::<Result<Vec<_>, HardwareError>>()?;
+        let fresh = cpus.first().map(Vcpu::fpu).transpose();
+        let fresh = fresh.map_err(RunError::Cpu)?.ok_or(RunError::NoCpu)?;
         let supervisor_tables = hardware.memory.manager.stats().tables.active;
-        let sched = Arc::new(Sched::default());
-        let idle = Arc::downgrade(&sched);
-        let wake = move || idle.upgrade().is_some_and(|sched| sched.wake_idle());
+        let current = Arc::new(Current::default());
+        let idle = Arc::clone(&current);
+        let wake = move || idle.wake_idle();
         hardware.memory.flushes.set_wake_idle(Box::new(wake));
+        let tsc = if hardware.profile.tsc_is_hosts {
+            TscInfo::probe(0, None)
+        } else {
+            TscInfo::unusable()
+        };
         Ok(Self {
             hardware,
+            wanted: wanted.clone(),
             cpus,
-            sched,
+            crew: Crew::new(),
+            writeback: None,
+            current,
             supervisor_tables,
-            strace: wanted.strace,
+            tsc,
+            fresh,
         })
     }
 
-    /// A guest's descriptors 0 to 2.
-    pub(super) fn stdio(&self, given: Given) -> Result<Stdio, RunError> {
-        stdio::open_all(given, &self.sched).map_err(RunError::Stdio)
+    /// What it was asked for.
+    pub(crate) fn wanted(&self) -> &Wanted {
+        &self.wanted
     }
 
     /// The time stamp counter as the guest will have it.
     pub(super) fn tsc(&self) -> TscInfo {
-        if self.hardware.profile.tsc_is_hosts {
-            TscInfo::probe(0, None)
-        } else {
-            TscInfo::unusable()
-        }
+        self.tsc
     }
 
     /// What programs are told about the machine.
@@ -116,28 +148,48 @@ impl Bare {
         }
     }
 
+    /// ioctls so far that are no guest's: none, if they were made for the first one.
+    fn ioctls_before(&self) -> u64 {
+        match self.crew.is_there() {
+            true => self.hardware.vm.ioctls.load(Ordering::Relaxed),
+            false => 0,
+        }
+    }
+
     /// The machine with its guest; its clock is published.
     pub(super) fn with(self, kernel: Kernel, io: HostIo) -> Machine {
+        *self.current.0.lock() = Arc::downgrade(&kernel.sched);
         let machine = Machine {
-            hardware: self.hardware,
             shared: Arc::new(Shared {
                 kernel: Arc::new(kernel),
                 table: Table::default(),
                 counters: Counters::default(),
-                strace: self.strace.then(Strace::default),
+                strace: self.wanted.strace.then(Strace::default),
             }),
-            cpus: Mutex::new(self.cpus),
+            ioctls_before: self.ioctls_before(),
+            bare: self,
             io,
-            supervisor_tables: self.supervisor_tables,
             inspector: None,
             control: None,
             freezer: None,
         };
         let kernel = &machine.shared.kernel;
-        kernel
-            .clock
-            .publish(&vdso::page(&kernel.memory), machine.cpu_source());
+        let page = vdso::page(&kernel.memory);
+        kernel.clock.publish(&page, machine.bare.cpu_source());
         machine
+    }
+
+    /// Where programs ask which processor they are on.
+    pub(super) fn cpu_source(&self) -> CpuSource {
+        match self.hardware.profile.tsc_aux_works {
+            true => CpuSource::TscAux,
+            false => CpuSource::Zero,
+        }
+    }
+
+    /// Table frames that belong to no guest.
+    pub(super) fn supervisor_tables(&self) -> u64 {
+        self.supervisor_tables
     }
 }
 
@@ -167,23 +219,32 @@ impl Machine {
         host: HostSide,
         image: impl FnOnce(&Arc<Memory>) -> Result<L, MemoryError>,
     ) -> Result<Self, RunError> {
-        let bare = Bare::new(wanted)?;
-        let stdio = bare.stdio(host.stdio)?;
+        Self::restore_in(Bare::new(wanted)?, records, identity, host, image)
+    }
+
+    /// The same, in a machine that is there. It is ended if the guest cannot be made.
+    ///
+    /// # Errors
+    /// The guest cannot be made again.
+    pub(crate) fn restore_in<L: LoadMemory>(
+        bare: Bare,
+        records: &Records,
+        identity: Identity,
+        host: HostSide,
+        image: impl FnOnce(&Arc<Memory>) -> Result<L, MemoryError>,
+    ) -> Result<Self, RunError> {
+        let sched = Arc::new(Sched::default());
+        let stdio = stdio::open_all(host.stdio, &sched).map_err(RunError::Stdio)?;
         let memory = Arc::clone(&bare.hardware.memory);
         let mut image = image(&memory).map_err(RunError::Image)?;
-        let fresh = bare.cpus.first().map(Vcpu::fpu).transpose();
-        let fresh = fresh.map_err(RunError::Cpu)?;
         let parts = Parts {
             memory,
-            sched: Arc::clone(&bare.sched),
+            sched,
             files: stdio.files,
             tty: stdio.tty,
             tsc: bare.tsc(),
             info: bare.info(),
-            fpu: (
-                fresh.ok_or(RunError::NoCpu)?,
-                bare.hardware.profile.state_components,
-            ),
+            fpu: (bare.fresh.clone(), bare.hardware.profile.state_components),
         };
         let kernel = restore(records, parts, &mut image, identity)?;
         Ok(bare.with(kernel, HostIo::new(stdio.events, host.signals)))

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::config::{Commit, ReadyWhen, RunConfig};
@@ -10,9 +9,6 @@ use crate::control::ready::{Ready, ReadyLine};
 use crate::control::rundir::RunDirError;
 use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
-use crate::linux::vdso::data::CpuSource;
-use crate::locks::{Mutex, rank};
-use crate::memory::{Memory, Writeback};
 use crate::snapshot::guest::MachineData;
 
 pub mod bare;
@@ -28,23 +24,24 @@ pub mod kick;
 pub mod program;
 pub mod report;
 pub mod restored;
+mod staff;
 pub mod stats;
 pub mod strace;
 pub mod trap;
 pub(crate) mod verbs;
 pub mod worker;
 
+pub(crate) use bare::Bare;
 pub use bare::Wanted;
 pub use builder::Machine;
 pub(crate) use counts::Counts;
-use crew::Crew;
+use crew::{Refused, Seat};
 use hardware::HardwareError;
 pub use host_io::{HostSide, ProcessSignals};
 use inspector::Observed;
 pub(crate) use kick::take_no_signals;
 use report::Report;
 pub(crate) use verbs::Verbs;
-use worker::Worker;
 
 /// Status of a machine whose time is up, as timeout(1) has it.
 const STATUS_TIMEOUT: u8 = 124;
@@ -146,6 +143,15 @@ pub enum End {
     Failed,
 }
 
+/// What becomes of a machine when its guest has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// It ends too.
+    End,
+    /// It is kept for another guest.
+    Keep,
+}
+
 /// How a machine ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -227,179 +233,92 @@ impl Machine {
         Arc::clone(&self.shared.kernel)
     }
 
-    /// Runs the first program to its end.
+    /// Runs the guest to its end, and ends the machine.
     ///
     /// # Errors
     /// A virtual CPU or a host thread failed.
-    pub fn run(mut self, timeout: Option<Duration>) -> Result<Ended, RunError> {
+    pub fn run(self, timeout: Option<Duration>) -> Result<Ended, RunError> {
+        let (ended, _) = self.play(timeout, After::End, || ())?;
+        Ok(ended)
+    }
+
+    /// Runs the guest to its end, and does `meanwhile` beside it. What is left of the machine can take another guest, if that was asked for and nothing
+    /// went wrong.
+    ///
+    /// # Errors
+    /// A virtual CPU or a host thread failed.
+    pub(crate) fn play(
+        mut self,
+        timeout: Option<Duration>,
+        after: After,
+        meanwhile: impl FnOnce(),
+    ) -> Result<(Ended, Option<Bare>), RunError> {
         let kernel = Arc::clone(&self.shared.kernel);
-        let failure = Arc::new(Mutex::new(None));
-        let timed_out = Arc::new(AtomicBool::new(false));
-        let writeback = Writeback::start(&kernel.memory).map_err(RunError::Thread)?;
+        self.bare.staff().map_err(RunError::Thread)?;
         let host = self.io.start(&kernel);
-        let paging = self.start_paging();
-        let mut crew = Crew::new();
-        let started = self
-            .start_workers(&mut crew, &failure)
-            .and_then(|()| self.start_clock(&mut crew, timeout, &timed_out));
-        if started.is_err() {
-            kernel.sched.end();
-        }
-        started.map_err(RunError::Thread)?;
-        let joined = crew.join(&kernel.sched);
+        let seat = Arc::new(Seat {
+            shared: Arc::clone(&self.shared),
+            timeout,
+            timed_out: AtomicBool::new(false),
+        });
+        let seated = self.bare.crew.dock.seat(Arc::clone(&seat));
+        let left = match seated {
+            Ok(()) => {
+                meanwhile();
+                self.bare.crew.dock.wait()
+            }
+            Err(_) => Ok(()),
+        };
         host.stop();
-        if let Err(left) = joined {
+        if let Err(left) = left {
             // They still use what the machine is made of.
             std::mem::forget(self);
             return Err(RunError::Stuck(left));
         }
-        writeback.stop();
         // Whoever looks at the memory does not keep it.
         drop(self.control.take());
         drop(self.freezer.take());
-        kernel.memory.end_paging();
-        for handle in paging {
-            // A panic has said itself what it was.
-            let _ = handle.join();
-        }
         let status = kernel.state().main_status;
-        let report = self.take_down();
-        if let Some(error) = failure.lock().take() {
+        let after = match self.bare.crew.dock.is_fit() {
+            true => after,
+            false => After::End,
+        };
+        let report = self.take_down(after);
+        if let Err(Refused::Cpu(error)) = seated {
+            return Err(RunError::Cpu(error));
+        }
+        if let Some(error) = self.bare.crew.dock.take_failure() {
             return Err(RunError::Cpu(error));
         }
         let end = match status {
             Some(status) => End::Program(status),
-            None if timed_out.load(Ordering::SeqCst) => End::TimedOut,
+            None if seat.timed_out.load(Ordering::SeqCst) => End::TimedOut,
             None => End::Failed,
         };
-        Ok(Ended { end, report })
-    }
-
-    fn start_workers(
-        &self,
-        crew: &mut Crew,
-        failure: &Arc<Mutex<rank::MachineFailure, Option<CpuError>>>,
-    ) -> std::io::Result<()> {
-        let mut cpus = std::mem::take(&mut *self.cpus.lock());
-        let working = cpus.len() - hardware::spare(self.hardware.profile.paging);
-        for (n, cpu) in cpus.drain(..).enumerate() {
-            let shared = Arc::clone(&self.shared);
-            let failure = Arc::clone(failure);
-            let components = self.hardware.profile.state_components;
-            let idle = self.hardware.idle.root();
-            let name = format!("vcpu{}", cpu.index());
-            crew.start(&name, move || {
-                // Last of all: the machine has ended by then.
-                let _wake = WakeSpare(&shared.kernel);
-                let _end = EndOnPanic(&shared.kernel);
-                let run = if n < working {
-                    Worker::run
-                } else {
-                    Worker::run_spare
-                };
-                let ran = Worker::new(Arc::clone(&shared), cpu, components, idle).and_then(run);
-                if let Err(error) = ran {
-                    failure.lock().get_or_insert(error);
-                    shared.kernel.sched.end();
-                }
-            })?;
-        }
-        Ok(())
-    }
-
-    /// The pager and the zeroer. Without them memory is only tighter: the host may have no thread for
-    /// them.
-    fn start_paging(&self) -> Vec<JoinHandle<()>> {
-        let start = |name: &str, body: fn(&Memory)| {
-            let memory = Arc::clone(&self.shared.kernel.memory);
-            thread::Builder::new()
-                .name(name.into())
-                .spawn(move || body(&memory))
-        };
-        let threads = [
-            start("pager", Memory::run_pager),
-            start("zeroer", Memory::run_zeroer),
-        ];
-        threads
-            .into_iter()
-            .filter_map(|thread| match thread {
-                Ok(handle) => Some(handle),
-                Err(error) => {
-                    tracing::warn!(%error, "no thread to keep memory available with");
-                    None
-                }
-            })
-            .collect()
-    }
-
-    /// The clock thread: deadlines, turns, timers, the vDSO's page, the machine's own time limit.
-    fn start_clock(
-        &self,
-        crew: &mut Crew,
-        timeout: Option<Duration>,
-        timed_out: &Arc<AtomicBool>,
-    ) -> std::io::Result<()> {
-        let kernel = Arc::clone(&self.shared.kernel);
-        let timed_out = Arc::clone(timed_out);
-        let cpu_source = self.cpu_source();
-        let limit = timeout.map(|t| kernel.clock.monotonic().saturating_add(t.as_nanos() as u64));
-        crew.start("clock", move || {
-            let _end = EndOnPanic(&kernel);
-            let tick = || {
-                if limit.is_some_and(|at| kernel.clock.monotonic() >= at) {
-                    timed_out.store(true, Ordering::SeqCst);
-                    kernel.sched.end();
-                }
-                let page = crate::linux::vdso::page(&kernel.memory);
-                let clock = kernel.clock.tick(Some(&page), cpu_source);
-                let timers = crate::linux::proc::timers_due(&kernel);
-                [limit, clock, timers].into_iter().flatten().min()
-            };
-            let now = || kernel.clock.monotonic();
-            kernel.sched.run_clock(now, tick);
-        })
-    }
-
-    fn cpu_source(&self) -> CpuSource {
-        if self.hardware.profile.tsc_aux_works {
-            CpuSource::TscAux
-        } else {
-            CpuSource::Zero
-        }
+        let Self { bare, .. } = self;
+        let bare = (after == After::Keep && bare.is_as_new()).then_some(bare);
+        Ok((Ended { end, report }, bare))
     }
 
     /// Ends every process, whatever it was doing, and counts what is left.
-    fn take_down(&self) -> Report {
+    fn take_down(&self, after: After) -> Report {
         let kernel = &self.shared.kernel;
         let memory = &kernel.memory;
+        kernel.sched.wait_for_lookers();
         drop(kernel.sched.drain());
         let processes = std::mem::take(&mut kernel.state().procs);
         // Dropped without the lock: descriptors wake what waits for them.
         drop(processes);
         kernel.vfs.close();
         memory.sections.close(memory);
-        memory.acknowledge(memory.flushes.drain());
-        self.counts().report()
-    }
-}
-
-/// Ends the machine if the thread that holds it panics: the others must not wait for it.
-struct EndOnPanic<'a>(&'a Kernel);
-
-impl Drop for EndOnPanic<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.sched.end();
+        match after {
+            // No virtual CPU will run again.
+            After::End => memory.acknowledge(memory.flushes.drain()),
+            After::Keep => {
+                memory.finish_flushes();
+            }
         }
-    }
-}
-
-/// Has the spare virtual CPU's thread look whether the machine has ended, when another one's does.
-struct WakeSpare<'a>(&'a Kernel);
-
-impl Drop for WakeSpare<'_> {
-    fn drop(&mut self) {
-        self.0.memory.flushes.wake_spare();
+        self.counts().report()
     }
 }
 

@@ -20,12 +20,12 @@ use crate::linux::Errno;
 use crate::linux::call::{Args, CallRecord, Ctx, Stop, Wait};
 use crate::linux::kernel::Kernel;
 use crate::linux::process::SigInfo;
-use crate::linux::sched::{Kick, Leave, Next};
+use crate::linux::sched::{Kick, Leave, Next, Sched};
 use crate::linux::signal::{self, Outcome, Settled};
 use crate::linux::table::Table;
 use crate::linux::thread::{Cpu, Thread};
 use crate::linux::user_mem::UserMem;
-use crate::memory::{Eject, Room};
+use crate::memory::{Eject, Memory, Room};
 
 /// What all workers of a machine share.
 pub struct Shared {
@@ -41,7 +41,7 @@ pub struct Shared {
 
 /// A worker.
 pub struct Worker {
-    shared: Arc<Shared>,
+    memory: Arc<Memory>,
     index: usize,
     cpu: Vcpu,
     fpu: FpuSwitch,
@@ -53,13 +53,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker with virtual CPU `cpu`, to be made on the thread that will run it. `idle` is a root
-    /// without programs.
+    /// A worker with virtual CPU `cpu`, to be made on the thread that will run it, for any number of guests. `idle` is a
+    /// root without programs.
     ///
     /// # Errors
     /// KVM refused the signal mask or the FPU state.
     pub fn new(
-        shared: Arc<Shared>,
+        memory: Arc<Memory>,
         cpu: Vcpu,
         components: u64,
         idle: Pfn,
@@ -69,9 +69,9 @@ impl Worker {
         let index = cpu.index() as usize;
         let fpu = FpuSwitch::new(&cpu, components)?;
         let eject = Arc::clone(&kicker) as Arc<dyn Eject>;
-        shared.kernel.memory.flushes.set_eject(index, eject);
+        memory.flushes.set_eject(index, eject);
         Ok(Self {
-            shared,
+            memory,
             index,
             cpu,
             fpu,
@@ -81,32 +81,31 @@ impl Worker {
         })
     }
 
-    /// Runs guest threads until the machine ends.
+    /// Runs threads of a guest until it ends.
     ///
     /// # Errors
     /// KVM refused to go on: the machine cannot either.
-    pub fn run(mut self) -> Result<(), CpuError> {
+    pub fn run(&mut self, shared: &Arc<Shared>) -> Result<(), CpuError> {
         let kick: Arc<dyn Kick> = Arc::clone(&self.kicker) as _;
-        let shared = Arc::clone(&self.shared);
         let flushes = &shared.kernel.memory.flushes;
         loop {
             match shared.kernel.sched.next(&kick, || flushes.errand_waits()) {
-                Next::Thread(thread) => self.run_thread(thread)?,
+                Next::Thread(thread) => self.run_thread(shared, thread)?,
                 Next::Errand => self.errands()?,
                 Next::End => return Ok(()),
             }
         }
     }
 
-    /// Touches tables when it is called to, until the machine ends; runs no program.
+    /// Touches tables when it is called to, until the machine is over; runs no program.
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn run_spare(mut self) -> Result<(), CpuError> {
-        let kernel = Arc::clone(&self.shared.kernel);
-        kernel.memory.flushes.set_spare();
-        while !kernel.sched.has_ended() {
-            if kernel.memory.flushes.take_call() {
+    pub fn run_spare(&mut self, over: impl Fn() -> bool) -> Result<(), CpuError> {
+        let memory = Arc::clone(&self.memory);
+        memory.flushes.set_spare();
+        while !over() {
+            if memory.flushes.take_call() {
                 self.errands()?;
             } else {
                 std::thread::park();
@@ -117,7 +116,7 @@ impl Worker {
 
     /// Touches every table that waits for it, so that flushes of spaces that do not run are done too.
     fn errands(&mut self) -> Result<(), CpuError> {
-        let memory = Arc::clone(&self.shared.kernel.memory);
+        let memory = Arc::clone(&self.memory);
         while let Some(entry) = memory.flushes.errand(self.index, self.idle) {
             let touched = self.cpu.touch(self.idle.gpa(), &entry.touches);
             let done = matches!(touched, Ok(true));
@@ -132,7 +131,7 @@ impl Worker {
 
     /// Has every flush that waits finished, so that its frames can be used. False if none did.
     fn finish_flushes(&mut self) -> Result<bool, CpuError> {
-        let memory = Arc::clone(&self.shared.kernel.memory);
+        let memory = Arc::clone(&self.memory);
         let any = memory.flushes.pending();
         if any {
             self.errands()?;
@@ -143,9 +142,8 @@ impl Worker {
 
     /// Waits for frames, and does meanwhile what others that want some wait for. False if there will be
     /// none.
-    fn make_room(&mut self) -> Result<bool, CpuError> {
-        let memory = Arc::clone(&self.shared.kernel.memory);
-        let sched = Arc::clone(&self.shared.kernel.sched);
+    fn make_room(&mut self, sched: &Sched) -> Result<bool, CpuError> {
+        let memory = Arc::clone(&self.memory);
         // A thread that is to be put back faults again when it runs again.
         while !sched.has_ended() && !sched.is_stopping() {
             match memory.wait_for_room() {
@@ -158,8 +156,7 @@ impl Worker {
     }
 
     /// Runs one thread until it is parked, ended, or it is another's turn.
-    fn run_thread(&mut self, mut thread: Box<Thread>) -> Result<(), CpuError> {
-        let shared = Arc::clone(&self.shared);
+    fn run_thread(&mut self, shared: &Shared, mut thread: Box<Thread>) -> Result<(), CpuError> {
         let sched = &shared.kernel.sched;
         let mut since = Instant::now();
         while !sched.has_ended() {
@@ -169,7 +166,7 @@ impl Worker {
                 return Ok(());
             }
             let seen = sched.epoch();
-            let turn = self.turn(&mut thread)?;
+            let turn = self.turn(shared, &mut thread)?;
             let now = Instant::now();
             let spent = now.duration_since(since).as_nanos() as u64;
             thread.shared.cpu_time.fetch_add(spent, Ordering::Relaxed);
@@ -199,12 +196,11 @@ impl Worker {
     }
 
     /// One round: signals, then a call that is in progress or a stay in the guest.
-    fn turn(&mut self, thread: &mut Thread) -> Result<Turn, CpuError> {
-        let shared = Arc::clone(&self.shared);
+    fn turn(&mut self, shared: &Shared, thread: &mut Thread) -> Result<Turn, CpuError> {
         let attention = thread.shared.attention.load(Ordering::SeqCst);
         if attention {
             let mut cpu = self.fpu.access(&self.cpu, &shared.counters);
-            let mut c = context(&shared, thread, &mut cpu, CallRecord::default());
+            let mut c = context(shared, thread, &mut cpu, CallRecord::default());
             match signal::before_return(&mut c) {
                 Outcome::Resume => {}
                 Outcome::Park(wait) => return Ok(Turn::Park(wait)),
@@ -215,7 +211,7 @@ impl Worker {
             if shared.kernel.memory.give_way() {
                 self.errands()?;
             }
-            return Ok(self.make_call(&shared, thread, call));
+            return Ok(self.make_call(shared, thread, call));
         }
         if shared.kernel.memory.flushes.take_hurry() {
             self.errands()?;
@@ -223,7 +219,7 @@ impl Worker {
                 return Ok(Turn::Leave(Leave::IfBehind));
             }
         }
-        self.enter(&shared, thread)
+        self.enter(shared, thread)
     }
 
     /// Makes a call, for the first time or again.
@@ -356,7 +352,8 @@ impl Worker {
             Faulted::Resolved(_) | Faulted::ReadFile => {}
             Faulted::Signal(info) => self.fault(shared, thread, trap, info),
             // The frames that flushes held are back: fault again.
-            Faulted::NoMemory if self.finish_flushes()? || self.make_room()? => {}
+            Faulted::NoMemory
+                if self.finish_flushes()? || self.make_room(&shared.kernel.sched)? => {}
             Faulted::NoMemory => {
                 tracing::warn!(
                     pid = thread.pid,

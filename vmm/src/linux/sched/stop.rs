@@ -58,6 +58,14 @@ impl Sched {
         }
     }
 
+    /// Waits until nobody looks at a stopped world any more, for the end of the guest.
+    pub fn wait_for_lookers(&self) {
+        let mut q = self.queues.lock();
+        while q.stops > 0 {
+            q.wait(&self.runnable);
+        }
+    }
+
     /// Whether somebody stops the world: a worker puts its thread back ([`Sched::put_back`]).
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
