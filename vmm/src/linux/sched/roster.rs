@@ -10,9 +10,9 @@
 //!   whoever asks takes the mark off first and lists it again if it leaves somebody behind. So a guest with a ready
 //!   thread is listed unless its world is stopped, and then going on lists it.
 //! * **Turns.** A guest that waits while every worker is busy gets the one that has worked for one guest longest, as
-//!   soon as that is [`LEAD`]: the worker is *told*, puts its thread back, and takes the first of the line. Guests
+//!   soon as that is 5 ms: the worker is *told*, puts its thread back, and takes the first of the line. Guests
 //!   so take workers in turn, whatever the number of their threads. Turns within a guest are `turns.rs`'s.
-//! * **Rounds.** One clock thread serves all guests. A scheduler says when it wants its round ([`Roster::plan`]), at most
+//! * **Rounds.** One clock thread serves all guests. A scheduler says when it wants its round (`plan`), at most
 //!   one time; the clock thread sleeps until the first.
 //!
 //! What it is not: it knows nothing of threads, and weighs no guest against another.
