@@ -144,7 +144,7 @@ impl Template {
         drop(surplus);
         for _ in 0..lacking {
             let mut warm = Warm::new(&wanted)?;
-            warm.bare.warm_up().map_err(SpawnError::Thread)?;
+            warm.bare.staff().map_err(SpawnError::Thread)?;
             self.take_back(warm);
         }
         Ok(())

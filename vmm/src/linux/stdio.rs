@@ -20,7 +20,7 @@ use rustix::io::{IoSlice, IoSliceMut, ReadWriteFlags};
 use super::Errno;
 use super::call::{Wait, WaitKey};
 use super::events::Events;
-use super::file::{Description, File, O_APPEND, Ready, SharedOffset, Stat};
+use super::file::{Description, File, O_APPEND, Ready, SharedOffset, Stat, Viewer};
 use super::kernel::Kernel;
 use super::process::{Fd, FdTable};
 use super::saved::{Refused, SavedFile, Saver};
@@ -411,7 +411,7 @@ impl File for HostStream {
         host_stat(self.fd.as_fd())
     }
 
-    fn ready(&self, _: &Kernel) -> Ready {
+    fn ready(&self, _: Viewer<'_>) -> Ready {
         self.ready_now()
     }
 
@@ -419,7 +419,7 @@ impl File for HostStream {
         Some(self.key())
     }
 
-    fn watch(&self, _: &Kernel, interest: Ready, wait: &mut Wait) {
+    fn watch(&self, _: Viewer<'_>, interest: Ready, wait: &mut Wait) {
         self.arm(interest, wait);
     }
 

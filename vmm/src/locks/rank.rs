@@ -39,12 +39,14 @@ macro_rules! ranks {
 ranks! {
     /// Calls whose strace line is not complete.
     StraceOpen,
-    /// Where a machine's threads wait for a guest.
-    Dock,
     /// How a guest of the library's ended.
     Finish,
     /// Machines that wait for a clone of a template.
     WarmMachines,
+    /// The guests of a machine.
+    MachineGuests,
+    /// What a machine failed with.
+    MachineFailure,
     /// Writing the guest down, from the stop to the end of the file: one at a time.
     Saving,
     /// A frozen guest.
@@ -129,10 +131,10 @@ ranks! {
     SpaceRegistry,
     /// Who waits for a read, a write or free frames.
     PagingEvents,
-    /// Whose guest is in a machine.
-    CurrentGuest,
     /// Run queue, wait queues and deadlines.
     SchedQueues,
+    /// Which guest gets a worker next, and when the clock thread sees to which.
+    Roster,
     /// Flushes that wait for a virtual CPU.
     FlushQueues,
     /// The line a guest is printing.

@@ -1,37 +1,37 @@
 //! A machine without a guest in it: the virtual machine, its virtual CPUs, memory slots, monitor and vDSO, the memory
 //! manager and the threads. All of it is made before anybody knows what guest it is for, and is there for the next guest
 //! when one has ended. A guest is started in it ([`Machine::build`]) or made again ([`Machine::restore_in`]); what is the guest's
-//! is the [`Kernel`] with its scheduler, and everything these own.
+//! is the [`Kernel`] with its scheduler, and everything these own. The threads serve whatever guests are in [`Guests`].
 //!
 //! A machine that a guest has left is as new: no frame is in use, none is promised, and every flush is acknowledged, so that no
 //! virtual CPU knows a translation of the old guest's ([`Machine::play`] looks, and ends a machine that is not).
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 
 use guest::abi;
 
 use super::RunError;
 use super::builder::Machine;
-use super::crew::Crew;
+use super::guests::Guests;
 use super::hardware::{Hardware, HardwareError};
 use super::host_io::{HostIo, HostSide};
+use super::staff::{Failure, Staff};
 use super::stats::Counters;
 use super::strace::Strace;
-use super::worker::Shared;
+use super::worker::{Limit, Shared};
 use crate::config::{Commit, ForkMode, PageFileConfig};
 use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::exec::MachineInfo;
 use crate::linux::kernel::Kernel;
 use crate::linux::sched::Sched;
+use crate::linux::sched::roster::Roster;
 use crate::linux::stdio;
 use crate::linux::table::Table;
 use crate::linux::thread::XsaveArea;
 use crate::linux::time::TscInfo;
 use crate::linux::vdso;
-use crate::linux::vdso::data::CpuSource;
-use crate::locks::{Mutex, rank};
-use crate::memory::{Memory, PageFile, Writeback};
+use crate::memory::{Memory, PageFile};
 use crate::snapshot::records::{Identity, LoadMemory, MemoryError, Parts, Records, restore};
 
 /// What a machine is asked for that does not depend on the guest in it.
@@ -57,24 +57,15 @@ pub(crate) struct Bare {
     wanted: Wanted,
     /// The spare one last, if there is one; none once there are threads.
     pub(super) cpus: Vec<Vcpu>,
-    pub(super) crew: Crew,
-    pub(super) writeback: Option<Writeback>,
-    current: Arc<Current>,
+    /// Its guests, and who serves which when.
+    pub(super) guests: Arc<Guests>,
+    /// Its threads, once there are any.
+    pub(super) staff: Option<Staff>,
+    pub(super) failure: Failure,
     supervisor_tables: u64,
     tsc: TscInfo,
     /// The FPU state of a virtual CPU that has run nothing.
     fresh: XsaveArea,
-}
-
-/// The scheduler of the guest that is in the machine: its idle workers run errands.
-#[derive(Default)]
-struct Current(Mutex<rank::CurrentGuest, Weak<Sched>>);
-
-impl Current {
-    fn wake_idle(&self) -> bool {
-        let sched = self.0.lock().upgrade();
-        sched.is_some_and(|sched| sched.wake_idle())
-    }
 }
 
 impl Bare {
@@ -101,10 +92,11 @@ impl Bare {
         let fresh = cpus.first().map(Vcpu::fpu).transpose();
         let fresh = fresh.map_err(RunError::Cpu)?.ok_or(RunError::NoCpu)?;
         let supervisor_tables = hardware.memory.manager.stats().tables.active;
-        let current = Arc::new(Current::default());
-        let idle = Arc::clone(&current);
-        let wake = move || idle.wake_idle();
+        let roster = Arc::new(Roster::default());
+        let idle = Arc::downgrade(&roster);
+        let wake = move || idle.upgrade().is_some_and(|roster| roster.wake_idle());
         hardware.memory.flushes.set_wake_idle(Box::new(wake));
+        let guests = Arc::new(Guests::new(roster, Arc::clone(&hardware.memory)));
         let tsc = if hardware.profile.tsc_is_hosts {
             TscInfo::probe(0, None)
         } else {
@@ -114,9 +106,9 @@ impl Bare {
             hardware,
             wanted: wanted.clone(),
             cpus,
-            crew: Crew::new(),
-            writeback: None,
-            current,
+            guests,
+            staff: None,
+            failure: Failure::default(),
             supervisor_tables,
             tsc,
             fresh,
@@ -148,9 +140,17 @@ impl Bare {
         }
     }
 
+    /// A scheduler for one more guest. Its world stands still until the guest is played ([`Machine::play`]): the machine's
+    /// threads may run already.
+    pub(super) fn sched(&self) -> Arc<Sched> {
+        let sched = Arc::new(Sched::new(&self.guests.roster));
+        let _nobody_ran = sched.stop();
+        sched
+    }
+
     /// ioctls so far that are no guest's: none, if they were made for the first one.
     fn ioctls_before(&self) -> u64 {
-        match self.crew.is_there() {
+        match self.staff.is_some() {
             true => self.hardware.vm.ioctls.load(Ordering::Relaxed),
             false => 0,
         }
@@ -158,13 +158,14 @@ impl Bare {
 
     /// The machine with its guest; its clock is published.
     pub(super) fn with(self, kernel: Kernel, io: HostIo) -> Machine {
-        *self.current.0.lock() = Arc::downgrade(&kernel.sched);
         let machine = Machine {
             shared: Arc::new(Shared {
                 kernel: Arc::new(kernel),
                 table: Table::default(),
                 counters: Counters::default(),
                 strace: self.wanted.strace.then(Strace::default),
+                cpu_source: self.hardware.cpu_source(),
+                limit: Limit::default(),
             }),
             ioctls_before: self.ioctls_before(),
             bare: self,
@@ -175,16 +176,8 @@ impl Bare {
         };
         let kernel = &machine.shared.kernel;
         let page = vdso::page(&kernel.memory);
-        kernel.clock.publish(&page, machine.bare.cpu_source());
+        kernel.clock.publish(&page, machine.shared.cpu_source);
         machine
-    }
-
-    /// Where programs ask which processor they are on.
-    pub(super) fn cpu_source(&self) -> CpuSource {
-        match self.hardware.profile.tsc_aux_works {
-            true => CpuSource::TscAux,
-            false => CpuSource::Zero,
-        }
     }
 
     /// Table frames that belong to no guest.
@@ -233,7 +226,7 @@ impl Machine {
         host: HostSide,
         image: impl FnOnce(&Arc<Memory>) -> Result<L, MemoryError>,
     ) -> Result<Self, RunError> {
-        let sched = Arc::new(Sched::default());
+        let sched = bare.sched();
         let stdio = stdio::open_all(host.stdio, &sched).map_err(RunError::Stdio)?;
         let memory = Arc::clone(&bare.hardware.memory);
         let mut image = image(&memory).map_err(RunError::Image)?;

@@ -16,7 +16,6 @@ use crate::linux::fs::{Caller, Vfs};
 use crate::linux::kernel::{Kernel, KernelLimits, KernelParts};
 use crate::linux::proc::{FirstProcess, first_process};
 use crate::linux::process::Credentials;
-use crate::linux::sched::Sched;
 use crate::linux::stdio;
 use crate::linux::time::Clock;
 
@@ -75,7 +74,7 @@ impl Machine {
         if config.guard_alloc {
             bare.hardware.memory.guard.get_or_init(Default::default);
         }
-        let sched = Arc::new(Sched::default());
+        let sched = bare.sched();
         let stdio = stdio::open_all(host.stdio, &sched).map_err(RunError::Stdio)?;
         let kernel = Kernel::new(KernelParts {
             memory: Arc::clone(&bare.hardware.memory),

@@ -1,7 +1,6 @@
 //! A machine: built, run, taken down.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::config::{Commit, ReadyWhen, RunConfig};
@@ -17,6 +16,7 @@ mod counts;
 mod crew;
 pub mod fpu;
 mod freezer;
+pub mod guests;
 pub mod hardware;
 pub mod host_io;
 mod inspector;
@@ -35,7 +35,6 @@ pub(crate) use bare::Bare;
 pub use bare::Wanted;
 pub use builder::Machine;
 pub(crate) use counts::Counts;
-use crew::{Refused, Seat};
 use hardware::HardwareError;
 pub use host_io::{HostSide, ProcessSignals};
 use inspector::Observed;
@@ -242,8 +241,8 @@ impl Machine {
         Ok(ended)
     }
 
-    /// Runs the guest to its end, and does `meanwhile` beside it. What is left of the machine can take another guest, if that was asked for and nothing
-    /// went wrong.
+    /// Runs the guest to its end, and does `meanwhile` beside it. What is left of the machine can take another guest, if
+    /// that was asked for and nothing went wrong.
     ///
     /// # Errors
     /// A virtual CPU or a host thread failed.
@@ -256,18 +255,16 @@ impl Machine {
         let kernel = Arc::clone(&self.shared.kernel);
         self.bare.staff().map_err(RunError::Thread)?;
         let host = self.io.start(&kernel);
-        let seat = Arc::new(Seat {
-            shared: Arc::clone(&self.shared),
-            timeout,
-            timed_out: AtomicBool::new(false),
-        });
-        let seated = self.bare.crew.dock.seat(Arc::clone(&seat));
-        let left = match seated {
-            Ok(()) => {
-                meanwhile();
-                self.bare.crew.dock.wait()
-            }
-            Err(_) => Ok(()),
+        self.seat(timeout);
+        meanwhile();
+        kernel.sched.wait_for_end();
+        let after = match after {
+            After::Keep if self.bare.vacate(&self.shared) => After::Keep,
+            After::Keep | After::End => After::End,
+        };
+        let left = match after {
+            After::Keep => Ok(()),
+            After::End => self.bare.dismiss(),
         };
         host.stop();
         if let Err(left) = left {
@@ -279,20 +276,13 @@ impl Machine {
         drop(self.control.take());
         drop(self.freezer.take());
         let status = kernel.state().main_status;
-        let after = match self.bare.crew.dock.is_fit() {
-            true => after,
-            false => After::End,
-        };
         let report = self.take_down(after);
-        if let Err(Refused::Cpu(error)) = seated {
-            return Err(RunError::Cpu(error));
-        }
-        if let Some(error) = self.bare.crew.dock.take_failure() {
+        if let Some(error) = self.bare.take_failure() {
             return Err(RunError::Cpu(error));
         }
         let end = match status {
             Some(status) => End::Program(status),
-            None if seat.timed_out.load(Ordering::SeqCst) => End::TimedOut,
+            None if self.shared.limit.has_passed() => End::TimedOut,
             None => End::Failed,
         };
         let Self { bare, .. } = self;
@@ -300,11 +290,23 @@ impl Machine {
         Ok((Ended { end, report }, bare))
     }
 
+    /// Shows the machine's threads the guest, and lets that go.
+    fn seat(&self, timeout: Option<Duration>) {
+        let kernel = &self.shared.kernel;
+        if let Some(timeout) = timeout {
+            let now = kernel.clock.monotonic();
+            let limit = now.saturating_add(timeout.as_nanos() as u64);
+            self.shared.limit.set(limit);
+        }
+        self.bare.guests.add(&self.shared);
+        // With the guest's first round: what it plans is known then.
+        kernel.sched.go_on();
+    }
+
     /// Ends every process, whatever it was doing, and counts what is left.
     fn take_down(&self, after: After) -> Report {
         let kernel = &self.shared.kernel;
         let memory = &kernel.memory;
-        kernel.sched.wait_for_lookers();
         drop(kernel.sched.drain());
         let processes = std::mem::take(&mut kernel.state().procs);
         // Dropped without the lock: descriptors wake what waits for them.

@@ -3,13 +3,14 @@
 //! The protocol between this loop and the signals of the Linux layer is described in
 //! [`crate::linux::signal`].
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use shadow_mm::{Access, Pfn};
 
 use super::fpu::FpuSwitch;
+use super::guests::Guests;
 use super::kick::Kicker;
 use super::stats::{Counters, count};
 use super::strace::Strace;
@@ -20,14 +21,16 @@ use crate::linux::Errno;
 use crate::linux::call::{Args, CallRecord, Ctx, Stop, Wait};
 use crate::linux::kernel::Kernel;
 use crate::linux::process::SigInfo;
-use crate::linux::sched::{Kick, Leave, Next, Sched};
+use crate::linux::sched::roster::Task;
+use crate::linux::sched::{Kick, Leave, Sched};
 use crate::linux::signal::{self, Outcome, Settled};
 use crate::linux::table::Table;
 use crate::linux::thread::{Cpu, Thread};
 use crate::linux::user_mem::UserMem;
+use crate::linux::vdso::data::CpuSource;
 use crate::memory::{Eject, Memory, Room};
 
-/// What all workers of a machine share.
+/// What all workers that run a guest share.
 pub struct Shared {
     /// The Linux layer.
     pub kernel: Arc<Kernel>,
@@ -37,10 +40,55 @@ pub struct Shared {
     pub counters: Counters,
     /// Where system calls are shown, if they are.
     pub strace: Option<Strace>,
+    /// How programs learn which processor they run on.
+    pub cpu_source: CpuSource,
+    /// How long it may run.
+    pub limit: Limit,
+}
+
+/// A guest's time limit.
+#[derive(Debug, Default)]
+pub struct Limit {
+    at: OnceLock<u64>,
+    passed: AtomicBool,
+}
+
+impl Limit {
+    /// The guest ends at `at`, by its `CLOCK_MONOTONIC`; to be said before it runs.
+    pub fn set(&self, at: u64) {
+        let first = self.at.set(at).is_ok();
+        debug_assert!(first, "a guest is started once");
+    }
+
+    /// Whether the guest was ended because of it.
+    pub fn has_passed(&self) -> bool {
+        self.passed.load(Ordering::SeqCst)
+    }
+}
+
+impl Shared {
+    /// The clock thread's round: deadlines, turns, timers, the vDSO's page, the time limit.
+    pub fn round(&self) {
+        let kernel = &self.kernel;
+        let now = || kernel.clock.monotonic();
+        let tick = || {
+            let limit = self.limit.at.get().copied();
+            if limit.is_some_and(|at| now() >= at) {
+                self.limit.passed.store(true, Ordering::SeqCst);
+                kernel.sched.end();
+            }
+            let page = crate::linux::vdso::page(&kernel.memory);
+            let clock = kernel.clock.tick(Some(&page), self.cpu_source);
+            let timers = crate::linux::proc::timers_due(kernel);
+            [limit, clock, timers].into_iter().flatten().min()
+        };
+        kernel.sched.round(now, tick);
+    }
 }
 
 /// A worker.
 pub struct Worker {
+    guests: Arc<Guests>,
     memory: Arc<Memory>,
     index: usize,
     cpu: Vcpu,
@@ -53,13 +101,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker with virtual CPU `cpu`, to be made on the thread that will run it, for any number of guests. `idle` is a
-    /// root without programs.
+    /// A worker with virtual CPU `cpu`, to be made on the thread that will run it. `idle` is a root
+    /// without programs.
     ///
     /// # Errors
     /// KVM refused the signal mask or the FPU state.
     pub fn new(
-        memory: Arc<Memory>,
+        guests: Arc<Guests>,
         cpu: Vcpu,
         components: u64,
         idle: Pfn,
@@ -69,8 +117,10 @@ impl Worker {
         let index = cpu.index() as usize;
         let fpu = FpuSwitch::new(&cpu, components)?;
         let eject = Arc::clone(&kicker) as Arc<dyn Eject>;
+        let memory = Arc::clone(&guests.memory);
         memory.flushes.set_eject(index, eject);
         Ok(Self {
+            guests,
             memory,
             index,
             cpu,
@@ -81,30 +131,38 @@ impl Worker {
         })
     }
 
-    /// Runs threads of a guest until it ends.
+    /// Runs guest threads until the machine ends.
     ///
     /// # Errors
     /// KVM refused to go on: the machine cannot either.
-    pub fn run(&mut self, shared: &Arc<Shared>) -> Result<(), CpuError> {
+    pub fn run(mut self) -> Result<(), CpuError> {
         let kick: Arc<dyn Kick> = Arc::clone(&self.kicker) as _;
-        let flushes = &shared.kernel.memory.flushes;
+        let (guests, memory) = (Arc::clone(&self.guests), Arc::clone(&self.memory));
+        let errand = || memory.flushes.errand_waits();
         loop {
-            match shared.kernel.sched.next(&kick, || flushes.errand_waits()) {
-                Next::Thread(thread) => self.run_thread(shared, thread)?,
-                Next::Errand => self.errands()?,
-                Next::End => return Ok(()),
+            match guests.roster.next(self.index, &kick, errand) {
+                Task::Guest(id) => {
+                    // One that is no more wants no worker.
+                    let guest = guests.get(id);
+                    let thread = guest.as_ref().and_then(|g| g.kernel.sched.start(&kick));
+                    if let (Some(guest), Some(thread)) = (&guest, thread) {
+                        self.run_thread(guest, thread)?;
+                    }
+                }
+                Task::Errand => self.errands()?,
+                Task::End => return Ok(()),
             }
         }
     }
 
-    /// Touches tables when it is called to, until the machine is over; runs no program.
+    /// Touches tables when it is called to, until the machine ends; runs no program.
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn run_spare(&mut self, over: impl Fn() -> bool) -> Result<(), CpuError> {
+    pub fn run_spare(mut self) -> Result<(), CpuError> {
         let memory = Arc::clone(&self.memory);
         memory.flushes.set_spare();
-        while !over() {
+        while !self.guests.roster.is_closed() {
             if memory.flushes.take_call() {
                 self.errands()?;
             } else {
@@ -142,8 +200,9 @@ impl Worker {
 
     /// Waits for frames, and does meanwhile what others that want some wait for. False if there will be
     /// none.
-    fn make_room(&mut self, sched: &Sched) -> Result<bool, CpuError> {
+    fn make_room(&mut self, shared: &Shared) -> Result<bool, CpuError> {
         let memory = Arc::clone(&self.memory);
+        let sched = &shared.kernel.sched;
         // A thread that is to be put back faults again when it runs again.
         while !sched.has_ended() && !sched.is_stopping() {
             match memory.wait_for_room() {
@@ -174,7 +233,7 @@ impl Worker {
             let back = match turn {
                 Turn::Again => Some(thread),
                 Turn::Exited => {
-                    sched.forget(thread.tid);
+                    end(sched, thread);
                     None
                 }
                 Turn::Park(wait) => {
@@ -191,7 +250,7 @@ impl Worker {
                 None => return Ok(()),
             }
         }
-        sched.forget(thread.tid);
+        end(sched, thread);
         Ok(())
     }
 
@@ -216,10 +275,19 @@ impl Worker {
         if shared.kernel.memory.flushes.take_hurry() {
             self.errands()?;
             if std::mem::take(&mut self.look) {
-                return Ok(Turn::Leave(Leave::IfBehind));
+                return Ok(Turn::Leave(self.whose_turn()));
             }
         }
         self.enter(shared, thread)
+    }
+
+    /// To whom the thread that runs is to leave its place, after a kick.
+    fn whose_turn(&self) -> Leave {
+        if self.guests.roster.gives_way(self.index) {
+            Leave::ForGuest
+        } else {
+            Leave::IfBehind
+        }
     }
 
     /// Makes a call, for the first time or again.
@@ -325,7 +393,7 @@ impl Worker {
             Exit::Kicked => {
                 count(&counters.kicks);
                 if self.kicker.taken() | std::mem::take(&mut self.look) {
-                    return Ok(Turn::Leave(Leave::IfBehind));
+                    return Ok(Turn::Leave(self.whose_turn()));
                 }
             }
             Exit::MonitorDone => count(&counters.monitor),
@@ -352,8 +420,7 @@ impl Worker {
             Faulted::Resolved(_) | Faulted::ReadFile => {}
             Faulted::Signal(info) => self.fault(shared, thread, trap, info),
             // The frames that flushes held are back: fault again.
-            Faulted::NoMemory
-                if self.finish_flushes()? || self.make_room(&shared.kernel.sched)? => {}
+            Faulted::NoMemory if self.finish_flushes()? || self.make_room(shared)? => {}
             Faulted::NoMemory => {
                 tracing::warn!(
                     pid = thread.pid,
@@ -425,6 +492,13 @@ impl Worker {
             debug_assert!(false, "a running thread has a process: {error}");
         }
     }
+}
+
+/// A thread that ran is over. What it had is gone when the scheduler hears of it.
+fn end(sched: &Sched, thread: Box<Thread>) {
+    let tid = thread.tid;
+    drop(thread);
+    sched.forget(tid);
 }
 
 /// What a handler works with.
