@@ -427,7 +427,7 @@ fn reset() -> Done {
     let mut fork = template.fork();
     fork.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut clone = fork.spawn()?;
-    let mut before = None;
+    let mut before: Option<Counted> = None;
     for n in 0..20 {
         let mut printed = BufReader::new(clone.stdout.take().ok_or("no pipe")?);
         let mut first = String::new();
