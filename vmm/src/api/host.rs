@@ -52,7 +52,7 @@ impl Host {
             let played = run();
             tells.finish.settle(match played {
                 Ok((ended, left)) => Finished {
-                    how: How::Ended(ended),
+                    how: How::Ended(Box::new(ended)),
                     left,
                 },
                 Err(error) => Finished {
@@ -84,7 +84,7 @@ pub(super) type Play = Box<dyn FnOnce() -> Result<(Ended, Option<Bare>), RunErro
 #[derive(Debug)]
 pub(super) enum How {
     /// As the machine says.
-    Ended(Ended),
+    Ended(Box<Ended>),
     /// The machine failed.
     Failed(RunError),
     /// The thread panicked.
