@@ -1,10 +1,10 @@
 //! A machine without a guest in it: the virtual machine, its virtual CPUs, memory slots, monitor and vDSO, the memory
 //! manager and the threads. All of it is made before anybody knows what guest it is for, and is there for the next guest
-//! when one has ended. A guest is started in it ([`Machine::build`]) or made again ([`Machine::restore_in`]); what is the guest's
+//! when one has ended. A guest is started in it ([`Machine::build`]) or made again ([`Machine::restore`]); what is the guest's
 //! is the [`Kernel`] with its scheduler, and everything these own. The threads serve whatever guests are in [`Guests`].
 //!
 //! A machine that a guest has left is as new: no frame is in use, none is promised, and every flush is acknowledged, so that no
-//! virtual CPU knows a translation of the old guest's ([`Machine::play`] looks, and ends a machine that is not).
+//! virtual CPU knows a translation of the old guest's (who keeps a machine looks, and ends one that is not).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
