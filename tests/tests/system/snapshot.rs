@@ -1,6 +1,6 @@
 //! Running guests written down, made again, and forked: `vmm snapshot`, `restore`, `freeze`, `fork`, `ps`, `kill`.
 //!
-//! `VMM_KILLS` sets how often the VMM is killed while it writes a snapshot.
+//! `VMM_KILLS` sets how often the VMM is killed in the cases that kill it at random moments.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,11 @@ use tests::context::Context;
 use tests::process::{self, Limits, Output};
 
 pub(crate) const ONLY_VMM: &str = "it is about snapshots";
-/// How often the VMM is killed unless `VMM_KILLS` says otherwise.
-const KILLS: u32 = 20;
+/// How often the VMM is killed where `VMM_KILLS` does not say.
+pub(crate) fn kills(otherwise: u32) -> u32 {
+    let kills = std::env::var("VMM_KILLS").ok().and_then(|n| n.parse().ok());
+    kills.unwrap_or(otherwise)
+}
 
 /// Prints a line for each line of its input, with what it found out before it was ready.
 const WARM: &str = "x=warm; echo READY; while read line; do echo $x $line $$; done; echo end";
@@ -317,12 +320,11 @@ fn damaged_page(context: &Context) -> Checked {
 fn killed(context: &Context) -> Checked {
     let program = "BEGIN { for (i = 0; i < 60000; i++) a[i] = i * 7; print \"READY\"; fflush(); \
                    getline line; s = 0; for (i = 0; i < 60000; i++) s += a[i]; print line, s }";
-    let kills = std::env::var("VMM_KILLS").ok().and_then(|n| n.parse().ok());
     let path = {
         let _guest = Guest::start(context, &["busybox", "awk", program])?;
         snapshot(context)?
     };
-    for n in 0..kills.unwrap_or(KILLS) {
+    for n in 0..kills(20) {
         let mut guest = Guest::start(context, &["busybox", "awk", program])?;
         let mut asks = command(context, &["snapshot", "warm", &path]);
         let asks = asks.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
