@@ -272,7 +272,7 @@ fn disks(context: &Context) -> Checked {
         ("/dev/null", "not a regular file"),
         ("{work}/odd", "sectors"),
         ("{work}/empty", "sectors"),
-        ("{work}/used", "another machine uses it"),
+        ("{work}/used", "another machine, or another --disk, uses it"),
     ] {
         refused(
             context,

@@ -18,13 +18,25 @@ struct Saved {
 
 static SAVED: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
 
-/// Signals that end the process at once and come from its own mistakes.
-const FATAL: [i32; 5] = [
+/// Signals that end the process at once: those of its own mistakes, and those that nobody waits for (`run` does for the others).
+const FATAL: [i32; 17] = [
     libc::SIGSEGV,
     libc::SIGBUS,
     libc::SIGILL,
     libc::SIGFPE,
     libc::SIGABRT,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
 ];
 
 /// A terminal in raw mode.
