@@ -14,6 +14,7 @@ mod confinement;
 mod examples;
 mod guard;
 mod inspect;
+mod isolation;
 mod no_kvm;
 mod options;
 mod programs;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         snapshot::cases(),
         carried::cases(),
         clones::cases(),
+        isolation::cases(),
         examples::cases(),
         api::cases(),
         bad_input::cases(),

@@ -100,6 +100,11 @@ impl Guest {
         Ok(guest)
     }
 
+    /// The number of its VMM's process.
+    pub(crate) fn number(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends its input, and waits for its end: what it printed.
     pub(crate) fn finish(mut self, context: &Context) -> Result<String, String> {
         drop(self.child.stdin.take());

@@ -94,8 +94,15 @@ fn catch_fatal_signals(fd: i32) {
         action.sa_sigaction = handler as *const () as usize;
         // Once: the signal then does what it does by default.
         action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
-        // SAFETY: the handler calls only async-signal-safe functions; `action` is valid.
-        unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
+        // SAFETY: as above.
+        let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: the handler calls only async-signal-safe functions; both are valid.
+        unsafe { libc::sigaction(signal, &raw const action, &raw mut before) };
+        if before.sa_sigaction == libc::SIG_IGN {
+            // Who started us wants that it does nothing.
+            // SAFETY: it is what was there.
+            unsafe { libc::sigaction(signal, &raw const before, ptr::null_mut()) };
+        }
     }
 }
 
