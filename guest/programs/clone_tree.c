@@ -7,6 +7,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sys/prctl.h>
 #include <stdatomic.h>
 
 #define PROCESSES 3
@@ -160,9 +161,14 @@ int main(int argc, char **argv)
 	int fd = memfd_create("shared", 0);
 	if (order == MAP_FAILED || shared == MAP_FAILED || fd < 0 || ftruncate(fd, WORKERS * pages * PAGE))
 		return 3;
+	pid_t first = getpid();
 	for (int p = 1; p < PROCESSES; p++)
-		if (fork() == 0)
+		if (fork() == 0) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			if (getppid() != first)
+				_exit(80);
 			process(p, fd, shared);
+		}
 	process(0, fd, shared);
 
 	int me = 0, round = 0, id, deeper = 0;

@@ -1,6 +1,7 @@
 //! Programs that ask to be frozen, and learn which clone they are: `/dev/vmm`, `vmm fork --env`.
 
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use tests::case::{Case, Checked, Expect, Launch, PASSED};
@@ -217,7 +218,8 @@ fn abandoned(context: &Context) -> Checked {
     let mark = format!("MARK={}", context.work().display());
     for round in 0..kills(10) {
         let mut fork = command(context, &["fork", "warm", "-n", "8", "--env", &mark]);
-        let mut fork = fork.spawn().map_err(|e| e.to_string())?;
+        let fork = fork.stderr(Stdio::null()).spawn();
+        let mut fork = fork.map_err(|e| e.to_string())?;
         std::thread::sleep(Duration::from_micros(u64::from(round * 7919 % 61) * 1000));
         fork.kill()
             .and_then(|()| fork.wait())

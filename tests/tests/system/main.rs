@@ -15,6 +15,7 @@ mod examples;
 mod guard;
 mod inspect;
 mod isolation;
+mod killed;
 mod no_kvm;
 mod options;
 mod programs;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         carried::cases(),
         clones::cases(),
         isolation::cases(),
+        killed::cases(),
         examples::cases(),
         api::cases(),
         bad_input::cases(),

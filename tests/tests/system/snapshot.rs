@@ -105,6 +105,12 @@ impl Guest {
         self.child.id()
     }
 
+    /// Kills its VMM.
+    pub(crate) fn kill(&mut self) -> Result<(), String> {
+        let killed = self.child.kill().and_then(|()| self.child.wait());
+        killed.map(drop).map_err(text)
+    }
+
     /// Ends its input, and waits for its end: what it printed.
     pub(crate) fn finish(mut self, context: &Context) -> Result<String, String> {
         drop(self.child.stdin.take());
@@ -336,8 +342,7 @@ fn killed(context: &Context) -> Checked {
         let mut asks = asks.map_err(text)?;
         // Another moment every time, all over the time it takes and a little longer.
         std::thread::sleep(Duration::from_micros(u64::from(n * 7919 % 61) * 250));
-        guest.child.kill().map_err(text)?;
-        guest.child.wait().map_err(text)?;
+        guest.kill()?;
         process::wait_within(&mut asks, context.timeout)?;
         let again = vmm_with(context, &["restore", "--verify", &path], b"sum\n")?;
         expect(&again, 0, "sum 12599790000\n")
