@@ -2,7 +2,8 @@
  * clones of these, each with a pattern of its own, find what the one they come from had at the freeze, and then nothing but
  * their own. Which clone it is, `vmm fork --env ID=N` says; ID 0 is the original. With DEEPER=1 a clone is frozen again.
  *
- * clone_tree PAGES: so many pages for each thread in each kind of memory. Whoever was frozen goes on writing until its input ends. */
+ * clone_tree PAGES [REST]: so many pages for each thread in each kind of memory, and so many milliseconds of rest between two looks at
+ * all of it. Whoever was frozen goes on writing until its input ends. */
 #include "tap.h"
 #include <linux/futex.h>
 #include <poll.h>
@@ -29,6 +30,7 @@ static struct order *order;
 /* Of each process: its data segment, with a part for each thread. */
 static uint64_t segment[THREADS][MOST * PAGE / 8];
 static unsigned long pages;
+static long rest;
 
 struct worker {
 	int index;
@@ -73,6 +75,8 @@ static void *work(void *argument)
 		if (number == seen) {
 			if (written)
 				atomic_fetch_add(&order->wrong, check_all(me, stack, id, round));
+			if (rest)
+				sleep_ms(rest);
 			continue;
 		}
 		seen = number;
@@ -154,6 +158,7 @@ static int wrong_since(void) { return atomic_exchange(&order->wrong, 0) != 0; }
 int main(int argc, char **argv)
 {
 	pages = argc > 1 ? strtoul(argv[1], NULL, 0) : 16;
+	rest = argc > 2 ? strtol(argv[2], NULL, 0) : 0;
 	if (pages == 0 || pages > MOST)
 		return 2;
 	order = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
