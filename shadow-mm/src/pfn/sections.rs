@@ -101,7 +101,10 @@ impl PfnDatabase {
         {
             return Err(NoSpace);
         }
-        let charged = self.commit.charge(1);
+        let charged = match self.injected_failure() {
+            true => Err(NoCommit),
+            false => self.commit.charge(1),
+        };
         if charged.is_err()
             && let Some(allowance) = &self.sections.get(id).allowance
         {
