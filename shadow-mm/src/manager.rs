@@ -54,6 +54,13 @@ pub(crate) struct Reserve {
     pub(crate) data: Vec<Taken>,
 }
 
+/// Whether dropped sections have pages that are still to be given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Leftover {
+    None,
+    Some,
+}
+
 /// How many frames an operation asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Demand {
@@ -252,13 +259,27 @@ impl<P: Platform> Manager<P> {
 
     /// As [`Self::reserve`], with regard to table frames that others were, or will be, promised.
     pub(crate) fn reserve_with(&self, demand: Demand, promise: Promise) -> Option<Reserve> {
+        loop {
+            match self.try_reserve(demand, promise) {
+                (None, Leftover::Some) => {}
+                (taken, _) => return taken,
+            }
+        }
+    }
+
+    /// Takes frames from what there is, and says whether dropped sections still have some.
+    fn try_reserve(&self, demand: Demand, promise: Promise) -> (Option<Reserve>, Leftover) {
         let mut reserve = Reserve::default();
         let mut tables = Vec::new();
+        let leftover;
         {
             let mut db = self.pfns.lock();
-            db.reap();
+            leftover = match db.reap() {
+                true => Leftover::Some,
+                false => Leftover::None,
+            };
             if !promise.leaves_enough(&db, demand.tables as u64) {
-                return None;
+                return (None, leftover);
             }
             let take = |db: &mut PfnDatabase, kind, count, into: &mut Vec<Taken>, want| {
                 take_frames(db, &self.store, (kind, want), count, into)
@@ -276,7 +297,7 @@ impl<P: Platform> Manager<P> {
                     .into_iter()
                     .chain(reserve.data)
                     .for_each(|frame| db.give_back(frame));
-                return None;
+                return (None, leftover);
             }
             for _ in 0..demand.extra {
                 if db.short() || !take(&mut db, data, 1, &mut reserve.data, want) {
@@ -286,7 +307,7 @@ impl<P: Platform> Manager<P> {
         }
         add(&self.counters.tables_made, tables.len() as u64);
         reserve.tables = tables.into_iter().map(|frame| self.zeroed(frame)).collect();
-        Some(reserve)
+        (Some(reserve), leftover)
     }
 
     /// Takes so many of the table frames that were promised when tables became shared; fewer if others have
@@ -376,8 +397,12 @@ impl<P: Platform> Manager<P> {
     /// The counters, and the frames by state.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
-        let mut db = self.pfns.lock();
-        db.reap();
+        let db = loop {
+            let mut db = self.pfns.lock();
+            if !db.reap() {
+                break db;
+            }
+        };
         StatsSnapshot {
             clone_blocks: db.clones.live_blocks(),
             commit_charged: db.commit.charged(),

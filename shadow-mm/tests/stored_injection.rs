@@ -1,5 +1,5 @@
 //! The verbs of sections that are a file's bytes, with every single allocation failing: they say so, and what the
-//! section has, what is charged and what the file system gave are exactly as before.
+//! section has, what is charged and what the file system gave are exactly as before. And that what they store stays.
 
 mod common;
 
@@ -113,7 +113,7 @@ impl Scene {
         loop {
             match self.mm.section_page_to_store(&self.section, page(number)) {
                 SectionStore::There(pin) => {
-                    self.mm.store().write(pin.pfn(), 1, &[7]);
+                    self.mm.store().write(pin.pfn(), 0, &[7]);
                     self.mm.unpin_stored(pin);
                     return true;
                 }
@@ -133,7 +133,7 @@ impl Scene {
 
     fn close(mut self) {
         assert_eq!(self.mm.check(&[Arc::clone(&self.cpu.space)]), Ok(()));
-        assert_eq!(self.cpu.load(&self.mm, BASE + HERE), Ok(2));
+        assert_eq!(self.cpu.load(&self.mm, BASE + HERE + 1), Ok(2));
         assert_eq!(self.room.0.load(SeqCst), ROOM - self.extent());
         drop(self.section);
         let flush = self.mm.delete_space(&self.cpu.space);
@@ -244,5 +244,26 @@ fn page_that_cannot_be_read_stays_where_it_is() {
         assert!(matches!(at, SectionAt::PagedOut), "{at:?}");
     }
     assert!(scene.write(0));
+    scene.close();
+}
+
+/// A page whose frame and slot agree is stored to by descriptor, and its frame taken: the slot is stale then.
+#[test]
+fn byte_that_is_written_to_a_clean_page_survives_its_eviction() {
+    let mut scene = Scene::new();
+    assert!(scene.write(1));
+    scene.file.write_all(&scene.mm);
+    evict_all(&scene.mm);
+    let at = vpn(BASE + 1).va();
+    let FaultOutcome::PageIn(ticket) = scene.mm.fault(&scene.cpu.space, at, Access::Read) else {
+        panic!("it is in memory");
+    };
+    scene.file.read(&scene.mm, &ticket);
+    let length = ticket.length();
+    match scene.mm.complete_page_in(ticket, Ok(length)) {
+        FaultOutcome::Resolved(done) => scene.cpu.flush(&scene.mm, done.flush),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(scene.cpu.load(&scene.mm, BASE + 1), Ok(7));
     scene.close();
 }
