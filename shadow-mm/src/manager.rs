@@ -32,6 +32,8 @@ pub struct Manager<P: Platform> {
     pub(crate) counters: Counters,
     /// Whether forks share tables.
     shares_tables: AtomicBool,
+    /// Pages that the mappings of a new space may be charged; `u64::MAX` for any number.
+    first_quota: AtomicU64,
     next_space: AtomicU64,
     /// Spaces that hold frames.
     pub(crate) live_spaces: AtomicU64,
@@ -140,6 +142,7 @@ impl<P: Platform> Manager<P> {
             supervisor_lock: SupervisorMutex::<P>::new(()),
             counters: Counters::default(),
             shares_tables: AtomicBool::new(false),
+            first_quota: AtomicU64::new(u64::MAX),
             next_space: AtomicU64::new(1),
             live_spaces: AtomicU64::new(0),
             spaces: RegistryMutex::<P, _>::new(BTreeMap::new()),
@@ -192,7 +195,11 @@ impl<P: Platform> Manager<P> {
         let mut reserve = self.reserve(demand).ok_or(CreateError::NoMemory)?;
         let root = reserve.tables.pop().ok_or(CreateError::NoMemory)?;
         let root = self.make_root(root);
-        let state = SpaceState::new(VadSet::default(), Default::default());
+        let mut state = SpaceState::new(VadSet::default(), Default::default());
+        state.quota = match self.first_quota.load(Relaxed) {
+            u64::MAX => CommitLimit::Unlimited,
+            pages => CommitLimit::Pages(pages),
+        };
         Ok(self.publish(root, state))
     }
 
@@ -352,6 +359,15 @@ impl<P: Platform> Manager<P> {
     /// Sets how much private memory may be promised to guests. What is promised stays so.
     pub fn set_commit_limit(&self, limit: CommitLimit) {
         self.pfns.lock().commit.set_limit(limit);
+    }
+
+    /// Sets the quota that spaces are created with; forks have their parent's ([`Self::set_quota`]).
+    pub fn set_first_quota(&self, quota: CommitLimit) {
+        let pages = match quota {
+            CommitLimit::Unlimited => u64::MAX,
+            CommitLimit::Pages(pages) => pages,
+        };
+        self.first_quota.store(pages, Relaxed);
     }
 
     /// How much private memory may be promised to guests.
