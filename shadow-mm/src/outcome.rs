@@ -132,7 +132,18 @@ pub struct IoFailed;
 #[must_use = "the frame is freed only after Manager::unpin"]
 pub struct Pin {
     pub(crate) pfn: Pfn,
-    pub(crate) write: bool,
+    pub(crate) kind: PinKind,
+}
+
+/// What a pin allows, and where it is counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PinKind {
+    /// Loads.
+    Read,
+    /// Loads and stores.
+    Write,
+    /// Loads from a layer's frame, which stays without being counted.
+    Frozen,
 }
 
 impl Pin {
@@ -143,14 +154,14 @@ impl Pin {
     }
 
     /// Ends the pin.
-    pub(crate) fn into_parts(self) -> (Pfn, bool) {
-        (self.pfn, self.write)
+    pub(crate) fn into_parts(self) -> (Pfn, PinKind) {
+        (self.pfn, self.kind)
     }
 
     /// Whether the holder may store into the frame.
     #[must_use]
     pub fn is_write(&self) -> bool {
-        self.write
+        self.kind == PinKind::Write
     }
 }
 

@@ -15,7 +15,8 @@
 //! | 9-11  | copy-on-write, logical write, prototype-owned  | block header number, bits 14 to 16   |
 //! | 12-51 | frame number                                   | frame, slot or block index, inverted |
 //! | 52-53 | age, counted by the trimmer                    | block header number, bits 0 to 1     |
-//! | 54-62 | (ignored)                                      | block header number, bits 2 to 10    |
+//! | 54    | frozen: a frame of a layer                     | block header number, bit 2           |
+//! | 55-62 | (ignored)                                      | block header number, bits 3 to 10    |
 //! | 63    | no execute                                     | block header number, bit 11          |
 //!
 //! `PROT_NONE` over a resident page is a *valid* entry whose user bit is clear: a page only the
@@ -40,6 +41,7 @@ const HEADER_LOW_BITS: u32 = 12;
 const HEADER_HIGH_SHIFT: u32 = 7;
 const HEADER_HIGH_BITS: u32 = 5;
 
+const FROZEN: u64 = 1 << 54;
 const AGE_SHIFT: u32 = 52;
 const AGE_MAX: u64 = 3;
 
@@ -159,6 +161,10 @@ pub struct ValidEntry {
 }
 
 impl ValidEntry {
+    fn present(self) -> u64 {
+        PRESENT | self.frame.gpa() | self.flags.bits()
+    }
+
     /// The same frame with other flags.
     #[must_use]
     pub fn with_flags(self, flags: EntryFlags) -> Self {
@@ -171,8 +177,10 @@ impl ValidEntry {
 pub enum Entry {
     /// All-zero: the VAD decides.
     Empty,
-    /// Present.
+    /// Present, and maps a frame of the pool.
     Valid(ValidEntry),
+    /// Present, and maps a frame of a layer: read-only whatever the mapping allows, and nowhere counted.
+    Frozen(ValidEntry),
     /// A page of zeroes, not made yet, with a protection of its own.
     DemandZero(Prot),
     /// Given back: no page, and no charge.
@@ -191,7 +199,8 @@ impl Entry {
     pub fn encode(self) -> u64 {
         match self {
             Self::Empty => 0,
-            Self::Valid(entry) => PRESENT | entry.frame.gpa() | entry.flags.bits(),
+            Self::Valid(entry) => entry.present(),
+            Self::Frozen(entry) => entry.present() | FROZEN,
             Self::DemandZero(prot) => absent(KIND_DEMAND_ZERO, prot, 0),
             Self::Decommitted => absent(KIND_DECOMMITTED, Prot::empty(), 0),
             Self::Prototype(block) => {
@@ -217,13 +226,45 @@ impl Entry {
         }
         if raw & PRESENT != 0 {
             let frame = u32::try_from((raw & FRAME_MASK) >> PAGE_SHIFT).ok()?;
-            let flags = EntryFlags::from_bits(raw & !(PRESENT | FRAME_MASK))?;
-            return Some(Self::Valid(ValidEntry {
-                frame: Pfn::new(frame),
-                flags,
-            }));
+            let flags = EntryFlags::from_bits(raw & !(PRESENT | FROZEN | FRAME_MASK))?;
+            let frame = Pfn::new(frame);
+            let kind = if raw & FROZEN == 0 {
+                Self::Valid
+            } else {
+                Self::Frozen
+            };
+            return Some(kind(ValidEntry { frame, flags }));
         }
         Self::decode_absent(raw)
+    }
+
+    /// What hardware sees of the entry, if it is present.
+    #[must_use]
+    pub fn present(self) -> Option<ValidEntry> {
+        match self {
+            Self::Valid(entry) | Self::Frozen(entry) => Some(entry),
+            Self::Empty
+            | Self::DemandZero(_)
+            | Self::Decommitted
+            | Self::Prototype(_)
+            | Self::Transition(_)
+            | Self::PageFile(_) => None,
+        }
+    }
+
+    /// This entry, if it is present, with what `change` makes of it: a frozen one stays frozen.
+    #[must_use]
+    pub fn map_present(self, change: impl FnOnce(ValidEntry) -> ValidEntry) -> Self {
+        match self {
+            Self::Valid(entry) => Self::Valid(change(entry)),
+            Self::Frozen(entry) => Self::Frozen(change(entry)),
+            Self::Empty
+            | Self::DemandZero(_)
+            | Self::Decommitted
+            | Self::Prototype(_)
+            | Self::Transition(_)
+            | Self::PageFile(_) => self,
+        }
     }
 
     fn decode_absent(raw: u64) -> Option<Self> {
@@ -353,6 +394,7 @@ mod tests {
         prop_oneof![
             Just(Entry::Empty),
             any_valid().prop_map(Entry::Valid),
+            any_valid().prop_map(Entry::Frozen),
             any_prot().prop_map(Entry::DemandZero),
             Just(Entry::Decommitted),
             block.prop_map(Entry::Prototype),
@@ -369,7 +411,7 @@ mod tests {
 
         #[test]
         fn decoded_bits_encode_to_themselves(raw in any::<u64>()) {
-            if let Some(entry @ Entry::Valid(_)) = Entry::decode(raw) {
+            if let Some(entry @ (Entry::Valid(_) | Entry::Frozen(_))) = Entry::decode(raw) {
                 prop_assert_eq!(entry.encode(), raw);
             }
         }
@@ -386,7 +428,7 @@ mod tests {
         #[test]
         fn absent_entry_points_above_any_memory(entry in any_entry()) {
             let raw = entry.encode();
-            let names_memory = matches!(entry, Entry::Valid(_) | Entry::Empty);
+            let names_memory = entry.present().is_some() || entry == Entry::Empty;
             // Bits 44 to 51 of an address all set: beyond 2^51 for every 32-bit number.
             if !names_memory {
                 prop_assert_eq!(raw & PRESENT, 0);

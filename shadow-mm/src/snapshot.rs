@@ -7,7 +7,6 @@ use crate::addr::{Pfn, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::manager::Manager;
 use crate::pfn::{Owner, PfnEntry, PfnFlags, PfnState, ZoneKind};
-use crate::pte::Entry;
 use crate::space::{PageInfo, Space};
 
 /// One of the two zones.
@@ -157,9 +156,9 @@ impl<P: Platform> Manager<P> {
                 return;
             }
             for (index, vpn) in run.pages() {
-                if let Entry::Valid(entry) = cursor.leaf(run.table, index) {
+                if let Some(page) = PageInfo::of(cursor.leaf(run.table, index)) {
                     seen += 1;
-                    visit(vpn, PageInfo::of(entry));
+                    visit(vpn, page);
                 }
             }
         });

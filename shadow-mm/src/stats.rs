@@ -61,6 +61,8 @@ counters! {
     faults_mapped,
     /// Pages of sections that were mapped because a neighbour faulted.
     pages_mapped_around,
+    /// Entries made for pages of frozen layers.
+    pages_frozen,
     /// Faults that copied a page.
     faults_copy_on_write,
     /// Faults that made a page writable in place.

@@ -109,6 +109,16 @@ pub enum Violation {
         /// The frame.
         frame: Pfn,
     },
+    /// A page is mapped to a layer's frame that is not what its image says.
+    #[error("page {vpn} of space {space} maps frame {frame} of a layer, which its image does not")]
+    WrongFrozen {
+        /// The space.
+        space: SpaceId,
+        /// The page.
+        vpn: Vpn,
+        /// The frame.
+        frame: Pfn,
+    },
     /// A space can write a frame that another entry maps too.
     #[error("frame {frame} is writable in space {space} and mapped elsewhere")]
     SharedWritable {

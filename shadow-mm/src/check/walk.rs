@@ -11,7 +11,7 @@ use crate::pfn::{Owner, PfnDatabase};
 use crate::proto::{BlockContent, BlockId, HeaderId};
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::SUPERVISOR_SLOT;
-use crate::space::{ForkMode, Space, SpaceState, view_flags};
+use crate::space::{ForkMode, Space, SpaceState, frozen_flags, view_flags};
 use crate::vad::{Sharing, Vad};
 
 /// What the walk found in all spaces.
@@ -91,10 +91,7 @@ impl<P: Platform> Manager<P> {
             used += u32::from(raw != 0);
             let bad = Violation::BadEntry { table, index, raw };
             let leaf = match level.below() {
-                None => Entry::decode(raw).ok_or(bad).map(|entry| match entry {
-                    Entry::Valid(entry) => Some(entry),
-                    _ => None,
-                })?,
+                None => Entry::decode(raw).ok_or(bad)?.present(),
                 Some(below) => match UpperEntry::decode(raw).ok_or(bad)? {
                     UpperEntry::Empty => None,
                     UpperEntry::Large(entry) => Some(entry),
@@ -237,6 +234,7 @@ impl<P: Platform> Walk<'_, P> {
             match entry {
                 Entry::Empty => continue,
                 Entry::Valid(entry) => self.page((table, index), vpn, entry, reach)?,
+                Entry::Frozen(entry) => self.frozen(vpn, entry)?,
                 Entry::Transition(_) | Entry::PageFile(_) | Entry::Prototype(_) => {
                     self.absent((table, index), vpn, entry, reach)?;
                 }
@@ -284,9 +282,37 @@ impl<P: Platform> Walk<'_, P> {
                 self.count_private(reach);
             }
             Entry::Prototype(block) => self.refer(block, reach),
-            Entry::Empty | Entry::Valid(_) | Entry::DemandZero(_) | Entry::Decommitted => {}
+            Entry::Empty
+            | Entry::Valid(_)
+            | Entry::Frozen(_)
+            | Entry::DemandZero(_)
+            | Entry::Decommitted => {}
         }
         Ok(())
+    }
+
+    /// A layer's page is where the image says, cannot be stored to, and never was.
+    fn frozen(&self, vpn: Vpn, entry: ValidEntry) -> Result<(), Violation> {
+        let (space, frame) = (self.space.id(), entry.frame);
+        let vad = self.state.vads.find(vpn);
+        let vad = vad.ok_or(Violation::NoMapping { space, vpn })?;
+        let run = self.state.images.find(vpn);
+        let named = run.and_then(|run| run.section.frozen(run.page(vpn)?));
+        if named != Some(frame) {
+            return Err(Violation::WrongFrozen { space, vpn, frame });
+        }
+        let expected = frozen_flags(vad.prot);
+        let used = EntryFlags::ACCESSED;
+        if entry.flags - used == expected && !expected.contains(EntryFlags::WRITABLE) {
+            return Ok(());
+        }
+        let (flags, expected) = (entry.flags.bits(), expected.bits());
+        Err(Violation::WrongRights {
+            space,
+            vpn,
+            flags,
+            expected,
+        })
     }
 
     /// An entry refers to a clone block.

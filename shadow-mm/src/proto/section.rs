@@ -19,7 +19,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::bell::Bell;
 use super::pending::Record;
-use crate::addr::{PAGE_SIZE, Pfn, SpaceId};
+use crate::addr::{PAGE_SIZE, Pfn, PfnRange, SpaceId};
 use crate::page_file::Slot;
 use crate::pfn::Original;
 use crate::section::{Allowance, Charge};
@@ -81,6 +81,8 @@ pub struct Section<B> {
 struct Inner<B> {
     id: SectionId,
     backing: Option<B>,
+    /// The frames its pages are, if it is a layer's.
+    layer: Option<PfnRange>,
     life: Arc<Life>,
 }
 
@@ -118,6 +120,20 @@ impl<B> Section<B> {
     #[must_use]
     pub fn file(&self) -> Option<&B> {
         self.label.as_ref().or(self.backing())
+    }
+
+    /// The layer's frame that is a page of it; `None` if it has no such page, or is none of a layer.
+    #[must_use]
+    pub fn frozen(&self, page: SectionPage) -> Option<Pfn> {
+        let layer = self.inner.layer?;
+        let inside = page.get() < u64::from(layer.count);
+        inside.then(|| Pfn::new(layer.start.get() + page.get() as u32))
+    }
+
+    /// Whether its pages are frames of a layer.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.inner.layer.is_some()
     }
 
     /// Handles there are, views included: 1 means that nobody but the caller knows the section.
@@ -261,7 +277,7 @@ impl SectionTable {
     pub(crate) fn create<B>(
         &mut self,
         backing: Option<B>,
-        bytes: u64,
+        (bytes, layer): (u64, Option<PfnRange>),
         (charge, allowance): (Charge, Option<Arc<dyn Allowance>>),
     ) -> Result<Section<B>, SectionTableFull> {
         let life = Arc::new(Life {
@@ -288,7 +304,12 @@ impl SectionTable {
             }
         };
         self.sections[id.0 as usize] = Some(state);
-        let inner = Inner { id, backing, life };
+        let inner = Inner {
+            id,
+            backing,
+            layer,
+            life,
+        };
         Ok(Section {
             inner: Arc::new(inner),
             label: None,

@@ -11,11 +11,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, PfnRange};
 use crate::backend::Platform;
 use crate::commit::NoCommit;
+use crate::limits::PoolLayout;
 use crate::manager::Manager;
-use crate::outcome::Pin;
+use crate::outcome::{Pin, PinKind};
 use crate::pfn::PfnState;
 use crate::proto::{Pending, Proto, Section, SectionPage};
 
@@ -36,6 +37,12 @@ pub enum SectionError {
     NoCommit {
         /// Pages that would be charged.
         pages: u64,
+    },
+    /// The frames are the pool's own, or none at all.
+    #[error("the frames {layer:?} cannot be a layer")]
+    NoLayer {
+        /// The frames.
+        layer: PfnRange,
     },
 }
 
@@ -108,7 +115,7 @@ impl<P: Platform> Manager<P> {
         bytes: u64,
     ) -> Result<Section<P::Backing>, SectionError> {
         match backing {
-            Some(file) => self.make_section(Some(file), bytes, (Charge::Uncharged, None)),
+            Some(file) => self.make_section(Some(file), (bytes, None), (Charge::Uncharged, None)),
             None => self.create_shared_memory(bytes, Charge::Charged),
         }
     }
@@ -122,7 +129,7 @@ impl<P: Platform> Manager<P> {
         bytes: u64,
         charge: Charge,
     ) -> Result<Section<P::Backing>, SectionError> {
-        self.make_section(None, whole_pages(bytes), (charge, None))
+        self.make_section(None, (whole_pages(bytes), None), (charge, None))
     }
 
     /// Makes an empty section that is to be a file's bytes: its pages are charged when it comes to have them, and
@@ -134,13 +141,34 @@ impl<P: Platform> Manager<P> {
         &self,
         allowance: Arc<dyn Allowance>,
     ) -> Result<Section<P::Backing>, SectionError> {
-        self.make_section(None, 0, (Charge::ByPage, Some(allowance)))
+        self.make_section(None, (0, None), (Charge::ByPage, Some(allowance)))
+    }
+
+    /// Makes a section whose pages are the frames of a *layer*: frames beyond the pool that nobody stores to as long
+    /// as the manager lives, and that the store reads like any other. It can only be put under a space
+    /// ([`Manager::attach_image`]); `backing` has the same bytes.
+    ///
+    /// # Errors
+    /// See [`SectionError`].
+    pub fn create_frozen_section(
+        &self,
+        backing: P::Backing,
+        layer: PfnRange,
+    ) -> Result<Section<P::Backing>, SectionError> {
+        let PoolLayout { data, tables } = self.layout;
+        let beyond = !layer.overlaps(data) && !layer.overlaps(tables);
+        if !beyond || layer.start.get() == 0 || layer.end() > u64::from(u32::MAX) {
+            return Err(SectionError::NoLayer { layer });
+        }
+        let bytes = u64::from(layer.count) * PAGE_SIZE as u64;
+        let charge = (Charge::Uncharged, None);
+        self.make_section(Some(backing), (bytes, Some(layer)), charge)
     }
 
     fn make_section(
         &self,
         backing: Option<P::Backing>,
-        bytes: u64,
+        (bytes, layer): (u64, Option<PfnRange>),
         (charge, allowance): (Charge, Option<Arc<dyn Allowance>>),
     ) -> Result<Section<P::Backing>, SectionError> {
         let mut db = self.pfns.lock();
@@ -151,7 +179,9 @@ impl<P: Platform> Manager<P> {
         let pages = charge.pages(bytes);
         let promised = db.commit.charge(pages);
         promised.map_err(|NoCommit| SectionError::NoCommit { pages })?;
-        let made = db.sections.create(backing, bytes, (charge, allowance));
+        let made = db
+            .sections
+            .create(backing, (bytes, layer), (charge, allowance));
         if made.is_err() {
             db.commit.release(pages);
         }
@@ -210,7 +240,8 @@ impl<P: Platform> Manager<P> {
             Some(Proto::Resident(_)) => match db.mappable(section.id(), page) {
                 Some(pfn) => {
                     db.hold(pfn);
-                    SectionAt::Resident(Pin { pfn, write: false })
+                    let kind = PinKind::Read;
+                    SectionAt::Resident(Pin { pfn, kind })
                 }
                 None => SectionAt::PagedOut,
             },

@@ -116,6 +116,7 @@ impl<P: Platform> Manager<P> {
                     written += 1;
                 }
                 Entry::Valid(_)
+                | Entry::Frozen(_)
                 | Entry::Empty
                 | Entry::Transition(_)
                 | Entry::Prototype(_)

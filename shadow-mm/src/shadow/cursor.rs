@@ -327,8 +327,8 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         old
     }
 
-    /// Replaces a valid entry by what `change` makes of it, as often as hardware sets a bit in between.
-    /// Gives back the entry before and after; `None` if it is not valid.
+    /// Replaces a present entry by what `change` makes of it, as often as hardware sets a bit in between.
+    /// Gives back the entry before and after; `None` if it is not present.
     pub(crate) fn rewrite(
         &self,
         table: Pfn,
@@ -337,21 +337,18 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
     ) -> Option<(ValidEntry, ValidEntry)> {
         let mut raw = self.store.load(table, index);
         loop {
-            let Entry::Valid(old) = decode_leaf(raw) else {
-                return None;
-            };
+            let found = decode_leaf(raw);
+            let old = found.present()?;
             let new = change(old);
             if new == old {
                 return Some((old, new));
             }
+            let changed = found.map_present(|_| new).encode();
             if cfg!(mutant = "lost_dirty") {
-                self.store.swap(table, index, Entry::Valid(new).encode());
+                self.store.swap(table, index, changed);
                 return Some((old, new));
             }
-            match self
-                .store
-                .compare_exchange(table, index, raw, Entry::Valid(new).encode())
-            {
+            match self.store.compare_exchange(table, index, raw, changed) {
                 Ok(_) => return Some((old, new)),
                 Err(now) => raw = now,
             }

@@ -153,7 +153,8 @@ fn use_leaf(
 ) -> Result<ValidEntry, PageFault> {
     loop {
         let raw = store.load(table, index);
-        let Some(Entry::Valid(old)) = Entry::decode(raw) else {
+        let found = Entry::decode(raw).unwrap_or(Entry::Empty);
+        let Some(old) = found.present() else {
             return Err(PageFault { va, present: false });
         };
         let effective = old.with_flags(old.flags - denied);
@@ -167,7 +168,7 @@ fn use_leaf(
         };
         let new = old.with_flags(old.flags | EntryFlags::ACCESSED | dirty);
         if store
-            .compare_exchange(table, index, raw, Entry::Valid(new).encode())
+            .compare_exchange(table, index, raw, found.map_present(|_| new).encode())
             .is_ok()
         {
             return Ok(new.with_flags(new.flags - denied));

@@ -38,7 +38,7 @@ pub(super) enum Twin {
 /// A page that two tables' entries refer to from now on.
 pub(super) struct Shared {
     pub(super) entry: Entry,
-    /// The clone block both refer to; a section's page needs none.
+    /// The clone block both refer to; a section's page needs none, nor does a layer's.
     pub(super) block: Option<BlockId>,
     /// Whether the block was made for it.
     pub(super) made: bool,
@@ -86,6 +86,13 @@ pub(super) fn share_entry<S: FrameStore>(
                 downgraded,
             })
         }
+        // The layer does not know how many entries map its pages.
+        Entry::Frozen(entry) => Twin::Entry(Shared {
+            entry: Entry::Frozen(entry.with_flags(twin_flags(entry.flags))),
+            block: None,
+            made: false,
+            downgraded: false,
+        }),
         Entry::Prototype(block) => {
             db.clones.add_reference(block);
             Twin::Entry(Shared {
@@ -144,7 +151,11 @@ pub(super) fn move_to_block<S: FrameStore>(
         // A stale translation may still allow stores.
         Entry::Transition(frame) => (BlockContent::Resident(frame), may_be_stale(db, found)),
         Entry::PageFile(slot) => (BlockContent::PageFile(slot), may_be_stale(db, found)),
-        Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted | Entry::Prototype(_) => {
+        Entry::Empty
+        | Entry::Frozen(_)
+        | Entry::DemandZero(_)
+        | Entry::Decommitted
+        | Entry::Prototype(_) => {
             return None;
         }
     };

@@ -63,10 +63,19 @@ impl<P: Platform> Manager<P> {
             {
                 FaultOutcome::Collided
             }
+            Entry::Frozen(_) if access == Access::Write && space.is_forking() => {
+                FaultOutcome::Collided
+            }
             // Others may share the entry, but not the right to store.
-            Entry::Valid(_) if found.shared && access == Access::Write => {
+            Entry::Valid(_) | Entry::Frozen(_) if found.shared && access == Access::Write => {
                 self.own_page(space, state, vpn)
             }
+            Entry::Frozen(entry) => match access {
+                Access::Read | Access::Execute => {
+                    FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0))
+                }
+                Access::Write => self.copy_frozen(space, state, vpn, entry.frame),
+            },
             Entry::Valid(entry) => {
                 let allowed = access != Access::Write || entry.flags.contains(EntryFlags::WRITABLE);
                 if allowed {
@@ -121,7 +130,8 @@ impl<P: Platform> Manager<P> {
         let table = self.own_leaf((space, &mut *state), &mut self.pfns.lock(), vpn, owning);
         self.give_back(reserve);
         // What was trimmed meanwhile is for the next fault: it may have to be read.
-        if !matches!(cursor.leaf(table, vpn.index(Level::Leaf)), Entry::Valid(_)) {
+        let found = cursor.leaf(table, vpn.index(Level::Leaf));
+        if found.present().is_none() {
             return FaultOutcome::Resolved(owned);
         }
         match self.resolve(space, state, vpn, Access::Write) {

@@ -90,6 +90,9 @@ pub enum MapError {
     /// Shared tables on an edge of the range cannot be copied, for now (`ENOMEM`).
     #[error("no memory for copies of page tables")]
     NoMemory,
+    /// The section is of a layer, and lies under mappings only.
+    #[error("pages of a layer cannot be mapped by themselves")]
+    Frozen,
     /// The space has as many mappings as it may have (`ENOMEM`).
     #[error("the address space has its {MAX_MAPPINGS} mappings")]
     TooManyMappings,
@@ -224,9 +227,16 @@ impl<P: Platform> Manager<P> {
 }
 
 fn check_kind<B>(request: &MapRequest<B>) -> Result<(), MapError> {
-    let MapKind::View { offset, .. } = request.kind else {
+    let MapKind::View {
+        section, offset, ..
+    } = &request.kind
+    else {
         return Ok(());
     };
+    let offset = *offset;
+    if section.is_frozen() {
+        return Err(MapError::Frozen);
+    }
     let first = offset / PAGE_SIZE as u64;
     let end = first.checked_add(request.count);
     if offset % PAGE_SIZE as u64 == 0 && end.is_some_and(|end| end <= SectionPage::COUNT) {

@@ -354,6 +354,7 @@ fn own_frame(entry: Entry) -> Option<Pfn> {
         Entry::Valid(page) if !page.flags.contains(EntryFlags::PROTOTYPE) => Some(page.frame),
         Entry::Transition(frame) => Some(frame),
         Entry::Valid(_)
+        | Entry::Frozen(_)
         | Entry::Prototype(_)
         | Entry::PageFile(_)
         | Entry::Empty
@@ -508,7 +509,11 @@ impl<S: FrameStore> Unsharing<'_, S> {
         let private = match entry {
             Entry::Valid(entry) => !entry.flags.contains(EntryFlags::PROTOTYPE),
             Entry::Transition(_) | Entry::PageFile(_) => true,
-            Entry::Empty | Entry::Prototype(_) | Entry::DemandZero(_) | Entry::Decommitted => false,
+            Entry::Empty
+            | Entry::Frozen(_)
+            | Entry::Prototype(_)
+            | Entry::DemandZero(_)
+            | Entry::Decommitted => false,
         };
         self.tally.resident += u64::from(matches!(entry, Entry::Valid(_)));
         if private {

@@ -279,6 +279,7 @@ fn slot_of(db: &PfnDatabase, entry: Entry) -> Option<Slot> {
         },
         Entry::Empty
         | Entry::Valid(_)
+        | Entry::Frozen(_)
         | Entry::Transition(_)
         | Entry::DemandZero(_)
         | Entry::Decommitted => None,

@@ -3,10 +3,10 @@
 use alloc::sync::Arc;
 
 use crate::access::Access;
-use crate::addr::{Pfn, Vpn};
+use crate::addr::Vpn;
 use crate::backend::Platform;
 use crate::manager::Manager;
-use crate::outcome::{FaultKind, FaultOutcome, Pin, PinOutcome};
+use crate::outcome::{FaultKind, FaultOutcome, Pin, PinKind, PinOutcome};
 use crate::pte::{Entry, EntryFlags};
 use crate::space::Space;
 use crate::space::fault::used;
@@ -33,9 +33,8 @@ impl<P: Platform> Manager<P> {
             if resolution.kind != FaultKind::Spurious {
                 self.counters.resolved(resolution.kind);
             }
-            if let Some(pfn) = self.pin_found(space, vpn, access) {
-                let write = access == Access::Write;
-                return PinOutcome::Pinned(Pin { pfn, write }, resolution.flush);
+            if let Some(pin) = self.pin_found(space, vpn, access) {
+                return PinOutcome::Pinned(pin, resolution.flush);
             }
             if !resolution.flush.is_empty() {
                 return PinOutcome::Again(resolution.flush);
@@ -46,26 +45,34 @@ impl<P: Platform> Manager<P> {
 
     /// Pins the frame of a page that was resolved, unless somebody who shares its table has taken it again, or the
     /// access needs more.
-    fn pin_found(&self, space: &Space<P>, vpn: Vpn, access: Access) -> Option<Pfn> {
+    fn pin_found(&self, space: &Space<P>, vpn: Vpn, access: Access) -> Option<Pin> {
         let cursor = space.cursor(&self.store);
         let write = access == Access::Write;
         let mut db = self.pfns.lock();
         let found = cursor.lookup(vpn)?;
-        let Entry::Valid(entry) = found.entry else {
-            return None;
-        };
+        let entry = found.entry.present()?;
         if write && (found.shared || !entry.flags.contains(EntryFlags::WRITABLE)) {
             return None;
         }
-        db.pin(entry.frame, write);
+        let kind = match found.entry {
+            Entry::Frozen(_) => PinKind::Frozen,
+            _ if write => PinKind::Write,
+            _ => PinKind::Read,
+        };
+        if kind != PinKind::Frozen {
+            db.pin(entry.frame, write);
+        }
         cursor.mark_used(found.table, found.index, used(access));
-        Some(entry.frame)
+        let pfn = entry.frame;
+        Some(Pin { pfn, kind })
     }
 
     /// Gives a pin back.
     pub fn unpin(&self, pin: Pin) {
-        let (pfn, write) = pin.into_parts();
-        self.pfns.lock().unpin(pfn, write);
+        match pin.into_parts() {
+            (_, PinKind::Frozen) => {}
+            (pfn, kind) => self.pfns.lock().unpin(pfn, kind == PinKind::Write),
+        }
     }
 }
 

@@ -127,14 +127,22 @@ impl<P: Platform> Manager<P> {
         let mut written = 0;
         for (index, vpn) in run.pages() {
             let found = cursor.leaf(run.table, index);
-            let Entry::Valid(old) = found else {
-                // Its next entry will have the new rights; a stale translation has the old ones.
-                if may_be_stale(&db, found) {
-                    edits.add(index, vpn);
+            let private = match found {
+                Entry::Valid(old) => take_over(&mut db, state, old, (run.table, index)),
+                Entry::Frozen(_) => false,
+                Entry::Empty
+                | Entry::Transition(_)
+                | Entry::Prototype(_)
+                | Entry::PageFile(_)
+                | Entry::DemandZero(_)
+                | Entry::Decommitted => {
+                    // Its next entry will have the new rights; a stale translation has the old ones.
+                    if may_be_stale(&db, found) {
+                        edits.add(index, vpn);
+                    }
+                    continue;
                 }
-                continue;
             };
-            let private = take_over(&mut db, state, old, (run.table, index));
             let change = |entry: ValidEntry| {
                 let flags = if private {
                     entry.flags.unshared()

@@ -4,7 +4,7 @@ use crate::addr::{Pfn, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::commit::CommitLimit;
 use crate::manager::Manager;
-use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::pte::{Entry, EntryFlags};
 use crate::space::Space;
 use crate::stats::SpaceUsage;
 use crate::vad::VadInfo;
@@ -20,19 +20,24 @@ pub struct PageInfo {
     pub dirty: bool,
     /// How often in a row the trimmer found it not used: 0 to 3.
     pub age: u8,
-    /// A clone block owns the frame: a store may have to copy it.
+    /// A prototype owns the frame: a store may have to copy it.
     pub shared: bool,
+    /// The frame is a layer's: it is not the pool's, and a store always copies it.
+    pub frozen: bool,
 }
 
 impl PageInfo {
-    pub(crate) fn of(entry: ValidEntry) -> Self {
-        Self {
+    /// What a leaf entry says, if it is present.
+    pub(crate) fn of(found: Entry) -> Option<Self> {
+        let entry = found.present()?;
+        Some(Self {
             frame: entry.frame,
             accessed: entry.flags.contains(EntryFlags::ACCESSED),
             dirty: entry.flags.contains(EntryFlags::DIRTY),
             age: entry.flags.age(),
             shared: entry.flags.contains(EntryFlags::PROTOTYPE),
-        }
+            frozen: matches!(found, Entry::Frozen(_)),
+        })
     }
 }
 
@@ -72,10 +77,9 @@ impl<P: Platform> Manager<P> {
         };
         cursor.for_each_leaf(range, |run| {
             for (index, vpn) in run.pages() {
-                let Entry::Valid(entry) = cursor.leaf(run.table, index) else {
-                    continue;
-                };
-                visit(vpn, PageInfo::of(entry));
+                if let Some(page) = PageInfo::of(cursor.leaf(run.table, index)) {
+                    visit(vpn, page);
+                }
             }
         });
     }

@@ -345,6 +345,7 @@ impl<P: Platform> Manager<P> {
                 }
                 Entry::Transition(frame) => db.set_owner(frame, Owner::Entry { table, index }),
                 Entry::Valid(_)
+                | Entry::Frozen(_)
                 | Entry::Prototype(_)
                 | Entry::PageFile(_)
                 | Entry::Empty

@@ -39,7 +39,7 @@ impl<P: Platform> Manager<P> {
         space.state.lock().images.iter().cloned().collect()
     }
 
-    /// Calls `visit` for pages of the range whose content is neither a section's nor absent, rising, at
+    /// Calls `visit` for pages of the range whose content is neither a section's, nor a layer's, nor absent, rising, at
     /// most about `most` of them; gives back where to go on. The space is locked meanwhile: `visit` must
     /// not call the manager, but for its store.
     pub fn saved_pages(
@@ -94,7 +94,8 @@ fn hold(db: &mut PfnDatabase, page: Option<SavedPage>) {
 fn saved(db: &PfnDatabase, (table, index): (Pfn, EntryIndex), entry: Entry) -> Option<SavedPage> {
     let private = PageKey(u64::from(table.get()) << 9 | index.get() as u64, 0);
     let (key, content) = match entry {
-        Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted => return None,
+        // A frozen page is what the image under it says.
+        Entry::Empty | Entry::Frozen(_) | Entry::DemandZero(_) | Entry::Decommitted => return None,
         Entry::Valid(valid) => match db.entry(valid.frame).owner {
             Owner::Clone(block) => (block_key(block), BlockContent::Resident(valid.frame)),
             Owner::Entry { .. } => (private, BlockContent::Resident(valid.frame)),

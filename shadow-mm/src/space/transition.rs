@@ -108,6 +108,7 @@ impl<P: Platform> Manager<P> {
                 },
                 Entry::Empty
                 | Entry::Valid(_)
+                | Entry::Frozen(_)
                 | Entry::PageFile(_)
                 | Entry::DemandZero(_)
                 | Entry::Decommitted => break,
@@ -143,7 +144,11 @@ impl<P: Platform> Manager<P> {
                 BlockContent::PageFile(slot) => return Seen::Slot(slot),
                 BlockContent::Zero => return Seen::ZeroBlock(block),
             },
-            Entry::Empty | Entry::Valid(_) | Entry::DemandZero(_) | Entry::Decommitted => {
+            Entry::Empty
+            | Entry::Valid(_)
+            | Entry::Frozen(_)
+            | Entry::DemandZero(_)
+            | Entry::Decommitted => {
                 return Seen::Again;
             }
         };

@@ -74,6 +74,12 @@ impl<P: Platform> Manager<P> {
         let Some(target) = target(state, vpn, access) else {
             return FaultOutcome::Denied(Denied::BeyondEnd);
         };
+        if let Some(frame) = target.section.frozen(target.page) {
+            return match target.copies {
+                true => self.copy_frozen(space, state, vpn, frame),
+                false => self.map_frozen(space, state, vpn, access),
+            };
+        }
         for _ in 0..TRIES {
             let mut db = self.pfns.lock();
             db.reap();

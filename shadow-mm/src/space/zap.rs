@@ -118,6 +118,8 @@ fn drop_entry<B: Clone + Eq>(
                 drop_content(db, content);
             }
         }
+        // The layer has it, as before.
+        Entry::Frozen(_) => {}
         Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted => {}
     }
     stale
@@ -132,11 +134,11 @@ fn drop_content(db: &mut PfnDatabase, content: BlockContent) {
     }
 }
 
-/// Whether a vCPU may still have a translation of an entry's page: always if the entry is valid, and
+/// Whether a vCPU may still have a translation of an entry's page: always if the entry is present, and
 /// else as long as the flush of the trim that made it invalid is not acknowledged.
 pub(super) fn may_be_stale(db: &PfnDatabase, entry: Entry) -> bool {
     match entry {
-        Entry::Valid(_) => true,
+        Entry::Valid(_) | Entry::Frozen(_) => true,
         Entry::Transition(frame) => db.is_held(frame),
         Entry::Prototype(block) => match db.clones.content(block) {
             BlockContent::Resident(frame) => db.is_held(frame),

@@ -231,7 +231,7 @@ mod tests {
     }
 
     fn section() -> Section<u8> {
-        let made = SectionTable::default().create(Some(1), 0, (Charge::Uncharged, None));
+        let made = SectionTable::default().create(Some(1), (0, None), (Charge::Uncharged, None));
         made.expect("a section")
     }
 

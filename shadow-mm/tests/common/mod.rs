@@ -19,6 +19,18 @@ pub(crate) type Guest = Arc<Space<Sim>>;
 pub(crate) const BASE: u64 = 0x1_0000;
 pub(crate) const RW: Prot = Prot::READ.union(Prot::WRITE);
 
+/// Frames beyond the pool, for a layer.
+pub(crate) const LAYER: u32 = 14;
+
+/// The frames of a layer: those above the pool.
+pub(crate) fn layer(mm: &Mm) -> PfnRange {
+    let start = Pfn::new(mm.layout().tables.end() as u32);
+    PfnRange {
+        start,
+        count: LAYER,
+    }
+}
+
 /// A manager of `data` data frames and `tables` table frames.
 pub(crate) fn manager(data: u32, tables: u32) -> Mm {
     let data = PfnRange {
@@ -31,7 +43,7 @@ pub(crate) fn manager(data: u32, tables: u32) -> Mm {
     };
     let ram = PfnRange {
         start: Pfn::new(0),
-        count: 16 + data.count + tables.count,
+        count: 16 + data.count + tables.count + LAYER,
     };
     let limits = Limits {
         user_end: va(0x7f80_0000_0000),

@@ -4,13 +4,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shadow_mm::sim::SimFile;
-use shadow_mm::{Charge, PAGE_SIZE, Section, SectionPage, Sharing, WriteFailed};
+use shadow_mm::{Charge, FrameStore, PAGE_SIZE, Pfn, Section, SectionPage, Sharing, WriteFailed};
 
 use super::bytes::Room;
-use super::common::Mm;
-use super::ops::{BYTES, SHARED, WriteEnd};
+use super::common::{LAYER, Mm, layer};
+use super::ops::{BYTES, FROZEN, SHARED, WriteEnd};
 use super::verbs::agree;
 use super::world::{At, Bytes, Outcome, SLOTS, World, file_byte};
+
+/// A section of a layer that has a file's bytes.
+fn frozen(mm: &Mm, file: SimFile) -> Section<SimFile> {
+    let layer = layer(mm);
+    for page in 0..u64::from(layer.count) {
+        let frame = Pfn::new(layer.start.get() + page as u32);
+        for slot in SLOTS {
+            let byte = file_byte(file, page * PAGE_SIZE as u64 + slot as u64);
+            mm.store().write(frame, slot, &[byte]);
+        }
+    }
+    mm.create_frozen_section(file, layer).expect("a section")
+}
 
 /// One section.
 pub(crate) struct FileModel {
@@ -32,7 +45,11 @@ impl FileModel {
     pub(crate) fn new(mm: &Mm, number: usize) -> Self {
         let zeroes = number == SHARED || number == BYTES;
         let file = (!zeroes).then_some(SimFile(number as u32));
-        let size = end_of(file, 12 * PAGE_SIZE as u64 + 2500);
+        let size = if number == FROZEN {
+            u64::from(LAYER) * PAGE_SIZE as u64
+        } else {
+            end_of(file, 12 * PAGE_SIZE as u64 + 2500)
+        };
         let room = (number == BYTES).then(Arc::<Room>::default);
         let section = match &room {
             Some(room) => {
@@ -42,6 +59,7 @@ impl FileModel {
                 assert_eq!(resized.map(|flushes| flushes.len()), Ok(0));
                 section
             }
+            None if number == FROZEN => frozen(mm, SimFile(number as u32)),
             None => {
                 let section = mm.create_section(file, size);
                 // What cannot be promised may still be had.

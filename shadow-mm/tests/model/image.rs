@@ -2,17 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use shadow_mm::{ImageError, SavedPage, SectionPage, VpnRange};
+use shadow_mm::{ImageError, Pfn, SavedPage, SectionPage, VpnRange};
 
-use super::common::{range, vpn};
-use super::ops::IMAGE;
+use super::common::{LAYER, layer, range, vpn};
+use super::ops::FROZEN;
 use super::verbs::{agree, fresh};
 use super::world::{Bytes, Outcome, World};
 
 impl World {
-    pub(crate) fn attach(&mut self, which: usize, range: VpnRange, first: u64) -> Outcome {
+    pub(crate) fn attach(
+        &mut self,
+        which: usize,
+        range: VpnRange,
+        (image, first): (usize, u64),
+    ) -> Outcome {
         let space = self.processes[which].cpu.space.clone();
-        let section = self.files[IMAGE].section.clone();
+        let section = self.files[image].section.clone();
         let page = SectionPage::new(first).expect("a page");
         let done = self.mm.attach_image(&space, range, &section, page);
         let pages = &self.processes[which].pages;
@@ -29,7 +34,7 @@ impl World {
             (Err(ImageError::InUse { .. }), None) => return Ok(()),
             (Err(ImageError::NoSuchPage { .. }), None) => {
                 let end = (first + range.count()) * 4096;
-                return agree("no such page", end > self.files[IMAGE].size, true);
+                return agree("no such page", end > self.files[image].size, true);
             }
             (Ok(()), None) => {}
             (done, missing) => return Err(format!("attach: {done:?}, missing {missing:?}")),
@@ -41,7 +46,21 @@ impl World {
             if model.image.is_some() || model.own.is_some_and(|own| own != Bytes::default()) {
                 return Err(format!("an image hides what page {at:#x} has"));
             }
-            (model.own, model.image) = (None, Some(first + ahead as u64));
+            (model.own, model.image) = (None, Some((image, first + ahead as u64)));
+        }
+        Ok(())
+    }
+
+    /// Nobody ever stores to a layer.
+    pub(crate) fn check_layer(&self) -> Outcome {
+        let first = layer(&self.mm).start.get();
+        for page in 0..LAYER {
+            let has = self.bytes(Pfn::new(first + page));
+            agree(
+                "a layer's page",
+                has,
+                self.files[FROZEN].on_disk(page.into()),
+            )?;
         }
         Ok(())
     }
@@ -52,7 +71,9 @@ impl World {
         let mut found: BTreeMap<u64, Bytes> = BTreeMap::new();
         for run in self.mm.image_runs(&space) {
             for (ahead, page) in run.range.iter().enumerate() {
-                let bytes = self.files[IMAGE].bytes(run.first.get() + ahead as u64);
+                let file = self.files.iter().find(|file| file.section == run.section);
+                let file = file.ok_or("an image of no section")?;
+                let bytes = file.bytes(run.first.get() + ahead as u64);
                 found.insert(page.get(), bytes);
             }
         }
@@ -85,7 +106,9 @@ impl World {
             let kept = found.remove(at).or(zeroes);
             let expected = match model.own {
                 Some(own) => Some(own),
-                None => model.image.map(|page| self.files[IMAGE].bytes(page)),
+                None => model
+                    .image
+                    .map(|(image, page)| self.files[image].bytes(page)),
             };
             if kept != expected {
                 return Err(format!("page {at:#x}: keeps {kept:?}, not {expected:?}"));

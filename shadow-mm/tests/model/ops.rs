@@ -19,6 +19,8 @@ pub(crate) const SHARED: usize = 2;
 pub(crate) const BYTES: usize = 3;
 /// The section that images are made of; it never changes.
 pub(crate) const IMAGE: usize = SECTIONS;
+/// The section of a layer, which images are made of too.
+pub(crate) const FROZEN: usize = SECTIONS + 1;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MapOp {
@@ -36,8 +38,8 @@ pub(crate) enum Op {
     Unmap(Which, Page, u64),
     Protect(Which, Page, u64, Prot),
     Discard(Which, Page, u64),
-    /// Puts pages of the image under a range: the first of them.
-    Attach(Which, Page, u64, u64),
+    /// Puts pages of an image under a range: its section, and the first of them.
+    Attach(Which, Page, u64, (usize, u64)),
     /// Looks where all of a space's content is.
     Save(Which),
     Advise(Which, Page, u64, VadAdvice),
@@ -111,7 +113,7 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         3 => (which(), page(), count()).prop_map(|(w, p, n)| Op::Unmap(w, p, n)),
         4 => (which(), page(), count(), any_prot()).prop_map(|(w, p, n, r)| Op::Protect(w, p, n, r)),
         2 => (which(), page(), count()).prop_map(|(w, p, n)| Op::Discard(w, p, n)),
-        4 => (which(), page(), 1u64..9, 0u64..6).prop_map(|(w, p, n, f)| Op::Attach(w, p, n, f)),
+        6 => (which(), page(), 1u64..9, image()).prop_map(|(w, p, n, f)| Op::Attach(w, p, n, f)),
         2 => which().prop_map(Op::Save),
         2 => (which(), page(), count(), any_advice()).prop_map(|(w, p, n, a)| Op::Advise(w, p, n, a)),
         3 => any_remap(),
@@ -181,6 +183,12 @@ fn any_map() -> impl Strategy<Value = MapOp> {
 
 fn zeroes() -> impl Strategy<Value = usize> {
     prop_oneof![1 => Just(SHARED), 2 => Just(BYTES)]
+}
+
+/// An image's section, and a page of it.
+fn image() -> impl Strategy<Value = (usize, u64)> {
+    let section = prop_oneof![2 => Just(IMAGE), 3 => Just(FROZEN)];
+    (section, 0u64..6)
 }
 
 fn section() -> impl Strategy<Value = usize> {

@@ -12,7 +12,7 @@ use shadow_mm::{
 use super::bytes::Room;
 use super::common::{Cpu, Mm, Sim, manager, range, va, vpn};
 use super::files::{FileModel, ViewPage};
-use super::ops::{IMAGE, Op, PAGES, Page, ReadEnd};
+use super::ops::{FROZEN, Op, PAGES, Page, ReadEnd};
 use super::quota::Quota;
 
 /// The bytes of a page that the model looks at.
@@ -27,8 +27,8 @@ const SUPERVISOR_VA: u64 = 0x7f80_0000_0000;
 pub(crate) struct PageModel {
     pub(crate) prot: Prot,
     pub(crate) view: Option<ViewPage>,
-    /// The page of the image that lies under it.
-    pub(crate) image: Option<u64>,
+    /// What lies under it: an image's section, and the page of it.
+    pub(crate) image: Option<(usize, u64)>,
     /// What the space has for itself: anonymous memory, or its copy of a view's page.
     pub(crate) own: Option<Bytes>,
     pub(crate) dont_fork: bool,
@@ -109,7 +109,7 @@ impl World {
         mm.map_supervisor(va(SUPERVISOR_VA), 1, 1, SupervisorRights::USER)
             .expect("a monitor");
         let active = mm.stats().tables.active;
-        let files: Vec<_> = (0..=IMAGE).map(|n| FileModel::new(&mm, n)).collect();
+        let files: Vec<_> = (0..=FROZEN).map(|n| FileModel::new(&mm, n)).collect();
         let rooms = files.iter().filter_map(|file| file.room.clone()).collect();
         let mut world = Self {
             mm,
@@ -158,6 +158,7 @@ impl World {
             .map_err(|violation| format!("{violation}"))?;
         self.note_copies();
         self.check_files()?;
+        self.check_layer()?;
         self.check_room(&self.rooms)?;
         self.check_quotas()?;
         let mm = &self.mm;
@@ -290,7 +291,7 @@ impl World {
     /// What a page must contain.
     pub(crate) fn content(&self, model: &PageModel) -> Bytes {
         let shown = || match (model.image, model.view) {
-            (Some(page), _) => Some(self.files[IMAGE].bytes(page)),
+            (Some((image, page)), _) => Some(self.files[image].bytes(page)),
             (None, view) => view.map(|view| self.files[view.file].bytes(view.page)),
         };
         model.own.or_else(shown).unwrap_or_default()
@@ -316,7 +317,7 @@ impl World {
     pub(crate) fn holder(&self, which: usize, page: u64) -> Option<At> {
         let model = self.processes[which].pages.get(&page)?;
         Some(match (model.own, model.image, model.view) {
-            (None, Some(image), _) => At::File(IMAGE, image),
+            (None, Some((image, page)), _) => At::File(image, page),
             (None, None, Some(view)) => At::File(view.file, view.page),
             (Some(_), _, _) | (None, None, None) => At::Own(self.processes[which].id, page),
         })

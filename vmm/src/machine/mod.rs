@@ -167,6 +167,7 @@ fn observed(config: &RunConfig) -> Observed {
             memory: config.memory,
             page_file: config.page_file.as_ref().map_or(0, |file| file.bytes),
             overcommit: config.commit == Commit::Over,
+            process_memory: config.process_memory,
         },
         origin: None,
         ready: config.ready.as_ref().map(ready),

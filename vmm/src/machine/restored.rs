@@ -97,6 +97,7 @@ fn wanted(config: &RestoreConfig, data: &MachineData, cpus: usize) -> Wanted {
         } else {
             Commit::Limited
         },
+        process_memory: data.process_memory,
         fork: ForkMode::Shared,
         cpus: config.cpus.unwrap_or(cpus).clamp(1, 64),
         strace: config.strace,

@@ -22,7 +22,7 @@ pub const CLUSTER: usize = 16;
 /// What a snapshot begins with.
 pub const MAGIC: [u8; 8] = *b"VMMSNAP\n";
 /// The version this VMM writes, and the newest it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Where the header's checksum is.
 const SUM_AT: usize = HEADER - 8;
@@ -122,6 +122,9 @@ pub enum HeaderError {
     /// It is of a version to come.
     #[error("made by a newer vmm (format {0}; this vmm reads up to format {VERSION})")]
     Newer(u32),
+    /// It is of a version that is not read any more.
+    #[error("made by an older vmm (format {0}; this vmm reads format {VERSION})")]
+    Older(u32),
     /// A version that never was.
     #[error("of format {0}, which never was")]
     NoVersion(u32),
@@ -220,8 +223,10 @@ impl Header {
         if checksum(&block[..SUM_AT]) != u64_at(block, SUM_AT) {
             return Err(HeaderError::Checksum);
         }
-        if version != VERSION {
-            return Err(HeaderError::NoVersion(version));
+        match version {
+            VERSION => {}
+            0 => return Err(HeaderError::NoVersion(version)),
+            older => return Err(HeaderError::Older(older)),
         }
         let base = id_at(block, BASE_AT);
         let count = u64_at(block, COUNT_AT);
@@ -333,9 +338,23 @@ mod tests {
             Err(HeaderError::Length { .. })
         ));
         let mut newer = block;
-        newer[VERSION_AT] = 2;
+        newer[VERSION_AT] = (VERSION + 1) as u8;
         let refused = Header::decode(&newer, header.length);
-        assert_eq!(refused, Err(HeaderError::Newer(2)));
+        assert_eq!(refused, Err(HeaderError::Newer(VERSION + 1)));
+    }
+
+    #[test]
+    fn older_version_is_told_from_one_that_never_was() {
+        let header = header();
+        let of_version = |version: u8| {
+            let mut block = header.encode();
+            block[VERSION_AT] = version;
+            let sum = checksum(&block[..SUM_AT]);
+            put(&mut block, SUM_AT, &sum.to_le_bytes());
+            Header::decode(&block, header.length)
+        };
+        assert_eq!(of_version(1), Err(HeaderError::Older(1)));
+        assert_eq!(of_version(0), Err(HeaderError::NoVersion(0)));
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub fn map_errno(error: MapError) -> Errno {
     match error {
         MapError::Overlap { .. } => Errno::EXIST,
         MapError::BadOffset { .. } => Errno::OVERFLOW,
+        // No file of the guest's is one.
+        MapError::Frozen => Errno::NODEV,
         MapError::SpaceDeleted
         | MapError::BadRange { .. }
         | MapError::NoSpace { .. }

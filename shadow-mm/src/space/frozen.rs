@@ -1,0 +1,172 @@
+//! Pages of frozen layers: mapped where they are, never changed.
+//!
+//! A layer is frames beyond the pool that were somebody's memory once and are nobody's to change now: a template's. They
+//! have no entry in the PFN database. Entries that map them ([`Entry::Frozen`]) are read-only whatever the mapping
+//! allows; they are not counted, neither as resident nor as anybody's share, do not age, and are never trimmed. Only a space's image
+//! ([`crate::space::image`]) names a layer's pages, and an entry is only what the image says already: it can be made
+//! at any time, for nothing, and none is made before its leaf table is faulted in.
+//!
+//! One fault fills the leaf table it is in: every empty entry of a page that a layer has. A store copies the page into
+//! a frame of the pool, and there is no last reference that could make do without: the frame is a changed one for every
+//! virtual CPU that has the translation.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::access::{Access, Denied, Prot};
+use crate::addr::{EntryIndex, Level, Pfn, Vpn, VpnRange};
+use crate::backend::Platform;
+use crate::flush::TableEdits;
+use crate::manager::{Demand, Manager};
+use crate::outcome::{FaultKind, FaultOutcome};
+use crate::pfn::Owner;
+use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::space::fault::{resolution, used};
+use crate::space::own::{Owning, span};
+use crate::space::view::view_flags;
+use crate::space::{Space, SpaceState};
+use crate::stats::add;
+use crate::vad::Sharing;
+
+impl<P: Platform> Manager<P> {
+    /// Maps a page of a layer that has no entry, and every other one of its leaf table.
+    pub(super) fn map_frozen(
+        &self,
+        space: &Arc<Space<P>>,
+        state: &mut SpaceState<P::Backing>,
+        vpn: Vpn,
+        access: Access,
+    ) -> FaultOutcome<P> {
+        let cursor = space.cursor(&self.store);
+        let needs = self.needs(space, vpn);
+        let demand = Demand::tables(needs.tables());
+        let Some(mut reserve) = self.reserve_for(needs, demand) else {
+            return FaultOutcome::NoMemory;
+        };
+        let pages = frozen_around(state, vpn);
+        let mut outcome = resolution(space, FaultKind::Mapped, 0);
+        let mut db = self.pfns.lock();
+        let owning = Owning {
+            tables: &mut reserve.tables,
+            flush: &mut outcome.flush,
+        };
+        let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
+        for (index, entry) in pages {
+            if cursor.leaf(table, index) == Entry::Empty {
+                cursor.put(&mut db, (table, index), Entry::Frozen(entry));
+                outcome.mapped += 1;
+            }
+        }
+        drop(db);
+        cursor.mark_used(table, vpn.index(Level::Leaf), used(access));
+        self.give_back(reserve);
+        if cfg!(mutant = "frozen_counted") {
+            state.gained_resident(outcome.mapped.into());
+        }
+        add(&self.counters.entries_written, outcome.mapped.into());
+        add(&self.counters.pages_frozen, outcome.mapped.into());
+        FaultOutcome::Resolved(outcome)
+    }
+
+    /// A store to a page of a layer, mapped or not: gives the space a copy of its own.
+    pub(super) fn copy_frozen(
+        &self,
+        space: &Arc<Space<P>>,
+        state: &mut SpaceState<P::Backing>,
+        vpn: Vpn,
+        from: Pfn,
+    ) -> FaultOutcome<P> {
+        let cursor = space.cursor(&self.store);
+        let needs = self.needs(space, vpn);
+        let demand = Demand {
+            tables: needs.tables(),
+            ..Demand::one_page()
+        };
+        let Some(vad) = state.vads.find(vpn) else {
+            return FaultOutcome::Denied(Denied::NotMapped);
+        };
+        let flags = EntryFlags::private(vad.prot) | used(Access::Write);
+        let mapped = cursor
+            .lookup(vpn)
+            .filter(|found| found.entry.present().is_some());
+        if let Some(found) = mapped.filter(|_| cfg!(mutant = "frozen_in_place")) {
+            cursor.rewrite(found.table, found.index, |entry| entry.with_flags(flags));
+            return FaultOutcome::Resolved(resolution(space, FaultKind::MadeWritable, 1));
+        }
+        let Some(mut reserve) = self.reserve_for(needs, demand) else {
+            return FaultOutcome::NoMemory;
+        };
+        let Some(frame) = reserve.data.pop() else {
+            self.give_back(reserve);
+            return FaultOutcome::NoMemory;
+        };
+        let copy = frame.forget_content().copy_of(from, &self.store);
+        let mut outcome = resolution(space, FaultKind::CopyOnWrite, 1);
+        let mut db = self.pfns.lock();
+        let owning = Owning {
+            tables: &mut reserve.tables,
+            flush: &mut outcome.flush,
+        };
+        let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
+        let index = vpn.index(Level::Leaf);
+        let mut edits = TableEdits::new(table);
+        match cursor.remove(&mut db, table, index) {
+            Entry::Empty => {}
+            old => {
+                debug_assert!(
+                    matches!(old, Entry::Frozen(_)),
+                    "{vpn:?}: {old:?} is copied"
+                );
+                if cfg!(not(mutant = "frozen_unflushed")) {
+                    edits.add(index, vpn);
+                }
+            }
+        }
+        let frame = db.activate(copy, Owner::Entry { table, index });
+        cursor.install(&mut db, table, index, ValidEntry { frame, flags });
+        drop(db);
+        outcome.flush.absorb(edits);
+        self.give_back(reserve);
+        state.gained_private(1);
+        add(&self.counters.pages_copied, 1);
+        add(&self.counters.entries_written, 1);
+        FaultOutcome::Resolved(outcome)
+    }
+}
+
+/// The pages of layers that the leaf table of `vpn` can translate, each with the entry it gets.
+fn frozen_around<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> Vec<(EntryIndex, ValidEntry)> {
+    let Some(table) = span(Level::Directory, vpn) else {
+        return Vec::new();
+    };
+    let mut pages = Vec::new();
+    for run in state.images.overlapping(table) {
+        let Some(range) = run
+            .range
+            .intersect(table)
+            .filter(|_| run.section.is_frozen())
+        else {
+            continue;
+        };
+        for vad in state.vads.overlapping(range) {
+            let mut flags = frozen_flags(vad.prot);
+            if cfg!(mutant = "frozen_writable") {
+                flags |= EntryFlags::WRITABLE;
+            }
+            // What may not be touched is not mapped ahead.
+            let part = range.intersect(vad.range).filter(|_| !vad.prot.is_empty());
+            for vpn in part.into_iter().flat_map(VpnRange::iter) {
+                let frame = run.page(vpn).and_then(|page| run.section.frozen(page));
+                pages.extend(
+                    frame.map(|frame| (vpn.index(Level::Leaf), ValidEntry { frame, flags })),
+                );
+            }
+        }
+    }
+    pages
+}
+
+/// The rights of an entry that maps a layer's frame.
+pub(crate) fn frozen_flags(prot: Prot) -> EntryFlags {
+    view_flags(prot, Sharing::Private)
+}
