@@ -3,7 +3,9 @@
 mod common;
 
 use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, vpn};
-use shadow_mm::{Access, FaultKind, FaultOutcome, FrameStore, PinOutcome, Prot, VadAdvice};
+use shadow_mm::{
+    Access, FaultKind, FaultOutcome, ForkMode, FrameStore, PinOutcome, Prot, VadAdvice,
+};
 
 /// A parent with `count` written pages, and its child.
 fn forked(mm: &Mm, count: u64) -> (Cpu, Cpu) {
@@ -209,4 +211,34 @@ fn deep_chain_of_living_processes_stays_exact() {
     }
     assert_eq!(mm.check(&[]), Ok(()));
     assert_eq!(mm.stats().data.available(), 4096);
+}
+
+/// A virtual CPU of the child's walks on through a table that another of them has left, until it is told: the
+/// parent may not make pages in that table before.
+#[test]
+fn table_that_a_flush_holds_is_not_taken_over() {
+    let mm = manager(64, 32);
+    mm.set_fork_mode(ForkMode::Shared);
+    let space = mm.create_space().expect("a space");
+    let mut parent = Cpu::new(&space);
+    map_anon(&mm, &space, BASE, 8, RW);
+    for page in [BASE + 1, BASE] {
+        parent.store(&mm, page, 1).expect("a store");
+    }
+    let mut child = fork(&mm, &mut parent);
+    assert_eq!(child.load(&mm, BASE + 1), Ok(1));
+    // Another virtual CPU of the child's stores, and so leaves the shared tables; the first is not told yet.
+    let at = vpn(BASE).va();
+    let FaultOutcome::Resolved(left) = mm.fault(&child.space, at, Access::Write) else {
+        panic!("no memory");
+    };
+    assert_eq!(left.kind, FaultKind::CopyOnWrite);
+    for page in [BASE, BASE + 5] {
+        parent.store(&mm, page, 7).expect("a store");
+    }
+    assert_eq!(child.load(&mm, BASE + 5), Ok(0), "the parent's new page");
+    child.flush(&mm, left.flush);
+    assert_eq!(child.load(&mm, BASE), Ok(1));
+    assert_eq!(parent.load(&mm, BASE + 5), Ok(7));
+    assert_eq!(mm.check(&[space, child.space]), Ok(()));
 }
