@@ -2,9 +2,10 @@
 
 mod common;
 
+use common::page_file::{File, evict_all};
 use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, vpn};
 use shadow_mm::{
-    Access, FaultKind, FaultOutcome, ForkMode, FrameStore, PinOutcome, Prot, VadAdvice,
+    Access, FaultKind, FaultOutcome, ForkMode, FrameStore, PinOutcome, Prot, TrimMode, VadAdvice,
 };
 
 /// A parent with `count` written pages, and its child.
@@ -241,4 +242,26 @@ fn table_that_a_flush_holds_is_not_taken_over() {
     assert_eq!(child.load(&mm, BASE), Ok(1));
     assert_eq!(parent.load(&mm, BASE + 5), Ok(7));
     assert_eq!(mm.check(&[space, child.space]), Ok(()));
+}
+
+/// What one space trims from a table that others share goes from their virtual CPUs too.
+#[test]
+fn trim_of_a_shared_table_is_told_to_all_who_share_it() {
+    let mm = manager(64, 32);
+    mm.set_fork_mode(ForkMode::Shared);
+    mm.add_page_file(64).expect("a page file");
+    let (mut parent, mut child) = forked(&mm, 4);
+    assert_eq!(child.load(&mm, BASE), Ok(1));
+    let trimmed = mm.trim(&parent.space, 4, TrimMode::Any);
+    if trimmed.flush.is_wide() {
+        child.drop_stale(&trimmed.flush);
+    }
+    parent.flush(&mm, trimmed.flush);
+    File::default().write_all(&mm);
+    evict_all(&mm);
+    let stale = child
+        .mmu
+        .translate(mm.store(), vpn(BASE).va(), Access::Read);
+    assert!(stale.is_err(), "{stale:?}, a frame that others have");
+    assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));
 }
