@@ -265,3 +265,31 @@ fn trim_of_a_shared_table_is_told_to_all_who_share_it() {
     assert!(stale.is_err(), "{stale:?}, a frame that others have");
     assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));
 }
+
+/// While one virtual CPU of a parent's can still store as it did before the fork, what another stores is not copied:
+/// the first one's store would be in the child, and lost.
+#[test]
+fn store_waits_until_all_know_of_the_fork() {
+    for mode in [ForkMode::Eager, ForkMode::Shared] {
+        let mm = manager(64, 32);
+        mm.set_fork_mode(mode);
+        let space = mm.create_space().expect("a space");
+        let mut cpus = [Cpu::new(&space), Cpu::new(&space)];
+        map_anon(&mm, &space, BASE, 1, RW);
+        for cpu in &mut cpus {
+            cpu.store(&mm, BASE, 1).expect("a store");
+        }
+        let forked = mm.fork(&space).expect("a fork");
+        let [told, other] = &mut cpus;
+        told.drop_stale(&forked.flush);
+        let waits = mm.fault(&space, vpn(BASE).va(), Access::Write);
+        assert!(matches!(waits, FaultOutcome::Collided), "{waits:?}");
+        other.store(&mm, BASE, 2).expect("as before the fork");
+        other.flush(&mm, forked.flush);
+        assert_eq!(told.load(&mm, BASE), Ok(2));
+        told.store(&mm, BASE, 3).expect("a store");
+        let mut child = Cpu::new(&forked.child);
+        assert_eq!(child.load(&mm, BASE), Ok(2));
+        assert_eq!(mm.check(&[space, forked.child]), Ok(()));
+    }
+}
