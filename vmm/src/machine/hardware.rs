@@ -17,7 +17,7 @@ use crate::hv::kvm::vm::{self, Slot, Vm, VmError};
 use crate::hv::probe::{self, HostProfile, Paging, ProbeError};
 use crate::hv::{CpuError, SyscallRing};
 use crate::locks::{Mutex, rank};
-use crate::memory::{FRAME, Flushes, Memory, Pool, PoolError, Space, VmmPlatform};
+use crate::memory::{FRAME, Flushes, Layer, Memory, Pool, PoolError, Space, VmmPlatform};
 
 /// Frames of a large page.
 const LARGE: u64 = 512;
@@ -208,6 +208,22 @@ impl Hardware {
         let offset = (frame::POOL + first) as usize * FRAME;
         let area = CpuArea::new(region, offset, abi::pool_page(first));
         Ok((got.pages.start, area))
+    }
+
+    /// Lays a layer under the guest's memory: from now on its frames are there to be mapped, in a slot that nothing
+    /// can be stored to.
+    ///
+    /// # Errors
+    /// There is no room for it, or KVM refused the slot.
+    pub fn attach_layer(&self, layer: &Layer) -> Result<PfnRange, HardwareError> {
+        let frames = self.memory.manager.store().add_layer(layer)?;
+        self.vm.add_read_only_slot(Slot {
+            gpa: frames.start.gpa(),
+            host: layer.region().as_ptr() as u64,
+            bytes: u64::from(frames.count) * FRAME as u64,
+            owner: Arc::clone(layer.region()) as _,
+        })?;
+        Ok(frames)
     }
 
     /// Shows ring 3 the vDSO.

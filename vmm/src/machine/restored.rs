@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use shadow_mm::{Access, Vpn};
 
+use super::hardware::Hardware;
 use super::inspector::{self, Observed};
 use super::{Ended, Machine, RunError, Wanted};
 use crate::linux::sched::Sched;
 use crate::memory::Memory;
 use crate::snapshot::guest::MachineData;
-use crate::snapshot::image::{ImageLoader, Loaded, WorkingSet};
+use crate::snapshot::image::{ImageLoader, Loaded, Pages, WorkingSet};
 use crate::snapshot::read::Snapshot;
-use crate::snapshot::records::{Identity, Records};
+use crate::snapshot::records::{Identity, MemoryError, Records};
 
 /// What `vmm restore` was asked to do.
 #[derive(Debug)]
@@ -51,11 +52,7 @@ pub fn restore(
     let dir = inspector::run_dir(config.name.as_deref())?;
     let wanted = wanted(config, &data, records.cpus());
     let loaded = Arc::new(Loaded::default());
-    let image = |memory: &Arc<Memory>| {
-        let snapshot = Arc::clone(&config.snapshot);
-        let loader = ImageLoader::new(memory, snapshot, Arc::clone(&loaded));
-        loader.map_err(Into::into)
-    };
+    let image = |hardware: &Hardware| load(hardware, &config.snapshot, &loaded);
     let mut machine = Machine::restore(&wanted, &records, config.identity.clone(), image)?;
     let broken = watch(&machine, &loaded);
     machine.observe(
@@ -82,6 +79,22 @@ pub fn restore(
         inspector.write_report(file, ended.status, &ended.report);
     }
     Ok(ended)
+}
+
+/// Begins to load a guest's memory. The pages of a template are laid under the machine as they are; those of a file on a disk
+/// are read, and compared with their checksums, when they are wanted.
+fn load(
+    hardware: &Hardware,
+    snapshot: &Arc<Snapshot>,
+    loaded: &Arc<Loaded>,
+) -> Result<ImageLoader, MemoryError> {
+    let layer = snapshot.layer()?;
+    let layer = layer
+        .map(|layer| hardware.attach_layer(&layer))
+        .transpose()?;
+    let pages = layer.map_or(Pages::Read, Pages::Mapped);
+    let (memory, snapshot, loaded) = (&hardware.memory, Arc::clone(snapshot), Arc::clone(loaded));
+    Ok(ImageLoader::new(memory, (snapshot, pages), loaded)?)
 }
 
 fn wanted(config: &RestoreConfig, data: &MachineData, cpus: usize) -> Wanted {

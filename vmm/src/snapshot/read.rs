@@ -15,7 +15,7 @@ use super::format::{
     page_offset,
 };
 use super::write::Base;
-use crate::memory::FRAME;
+use crate::memory::{FRAME, Layer, PoolError, is_frozen};
 
 /// Longest chain of snapshots that build on each other.
 const MAX_DEPTH: usize = 64;
@@ -226,6 +226,18 @@ impl Snapshot {
             Some(part) => self.read_part(part),
             None => Err(self.damaged(format!("part {}", kind as u32))),
         }
+    }
+
+    /// Its pages, mapped, if nobody can change them: those of a template in memory. A template is whole by itself.
+    ///
+    /// # Errors
+    /// The host has no address space for them.
+    pub fn layer(&self) -> Result<Option<Layer>, PoolError> {
+        let frozen = self.trust == Trust::Sealed && is_frozen(&self.file);
+        if !frozen || self.base.is_some() || self.header.pages == 0 {
+            return Ok(None);
+        }
+        Layer::map(&self.file, page_offset(0), self.header.pages).map(Some)
     }
 
     /// The file's name, for messages.
