@@ -1,5 +1,29 @@
 //! A type-2 hypervisor on KVM whose guests fork.
 //!
+//! `vmm` is a program, and a library: guests run in the process that starts them. This one warms an interpreter once, and
+//! forks it for each request:
+//!
+//! ```no_run
+//! # const SERVER: &str = "";
+//! # fn serve(requests: Vec<String>) -> Result<(), Box<dyn std::error::Error>> {
+//! use vmm::{Guest, Stdio};
+//!
+//! let warm = Guest::builder("python3").args(["-c", SERVER]).root("/").ready_freeze().spawn()?;
+//! let template = warm.freeze()?; // once it has written `freeze` to /dev/vmm
+//! for request in requests {
+//!     let answer = template.fork().stdin(Stdio::bytes(request.into_bytes())).output()?;
+//!     print!("{}", String::from_utf8_lossy(&answer.stdout));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/per_request.rs` is the whole of it. A [`Guest`] is started as a process is with [`std::process::Command`], and
+//! is waited for, sent signals and killed like one; dropping it ends it. [`Guest::freeze`] makes a [`Template`] of it, which
+//! never changes; [`Template::fork`] makes guests of that. [`api`] says what a guest has of the process it runs in.
+//!
+//! # How it works
+//!
 //! The flow, one direction:
 //!
 //! ```text
@@ -22,6 +46,7 @@
 //! No lock is held across `KVM_RUN` or file I/O, except a description's offset, which POSIX wants
 //! held for the read or write that uses it.
 
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -34,3 +59,9 @@ pub mod locks;
 pub mod machine;
 pub mod memory;
 pub mod snapshot;
+
+#[doc(inline)]
+pub use api::{
+    Builder, Clone, Fork, Forked, FreezeError, Guest, OutputError, SignalError, SpawnError,
+    Started, Stdio, Template, WaitError,
+};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vmm::config::{Commit, ForkMode, RunConfig};
 use vmm::linux::kernel::Kernel;
 use vmm::linux::stop::Stopped;
-use vmm::machine::{Ended, Machine};
+use vmm::machine::{Ended, HostSide, Machine};
 
 const ROUNDS: usize = 40;
 
@@ -45,7 +45,8 @@ fn config(program: &str, args: &[&str]) -> Option<RunConfig> {
 
 /// Runs a program, and `f` beside it once it has started; then ends it with `SIGTERM`.
 fn beside(config: &RunConfig, f: impl FnOnce(&Arc<Kernel>)) -> Ended {
-    let machine = Machine::build(config).expect("a machine");
+    let host = HostSide::whole_process().expect("descriptors");
+    let machine = Machine::build(config, host).expect("a machine");
     let kernel = machine.kernel();
     let runs = std::thread::spawn(move || machine.run(config_timeout()));
     std::thread::sleep(Duration::from_millis(300));

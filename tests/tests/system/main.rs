@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+mod api;
 mod attacks;
 mod bad_input;
 mod boot;
@@ -24,6 +25,9 @@ mod stress;
 mod terminal;
 
 fn main() -> ExitCode {
+    if let Some(ended) = api::embedder() {
+        return ended;
+    }
     let groups = [
         programs::cases(),
         shell::cases(),
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
         carried::cases(),
         clones::cases(),
         examples::cases(),
+        api::cases(),
         bad_input::cases(),
         attacks::cases(),
         no_kvm::cases(),

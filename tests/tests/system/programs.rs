@@ -40,6 +40,7 @@ pub(crate) fn cases() -> Vec<Case> {
         tap("cow_storm", &["500"]).seconds(120),
         tap("vfork_exec", &[]),
         tap("signals", &[]).seconds(120),
+        tap("timers", &[]).seconds(120),
         mmap,
         mm_errors,
         tap("pipes", &[]),

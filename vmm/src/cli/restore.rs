@@ -11,7 +11,7 @@ use super::run::finish;
 use super::snapshot::bar;
 use super::{STATUS_FAILURE, Size, StatsFormat, complain, say, seconds};
 use crate::machine::hardware;
-use crate::machine::restored::{RestoreConfig, restore};
+use crate::machine::restored::{Choice, RestoreConfig, restore};
 use crate::snapshot::guest::{OpenError, open_guest};
 use crate::snapshot::read::{ReadError, Snapshot, Trust};
 use crate::snapshot::records::{Identity, Records, Role};
@@ -168,10 +168,12 @@ pub(super) fn main(args: &RestoreArgs) -> ExitCode {
             role: args.clone.clone().unwrap_or_default(),
             settings: args.env.iter().map(|pair| pair.clone().into()).collect(),
         },
-        memory: args.memory.map(|size| size.0),
-        page_file_dir: super::run::page_file_dir(args.page_file_dir.as_ref()),
-        cpus: args.cpus.map(usize::from),
-        strace: args.strace,
+        choice: Choice {
+            memory: args.memory.map(|size| size.0),
+            page_file_dir: super::run::page_file_dir(args.page_file_dir.as_ref()),
+            cpus: args.cpus.map(usize::from),
+            strace: args.strace,
+        },
         name: args.name.clone(),
         report: args.report.clone(),
         timeout: args.timeout,

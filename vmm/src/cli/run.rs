@@ -242,7 +242,7 @@ pub(super) fn finish(ended: Result<Ended, RunError>, stats: Option<StatsFormat>)
                     Err(error) => complain(&error),
                 },
             }
-            ExitCode::from(ended.status)
+            ExitCode::from(ended.status())
         }
         Err(error) => {
             complain(&error);

@@ -12,6 +12,8 @@ use rustix::io::Errno;
 use super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
 use super::kernel::Kernel;
 use super::offset::Offset;
+use super::process::Pid;
+use super::thread::Tid;
 use crate::locks::{Mutex, rank};
 use crate::memory::Backing;
 
@@ -102,6 +104,17 @@ pub enum Change {
     Times(SetTime, SetTime),
 }
 
+/// Who looks whether a file is ready: a signalfd(2) shows each process its own signals.
+#[derive(Clone, Copy)]
+pub struct Viewer<'a> {
+    /// The machine-wide state.
+    pub k: &'a Kernel,
+    /// The process.
+    pub pid: Pid,
+    /// Its thread.
+    pub tid: Tid,
+}
+
 /// An open file of some kind. Methods never block: `EAGAIN` says that the caller would have to
 /// wait for [`File::wait_key`]. No method touches guest memory except [`File::ioctl`].
 pub trait File: Debug + Send + Sync {
@@ -139,9 +152,9 @@ pub trait File: Debug + Send + Sync {
     /// The host's.
     fn stat(&self, k: &Kernel) -> Result<Stat, Errno>;
 
-    /// What it is ready for now.
-    fn ready(&self, k: &Kernel) -> Ready {
-        let _ = k;
+    /// What it is ready for now, for who looks.
+    fn ready(&self, by: Viewer<'_>) -> Ready {
+        let _ = by;
         Ready::IN | Ready::OUT | Ready::RDNORM | Ready::WRNORM
     }
 
@@ -152,8 +165,8 @@ pub trait File: Debug + Send + Sync {
 
     /// Adds to `wait` what must be watched for [`File::ready`] to gain any of `interest`: keys, and
     /// an earlier deadline if time alone makes it ready. Called just before the thread parks.
-    fn watch(&self, k: &Kernel, interest: Ready, wait: &mut Wait) {
-        let _ = (k, interest);
+    fn watch(&self, by: Viewer<'_>, interest: Ready, wait: &mut Wait) {
+        let _ = (by, interest);
         wait.keys.extend(self.wait_key());
     }
 
@@ -164,6 +177,11 @@ pub trait File: Debug + Send + Sync {
 
     /// The pipe behind it, if it is an end of one (`F_SETPIPE_SZ`).
     fn pipe(&self) -> Option<&Arc<super::fd::pipe::Pipe>> {
+        None
+    }
+
+    /// What it is if it gives the reader's own signals (signalfd(2)): these are not a stream of bytes.
+    fn signals(&self) -> Option<&super::signal::descriptor::SignalFd> {
         None
     }
 
@@ -401,6 +419,16 @@ impl Description {
 }
 
 impl Ctx<'_> {
+    /// The calling thread, as one who looks at files.
+    #[must_use]
+    pub fn viewer(&self) -> Viewer<'_> {
+        Viewer {
+            k: self.k,
+            pid: self.t.pid,
+            tid: self.t.tid,
+        }
+    }
+
     /// The description behind descriptor `fd` of the calling process.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use super::Errno;
 use super::file::{Description, Location};
 use super::mm::guard::{self, GuardHeap};
 use super::proc::futex::FutexTable;
+use super::proc::posix_timers::PosixTimers;
 use super::thread::{ThreadShared, Tid};
 use crate::locks::{Mutex, rank};
 use crate::memory::{Memory, Space, VmmPlatform};
@@ -189,7 +190,16 @@ pub enum SigFields {
         /// Exit status or signal number.
         status: i32,
     },
-    /// A timer or nothing to tell.
+    /// A timer of timer_create(2): `si_timerid`, `si_overrun`, `si_value`.
+    Timer {
+        /// The timer.
+        id: i32,
+        /// Expiries beyond the first.
+        overrun: i32,
+        /// As the program gave it.
+        value: u64,
+    },
+    /// Nothing to tell.
     None,
 }
 
@@ -364,6 +374,8 @@ pub struct Process {
     pub itimer_real: Option<(u64, u64)>,
     /// `ITIMER_VIRTUAL` and `ITIMER_PROF`: next expiry (ns of the process's CPU time) and interval.
     pub itimer_cpu: [Option<(u64, u64)>; 2],
+    /// What timer_create(2) made.
+    pub posix_timers: PosixTimers,
     /// What prctl(2) sets.
     pub prctl: Prctl,
     /// When it was started, ns of `CLOCK_MONOTONIC`.
@@ -444,6 +456,7 @@ impl Process {
             vfork_waits: false,
             itimer_real: None,
             itimer_cpu: [None; 2],
+            posix_timers: PosixTimers::default(),
             prctl: Prctl::default(),
             started: 0,
             usage: Usage::default(),

@@ -20,7 +20,7 @@ use rustix::io::{IoSlice, IoSliceMut, ReadWriteFlags};
 use super::Errno;
 use super::call::{Wait, WaitKey};
 use super::events::Events;
-use super::file::{Description, File, O_APPEND, Ready, SharedOffset, Stat};
+use super::file::{Description, File, O_APPEND, Ready, SharedOffset, Stat, Viewer};
 use super::kernel::Kernel;
 use super::process::{Fd, FdTable};
 use super::saved::{Refused, SavedFile, Saver};
@@ -30,41 +30,60 @@ use super::tty::{Terminal, Tty};
 /// `PIPE_BUF`: what a pipe that is ready takes without blocking.
 const SMALL: usize = 4096;
 
-/// What a machine inherits.
+/// What a guest gets of the host as its descriptors 0 to 2; what is not there, the guest has not open.
+#[derive(Debug, Default)]
+pub struct Given(pub [Option<OwnedFd>; 3]);
+
+impl Given {
+    /// Copies of this process's own.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn inherited() -> std::io::Result<Self> {
+        Ok(Self([
+            copy(rustix::stdio::stdin())?,
+            copy(rustix::stdio::stdout())?,
+            copy(rustix::stdio::stderr())?,
+        ]))
+    }
+}
+
+/// A copy of a descriptor; `None` if it is not open.
+///
+/// # Errors
+/// The host has no descriptor left.
+pub fn copy(fd: BorrowedFd<'_>) -> std::io::Result<Option<OwnedFd>> {
+    match rustix::io::fcntl_dupfd_cloexec(fd, 3) {
+        Ok(own) => Ok(Some(own)),
+        Err(Errno::BADF) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// A guest's standard descriptors.
 #[derive(Debug)]
 pub struct Stdio {
-    /// Descriptors 0 to 2, those that the host has open.
+    /// Descriptors 0 to 2, those that were given.
     pub files: FdTable,
     /// The terminal, if one of them is one.
     pub tty: Option<Arc<Tty>>,
-    /// Whether standard input is the terminal: it then controls the first program's session.
-    pub input_is_tty: bool,
     /// The thread that watches them.
     pub events: Arc<Events>,
 }
 
-/// Takes the host's descriptors 0 to 2.
+/// Makes a guest's standard descriptors of what it is given.
 ///
 /// # Errors
 /// The host has no descriptor left.
-pub fn inherit(sched: &Arc<Sched>) -> std::io::Result<Stdio> {
+pub fn open_all(given: Given, sched: &Arc<Sched>) -> std::io::Result<Stdio> {
     let events = Arc::new(Events::new(sched)?);
-    let host = [
-        rustix::stdio::stdin(),
-        rustix::stdio::stdout(),
-        rustix::stdio::stderr(),
-    ];
-    let tty = host.iter().find_map(|fd| Tty::of(*fd)).map(Arc::new);
+    let mut fds = given.0.iter().flatten();
+    let tty = fds.find_map(|fd| Tty::of(fd.as_fd())).map(Arc::new);
     let mut files = FdTable::default();
-    for (n, fd) in (0..).zip(host) {
-        let own = match rustix::io::fcntl_dupfd_cloexec(fd, 3) {
-            Ok(own) => own,
-            Err(Errno::BADF) => continue,
-            Err(errno) => return Err(errno.into()),
-        };
-        let flags =
-            rustix::fs::fcntl_getfl(&own)?.bits() & (3 | O_APPEND | super::file::O_NONBLOCK);
-        let file = open(own, n, flags, &events, tty.as_ref())?;
+    for (n, fd) in (0..).zip(given.0) {
+        let Some(fd) = fd else { continue };
+        let flags = rustix::fs::fcntl_getfl(&fd)?.bits() & (3 | O_APPEND | super::file::O_NONBLOCK);
+        let file = open(fd, n, flags, &events, tty.as_ref())?;
         let description = Description::new(file, flags);
         files.fds.insert(
             n,
@@ -74,13 +93,7 @@ pub fn inherit(sched: &Arc<Sched>) -> std::io::Result<Stdio> {
             },
         );
     }
-    let input_is_tty = rustix::termios::isatty(rustix::stdio::stdin());
-    Ok(Stdio {
-        files,
-        tty,
-        input_is_tty,
-        events,
-    })
+    Ok(Stdio { files, tty, events })
 }
 
 fn open(
@@ -398,7 +411,7 @@ impl File for HostStream {
         host_stat(self.fd.as_fd())
     }
 
-    fn ready(&self, _: &Kernel) -> Ready {
+    fn ready(&self, _: Viewer<'_>) -> Ready {
         self.ready_now()
     }
 
@@ -406,7 +419,7 @@ impl File for HostStream {
         Some(self.key())
     }
 
-    fn watch(&self, _: &Kernel, interest: Ready, wait: &mut Wait) {
+    fn watch(&self, _: Viewer<'_>, interest: Ready, wait: &mut Wait) {
         self.arm(interest, wait);
     }
 

@@ -11,6 +11,7 @@ const FAMILIES: &[&[Entry]] = &[
     super::mm::TABLE,
     super::net::TABLE,
     super::signal::calls::TABLE,
+    super::signal::descriptor::TABLE,
     super::signal::kill::TABLE,
 ];
 

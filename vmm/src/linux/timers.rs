@@ -10,7 +10,7 @@ use super::Errno;
 use super::call::{Arg, Args, Ctx, Entry, SysResult, Wait, WaitKey};
 use super::fd::eventfd::anonymous_stat;
 use super::fd::table::O_CLOEXEC;
-use super::file::{Description, File, O_NONBLOCK, Ready, Stat};
+use super::file::{Description, File, O_NONBLOCK, Ready, Stat, Viewer};
 use super::kernel::Kernel;
 use super::saved::error::Damaged;
 use super::saved::{Refused, SavedFile, Saver};
@@ -131,8 +131,8 @@ impl File for TimerFd {
         Ok(anonymous_stat())
     }
 
-    fn ready(&self, k: &Kernel) -> Ready {
-        if self.schedule.lock().expired(k.clock.monotonic()) > 0 {
+    fn ready(&self, by: Viewer<'_>) -> Ready {
+        if self.schedule.lock().expired(by.k.clock.monotonic()) > 0 {
             Ready::IN | Ready::RDNORM
         } else {
             Ready::empty()
@@ -143,7 +143,7 @@ impl File for TimerFd {
         Some(self.key)
     }
 
-    fn watch(&self, _: &Kernel, interest: Ready, wait: &mut Wait) {
+    fn watch(&self, _: Viewer<'_>, interest: Ready, wait: &mut Wait) {
         wait.keys.push(self.key);
         if interest.intersects(Ready::IN | Ready::RDNORM)
             && let Some(next) = self.schedule.lock().next

@@ -133,6 +133,8 @@ ranks! {
     FlushQueues,
     /// The line a guest is printing.
     ReadyLine,
+    /// Rung when a guest may be ready.
+    ReadyBell,
     /// Whether the thread that writes mapped files back has something to do.
     WritebackBell,
 }

@@ -8,7 +8,7 @@ use guest::abi;
 use super::RunError;
 use super::builder::Machine;
 use super::hardware::{Hardware, HardwareError};
-use super::host_io::HostIo;
+use super::host_io::{HostIo, HostSide};
 use super::stats::Counters;
 use super::strace::Strace;
 use super::worker::Shared;
@@ -17,7 +17,7 @@ use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::exec::MachineInfo;
 use crate::linux::kernel::Kernel;
 use crate::linux::sched::Sched;
-use crate::linux::stdio::{self, Stdio};
+use crate::linux::stdio::{self, Given, Stdio};
 use crate::linux::table::Table;
 use crate::linux::time::TscInfo;
 use crate::linux::vdso;
@@ -87,9 +87,9 @@ impl Bare {
         })
     }
 
-    /// The host's descriptors 0 to 2.
-    pub(super) fn stdio(&self) -> Result<Stdio, RunError> {
-        stdio::inherit(&self.sched).map_err(RunError::Thread)
+    /// A guest's descriptors 0 to 2.
+    pub(super) fn stdio(&self, given: Given) -> Result<Stdio, RunError> {
+        stdio::open_all(given, &self.sched).map_err(RunError::Stdio)
     }
 
     /// The time stamp counter as the guest will have it.
@@ -156,8 +156,7 @@ const FEATURES: [(u32, u32, usize); 9] = [
 
 impl Machine {
     /// Makes a guest of its records, in a machine of its own that is ready to run. `image` gives the memory of
-    /// the guest, once there is a machine to load it into. The guest goes on with this process's standard
-    /// descriptors.
+    /// the guest, once there is a machine to load it into. The guest goes on with the standard descriptors of `host`.
     ///
     /// # Errors
     /// The host cannot make a machine, or the guest cannot be made again.
@@ -165,10 +164,11 @@ impl Machine {
         wanted: &Wanted,
         records: &Records,
         identity: Identity,
+        host: HostSide,
         image: impl FnOnce(&Hardware) -> Result<L, MemoryError>,
     ) -> Result<Self, RunError> {
         let bare = Bare::new(wanted)?;
-        let stdio = bare.stdio()?;
+        let stdio = bare.stdio(host.stdio)?;
         let memory = Arc::clone(&bare.hardware.memory);
         let mut image = image(&bare.hardware).map_err(RunError::Image)?;
         let fresh = bare.cpus.first().map(Vcpu::fpu).transpose();
@@ -186,7 +186,7 @@ impl Machine {
             ),
         };
         let kernel = restore(records, parts, &mut image, identity)?;
-        Ok(bare.with(kernel, HostIo::new(stdio.events)))
+        Ok(bare.with(kernel, HostIo::new(stdio.events, host.signals)))
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use super::RunError;
 use super::bare::{Bare, Wanted};
 use super::freezer::Freezer;
 use super::hardware::Hardware;
+use super::host_io::{HostIo, HostSide};
 use super::inspector::Inspector;
 use super::program;
 use super::worker::Shared;
-use super::{RunError, host_io::HostIo};
 use crate::config::RunConfig;
 use crate::control::server::Server;
 use crate::hv::kvm::vcpu::Vcpu;
@@ -59,11 +60,11 @@ fn credentials() -> Credentials {
 }
 
 impl Machine {
-    /// Builds a machine and loads its first program.
+    /// Builds a machine and loads its first program, with what it gets of this process.
     ///
     /// # Errors
     /// The program cannot be run, or the host cannot make a machine.
-    pub fn build(config: &RunConfig) -> Result<Self, RunError> {
+    pub fn build(config: &RunConfig, host: HostSide) -> Result<Self, RunError> {
         let found = program::find(config)?;
         let bare = Bare::new(&Wanted {
             memory: config.memory,
@@ -76,7 +77,7 @@ impl Machine {
         if config.guard_alloc {
             bare.hardware.memory.guard.get_or_init(Default::default);
         }
-        let stdio = bare.stdio()?;
+        let stdio = bare.stdio(host.stdio)?;
         let kernel = Kernel::new(KernelParts {
             memory: Arc::clone(&bare.hardware.memory),
             sched: Arc::clone(&bare.sched),
@@ -90,7 +91,7 @@ impl Machine {
             },
             info: bare.info(),
         });
-        let machine = bare.with(kernel, HostIo::new(stdio.events));
+        let machine = bare.with(kernel, HostIo::new(stdio.events, host.signals));
         machine.start_program(config, found.path, stdio.files)?;
         Ok(machine)
     }

@@ -9,13 +9,11 @@ use std::time::Instant;
 use super::freezer::Freezer;
 use super::report::Report;
 use super::verbs::{Tell, Verbs};
-use super::worker::Shared;
-use super::{Machine, RunError};
+use super::{Counts, Machine, RunError};
 use crate::control::protocol::{Hello, PROTOCOL, Reply, Request, Response};
 use crate::control::ready::Ready;
 use crate::control::rundir::{self, RunDir};
 use crate::control::server::{Answer, Server};
-use crate::hv::kvm::vm::Vm;
 use crate::inspect::collect::{self, Detail, Given};
 use crate::inspect::{About, Inspection};
 use crate::locks::{Mutex, rank};
@@ -24,9 +22,7 @@ use crate::snapshot::read::Snapshot;
 
 /// Looks at a machine.
 pub(super) struct Inspector {
-    shared: Arc<Shared>,
-    vm: Arc<Vm>,
-    supervisor_tables: u64,
+    counts: Counts,
     about: About,
     started: Instant,
     verbs: Verbs,
@@ -54,11 +50,6 @@ pub(super) struct ReportFile {
 }
 
 impl Inspector {
-    /// What was counted.
-    fn report(&self) -> Report {
-        super::counted(&self.shared, &self.vm, self.supervisor_tables)
-    }
-
     fn uptime_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
@@ -68,9 +59,9 @@ impl Inspector {
             guest: self.about.clone(),
             status: None,
             uptime_ms: self.uptime_ms(),
-            counters: serde_json::to_value(self.report()).unwrap_or_default(),
+            counters: serde_json::to_value(self.counts.report()).unwrap_or_default(),
         };
-        collect::collect(&self.shared.kernel, given, detail)
+        collect::collect(&self.counts.shared.kernel, given, detail)
     }
 
     fn answer(&self, request: &Request, tell: Tell<'_>) -> Reply {
@@ -142,9 +133,7 @@ impl Machine {
         }
         let words = machine.command.iter();
         let inspector = Arc::new(Inspector {
-            shared: Arc::clone(&self.shared),
-            vm: Arc::clone(&self.hardware.vm),
-            supervisor_tables: self.supervisor_tables,
+            counts: self.counts(),
             about: About {
                 id: dir.as_ref().map_or(pid.to_string(), |d| d.id().to_owned()),
                 pid,

@@ -1,6 +1,9 @@
 //! Taking a worker out of the guest: a signal its thread blocks, which only the virtual CPU lets
 //! through. Arriving before it enters, it is pending and ends the next `KVM_RUN` at once.
-#![expect(unsafe_code, reason = "tgkill has no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "tgkill, and a mask of all signals, have no safe wrapper"
+)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,6 +11,28 @@ use vmm_sys_util::signal::{SIGRTMIN, block_signal, clear_signal};
 
 use crate::linux::sched::Kick;
 use crate::memory::Eject;
+
+/// From now on the calling thread, and those it starts, take none of the process's signals: its handlers run
+/// elsewhere, and a pipe that nobody reads is only an error. What the thread itself does wrong still ends it.
+pub(crate) fn take_no_signals() {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset writes the set it is given, and nothing else.
+    unsafe { libc::sigfillset(set.as_mut_ptr()) };
+    // SAFETY: sigfillset has initialised it; it fails for no set.
+    let mut set = unsafe { set.assume_init() };
+    for fault in [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGILL,
+        libc::SIGFPE,
+        libc::SIGTRAP,
+    ] {
+        // SAFETY: the set is initialised, and the numbers are signals'.
+        unsafe { libc::sigdelset(&raw mut set, fault) };
+    }
+    // SAFETY: the set is initialised; the old mask is not asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+}
 
 /// Kicks one worker.
 #[derive(Debug)]

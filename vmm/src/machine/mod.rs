@@ -9,15 +9,15 @@ use crate::config::{Commit, ReadyWhen, RunConfig};
 use crate::control::ready::{Ready, ReadyLine};
 use crate::control::rundir::RunDirError;
 use crate::hv::CpuError;
-use crate::hv::kvm::vm::Vm;
 use crate::linux::kernel::Kernel;
 use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
-use crate::memory::{GuardCounters, Memory, Writeback};
+use crate::memory::{Memory, Writeback};
 use crate::snapshot::guest::MachineData;
 
 pub mod bare;
 pub mod builder;
+mod counts;
 mod crew;
 pub mod fpu;
 mod freezer;
@@ -36,11 +36,15 @@ pub mod worker;
 
 pub use bare::Wanted;
 pub use builder::Machine;
+pub(crate) use counts::Counts;
 use crew::Crew;
 use hardware::HardwareError;
+pub use host_io::{HostSide, ProcessSignals};
 use inspector::Observed;
-use report::{MemoryReport, Report};
-use worker::{Shared, Worker};
+pub(crate) use kick::take_no_signals;
+use report::Report;
+pub(crate) use verbs::Verbs;
+use worker::Worker;
 
 /// Status of a machine whose time is up, as timeout(1) has it.
 const STATUS_TIMEOUT: u8 = 124;
@@ -120,6 +124,9 @@ pub enum RunError {
         #[source]
         source: std::io::Error,
     },
+    /// The guest's standard descriptors cannot be made.
+    #[error("the guest's standard input, output and error cannot be made")]
+    Stdio(#[source] std::io::Error),
     /// The host has no thread for a worker.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -128,13 +135,36 @@ pub enum RunError {
     Stuck(Vec<String>),
 }
 
+/// What ended a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its first program's end, with this wait status (wait4(2)).
+    Program(i32),
+    /// Its time was up.
+    TimedOut,
+    /// A failure of the VMM's own.
+    Failed,
+}
+
 /// How a machine ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// Exit status: the program's, 128 + the signal that ended it, or 124 when time was up.
-    pub status: u8,
+    /// What ended it.
+    pub end: End,
     /// What was counted.
     pub report: Report,
+}
+
+impl Ended {
+    /// Exit status: the program's, 128 + the signal that ended it, or 124 when time was up.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match self.end {
+            End::Program(status) => exit_status(status),
+            End::TimedOut => STATUS_TIMEOUT,
+            End::Failed => STATUS_FAILURE,
+        }
+    }
 }
 
 /// Runs a program in a machine of its own, to its end.
@@ -144,14 +174,27 @@ pub struct Ended {
 pub fn run(config: &RunConfig) -> Result<Ended, RunError> {
     let mut file = inspector::report_file(config.report.as_deref())?;
     let dir = inspector::run_dir(config.name.as_deref())?;
-    let mut machine = Machine::build(config)?;
+    let host = HostSide::whole_process().map_err(RunError::Stdio)?;
+    let mut machine = Machine::build(config, host)?;
     machine.observe(observed(config), dir);
     let inspector = machine.inspector.clone();
     let ended = machine.run(config.timeout)?;
     if let (Some(inspector), Some(file)) = (inspector, &mut file) {
-        inspector.write_report(file, ended.status, &ended.report);
+        inspector.write_report(file, ended.status(), &ended.report);
     }
     Ok(ended)
+}
+
+/// What a guest's machine is, to make another one.
+pub(crate) fn machine_data(config: &RunConfig) -> MachineData {
+    let words = std::iter::once(&config.program).chain(&config.args);
+    MachineData {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        command: words.cloned().collect(),
+        memory: config.memory,
+        page_file: config.page_file.as_ref().map_or(0, |file| file.bytes),
+        overcommit: config.commit == Commit::Over,
+    }
 }
 
 fn observed(config: &RunConfig) -> Observed {
@@ -159,15 +202,8 @@ fn observed(config: &RunConfig) -> Observed {
         ReadyWhen::Printed(line) => Ready::Line(Arc::new(ReadyLine::new(line))),
         ReadyWhen::Frozen => Ready::Freeze,
     };
-    let words = std::iter::once(&config.program).chain(&config.args);
     Observed {
-        machine: MachineData {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            command: words.cloned().collect(),
-            memory: config.memory,
-            page_file: config.page_file.as_ref().map_or(0, |file| file.bytes),
-            overcommit: config.commit == Commit::Over,
-        },
+        machine: machine_data(config),
         origin: None,
         ready: config.ready.as_ref().map(ready),
         keeps_last: config.report.is_some(),
@@ -231,12 +267,12 @@ impl Machine {
         if let Some(error) = failure.lock().take() {
             return Err(RunError::Cpu(error));
         }
-        let status = match status {
-            Some(status) => exit_status(status),
-            None if timed_out.load(Ordering::SeqCst) => STATUS_TIMEOUT,
-            None => STATUS_FAILURE,
+        let end = match status {
+            Some(status) => End::Program(status),
+            None if timed_out.load(Ordering::SeqCst) => End::TimedOut,
+            None => End::Failed,
         };
-        Ok(Ended { status, report })
+        Ok(Ended { end, report })
     }
 
     fn start_workers(
@@ -343,19 +379,7 @@ impl Machine {
         kernel.vfs.close();
         memory.sections.close(memory);
         memory.acknowledge(memory.flushes.drain());
-        counted(&self.shared, &self.hardware.vm, self.supervisor_tables)
-    }
-}
-
-/// What has been counted so far; `supervisor_tables` are the table frames that belong to no guest.
-fn counted(shared: &Shared, vm: &Vm, supervisor_tables: u64) -> Report {
-    let memory = &shared.kernel.memory;
-    Report {
-        exits: shared.counters.snapshot(),
-        ioctls: vm.ioctls.load(Ordering::Relaxed),
-        shootdowns: memory.flushes.stats(),
-        memory: MemoryReport::new(&memory.manager.stats(), supervisor_tables),
-        guard: memory.guard.get().map(GuardCounters::snapshot),
+        self.counts().report()
     }
 }
 

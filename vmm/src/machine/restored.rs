@@ -9,7 +9,7 @@ use shadow_mm::{Access, Vpn};
 
 use super::hardware::Hardware;
 use super::inspector::{self, Observed};
-use super::{Ended, Machine, RunError, Wanted};
+use super::{Ended, HostSide, Machine, RunError, Wanted};
 use crate::linux::sched::Sched;
 use crate::memory::Memory;
 use crate::snapshot::guest::MachineData;
@@ -24,7 +24,20 @@ pub struct RestoreConfig {
     pub snapshot: Arc<Snapshot>,
     /// Which of the guests made of it this is.
     pub identity: Identity,
-    /// The machine; what is not said is as it was.
+    /// The machine.
+    pub choice: Choice,
+    /// What the machine is called.
+    pub name: Option<String>,
+    /// Where what `vmm inspect` shows is written at the end.
+    pub report: Option<PathBuf>,
+    /// End after this long.
+    pub timeout: Option<Duration>,
+}
+
+/// What can be chosen of a machine that a guest goes on in; what is not said is as it was.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// Bytes of guest memory, page tables included.
     pub memory: Option<u64>,
     /// Where a page file goes, if the machine had one.
     pub page_file_dir: PathBuf,
@@ -32,12 +45,17 @@ pub struct RestoreConfig {
     pub cpus: Option<usize>,
     /// Show system calls.
     pub strace: bool,
-    /// What the machine is called.
-    pub name: Option<String>,
-    /// Where what `vmm inspect` shows is written at the end.
-    pub report: Option<PathBuf>,
-    /// End after this long.
-    pub timeout: Option<Duration>,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self {
+            memory: None,
+            page_file_dir: "/var/tmp".into(),
+            cpus: None,
+            strace: false,
+        }
+    }
 }
 
 /// Runs the guest of a snapshot ([`crate::snapshot::guest::open_guest`]) to its end.
@@ -50,12 +68,11 @@ pub fn restore(
 ) -> Result<Ended, RunError> {
     let mut file = inspector::report_file(config.report.as_deref())?;
     let dir = inspector::run_dir(config.name.as_deref())?;
-    let wanted = wanted(config, &data, records.cpus());
-    let loaded = Arc::new(Loaded::default());
-    let image = |hardware: &Hardware| load(hardware, &config.snapshot, &loaded);
-    let mut machine = Machine::restore(&wanted, &records, config.identity.clone(), image)?;
-    let broken = watch(&machine, &loaded);
-    machine.observe(
+    let wanted = wanted(&config.choice, &data, records.cpus());
+    let host = HostSide::whole_process().map_err(RunError::Stdio)?;
+    let identity = config.identity.clone();
+    let mut revived = Revived::new(&config.snapshot, &records, &wanted, identity, host)?;
+    revived.machine.observe(
         Observed {
             machine: data,
             origin: Some(Arc::clone(&config.snapshot)),
@@ -64,19 +81,10 @@ pub fn restore(
         },
         dir,
     );
-    let inspector = machine.inspector.clone();
-    let ahead = read_ahead(&machine, &loaded);
-    let ended = machine.run(config.timeout);
-    if let Some(ahead) = ahead {
-        // A panic has said itself what it was.
-        let _ = ahead.join();
-    }
-    if let Some(error) = broken.get() {
-        return Err(RunError::Snapshot(std::io::Error::other(error.clone())));
-    }
-    let ended = ended?;
+    let inspector = revived.machine.inspector.clone();
+    let ended = revived.run(config.timeout)?;
     if let (Some(inspector), Some(file)) = (inspector, &mut file) {
-        inspector.write_report(file, ended.status, &ended.report);
+        inspector.write_report(file, ended.status(), &ended.report);
     }
     Ok(ended)
 }
@@ -97,13 +105,62 @@ fn load(
     Ok(ImageLoader::new(memory, (snapshot, pages), loaded)?)
 }
 
-fn wanted(config: &RestoreConfig, data: &MachineData, cpus: usize) -> Wanted {
+/// A guest of a snapshot in its machine; it has not run yet.
+pub(crate) struct Revived {
+    pub(crate) machine: Machine,
+    loaded: Arc<Loaded>,
+    broken: Broken,
+}
+
+impl Revived {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// The snapshot is damaged, or the machine cannot be made.
+    pub(crate) fn new(
+        snapshot: &Arc<Snapshot>,
+        records: &Records,
+        wanted: &Wanted,
+        identity: Identity,
+        host: HostSide,
+    ) -> Result<Self, RunError> {
+        let loaded = Arc::new(Loaded::default());
+        let image = |hardware: &Hardware| load(hardware, snapshot, &loaded);
+        let machine = Machine::restore(wanted, records, identity, host, image)?;
+        let broken = watch(&machine, &loaded);
+        Ok(Self {
+            machine,
+            loaded,
+            broken,
+        })
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// A page of the snapshot cannot be read, or the host fails.
+    pub(crate) fn run(self, timeout: Option<Duration>) -> Result<Ended, RunError> {
+        let ahead = read_ahead(&self.machine, &self.loaded);
+        let ended = self.machine.run(timeout);
+        if let Some(ahead) = ahead {
+            // A panic has said itself what it was.
+            let _ = ahead.join();
+        }
+        if let Some(error) = self.broken.get() {
+            return Err(RunError::Snapshot(std::io::Error::other(error.clone())));
+        }
+        ended
+    }
+}
+
+/// The machine for a guest that was in one of `data`, with so many processors.
+pub(crate) fn wanted(choice: &Choice, data: &MachineData, cpus: usize) -> Wanted {
     use crate::config::{Commit, ForkMode, PageFileConfig};
     Wanted {
-        memory: config.memory.unwrap_or(data.memory),
+        memory: choice.memory.unwrap_or(data.memory),
         page_file: (data.page_file > 0).then(|| PageFileConfig {
             bytes: data.page_file,
-            dir: config.page_file_dir.clone(),
+            dir: choice.page_file_dir.clone(),
         }),
         commit: if data.overcommit {
             Commit::Over
@@ -111,8 +168,8 @@ fn wanted(config: &RestoreConfig, data: &MachineData, cpus: usize) -> Wanted {
             Commit::Limited
         },
         fork: ForkMode::Shared,
-        cpus: config.cpus.unwrap_or(cpus).clamp(1, 64),
-        strace: config.strace,
+        cpus: choice.cpus.unwrap_or(cpus).clamp(1, 64),
+        strace: choice.strace,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::snapshot::write::Writer;
 const TELL: Duration = Duration::from_millis(100);
 
 /// The verbs of one machine.
-pub(super) struct Verbs {
+pub(crate) struct Verbs {
     kernel: Arc<Kernel>,
     machine: MachineData,
     /// The snapshot the guest came from.
@@ -42,7 +42,7 @@ struct Template {
 pub(super) type Tell<'a> = &'a mut dyn FnMut(Response);
 
 impl Verbs {
-    pub(super) fn new(
+    pub(crate) fn new(
         kernel: &Arc<Kernel>,
         machine: MachineData,
         origin: Option<Arc<Snapshot>>,
@@ -71,6 +71,17 @@ impl Verbs {
         if !(1..=64).contains(&signo) {
             return Response::failed(format!("{signo} is not a signal"));
         }
+        match self.signal(signo) {
+            Ok(()) => Response::Done { ok: true },
+            Err(_) => Response::failed("the guest has ended"),
+        }
+    }
+
+    /// The same, for a number that is a signal's.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(crate) fn signal(&self, signo: i32) -> Result<(), Errno> {
         let info = SigInfo {
             signo,
             code: 0,
@@ -79,10 +90,7 @@ impl Verbs {
         };
         let mut state = self.kernel.state();
         let main = state.main;
-        match signal::send_to_process(&self.kernel, &mut state, main, info) {
-            Ok(()) => Response::Done { ok: true },
-            Err(_) => Response::failed("the guest has ended"),
-        }
+        signal::send_to_process(&self.kernel, &mut state, main, info)
     }
 
     /// Writes the guest to a file; with `base` only what is not in that snapshot, which it was restored from.
@@ -130,6 +138,16 @@ impl Verbs {
             ),
             Err(error) => Response::failed(chain(&error)).into(),
         }
+    }
+
+    /// Makes a template of the guest, and keeps nothing of it. `id` is what the guest is called.
+    ///
+    /// # Errors
+    /// The guest cannot be written down; it goes on as before.
+    pub(crate) fn hand_out_template(&self, id: &str) -> Result<(Arc<File>, Frozen), SnapshotError> {
+        let made = self.make_template(id, &mut |_| ());
+        self.template.lock().take();
+        made.map(|template| (template.file, template.told))
     }
 
     /// The template there is.

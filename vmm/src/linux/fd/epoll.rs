@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, Stop, SysResult, Wait, WaitKey};
-use super::super::file::{Description, File, Ready, Stat};
+use super::super::file::{Description, File, Ready, Stat, Viewer};
 use super::super::kernel::Kernel;
 use super::super::saved::{Refused, SavedFile, Saver};
 use super::super::sched::Sched;
@@ -176,11 +176,11 @@ impl Epoll {
     }
 
     /// At most `max` events; reported members go to the end, so that all get their turn.
-    fn collect(&self, k: &Kernel, max: usize) -> Vec<Event> {
+    fn collect(&self, by: Viewer<'_>, max: usize) -> Vec<Event> {
         let looks: Vec<_> = self
             .open_members()
             .into_iter()
-            .map(|(m, d)| (m.fd, m.of, d.file.ready(k), d.file.edges()))
+            .map(|(m, d)| (m.fd, m.of, d.file.ready(by), d.file.edges()))
             .collect();
         let mut members = self.members.lock();
         let mut out = Vec::new();
@@ -224,11 +224,11 @@ impl File for Epoll {
         Ok(anonymous_stat())
     }
 
-    fn ready(&self, k: &Kernel) -> Ready {
+    fn ready(&self, by: Viewer<'_>) -> Ready {
         let any = self
             .open_members()
             .into_iter()
-            .any(|(mut m, d)| !m.look(d.file.ready(k), d.file.edges()).is_empty());
+            .any(|(mut m, d)| !m.look(d.file.ready(by), d.file.edges()).is_empty());
         if any {
             Ready::IN | Ready::RDNORM
         } else {
@@ -240,11 +240,11 @@ impl File for Epoll {
         Some(self.key)
     }
 
-    fn watch(&self, k: &Kernel, _: Ready, wait: &mut Wait) {
+    fn watch(&self, by: Viewer<'_>, _: Ready, wait: &mut Wait) {
         wait.keys.push(self.key);
         for (member, d) in self.open_members() {
             if !member.spent {
-                d.file.watch(k, member.wanted(), wait);
+                d.file.watch(by, member.wanted(), wait);
             }
         }
     }
@@ -359,10 +359,10 @@ fn wait(c: &mut Ctx<'_>, a: &Args, ns: Option<u64>) -> SysResult {
         return Err(Errno::FAULT.into());
     }
     let patience = Patience::of(c, ns);
-    let events = epoll.collect(c.k, max);
+    let events = epoll.collect(c.viewer(), max);
     if events.is_empty() && !patience.is_over(c) {
         let mut wait = patience.wait();
-        epoll.watch(c.k, Ready::IN, &mut wait);
+        epoll.watch(c.viewer(), Ready::IN, &mut wait);
         return Err(Stop::Block(wait));
     }
     c.mem().write(a.u64(1), events.as_bytes())?;

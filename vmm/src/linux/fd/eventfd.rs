@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, SysResult, WaitKey};
-use super::super::file::{Description, File, O_NONBLOCK, Ready, Stat};
+use super::super::file::{Description, File, O_NONBLOCK, Ready, Stat, Viewer};
 use super::super::kernel::Kernel;
 use super::super::saved::error::{Damaged, require};
 use super::super::saved::{Refused, SavedFile, Saver};
@@ -154,7 +154,7 @@ impl File for EventFd {
         Ok(anonymous_stat())
     }
 
-    fn ready(&self, _: &Kernel) -> Ready {
+    fn ready(&self, _: Viewer<'_>) -> Ready {
         self.ready_now()
     }
 

@@ -88,6 +88,6 @@ pub fn would_block(c: &Ctx<'_>, description: &Description, interest: Ready) -> S
         deadline: None,
         restart: Restart::Sys,
     };
-    description.file.watch(c.k, interest, &mut wait);
+    description.file.watch(c.viewer(), interest, &mut wait);
     Stop::Block(wait)
 }

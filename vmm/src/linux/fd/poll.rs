@@ -167,7 +167,7 @@ fn poll(c: &mut Ctx<'_>, at: u64, count: u64, patience: Patience) -> SysResult {
         let now = match file {
             _ if poll.fd < 0 => Ready::empty(),
             None => Ready::NVAL,
-            Some(d) => d.file.ready(c.k) & poll.wanted(),
+            Some(d) => d.file.ready(c.viewer()) & poll.wanted(),
         };
         poll.revents = now.bits();
         ready += u64::from(!now.is_empty());
@@ -179,7 +179,7 @@ fn poll(c: &mut Ctx<'_>, at: u64, count: u64, patience: Patience) -> SysResult {
     let mut wait = patience.wait();
     for (poll, file) in fds.iter().zip(&files) {
         if let Some(d) = file {
-            d.file.watch(c.k, poll.wanted(), &mut wait);
+            d.file.watch(c.viewer(), poll.wanted(), &mut wait);
         }
     }
     Err(Stop::Block(wait))

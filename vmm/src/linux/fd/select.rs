@@ -94,7 +94,7 @@ impl Sets {
         let mut wait = patience.wait();
         for (&fd, file) in asked.iter().zip(&files) {
             let file = &file.as_ref().ok_or(Errno::BADF)?.file;
-            let now = file.ready(c.k);
+            let now = file.ready(c.viewer());
             for ((set, found), meaning) in self.sets.iter().zip(&mut found).zip(MEANING) {
                 if set.contains(fd) && now.intersects(meaning) {
                     found.insert(fd);
@@ -112,7 +112,7 @@ impl Sets {
                 .filter(|(set, _)| set.contains(fd));
             let interest = wanted.fold(Ready::empty(), |all, (_, meaning)| all | meaning);
             if let Some(d) = file {
-                d.file.watch(c.k, interest, &mut wait);
+                d.file.watch(c.viewer(), interest, &mut wait);
             }
         }
         Err(Stop::Block(wait))

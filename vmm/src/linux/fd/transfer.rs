@@ -59,6 +59,9 @@ pub fn read(c: &mut Ctx<'_>, d: &Description, buf: &GuestBuf, at: At) -> SysResu
         return Err(Errno::BADF.into());
     }
     d.file.admit(c, false)?;
+    if let (At::Current, Some(signals)) = (at, d.file.signals()) {
+        return signals.read(c, d, buf);
+    }
     match (at, d.file.shared_offset()) {
         (At::Current, Some(shared)) => read_shared(c, shared, buf),
         _ if !d.file.seekable() => match at {

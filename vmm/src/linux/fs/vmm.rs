@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::linux::call::{Restart, Wait, WaitKey};
-use crate::linux::file::{File, Location, Ready, Stat};
+use crate::linux::file::{File, Location, Ready, Stat, Viewer};
 use crate::linux::freezes::{Asked, Freezes, Ticket};
 use crate::linux::kernel::Kernel;
 use crate::linux::saved::{Damaged, Loader, Refused, SavedFile, Saver};
@@ -109,7 +109,7 @@ impl File for VmmFile {
         Ok(self.stat)
     }
 
-    fn ready(&self, _: &Kernel) -> Ready {
+    fn ready(&self, _: Viewer<'_>) -> Ready {
         let asked = self.state.lock().asked;
         let mut ready = Ready::IN | Ready::RDNORM;
         let waits = asked.is_some_and(|ticket| self.freezes.answer(ticket).is_none());
@@ -121,7 +121,7 @@ impl File for VmmFile {
         Some(self.freezes.key())
     }
 
-    fn watch(&self, _: &Kernel, interest: Ready, wait: &mut Wait) {
+    fn watch(&self, _: Viewer<'_>, interest: Ready, wait: &mut Wait) {
         wait.keys.push(self.freezes.key());
         if interest == Ready::OUT {
             // The host's doing, and soon over: what was asked for is not asked for again after a signal.

@@ -12,7 +12,7 @@ use crate::linux::Errno;
 use crate::linux::call::{Wait, WaitKey};
 use crate::linux::fd::eventfd::ANON_DEV;
 use crate::linux::fd::pipe::{End, Pipe, PipeRoom};
-use crate::linux::file::{Description, File, Ready, Stat};
+use crate::linux::file::{Description, File, Ready, Stat, Viewer};
 use crate::linux::kernel::Kernel;
 use crate::linux::process::Pid;
 use crate::linux::saved::{Refused, SavedFile, Saver};
@@ -395,7 +395,7 @@ impl File for Socket {
         })
     }
 
-    fn ready(&self, _: &Kernel) -> Ready {
+    fn ready(&self, _: Viewer<'_>) -> Ready {
         self.readiness()
     }
 
@@ -403,7 +403,7 @@ impl File for Socket {
         Some(self.key)
     }
 
-    fn watch(&self, _: &Kernel, _: Ready, wait: &mut Wait) {
+    fn watch(&self, _: Viewer<'_>, _: Ready, wait: &mut Wait) {
         wait.keys.push(self.key);
         if let Ok(stream) = self.stream() {
             wait.keys.extend(stream.keys);

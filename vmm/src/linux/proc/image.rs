@@ -43,6 +43,7 @@ pub fn commit_exec(c: &mut Ctx<'_>, image: Image) {
         p.cred.uid[2] = p.cred.uid[1];
         p.cred.gid[2] = p.cred.gid[1];
         p.usage.note_peak(&c.t.mm);
+        p.posix_timers.clear();
         p.prctl.keep_caps = false;
         p.prctl.dumpable = 1;
         reset_handlers(p);

@@ -2,6 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::posix_timers;
 use super::timeval::{Pair, SECOND};
 use crate::linux::Errno;
 use crate::linux::call::{Arg, Args, Ctx, Entry, SysResult};
@@ -137,10 +138,13 @@ pub fn timers_due(k: &Kernel) -> Option<u64> {
     let now = k.clock.monotonic();
     let mut state = k.state();
     let mut due: Vec<(Pid, i32)> = Vec::new();
+    let mut expired = Vec::new();
     let mut next: Option<u64> = None;
     for p in state.procs.values_mut() {
-        let armed = p.itimer_real.is_some() || p.itimer_cpu.iter().any(Option::is_some);
-        if !armed {
+        let armed = p.itimer_real.is_some()
+            || p.itimer_cpu.iter().any(Option::is_some)
+            || p.posix_timers.any_runs();
+        if !armed || p.is_zombie() {
             continue;
         }
         let cpu = p.cpu_ns();
@@ -165,10 +169,18 @@ pub fn timers_due(k: &Kernel) -> Option<u64> {
             };
             next = Some(next.map_or(look, |n| n.min(look)));
         }
+        if p.posix_timers.any_counts_cpu() {
+            p.threads.keys().for_each(|&tid| k.sched.kick_running(tid));
+        }
+        let look = posix_timers::take_expired(p, now, CPU_LOOK, &mut expired);
+        next = [next, look].into_iter().flatten().min();
     }
     for (pid, signo) in due {
         // The process was there a moment ago, under the same lock.
         let _ = send_to_process(k, &mut state, pid, SigInfo::kernel(signo));
+    }
+    for expired in &expired {
+        posix_timers::tell(k, &mut state, expired);
     }
     next
 }

@@ -19,6 +19,7 @@ pub mod image;
 pub mod info;
 pub mod itimer;
 pub mod limits;
+pub mod posix_timers;
 pub mod prctl;
 pub mod saved;
 pub mod sched;
@@ -44,6 +45,7 @@ pub const FAMILIES: &[&[Entry]] = &[
     groups::TABLE,
     info::TABLE,
     itimer::TABLE,
+    posix_timers::TABLE,
     limits::TABLE,
     prctl::TABLE,
     sched::TABLE,

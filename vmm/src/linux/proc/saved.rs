@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::image::Image;
+use super::posix_timers::PosixTimers;
 use super::{comm, limits};
 use crate::linux::call::{Args, CallRecord, Restart};
 use crate::linux::exec::USER_END;
@@ -63,6 +64,7 @@ pub struct SavedProcess {
     vfork_waits: bool,
     itimer_real: Option<(u64, u64)>,
     itimer_cpu: [Option<(u64, u64)>; 2],
+    posix_timers: PosixTimers,
     prctl: Prctl,
     started: u64,
     usage: Usage,
@@ -104,6 +106,7 @@ impl SavedProcess {
             vfork_waits: p.vfork_waits,
             itimer_real: p.itimer_real,
             itimer_cpu: p.itimer_cpu,
+            posix_timers: p.posix_timers.clone(),
             prctl: p.prctl,
             started: p.started,
             usage: p.usage,
@@ -167,6 +170,7 @@ impl SavedProcess {
             vfork_waits: self.vfork_waits,
             itimer_real: self.itimer_real,
             itimer_cpu: self.itimer_cpu,
+            posix_timers: self.posix_timers.clone(),
             prctl: self.prctl,
             started: self.started,
             usage: self.usage,
@@ -195,6 +199,7 @@ impl SavedProcess {
                 .all(|&n| n < LARGEST)
         };
         require(usages.iter().all(small), "a process's usage")?;
+        require(self.posix_timers.are_sound(), "a process's timers")?;
         require(self.started < LARGEST, "a process's start")?;
         let nproc = self.rlimits[limits::NPROC];
         require(nproc.0 <= nproc.1, "a limit")

@@ -30,6 +30,15 @@ impl Pair {
         }
     }
 
+    /// A duration as a `timespec`.
+    #[must_use]
+    pub fn timespec(ns: u64) -> Self {
+        Self {
+            seconds: (ns / SECOND) as i64,
+            fraction: (ns % SECOND) as i64,
+        }
+    }
+
     /// A `timespec`'s nanoseconds; what does not fit is as good as for ever.
     ///
     /// # Errors

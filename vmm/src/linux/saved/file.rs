@@ -14,6 +14,7 @@ use crate::linux::file::{Description, File, Location};
 use crate::linux::fs::saved::{
     SavedDirectory, SavedFifo, SavedHostFile, SavedMade, SavedMemFile, SavedVmm,
 };
+use crate::linux::signal::descriptor::SavedSignals;
 use crate::linux::timers::SavedTimer;
 
 /// An open file, by its kind.
@@ -47,6 +48,8 @@ pub enum SavedFile {
     Stdio(i32),
     /// `/dev/vmm`.
     Vmm(SavedVmm),
+    /// Signals to be read.
+    Signals(SavedSignals),
 }
 
 impl SavedFile {
@@ -70,6 +73,7 @@ impl SavedFile {
             Self::Device(at) => l.device(&at)?,
             Self::Stdio(n) => l.stdio(n)?,
             Self::Vmm(saved) => saved.load(l)?,
+            Self::Signals(saved) => saved.load(&l.k.sched),
         })
     }
 }

@@ -52,6 +52,12 @@ impl SigInfo {
         }
     }
 
+    /// Whether it tells of a timer of timer_create(2).
+    #[must_use]
+    pub fn is_timers(&self) -> bool {
+        matches!(self.fields, SigFields::Timer { .. })
+    }
+
     /// The union's bytes in the x86-64 layout, from byte 16 of the structure on.
     #[must_use]
     pub fn encode(&self) -> [u8; SIGINFO_SIZE] {
@@ -71,6 +77,11 @@ impl SigInfo {
                 put(16, &pid.to_le_bytes());
                 put(20, &uid.to_le_bytes());
                 put(24, &status.to_le_bytes());
+            }
+            SigFields::Timer { id, overrun, value } => {
+                put(16, &id.to_le_bytes());
+                put(20, &overrun.to_le_bytes());
+                put(24, &value.to_le_bytes());
             }
             SigFields::None => {}
         }
@@ -113,9 +124,10 @@ pub fn own(p: &Process, signo: i32, code: i32) -> SigInfo {
 }
 
 impl Pending {
-    /// Queues a signal. A standard one that is already pending is lost, as POSIX allows.
+    /// Queues a signal. A standard one that is already pending is lost, as POSIX allows, unless it is a timer's:
+    /// of these each has one queued at most.
     pub fn push(&mut self, info: SigInfo) {
-        let standard = info.signo < FIRST_REAL_TIME;
+        let standard = info.signo < FIRST_REAL_TIME && !info.is_timers();
         if standard && self.has(info.signo) {
             return;
         }
@@ -161,10 +173,14 @@ pub fn peek(p: &Process, tid: Tid, set: u64) -> Option<i32> {
 /// Takes the signal [`peek`] finds.
 pub fn dequeue(p: &mut Process, tid: Tid, set: u64) -> Option<SigInfo> {
     let signo = peek(p, tid, set)?;
-    match p.thread_pending.get_mut(&tid) {
+    let taken = match p.thread_pending.get_mut(&tid) {
         Some(own) if own.has(signo) => own.take(signo),
         _ => p.pending.take(signo),
+    };
+    if let Some(info) = &taken {
+        p.posix_timers.taken(info);
     }
+    taken
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ use super::thread::{Thread, Tid};
 
 pub mod calls;
 pub mod deliver;
+pub mod descriptor;
 pub mod frame;
 pub mod info;
 pub mod kill;

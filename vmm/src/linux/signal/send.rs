@@ -97,7 +97,8 @@ pub(crate) fn send(
     if effect(p, info.signo) == Effect::Ignore && !blocked_somewhere(p, tid, bit) {
         return Ok(());
     }
-    if info.signo >= FIRST_REAL_TIME && queued(p) >= queue_limit(p) {
+    let limited = info.signo >= FIRST_REAL_TIME && !info.is_timers();
+    if limited && queued(p) >= queue_limit(p) {
         // As Linux: only who queues hears of it; kill(2) succeeds if the signal is pending anyway.
         let pending = tid
             .and_then(|tid| p.thread_pending.get(&tid))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::super::Errno;
 use super::super::call::{Ctx, Stop, SysResult, Wait, WaitKey};
-use super::super::file::{File, Ready, Stat};
+use super::super::file::{File, Ready, Stat, Viewer};
 use super::super::fs::Caller;
 use super::super::kernel::Kernel;
 use super::super::proc::groups::{TtyUse, tty_check};
@@ -67,7 +67,7 @@ impl File for Terminal {
         Ok(named.map_or(own, |(_, stat)| stat))
     }
 
-    fn ready(&self, _: &Kernel) -> Ready {
+    fn ready(&self, _: Viewer<'_>) -> Ready {
         self.io.ready_now()
     }
 
@@ -75,7 +75,7 @@ impl File for Terminal {
         Some(self.io.key())
     }
 
-    fn watch(&self, _: &Kernel, interest: Ready, wait: &mut Wait) {
+    fn watch(&self, _: Viewer<'_>, interest: Ready, wait: &mut Wait) {
         self.io.arm(interest, wait);
     }
 

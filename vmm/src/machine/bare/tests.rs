@@ -63,6 +63,10 @@ fn run(machine: Machine) -> (Arc<Kernel>, std::thread::JoinHandle<Ended>) {
     (kernel, runs)
 }
 
+fn host_side() -> HostSide {
+    HostSide::whole_process().expect("descriptors")
+}
+
 /// Waits until the guest has made a file of that name.
 fn wait_for(path: &Path) {
     let until = Instant::now() + Duration::from_secs(30);
@@ -86,7 +90,7 @@ fn carry_over_with(program: &[&str], root: Option<std::path::PathBuf>) -> Option
     let host = tempfile::tempdir().expect("a directory");
     let mut config = config(program, host.path());
     config.root = root;
-    let machine = Machine::build(&config).expect("a machine");
+    let machine = Machine::build(&config, host_side()).expect("a machine");
     let (kernel, runs) = run(machine);
     wait_for(&host.path().join("ready"));
     std::thread::sleep(Duration::from_millis(50));
@@ -109,12 +113,12 @@ fn carry_over_with(program: &[&str], root: Option<std::path::PathBuf>) -> Option
         image.load_into(&hardware.memory);
         Ok(image)
     };
-    let machine = Machine::restore(&wanted, &records, Identity::default(), load);
+    let machine = Machine::restore(&wanted, &records, Identity::default(), host_side(), load);
     let (_, runs) = run(machine.expect("a machine made again"));
     std::fs::write(host.path().join("go"), b"").expect("a file");
     let ended = runs.join().expect("no panic");
     let out = std::fs::read_to_string(host.path().join("out")).unwrap_or_default();
-    Some((ended.status, out))
+    Some((ended.status(), out))
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Pipe;
 use crate::linux::Errno;
 use crate::linux::call::WaitKey;
-use crate::linux::file::{File, Ready, Stat};
+use crate::linux::file::{File, Ready, Stat, Viewer};
 use crate::linux::kernel::Kernel;
 use crate::linux::saved::{Refused, SavedFile, Saver};
 
@@ -119,7 +119,7 @@ impl File for End {
         Ok(self.pipe.stat())
     }
 
-    fn ready(&self, _: &Kernel) -> Ready {
+    fn ready(&self, _: Viewer<'_>) -> Ready {
         match self.side {
             Side::Read => self.pipe.read_ready(),
             Side::Write => self.pipe.write_ready(),

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::inode::Inode;
 use crate::linux::call::{Wait, WaitKey};
 use crate::linux::fd::pipe::{End, Pipe, Side};
-use crate::linux::file::{Change, File, Location, O_NONBLOCK, Ready, Stat};
+use crate::linux::file::{Change, File, Location, O_NONBLOCK, Ready, Stat, Viewer};
 use crate::linux::kernel::Kernel;
 use crate::linux::saved::{Refused, SavedFile, Saver};
 use crate::locks::{Mutex, rank};
@@ -104,16 +104,16 @@ impl File for FifoFile {
         Ok(self.inode.stat())
     }
 
-    fn ready(&self, k: &Kernel) -> Ready {
+    fn ready(&self, by: Viewer<'_>) -> Ready {
         self.ends()
-            .fold(Ready::empty(), |ready, end| ready | end.ready(k))
+            .fold(Ready::empty(), |ready, end| ready | end.ready(by))
     }
 
     fn wait_key(&self) -> Option<WaitKey> {
         self.ends().next().and_then(|end| end.wait_key())
     }
 
-    fn watch(&self, _: &Kernel, _: Ready, wait: &mut Wait) {
+    fn watch(&self, _: Viewer<'_>, _: Ready, wait: &mut Wait) {
         wait.keys
             .extend(self.ends().filter_map(|end| end.wait_key()));
     }

@@ -156,6 +156,12 @@ fn signals(g: &mut Guest) {
     let timer: [u64; 4] = [0, 0, 50, 0];
     g.m.mem(&g.t).write_obj(AT, &timer).unwrap();
     g.call(libc::SYS_setitimer, &[0, AT, 0]);
+    g.call(libc::SYS_timer_create, &[1, 0, AT]);
+    g.m.mem(&g.t).write_obj(BUF, &timer).unwrap();
+    g.call(libc::SYS_timer_settime, &[0, 0, BUF, 0]);
+    g.m.mem(&g.t).write_obj(AT, &mask).unwrap();
+    let signals = g.call(libc::SYS_signalfd4, &[u64::MAX, AT, 8, 0]);
+    g.fds.insert("signals", signals);
     g.call(libc::SYS_set_tid_address, &[DATA + 0x700]);
     g.call(libc::SYS_set_robust_list, &[DATA + 0x800, 24]);
     let name = g.text("renamed");
@@ -292,6 +298,13 @@ fn family_signals_and_timers_are_as_they_were() {
     g.call(libc::SYS_getitimer, &[0, AT]);
     let [.., left, _]: [u64; 4] = g.m.mem(&g.t).read_obj(AT).unwrap();
     assert!((40..50).contains(&left), "{left}");
+    g.call(libc::SYS_timer_gettime, &[0, AT]);
+    let [.., left, _]: [u64; 4] = g.m.mem(&g.t).read_obj(AT).unwrap();
+    assert!((40..50).contains(&left), "{left}");
+    let signals = g.fds["signals"];
+    assert_eq!(g.call(libc::SYS_read, &[signals, AT, 128]), 128);
+    assert_eq!(g.peek(AT), libc::SIGUSR1 as u32);
+    g.call(libc::SYS_kill, &[2, libc::SIGUSR1 as u64]);
     let lock: [u64; 4] = [libc::F_WRLCK as u64, 0, 0, 0];
     let child = &mut others[0];
     g.m.mem(child).write_obj(AT, &lock).unwrap();
