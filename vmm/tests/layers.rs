@@ -33,7 +33,7 @@ fn template() -> Arc<Snapshot> {
 /// Lays a template under the data of a space.
 fn attach(g: &Guest, space: &Space<VmmPlatform>, template: &Arc<Snapshot>) -> PfnRange {
     let layer = template.layer().expect("mapped").expect("a sealed file");
-    let frames = g.hardware.attach_layer(&layer).expect("a slot");
+    let frames = g.hardware.attach_layer(layer).expect("a slot");
     let manager = &g.hardware.memory.manager;
     let content = ImageContent::new(Arc::clone(template));
     let section = manager.create_frozen_section(Backing(Arc::new(content) as _), frames);
@@ -78,8 +78,11 @@ fn stored_pages_are_the_guests_and_the_template_stays() {
     let template = template();
     let spaces = [g.space(), g.space()];
     let first = attach(&g, &spaces[0], &template).start.get();
-    let second = attach(&g, &spaces[1], &template).start.get();
-    assert_ne!(first, second, "each layer has frames of its own");
+    let again = attach(&g, &spaces[1], &template).start.get();
+    assert_eq!(first, again, "a template lies under a machine once");
+    let (third, other) = (g.space(), self::template());
+    let second = attach(&g, &third, &other).start.get();
+    assert_ne!(first, second, "another one has frames of its own");
     for (n, space) in (0_u64..).zip(&spaces) {
         for page in (0..PAGES).step_by(3) {
             let at = DATA + page * 4096;
@@ -101,7 +104,8 @@ fn stored_pages_are_the_guests_and_the_template_stays() {
         assert_eq!(word(manager, first + page), u64::from(page) + 1);
         assert_eq!(word(manager, second + page), u64::from(page) + 1);
     }
-    g.end(&spaces);
+    let [one, two] = spaces;
+    g.end(&[one, two, third]);
 }
 
 /// The entry of a page, and where it is.

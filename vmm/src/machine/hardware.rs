@@ -211,18 +211,23 @@ impl Hardware {
     }
 
     /// Lays a layer under the guest's memory: from now on its frames are there to be mapped, in a slot that nothing
-    /// can be stored to.
+    /// can be stored to. One that lies there already is where it was.
     ///
     /// # Errors
     /// There is no room for it, or KVM refused the slot.
     pub fn attach_layer(&self, layer: &Layer) -> Result<PfnRange, HardwareError> {
-        let frames = self.memory.manager.store().add_layer(layer)?;
+        let pool = self.memory.manager.store();
+        if let Some(frames) = pool.find_layer(layer) {
+            return Ok(frames);
+        }
+        let frames = pool.place_layer(layer)?;
         self.vm.add_read_only_slot(Slot {
             gpa: frames.start.gpa(),
             host: layer.region().as_ptr() as u64,
             bytes: u64::from(frames.count) * FRAME as u64,
             owner: Arc::clone(layer.region()) as _,
         })?;
+        pool.add_layer(layer, frames)?;
         Ok(frames)
     }
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use shadow_mm::{Access, Vpn};
 
-use super::hardware::Hardware;
+use super::hardware::{Hardware, HardwareError};
 use super::inspector::{self, Observed};
 use super::{Ended, HostSide, Machine, RunError, Wanted};
 use crate::linux::sched::Sched;
-use crate::memory::Memory;
+use crate::memory::{Memory, PoolError};
 use crate::snapshot::guest::MachineData;
 use crate::snapshot::image::{ImageLoader, Loaded, Pages, WorkingSet};
 use crate::snapshot::read::Snapshot;
@@ -97,10 +97,12 @@ fn load(
     loaded: &Arc<Loaded>,
 ) -> Result<ImageLoader, MemoryError> {
     let layer = snapshot.layer()?;
-    let layer = layer
-        .map(|layer| hardware.attach_layer(&layer))
-        .transpose()?;
-    let pages = layer.map_or(Pages::Read, Pages::Mapped);
+    let pages = match layer.map(|layer| hardware.attach_layer(layer)) {
+        Some(Ok(frames)) => Pages::Mapped(frames),
+        // A machine that has had guests of many templates.
+        None | Some(Err(HardwareError::Pool(PoolError::NoRoom { .. }))) => Pages::Read,
+        Some(Err(error)) => return Err(error.into()),
+    };
     let (memory, snapshot, loaded) = (&hardware.memory, Arc::clone(snapshot), Arc::clone(loaded));
     Ok(ImageLoader::new(memory, (snapshot, pages), loaded)?)
 }

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use rustix::fs::SealFlags;
@@ -22,6 +23,14 @@ const ALIGNMENT: u64 = 512;
 #[derive(Clone, Debug)]
 pub struct Layer {
     region: Arc<MmapRegion>,
+    /// The file, by device and inode, and where in it: the same as long as it is mapped.
+    place: (u64, u64, u64),
+}
+
+impl PartialEq for Layer {
+    fn eq(&self, other: &Self) -> bool {
+        self.place == other.place && self.pages() == other.pages()
+    }
 }
 
 impl Layer {
@@ -35,8 +44,9 @@ impl Layer {
         if !is_frozen(file) {
             return Err(create(std::io::ErrorKind::PermissionDenied.into()));
         }
-        let there = file.metadata().map_err(create)?.len();
-        if pages == 0 || offset.checked_add(bytes).is_none_or(|end| end > there) {
+        let found = file.metadata().map_err(create)?;
+        let inside = |end| end <= found.len();
+        if pages == 0 || !offset.checked_add(bytes).is_some_and(inside) {
             return Err(create(std::io::ErrorKind::UnexpectedEof.into()));
         }
         let from = FileOffset::new(file.try_clone().map_err(create)?, offset);
@@ -46,6 +56,7 @@ impl Layer {
             .map_err(|source| PoolError::Map { bytes, source })?;
         Ok(Self {
             region: Arc::new(region),
+            place: (found.dev(), found.ino(), offset),
         })
     }
 

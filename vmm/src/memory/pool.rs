@@ -64,7 +64,7 @@ const MAX_LAYERS: usize = 8;
 pub struct Pool {
     file: Arc<File>,
     region: Arc<MmapRegion>,
-    /// From the first on; with rising frames.
+    /// From the first on, with rising frames.
     layers: [OnceLock<(PfnRange, Layer)>; MAX_LAYERS],
 }
 
@@ -91,24 +91,37 @@ impl Pool {
         })
     }
 
-    /// Lays a layer under the pool; gives back the frames it is from now on.
+    /// Where a layer is, if it lies under the pool already.
+    #[must_use]
+    pub fn find_layer(&self, layer: &Layer) -> Option<PfnRange> {
+        let mut layers = self.layers.iter().map_while(OnceLock::get);
+        let found = layers.find(|(_, known)| known == layer);
+        found.map(|(frames, _)| *frames)
+    }
+
+    /// Where a layer would be.
     ///
     /// # Errors
     /// [`PoolError::NoRoom`].
-    pub fn add_layer(&self, layer: &Layer) -> Result<PfnRange, PoolError> {
-        let mut free = self.frames();
-        for place in &self.layers {
-            let pages = layer.pages();
-            let frames = layer.placed(free).ok_or(PoolError::NoRoom { pages })?;
-            // Who was first has it.
-            let (taken, theirs) = place.get_or_init(|| (frames, layer.clone()));
-            if Arc::ptr_eq(theirs.region(), layer.region()) {
-                return Ok(*taken);
-            }
-            free = taken.end();
-        }
+    pub fn place_layer(&self, layer: &Layer) -> Result<PfnRange, PoolError> {
+        let there = self.layers().count();
+        let free = self.layers().last().map_or(self.frames(), PfnRange::end);
+        let placed = layer.placed(free).filter(|_| there < MAX_LAYERS);
         let pages = layer.pages();
-        Err(PoolError::NoRoom { pages })
+        placed.ok_or(PoolError::NoRoom { pages })
+    }
+
+    /// Lays a layer under the pool where [`Self::place_layer`] said. Its frames are those as long as the pool is there.
+    ///
+    /// # Errors
+    /// [`PoolError::NoRoom`]: another one was laid meanwhile.
+    pub fn add_layer(&self, layer: &Layer, frames: PfnRange) -> Result<(), PoolError> {
+        let pages = layer.pages();
+        let no_room = PoolError::NoRoom { pages };
+        let there = self.layers().count();
+        let place = self.layers.get(there).ok_or(no_room)?;
+        let laid = place.set((frames, layer.clone()));
+        laid.map_err(|_| PoolError::NoRoom { pages })
     }
 
     /// The layers' frames.
