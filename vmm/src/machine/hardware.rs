@@ -77,6 +77,8 @@ pub struct Hardware {
     /// What the VMM and the monitor share and is not there from the start: the virtual CPUs' areas. A special pool: a
     /// monitor that leaves an area's ends faults.
     monitor_pool: Mutex<rank::MonitorPool, NonPagedPool>,
+    /// Layers are laid one at a time.
+    layering: Mutex<rank::Layering, ()>,
 }
 
 /// The pool of a machine whose virtual CPUs have no areas yet.
@@ -162,6 +164,7 @@ impl Hardware {
             vm,
             idle,
             monitor_pool: Mutex::new(monitor_pool()),
+            layering: Mutex::default(),
         })
     }
 
@@ -227,6 +230,7 @@ impl Hardware {
     /// # Errors
     /// There is no room for it, or KVM refused the slot.
     pub fn attach_layer(&self, layer: &Layer) -> Result<PfnRange, HardwareError> {
+        let _alone = self.layering.lock();
         let pool = self.memory.manager.store();
         if let Some(frames) = pool.find_layer(layer) {
             return Ok(frames);

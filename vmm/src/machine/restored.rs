@@ -196,6 +196,10 @@ fn watch(machine: &Machine, loaded: &Loaded) -> Broken {
 /// are wanted.
 fn read_ahead(machine: &Machine, loaded: &Loaded) -> Option<JoinHandle<()>> {
     let sets = loaded.take_working_sets();
+    // A template's pages are there without being read.
+    if sets.is_empty() {
+        return None;
+    }
     let kernel = machine.kernel();
     let started = std::thread::Builder::new()
         .name("read ahead".into())
