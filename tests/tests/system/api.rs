@@ -27,7 +27,7 @@ const AS: &str = "--as-embedder=";
 /// A case: its name, what it is, and the programs it needs.
 type Known = (&'static str, fn() -> Done, &'static [&'static str]);
 
-const CASES: [Known; 9] = [
+const CASES: [Known; 10] = [
     ("api/example", per_request::main, &["python3"]),
     ("api/standard_io", standard_io, &["busybox"]),
     ("api/ends", ends, &["busybox"]),
@@ -41,6 +41,7 @@ const CASES: [Known; 9] = [
         gives_everything_back,
         &["busybox"],
     ),
+    ("api/cycles", cycles, &["busybox"]),
 ];
 
 /// Is a case, if this process was started to be one.
@@ -91,7 +92,8 @@ bodies!(
     run_several_at_once => "api/several_at_once",
     run_warm_machines => "api/warm_machines",
     run_reset => "api/reset",
-    run_gives_everything_back => "api/gives_everything_back"
+    run_gives_everything_back => "api/gives_everything_back",
+    run_cycles => "api/cycles"
 );
 
 fn run_example(context: &Context) -> Checked {
@@ -105,7 +107,7 @@ fn run_example(context: &Context) -> Checked {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    let bodies: [fn(&Context) -> Checked; 9] = [
+    let bodies: [fn(&Context) -> Checked; 10] = [
         run_example,
         run_standard_io,
         run_ends,
@@ -115,13 +117,15 @@ pub(crate) fn cases() -> Vec<Case> {
         run_warm_machines,
         run_reset,
         run_gives_everything_back,
+        run_cycles,
     ];
     CASES
         .iter()
         .zip(bodies)
         .map(|((name, _, needs), body)| {
             let case = Case::function(name, body).not_native(ONLY_VMM);
-            case.needs(needs).seconds(120)
+            case.needs(needs)
+                .seconds(if *name == "api/cycles" { 7200 } else { 120 })
         })
         .collect()
 }
@@ -458,6 +462,42 @@ fn reset() -> Done {
     let output = clone.wait_with_output()?;
     let wanted = CHANGED.to_owned() + "other\n";
     check(text(&output.stdout) == wanted, text(&output.stdout))
+}
+
+/// Clones of one template that run and end, thousands of them (`VMM_CYCLES`): this process has nothing more afterwards, and no
+/// more memory.
+fn cycles() -> Done {
+    let emulated = std::env::var_os("VMM_TEST_EMULATED_CPU").is_some();
+    let count =
+        std::env::var("VMM_CYCLES").map_or(Ok(if emulated { 20 } else { 100 }), |n| n.parse())?;
+    let warm = shell("echo freeze > /dev/vmm; read line; echo $line")
+        .ready_freeze()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let template = warm.freeze()?;
+    let cycle = |n: u32| -> Done {
+        let line = format!("{n}\n").into_bytes();
+        let output = template.fork().stdin(Stdio::bytes(line.clone())).output()?;
+        check(output.stdout == line, output)
+    };
+    // The allocator keeps what it had at most.
+    (0..count / 4 + 8).try_for_each(cycle)?;
+    let (before, memory) = (counted()?, resident()?);
+    (0..count).try_for_each(cycle)?;
+    settle(before)?;
+    let more = resident()?.saturating_sub(memory);
+    check(more < 1 << 20, (more, "bytes more"))?;
+    drop((template, warm));
+    Ok(())
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> Result<u64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+    Ok(kib.ok_or("no VmRSS")?.parse::<u64>()? * 1024)
 }
 
 /// What a process has: descriptors, threads, mappings.

@@ -15,7 +15,7 @@ use super::running::{Known, Running, Seen, Warm};
 use super::stdio::{Ends, Stdio, Three};
 use crate::config::ReadyWhen;
 use crate::locks::{Mutex, rank};
-use crate::machine::restored::{Choice, Revived, wanted};
+use crate::machine::restored::{Choice, Revived, lay_under, wanted};
 use crate::machine::{After, HostSide, ProcessSignals, Wanted};
 use crate::snapshot::guest::{MachineData, open_guest};
 use crate::snapshot::image::Image;
@@ -144,6 +144,7 @@ impl Template {
         drop(surplus);
         for _ in 0..lacking {
             let mut warm = Warm::new(&wanted)?;
+            lay_under(&warm.bare, &self.0.image)?;
             warm.bare.staff().map_err(SpawnError::Thread)?;
             self.take_back(warm);
         }

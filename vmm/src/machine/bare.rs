@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use guest::abi;
+use shadow_mm::CommitLimit;
 
 use super::RunError;
 use super::builder::Machine;
@@ -31,7 +32,7 @@ use crate::linux::table::Table;
 use crate::linux::thread::XsaveArea;
 use crate::linux::time::TscInfo;
 use crate::linux::vdso;
-use crate::memory::{Memory, PageFile};
+use crate::memory::{FRAME, PageFile};
 use crate::snapshot::records::{Identity, LoadMemory, MemoryError, Parts, Records, restore};
 
 /// What a machine is asked for that does not depend on the guest in it.
@@ -43,6 +44,8 @@ pub struct Wanted {
     pub page_file: Option<PageFileConfig>,
     /// How much memory programs may ask for.
     pub commit: Commit,
+    /// Bytes of private memory that one process may ask for.
+    pub process_memory: Option<u64>,
     /// How processes are forked.
     pub fork: ForkMode,
     /// Processors.
@@ -83,6 +86,10 @@ impl Bare {
         hardware.memory.manager.set_fork_mode(wanted.fork);
         if wanted.commit == Commit::Limited {
             hardware.memory.limit_commit();
+        }
+        if let Some(bytes) = wanted.process_memory {
+            let quota = CommitLimit::Pages(bytes / FRAME as u64);
+            hardware.memory.manager.set_first_quota(quota);
         }
         hardware.map_vdso(vdso::image())?;
         let all = wanted.cpus + super::hardware::spare(hardware.profile.paging);
@@ -201,7 +208,7 @@ const FEATURES: [(u32, u32, usize); 9] = [
 
 impl Machine {
     /// Makes a guest of its records, in a machine of its own that is ready to run. `image` gives the memory of
-    /// the guest, once there is a memory to load it into. The guest goes on with the standard descriptors of `host`.
+    /// the guest, once there is a machine to load it into. The guest goes on with the standard descriptors of `host`.
     ///
     /// # Errors
     /// The host cannot make a machine, or the guest cannot be made again.
@@ -210,7 +217,7 @@ impl Machine {
         records: &Records,
         identity: Identity,
         host: HostSide,
-        image: impl FnOnce(&Arc<Memory>) -> Result<L, MemoryError>,
+        image: impl FnOnce(&Hardware) -> Result<L, MemoryError>,
     ) -> Result<Self, RunError> {
         Self::restore_in(Bare::new(wanted)?, records, identity, host, image)
     }
@@ -224,12 +231,12 @@ impl Machine {
         records: &Records,
         identity: Identity,
         host: HostSide,
-        image: impl FnOnce(&Arc<Memory>) -> Result<L, MemoryError>,
+        image: impl FnOnce(&Hardware) -> Result<L, MemoryError>,
     ) -> Result<Self, RunError> {
         let sched = bare.sched();
         let stdio = stdio::open_all(host.stdio, &sched).map_err(RunError::Stdio)?;
         let memory = Arc::clone(&bare.hardware.memory);
-        let mut image = image(&memory).map_err(RunError::Image)?;
+        let mut image = image(&bare.hardware).map_err(RunError::Image)?;
         let parts = Parts {
             memory,
             sched,

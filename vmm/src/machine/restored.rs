@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use shadow_mm::{Access, Vpn};
 
+use super::hardware::{Hardware, HardwareError};
 use super::inspector::{self, Observed};
 use super::{After, Bare, Ended, HostSide, Machine, RunError, Wanted};
 use crate::linux::sched::Sched;
-use crate::memory::Memory;
+use crate::memory::{Memory, PoolError};
 use crate::snapshot::guest::MachineData;
-use crate::snapshot::image::{Image, ImageLoader, Loaded, WorkingSet};
+use crate::snapshot::image::{Image, ImageLoader, Loaded, Pages, WorkingSet};
 use crate::snapshot::read::Snapshot;
-use crate::snapshot::records::{Identity, Records};
+use crate::snapshot::records::{Identity, MemoryError, Records};
 
 /// What `vmm restore` was asked to do.
 #[derive(Debug)]
@@ -89,6 +90,37 @@ pub fn restore(
     Ok(ended)
 }
 
+/// Begins to load a guest's memory. The pages of a template are laid under the machine as they are; those of a file on a disk
+/// are read, and compared with their checksums, when they are wanted.
+fn load(
+    hardware: &Hardware,
+    image: &Arc<Image>,
+    loaded: &Arc<Loaded>,
+) -> Result<ImageLoader, MemoryError> {
+    let layer = image.snapshot().layer()?;
+    let pages = match layer.map(|layer| hardware.attach_layer(layer)) {
+        Some(Ok(frames)) => Pages::Mapped(frames),
+        // A machine that has had guests of many templates.
+        None | Some(Err(HardwareError::Pool(PoolError::NoRoom { .. }))) => Pages::Read,
+        Some(Err(error)) => return Err(error.into()),
+    };
+    let (memory, image, loaded) = (&hardware.memory, Arc::clone(image), Arc::clone(loaded));
+    Ok(ImageLoader::new(memory, (image, pages), loaded)?)
+}
+
+/// Lays the pages of a template under a machine that waits for guests of it.
+///
+/// # Errors
+/// The template cannot be mapped.
+pub(crate) fn lay_under(bare: &Bare, image: &Image) -> Result<(), RunError> {
+    let layer = image.snapshot().layer();
+    let layer = layer.map_err(|error| RunError::Image(error.into()))?;
+    if let Some(layer) = layer {
+        bare.hardware.attach_layer(layer)?;
+    }
+    Ok(())
+}
+
 /// A guest of a snapshot in its machine; it has not run yet.
 pub(crate) struct Revived {
     pub(crate) machine: Machine,
@@ -109,10 +141,7 @@ impl Revived {
         host: HostSide,
     ) -> Result<Self, RunError> {
         let loaded = Arc::new(Loaded::default());
-        let load = |memory: &Arc<Memory>| {
-            let loader = ImageLoader::new(memory, Arc::clone(image), Arc::clone(&loaded));
-            loader.map_err(Into::into)
-        };
+        let load = |hardware: &Hardware| load(hardware, image, &loaded);
         let machine = Machine::restore_in(bare, records, identity, host, load)?;
         let broken = watch(&machine, &loaded);
         Ok(Self {
@@ -160,6 +189,7 @@ pub(crate) fn wanted(choice: &Choice, data: &MachineData, cpus: usize) -> Wanted
         } else {
             Commit::Limited
         },
+        process_memory: data.process_memory,
         fork: ForkMode::Shared,
         cpus: choice.cpus.unwrap_or(cpus).clamp(1, 64),
         strace: choice.strace,

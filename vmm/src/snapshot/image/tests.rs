@@ -10,7 +10,7 @@ use shadow_mm::{
 };
 use vm_memory::Bytes;
 
-use super::{Image, ImageLoader, ImageWriter, LoadError};
+use super::{Image, ImageLoader, ImageWriter, LoadError, Pages};
 use crate::hv::probe::Paging;
 use crate::memory::{AccessError, Backing, Flushes, Memory, PageFile, Pool, Space, VmmPlatform};
 use crate::snapshot::format::PartKind;
@@ -27,7 +27,8 @@ const START: u64 = 0x100;
 const PAGES: u64 = 200;
 
 fn loader(memory: &Arc<Memory>, snapshot: &Arc<Snapshot>) -> Result<ImageLoader, LoadError> {
-    ImageLoader::new(memory, Arc::new(Image::read(snapshot)?), Arc::default())
+    let image = Arc::new(Image::read(snapshot)?);
+    ImageLoader::new(memory, (image, Pages::Read), Arc::default())
 }
 
 /// No files are mapped here.
