@@ -377,6 +377,8 @@ fn text(bytes: &[u8]) -> String {
 /// A machine is used again, and nothing of the guest it had is in it.
 fn warm_machines() -> Done {
     let template = changing()?;
+    // The template is mapped for its first clone, and stays so.
+    drop(template.fork().stdin(Stdio::null()).output()?);
     let cold = counted()?;
     template.warm(2)?;
     // KVM gives a machine that runs a thread of its own.
