@@ -160,6 +160,82 @@ fn layers(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// Pages that the clones of `frozen` find in the template.
+const FROZEN: u64 = 16 << 8;
+/// Frames a clone may take for what it has besides, the pages of its program among them.
+const SMALL: u64 = 512;
+
+/// Clones store to all they have and see nothing of each other; one that only reads takes no frames for it. What the
+/// original has, and what a later clone finds, is as it was.
+fn frozen(context: &Context) -> Checked {
+    let program = context.setup.programs.join("frozen");
+    let program = program.to_string_lossy();
+    let guest = Guest::launch(context, &["--ready-freeze"], &[&program, "16"])?;
+    let output = context.work().join("out.%i");
+    let output = output.to_string_lossy();
+    let words = [
+        "fork",
+        "warm",
+        "-n",
+        "3",
+        "--env",
+        "MODE=write",
+        "--stdout",
+        &output,
+    ];
+    succeed(context, &words)?;
+    for n in 1..=3 {
+        let path = output.replace("%i", &n.to_string());
+        let printed = fs::read_to_string(path).map_err(|e| e.to_string())?;
+        if printed != format!("written {n}\n") {
+            return Err(format!("clone {n}: {printed:?}"));
+        }
+    }
+    let seen = while_it_reads(context)?;
+    let sum = |name: &str| {
+        let processes = seen["processes"].as_array().into_iter().flatten();
+        processes.filter_map(|p| p[name].as_u64()).sum::<u64>()
+    };
+    let copied = seen["counters"]["memory"]["pages_copied"].as_u64();
+    let active = seen["zones"][0]["states"]["active"].as_u64();
+    let few = |n: Option<u64>| n.is_some_and(|n| n < SMALL);
+    if sum("frozen") < FROZEN || sum("resident") > SMALL || !few(copied) || !few(active) {
+        return Err(format!("{copied:?} copied, {active:?} active: {seen}"));
+    }
+    guest.finish(context)?;
+    Ok(PASSED)
+}
+
+/// What a clone looks like that has read all it has.
+fn while_it_reads(context: &Context) -> Result<serde_json::Value, String> {
+    let path = context.work().join("reader");
+    let output = path.to_string_lossy().into_owned();
+    let words = [
+        "fork",
+        "warm",
+        "--name",
+        "reader",
+        "--env",
+        "MODE=read",
+        "--stdout",
+        &output,
+    ];
+    let mut fork = command(context, &words)
+        .spawn()
+        .map_err(|e| e.to_string())?;
+    let until = Instant::now() + context.timeout / 2;
+    while fs::read_to_string(&path).unwrap_or_default() != "read\n" && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let seen = succeed(context, &["inspect", "reader-1", "--json"]);
+    let killed = succeed(context, &["kill", "reader-1"]);
+    let ended = fork.kill().and_then(|()| fork.wait());
+    let seen = seen?.stdout;
+    killed?;
+    ended.map_err(|e| e.to_string())?;
+    serde_json::from_slice(&seen).map_err(|e| e.to_string())
+}
+
 /// Clones do not outlive the command that made them.
 fn orphans(context: &Context) -> Checked {
     let line =
@@ -278,6 +354,7 @@ pub(crate) fn cases() -> Vec<Case> {
     .into_iter()
     .map(|(name, body, program)| Case::function(name, body).needs(&[program]))
     .collect();
+    cases.push(Case::function("clones/frozen", frozen));
     cases.extend(alone().map(|case| case.needs(&["busybox"])));
     let all = cases.into_iter();
     all.map(|case| case.not_native(ONLY_VMM).seconds(120))
