@@ -138,7 +138,8 @@ fn tree(context: &Context) -> Checked {
         let above = (|| {
             third.wait_until_written(context)?;
             branch("third-1", 2, "6%i").grow(context, &[])?;
-            branch("second-1", 2, "7%i").grow(context, &[])
+            // Where it is now, and not where it asked for it.
+            branch("second-1", 2, "7%i").grow(context, &["--anew"])
         })();
         // What is frozen sees the end of its input now.
         drop(open);
