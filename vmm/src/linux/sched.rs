@@ -5,13 +5,15 @@
 //! remembers [`Sched::epoch`] before it looks at any condition, and [`Sched::park`] refuses to
 //! park if anything was woken since.
 //!
-//! Lock order: this lock is a leaf; it is taken with the kernel's state lock or an object's lock
-//! held, and nothing is locked under it.
+//! One per guest. Several guests may share a machine's workers: which guest a worker asks is the
+//! [`roster`]'s business.
+//!
+//! Lock order: this lock is taken with the kernel's state lock or an object's lock held, and only
+//! the roster's is taken under it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 use parking_lot::Condvar;
 
@@ -20,11 +22,13 @@ use super::thread::{Thread, Tid};
 use crate::locks::{WaitMutex, rank};
 
 mod clock;
+pub mod roster;
 pub mod stop;
 #[cfg(test)]
 mod tests;
 mod turns;
 
+use roster::{GuestId, Line, Roster};
 pub use turns::Leave;
 use turns::{Arrival, Turns};
 
@@ -34,43 +38,26 @@ pub trait Kick: Send + Sync {
     fn kick(&self);
 }
 
-/// What a worker does next.
-#[derive(Debug)]
-pub enum Next {
-    /// Runs this thread.
-    Thread(Box<Thread>),
-    /// What it was asked to do when there is no thread.
-    Errand,
-    /// Nothing any more: the machine has ended.
-    End,
-}
-
 /// Run queue, wait queues, deadlines.
-#[derive(Default)]
 pub struct Sched {
     queues: WaitMutex<rank::SchedQueues, Queues>,
-    /// Signalled when the run queue grows or the machine ends.
-    runnable: Condvar,
-    /// Signalled when a deadline earlier than all others appears.
-    earlier: Condvar,
-    /// Signalled when the world stands still.
+    /// The machine's.
+    roster: Arc<Roster>,
+    /// Which of its guests this is.
+    guest: GuestId,
+    /// Signalled when the world stands still, and when it ends.
     rested: Condvar,
     /// Whether it is to stand still: a look without the lock.
     stopping: AtomicBool,
     epoch: AtomicU64,
     next_key: AtomicU64,
     ended: AtomicBool,
-    /// Counts [`Sched::clock_changed`], for a change that comes between a tick and its sleep.
-    clock_changes: AtomicU64,
-    watch: Watch,
 }
 
-/// Measures turns.
-struct Watch(Instant);
-
-impl Default for Watch {
+impl Default for Sched {
+    /// Of the only guest of a machine.
     fn default() -> Self {
-        Self(Instant::now())
+        Self::new(&Arc::default())
     }
 }
 
@@ -88,16 +75,42 @@ struct Queues {
     parked: HashMap<Tid, (Box<Thread>, Wait)>,
     waiters: HashMap<WaitKey, BTreeSet<Tid>>,
     deadlines: BTreeSet<(u64, Tid)>,
-    idle_workers: usize,
-    /// Until when the clock thread sleeps, by [`Sched::now`]: it must hear of turns that end earlier. 0 while it
-    /// is awake or called.
-    clock_sleeps: u64,
+    /// The guest is in the roster's line, or with a worker that is about to [`Sched::start`] a thread.
+    listed: bool,
+    /// When the clock thread makes its next round, by the roster's clock; `None`: it was not asked to.
+    planned: Option<u64>,
+    /// The clock thread is at work for this guest.
+    in_round: bool,
     /// How many want the world to stand still.
     stops: usize,
-    clock: stop::Clock,
 }
 
 impl Sched {
+    /// For one more guest of the machine with this roster.
+    #[must_use]
+    pub fn new(roster: &Arc<Roster>) -> Self {
+        Self {
+            queues: WaitMutex::default(),
+            roster: Arc::clone(roster),
+            guest: roster.enrol(),
+            rested: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            epoch: AtomicU64::new(0),
+            next_key: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    /// Which guest of its machine it is for.
+    pub fn guest(&self) -> GuestId {
+        self.guest
+    }
+
+    /// The roster of the machine.
+    pub fn roster(&self) -> &Arc<Roster> {
+        &self.roster
+    }
+
     /// A fresh id for [`WaitKey::Object`].
     pub fn new_key(&self) -> WaitKey {
         WaitKey::Object(self.next_key.fetch_add(1, Ordering::Relaxed))
@@ -189,7 +202,8 @@ impl Sched {
         if let Some(at) = wait.deadline {
             q.deadlines.insert((at, tid));
             if q.deadlines.first() == Some(&(at, tid)) {
-                self.earlier.notify_one();
+                // Only the round knows the clock that deadlines are of.
+                self.plan(&mut q, self.now());
             }
         }
         q.parked.insert(tid, (thread, wait));
@@ -197,35 +211,17 @@ impl Sched {
         Ok(())
     }
 
-    /// What a worker does next, waiting for it: run a thread, which is then *running* (`kick` is how
-    /// others interrupt it); or, when there is none, its errand, once `errand` says there is one. `errand` is
-    /// asked under the lock and takes none.
-    pub fn next(&self, kick: &Arc<dyn Kick>, errand: impl Fn() -> bool) -> Next {
+    /// A worker that the roster has sent here gets a thread, which is then *running* (`kick` is how others
+    /// interrupt it); `None` if there is none any more, or the world is stopped.
+    pub fn start(&self, kick: &Arc<dyn Kick>) -> Option<Box<Thread>> {
         let mut q = self.queues.lock();
-        loop {
-            if self.ended.load(Ordering::SeqCst) {
-                return Next::End;
-            }
-            if self.gives_out(&q)
-                && let Some(thread) = q.turns.start(kick, self.now())
-            {
-                self.take_turns(&mut q);
-                return Next::Thread(thread);
-            }
-            if errand() {
-                return Next::Errand;
-            }
-            q.idle_workers += 1;
-            q.wait(&self.runnable);
-            q.idle_workers -= 1;
+        q.listed = false;
+        if !self.gives_out(&q) {
+            return None;
         }
-    }
-
-    /// Wakes a worker that waits for a thread, to ask for errands again; false if none waits.
-    pub fn wake_idle(&self) -> bool {
-        let q = self.queues.lock();
-        self.runnable.notify_one();
-        q.idle_workers > 0
+        let thread = q.turns.start(kick, self.now())?;
+        self.after_unpark(&mut q);
+        Some(thread)
     }
 
     /// Whether a thread waits for a worker.
@@ -252,17 +248,23 @@ impl Sched {
         self.left(&q);
     }
 
-    /// Ends the machine: workers return, threads stay where they are.
+    /// Ends the guest: workers leave its threads, which stay where they are.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         let q = self.queues.lock();
         q.turns.kick_all();
-        self.runnable.notify_all();
-        self.earlier.notify_all();
         self.rested.notify_all();
     }
 
-    /// Whether the machine has ended.
+    /// Waits until the guest has ended. Workers may still be on their way out of it.
+    pub fn wait_for_end(&self) {
+        let mut q = self.queues.lock();
+        while !self.has_ended() {
+            q.wait(&self.rested);
+        }
+    }
+
+    /// Whether the guest has ended.
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
     }
@@ -277,19 +279,33 @@ impl Sched {
         all
     }
 
+    /// Somebody may have come to wait for a worker: sees to it that the guest is in the line, and that turns end.
     fn after_unpark(&self, q: &mut Queues) {
-        if q.idle_workers > 0 {
-            self.runnable.notify_one();
-            if q.turns.waiting() > 1 {
-                self.runnable.notify_all();
-            }
+        if q.turns.is_empty() || !self.gives_out(q) {
+            return;
         }
-        self.take_turns(q);
+        let line = if q.listed {
+            self.roster.line()
+        } else {
+            q.listed = true;
+            self.roster.put(self.guest)
+        };
+        match line {
+            Line::Served => {}
+            Line::Waits => self.take_turns(q),
+        }
     }
 
     /// Nanoseconds by the clock that measures turns.
     fn now(&self) -> u64 {
-        self.watch.0.elapsed().as_nanos() as u64
+        self.roster.now()
+    }
+}
+
+impl Drop for Sched {
+    fn drop(&mut self) {
+        let planned = self.queues.lock().planned;
+        self.roster.strike(self.guest, planned);
     }
 }
 

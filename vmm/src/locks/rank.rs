@@ -41,6 +41,8 @@ ranks! {
     StraceOpen,
     /// The virtual CPUs of a machine that has not started.
     MachineCpus,
+    /// The guests of a machine.
+    MachineGuests,
     /// What a machine failed with.
     MachineFailure,
     /// Writing the guest down, from the stop to the end of the file: one at a time.
@@ -129,6 +131,8 @@ ranks! {
     PagingEvents,
     /// Run queue, wait queues and deadlines.
     SchedQueues,
+    /// Which guest gets a worker next, and when the clock thread sees to which.
+    Roster,
     /// Flushes that wait for a virtual CPU.
     FlushQueues,
     /// The line a guest is printing.

@@ -8,11 +8,12 @@ use shadow_mm::CommitLimit;
 
 use super::RunError;
 use super::builder::Machine;
+use super::guests::Guests;
 use super::hardware::{Hardware, HardwareError};
 use super::host_io::{HostIo, HostSide};
 use super::stats::Counters;
 use super::strace::Strace;
-use super::worker::Shared;
+use super::worker::{Limit, Shared};
 use crate::config::{Commit, ForkMode, PageFileConfig};
 use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::exec::MachineInfo;
@@ -82,8 +83,8 @@ impl Bare {
             .collect::<Result<Vec<_>, HardwareError>>()?;
         let supervisor_tables = hardware.memory.manager.stats().tables.active;
         let sched = Arc::new(Sched::default());
-        let idle = Arc::downgrade(&sched);
-        let wake = move || idle.upgrade().is_some_and(|sched| sched.wake_idle());
+        let idle = Arc::downgrade(sched.roster());
+        let wake = move || idle.upgrade().is_some_and(|roster| roster.wake_idle());
         hardware.memory.flushes.set_wake_idle(Box::new(wake));
         Ok(Self {
             hardware,
@@ -125,14 +126,21 @@ impl Bare {
 
     /// The machine with its guest; its clock is published.
     pub(super) fn with(self, kernel: Kernel, io: HostIo) -> Machine {
+        let shared = Arc::new(Shared {
+            kernel: Arc::new(kernel),
+            table: Table::default(),
+            counters: Counters::default(),
+            strace: self.strace.then(Strace::default),
+            cpu_source: self.hardware.cpu_source(),
+            limit: Limit::default(),
+        });
+        let roster = Arc::clone(self.sched.roster());
+        let guests = Guests::new(roster, Arc::clone(&self.hardware.memory));
+        guests.add(&shared);
         let machine = Machine {
             hardware: self.hardware,
-            shared: Arc::new(Shared {
-                kernel: Arc::new(kernel),
-                table: Table::default(),
-                counters: Counters::default(),
-                strace: self.strace.then(Strace::default),
-            }),
+            guests: Arc::new(guests),
+            shared,
             cpus: Mutex::new(self.cpus),
             io,
             supervisor_tables: self.supervisor_tables,
@@ -143,7 +151,7 @@ impl Bare {
         let kernel = &machine.shared.kernel;
         kernel
             .clock
-            .publish(&vdso::page(&kernel.memory), machine.cpu_source());
+            .publish(&vdso::page(&kernel.memory), machine.shared.cpu_source);
         machine
     }
 }

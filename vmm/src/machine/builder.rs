@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::RunError;
 use super::bare::{Bare, Wanted};
 use super::freezer::Freezer;
+use super::guests::Guests;
 use super::hardware::Hardware;
 use super::host_io::{HostIo, HostSide};
 use super::inspector::Inspector;
@@ -29,6 +30,8 @@ const MAX_THREADS: usize = 30_000;
 /// A machine with its first program loaded.
 pub struct Machine {
     pub(super) hardware: Hardware,
+    /// Its guests: so far only the one of `shared`.
+    pub(super) guests: Arc<Guests>,
     pub(super) shared: Arc<Shared>,
     pub(super) cpus: Mutex<rank::MachineCpus, Vec<Vcpu>>,
     pub(super) io: HostIo,

@@ -5,16 +5,11 @@
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-
-use crate::linux::sched::Sched;
+use std::time::Duration;
 
 /// How long a thread may take to come back after the machine has ended: longer than the host takes to write out what
 /// a system call was asked to.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often it is looked whether the machine has ended.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// Held by a thread while it runs.
 #[derive(Clone)]
 struct Running {
@@ -58,29 +53,24 @@ impl Crew {
         Ok(())
     }
 
-    /// Waits until all have ended. A panic of one ends the machine.
+    /// Waits until all have come back, after the machine has ended.
     ///
     /// # Errors
-    /// The names of those that are still there long after the machine has ended.
-    pub(super) fn join(self, sched: &Sched) -> Result<(), Vec<String>> {
-        self.join_within(sched, PATIENCE)
+    /// The names of those that are still there long after that.
+    pub(super) fn join(self) -> Result<(), Vec<String>> {
+        self.join_within(PATIENCE)
     }
 
-    fn join_within(mut self, sched: &Sched, patience: Duration) -> Result<(), Vec<String>> {
+    fn join_within(mut self, patience: Duration) -> Result<(), Vec<String>> {
         drop(self.running.take());
-        let mut ended: Option<Instant> = None;
-        while self.gone.recv_timeout(LOOK.min(patience)) == Err(RecvTimeoutError::Timeout) {
-            if sched.has_ended() && ended.get_or_insert_with(Instant::now).elapsed() >= patience {
-                let left = self.threads.iter().filter(|thread| !thread.is_finished());
-                let name = |thread: &JoinHandle<()>| thread.thread().name().map(str::to_owned);
-                return Err(left.filter_map(name).collect());
-            }
+        if self.gone.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            let left = self.threads.iter().filter(|thread| !thread.is_finished());
+            let name = |thread: &JoinHandle<()>| thread.thread().name().map(str::to_owned);
+            return Err(left.filter_map(name).collect());
         }
         for thread in self.threads {
-            if thread.join().is_err() {
-                // Said by the panic itself; the others ended because of it.
-                sched.end();
-            }
+            // A panic has said itself what it was, and ended the machine.
+            let _ = thread.join();
         }
         Ok(())
     }
@@ -89,26 +79,23 @@ impl Crew {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[test]
     fn all_that_come_back_are_waited_for() {
-        let (sched, mut crew) = (Arc::new(Sched::default()), Crew::new());
-        let ending = Arc::clone(&sched);
-        crew.start("one", move || ending.end()).unwrap();
+        let mut crew = Crew::new();
+        crew.start("one", || ()).unwrap();
         crew.start("two", || thread::sleep(Duration::from_millis(20)))
             .unwrap();
-        assert_eq!(crew.join(&sched), Ok(()));
+        assert_eq!(crew.join(), Ok(()));
     }
 
     #[test]
     fn one_that_does_not_come_back_is_named() {
-        let (sched, mut crew) = (Sched::default(), Crew::new());
+        let mut crew = Crew::new();
         let (release, wait) = channel::<()>();
         crew.start("stuck", move || assert!(wait.recv().is_err()))
             .unwrap();
-        sched.end();
-        let left = crew.join_within(&sched, Duration::from_millis(5));
+        let left = crew.join_within(Duration::from_millis(5));
         assert_eq!(left, Err(vec!["stuck".to_owned()]));
         drop(release);
     }

@@ -16,6 +16,7 @@ use crate::hv::kvm::vcpu::{CpuSetup, Vcpu};
 use crate::hv::kvm::vm::{self, Slot, Vm, VmError};
 use crate::hv::probe::{self, HostProfile, Paging, ProbeError};
 use crate::hv::{CpuError, SyscallRing};
+use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
 use crate::memory::{FRAME, Flushes, Memory, Pool, PoolError, Space, VmmPlatform};
 
@@ -118,6 +119,16 @@ pub fn spare(paging: Paging) -> usize {
 }
 
 impl Hardware {
+    /// How programs learn which processor they run on.
+    #[must_use]
+    pub fn cpu_source(&self) -> CpuSource {
+        if self.profile.tsc_aux_works {
+            CpuSource::TscAux
+        } else {
+            CpuSource::Zero
+        }
+    }
+
     /// A machine with `bytes` of memory for guests and room for `cpus` virtual CPUs.
     ///
     /// # Errors

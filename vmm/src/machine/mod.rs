@@ -1,7 +1,6 @@
 //! A machine: built, run, taken down.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -10,7 +9,6 @@ use crate::control::ready::{Ready, ReadyLine};
 use crate::control::rundir::RunDirError;
 use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
-use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
 use crate::memory::{Memory, Writeback};
 use crate::snapshot::guest::MachineData;
@@ -21,6 +19,7 @@ mod counts;
 mod crew;
 pub mod fpu;
 mod freezer;
+pub mod guests;
 pub mod hardware;
 pub mod host_io;
 mod inspector;
@@ -38,6 +37,7 @@ pub use bare::Wanted;
 pub use builder::Machine;
 pub(crate) use counts::Counts;
 use crew::Crew;
+use guests::{EndOnPanic, WakeSpare};
 use hardware::HardwareError;
 pub use host_io::{HostSide, ProcessSignals};
 use inspector::Observed;
@@ -235,19 +235,27 @@ impl Machine {
     pub fn run(mut self, timeout: Option<Duration>) -> Result<Ended, RunError> {
         let kernel = Arc::clone(&self.shared.kernel);
         let failure = Arc::new(Mutex::new(None));
-        let timed_out = Arc::new(AtomicBool::new(false));
         let writeback = Writeback::start(&kernel.memory).map_err(RunError::Thread)?;
         let host = self.io.start(&kernel);
         let paging = self.start_paging();
         let mut crew = Crew::new();
+        if let Some(timeout) = timeout {
+            let now = kernel.clock.monotonic();
+            let limit = now.saturating_add(timeout.as_nanos() as u64);
+            self.shared.limit.set(limit);
+        }
+        // The guest's first round: what it plans is known then.
+        kernel.sched.clock_changed();
         let started = self
             .start_workers(&mut crew, &failure)
-            .and_then(|()| self.start_clock(&mut crew, timeout, &timed_out));
+            .and_then(|()| self.start_clock(&mut crew));
         if started.is_err() {
-            kernel.sched.end();
+            self.guests.close();
         }
         started.map_err(RunError::Thread)?;
-        let joined = crew.join(&kernel.sched);
+        kernel.sched.wait_for_end();
+        self.guests.close();
+        let joined = crew.join();
         host.stop();
         if let Err(left) = joined {
             // They still use what the machine is made of.
@@ -270,7 +278,7 @@ impl Machine {
         }
         let end = match status {
             Some(status) => End::Program(status),
-            None if timed_out.load(Ordering::SeqCst) => End::TimedOut,
+            None if self.shared.limit.has_passed() => End::TimedOut,
             None => End::Failed,
         };
         Ok(Ended { end, report })
@@ -284,24 +292,24 @@ impl Machine {
         let mut cpus = std::mem::take(&mut *self.cpus.lock());
         let working = cpus.len() - hardware::spare(self.hardware.profile.paging);
         for (n, cpu) in cpus.drain(..).enumerate() {
-            let shared = Arc::clone(&self.shared);
+            let guests = Arc::clone(&self.guests);
             let failure = Arc::clone(failure);
             let components = self.hardware.profile.state_components;
             let idle = self.hardware.idle.root();
             let name = format!("vcpu{}", cpu.index());
             crew.start(&name, move || {
                 // Last of all: the machine has ended by then.
-                let _wake = WakeSpare(&shared.kernel);
-                let _end = EndOnPanic(&shared.kernel);
+                let _wake = WakeSpare(&guests);
+                let _end = EndOnPanic(&guests);
                 let run = if n < working {
                     Worker::run
                 } else {
                     Worker::run_spare
                 };
-                let ran = Worker::new(Arc::clone(&shared), cpu, components, idle).and_then(run);
+                let ran = Worker::new(Arc::clone(&guests), cpu, components, idle).and_then(run);
                 if let Err(error) = ran {
                     failure.lock().get_or_insert(error);
-                    shared.kernel.sched.end();
+                    guests.close();
                 }
             })?;
         }
@@ -333,40 +341,13 @@ impl Machine {
             .collect()
     }
 
-    /// The clock thread: deadlines, turns, timers, the vDSO's page, the machine's own time limit.
-    fn start_clock(
-        &self,
-        crew: &mut Crew,
-        timeout: Option<Duration>,
-        timed_out: &Arc<AtomicBool>,
-    ) -> std::io::Result<()> {
-        let kernel = Arc::clone(&self.shared.kernel);
-        let timed_out = Arc::clone(timed_out);
-        let cpu_source = self.cpu_source();
-        let limit = timeout.map(|t| kernel.clock.monotonic().saturating_add(t.as_nanos() as u64));
+    /// The clock thread: deadlines, turns, timers, the vDSO's page, time limits.
+    fn start_clock(&self, crew: &mut Crew) -> std::io::Result<()> {
+        let guests = Arc::clone(&self.guests);
         crew.start("clock", move || {
-            let _end = EndOnPanic(&kernel);
-            let tick = || {
-                if limit.is_some_and(|at| kernel.clock.monotonic() >= at) {
-                    timed_out.store(true, Ordering::SeqCst);
-                    kernel.sched.end();
-                }
-                let page = crate::linux::vdso::page(&kernel.memory);
-                let clock = kernel.clock.tick(Some(&page), cpu_source);
-                let timers = crate::linux::proc::timers_due(&kernel);
-                [limit, clock, timers].into_iter().flatten().min()
-            };
-            let now = || kernel.clock.monotonic();
-            kernel.sched.run_clock(now, tick);
+            let _end = EndOnPanic(&guests);
+            guests.run_clock();
         })
-    }
-
-    fn cpu_source(&self) -> CpuSource {
-        if self.hardware.profile.tsc_aux_works {
-            CpuSource::TscAux
-        } else {
-            CpuSource::Zero
-        }
     }
 
     /// Ends every process, whatever it was doing, and counts what is left.
@@ -381,26 +362,6 @@ impl Machine {
         memory.sections.close(memory);
         memory.acknowledge(memory.flushes.drain());
         self.counts().report()
-    }
-}
-
-/// Ends the machine if the thread that holds it panics: the others must not wait for it.
-struct EndOnPanic<'a>(&'a Kernel);
-
-impl Drop for EndOnPanic<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.sched.end();
-        }
-    }
-}
-
-/// Has the spare virtual CPU's thread look whether the machine has ended, when another one's does.
-struct WakeSpare<'a>(&'a Kernel);
-
-impl Drop for WakeSpare<'_> {
-    fn drop(&mut self) {
-        self.0.memory.flushes.wake_spare();
     }
 }
 

@@ -3,13 +3,14 @@
 //! The protocol between this loop and the signals of the Linux layer is described in
 //! [`crate::linux::signal`].
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use shadow_mm::{Access, Pfn};
 
 use super::fpu::FpuSwitch;
+use super::guests::Guests;
 use super::kick::Kicker;
 use super::stats::{Counters, count};
 use super::strace::Strace;
@@ -20,14 +21,16 @@ use crate::linux::Errno;
 use crate::linux::call::{Args, CallRecord, Ctx, Stop, Wait};
 use crate::linux::kernel::Kernel;
 use crate::linux::process::SigInfo;
-use crate::linux::sched::{Kick, Leave, Next};
+use crate::linux::sched::roster::Task;
+use crate::linux::sched::{Kick, Leave};
 use crate::linux::signal::{self, Outcome, Settled};
 use crate::linux::table::Table;
 use crate::linux::thread::{Cpu, Thread};
 use crate::linux::user_mem::UserMem;
-use crate::memory::{Eject, Room};
+use crate::linux::vdso::data::CpuSource;
+use crate::memory::{Eject, Memory, Room};
 
-/// What all workers of a machine share.
+/// What all workers that run a guest share.
 pub struct Shared {
     /// The Linux layer.
     pub kernel: Arc<Kernel>,
@@ -37,11 +40,56 @@ pub struct Shared {
     pub counters: Counters,
     /// Where system calls are shown, if they are.
     pub strace: Option<Strace>,
+    /// How programs learn which processor they run on.
+    pub cpu_source: CpuSource,
+    /// How long it may run.
+    pub limit: Limit,
+}
+
+/// A guest's time limit.
+#[derive(Debug, Default)]
+pub struct Limit {
+    at: OnceLock<u64>,
+    passed: AtomicBool,
+}
+
+impl Limit {
+    /// The guest ends at `at`, by its `CLOCK_MONOTONIC`; to be said before it runs.
+    pub fn set(&self, at: u64) {
+        let first = self.at.set(at).is_ok();
+        debug_assert!(first, "a guest is started once");
+    }
+
+    /// Whether the guest was ended because of it.
+    pub fn has_passed(&self) -> bool {
+        self.passed.load(Ordering::SeqCst)
+    }
+}
+
+impl Shared {
+    /// The clock thread's round: deadlines, turns, timers, the vDSO's page, the time limit.
+    pub fn round(&self) {
+        let kernel = &self.kernel;
+        let now = || kernel.clock.monotonic();
+        let tick = || {
+            let limit = self.limit.at.get().copied();
+            if limit.is_some_and(|at| now() >= at) {
+                self.limit.passed.store(true, Ordering::SeqCst);
+                kernel.sched.end();
+            }
+            let page = crate::linux::vdso::page(&kernel.memory);
+            let clock = kernel.clock.tick(Some(&page), self.cpu_source);
+            let timers = crate::linux::proc::timers_due(kernel);
+            [limit, clock, timers].into_iter().flatten().min()
+        };
+        kernel.sched.round(now, tick);
+    }
 }
 
 /// A worker.
 pub struct Worker {
-    shared: Arc<Shared>,
+    guests: Arc<Guests>,
+    memory: Arc<Memory>,
     index: usize,
     cpu: Vcpu,
     fpu: FpuSwitch,
@@ -59,7 +107,7 @@ impl Worker {
     /// # Errors
     /// KVM refused the signal mask or the FPU state.
     pub fn new(
-        shared: Arc<Shared>,
+        guests: Arc<Guests>,
         cpu: Vcpu,
         components: u64,
         idle: Pfn,
@@ -69,9 +117,11 @@ impl Worker {
         let index = cpu.index() as usize;
         let fpu = FpuSwitch::new(&cpu, components)?;
         let eject = Arc::clone(&kicker) as Arc<dyn Eject>;
-        shared.kernel.memory.flushes.set_eject(index, eject);
+        let memory = Arc::clone(&guests.memory);
+        memory.flushes.set_eject(index, eject);
         Ok(Self {
-            shared,
+            guests,
+            memory,
             index,
             cpu,
             fpu,
@@ -87,13 +137,20 @@ impl Worker {
     /// KVM refused to go on: the machine cannot either.
     pub fn run(mut self) -> Result<(), CpuError> {
         let kick: Arc<dyn Kick> = Arc::clone(&self.kicker) as _;
-        let shared = Arc::clone(&self.shared);
-        let flushes = &shared.kernel.memory.flushes;
+        let (guests, memory) = (Arc::clone(&self.guests), Arc::clone(&self.memory));
+        let errand = || memory.flushes.errand_waits();
         loop {
-            match shared.kernel.sched.next(&kick, || flushes.errand_waits()) {
-                Next::Thread(thread) => self.run_thread(thread)?,
-                Next::Errand => self.errands()?,
-                Next::End => return Ok(()),
+            match guests.roster.next(self.index, &kick, errand) {
+                Task::Guest(id) => {
+                    // One that is no more wants no worker.
+                    let guest = guests.get(id);
+                    let thread = guest.as_ref().and_then(|g| g.kernel.sched.start(&kick));
+                    if let (Some(guest), Some(thread)) = (&guest, thread) {
+                        self.run_thread(guest, thread)?;
+                    }
+                }
+                Task::Errand => self.errands()?,
+                Task::End => return Ok(()),
             }
         }
     }
@@ -103,10 +160,10 @@ impl Worker {
     /// # Errors
     /// As [`Self::run`].
     pub fn run_spare(mut self) -> Result<(), CpuError> {
-        let kernel = Arc::clone(&self.shared.kernel);
-        kernel.memory.flushes.set_spare();
-        while !kernel.sched.has_ended() {
-            if kernel.memory.flushes.take_call() {
+        let memory = Arc::clone(&self.memory);
+        memory.flushes.set_spare();
+        while !self.guests.roster.is_closed() {
+            if memory.flushes.take_call() {
                 self.errands()?;
             } else {
                 std::thread::park();
@@ -117,7 +174,7 @@ impl Worker {
 
     /// Touches every table that waits for it, so that flushes of spaces that do not run are done too.
     fn errands(&mut self) -> Result<(), CpuError> {
-        let memory = Arc::clone(&self.shared.kernel.memory);
+        let memory = Arc::clone(&self.memory);
         while let Some(entry) = memory.flushes.errand(self.index, self.idle) {
             let touched = self.cpu.touch(self.idle.gpa(), &entry.touches);
             let done = matches!(touched, Ok(true));
@@ -132,7 +189,7 @@ impl Worker {
 
     /// Has every flush that waits finished, so that its frames can be used. False if none did.
     fn finish_flushes(&mut self) -> Result<bool, CpuError> {
-        let memory = Arc::clone(&self.shared.kernel.memory);
+        let memory = Arc::clone(&self.memory);
         let any = memory.flushes.pending();
         if any {
             self.errands()?;
@@ -143,9 +200,9 @@ impl Worker {
 
     /// Waits for frames, and does meanwhile what others that want some wait for. False if there will be
     /// none.
-    fn make_room(&mut self) -> Result<bool, CpuError> {
-        let memory = Arc::clone(&self.shared.kernel.memory);
-        let sched = Arc::clone(&self.shared.kernel.sched);
+    fn make_room(&mut self, shared: &Shared) -> Result<bool, CpuError> {
+        let memory = Arc::clone(&self.memory);
+        let sched = &shared.kernel.sched;
         // A thread that is to be put back faults again when it runs again.
         while !sched.has_ended() && !sched.is_stopping() {
             match memory.wait_for_room() {
@@ -158,8 +215,7 @@ impl Worker {
     }
 
     /// Runs one thread until it is parked, ended, or it is another's turn.
-    fn run_thread(&mut self, mut thread: Box<Thread>) -> Result<(), CpuError> {
-        let shared = Arc::clone(&self.shared);
+    fn run_thread(&mut self, shared: &Shared, mut thread: Box<Thread>) -> Result<(), CpuError> {
         let sched = &shared.kernel.sched;
         let mut since = Instant::now();
         while !sched.has_ended() {
@@ -169,7 +225,7 @@ impl Worker {
                 return Ok(());
             }
             let seen = sched.epoch();
-            let turn = self.turn(&mut thread)?;
+            let turn = self.turn(shared, &mut thread)?;
             let now = Instant::now();
             let spent = now.duration_since(since).as_nanos() as u64;
             thread.shared.cpu_time.fetch_add(spent, Ordering::Relaxed);
@@ -199,12 +255,11 @@ impl Worker {
     }
 
     /// One round: signals, then a call that is in progress or a stay in the guest.
-    fn turn(&mut self, thread: &mut Thread) -> Result<Turn, CpuError> {
-        let shared = Arc::clone(&self.shared);
+    fn turn(&mut self, shared: &Shared, thread: &mut Thread) -> Result<Turn, CpuError> {
         let attention = thread.shared.attention.load(Ordering::SeqCst);
         if attention {
             let mut cpu = self.fpu.access(&self.cpu, &shared.counters);
-            let mut c = context(&shared, thread, &mut cpu, CallRecord::default());
+            let mut c = context(shared, thread, &mut cpu, CallRecord::default());
             match signal::before_return(&mut c) {
                 Outcome::Resume => {}
                 Outcome::Park(wait) => return Ok(Turn::Park(wait)),
@@ -215,15 +270,24 @@ impl Worker {
             if shared.kernel.memory.give_way() {
                 self.errands()?;
             }
-            return Ok(self.make_call(&shared, thread, call));
+            return Ok(self.make_call(shared, thread, call));
         }
         if shared.kernel.memory.flushes.take_hurry() {
             self.errands()?;
             if std::mem::take(&mut self.look) {
-                return Ok(Turn::Leave(Leave::IfBehind));
+                return Ok(Turn::Leave(self.whose_turn()));
             }
         }
-        self.enter(&shared, thread)
+        self.enter(shared, thread)
+    }
+
+    /// To whom the thread that runs is to leave its place, after a kick.
+    fn whose_turn(&self) -> Leave {
+        if self.guests.roster.gives_way(self.index) {
+            Leave::ForGuest
+        } else {
+            Leave::IfBehind
+        }
     }
 
     /// Makes a call, for the first time or again.
@@ -329,7 +393,7 @@ impl Worker {
             Exit::Kicked => {
                 count(&counters.kicks);
                 if self.kicker.taken() | std::mem::take(&mut self.look) {
-                    return Ok(Turn::Leave(Leave::IfBehind));
+                    return Ok(Turn::Leave(self.whose_turn()));
                 }
             }
             Exit::MonitorDone => count(&counters.monitor),
@@ -356,7 +420,7 @@ impl Worker {
             Faulted::Resolved(_) | Faulted::ReadFile => {}
             Faulted::Signal(info) => self.fault(shared, thread, trap, info),
             // The frames that flushes held are back: fault again.
-            Faulted::NoMemory if self.finish_flushes()? || self.make_room()? => {}
+            Faulted::NoMemory if self.finish_flushes()? || self.make_room(shared)? => {}
             Faulted::NoMemory => {
                 tracing::warn!(
                     pid = thread.pid,

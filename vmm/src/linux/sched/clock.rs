@@ -1,58 +1,55 @@
-//! The clock thread: wakes what is due, and ends turns.
+//! A guest's share of the clock thread: wakes what is due, and ends turns.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use super::{Queues, Sched, stop};
+use super::{Queues, Sched};
 
 impl Sched {
-    /// Runs on the clock thread: sleeps until the next deadline or the end of a turn, wakes what is due, and takes
-    /// the processor from running threads when it is another's turn. Returns when the machine has ended. `now`
-    /// is the machine's `CLOCK_MONOTONIC`; `tick` runs once a round and returns when it wants to run next.
-    pub fn run_clock(&self, now: impl Fn() -> u64, mut tick: impl FnMut() -> Option<u64>) {
-        loop {
-            self.rest_clock();
-            let changes = self.clock_changes.load(Ordering::SeqCst);
-            let due = tick();
+    /// A round of the clock thread, when the roster says so: wakes what is due, takes the processor from running threads
+    /// when it is another's turn, and plans the next round. `now` is the guest's `CLOCK_MONOTONIC`; `tick` is
+    /// what else is done with time, and says by that clock when it wants to be called next. Nothing of it is done to a
+    /// stopped world, which gets a round when it goes on.
+    pub fn round(&self, now: impl Fn() -> u64, tick: impl FnOnce() -> Option<u64>) {
+        {
             let mut q = self.queues.lock();
-            if self.clock_changes.load(Ordering::SeqCst) != changes {
-                continue;
+            if let Some(planned) = q.planned.take() {
+                // Planned anew since the roster took it.
+                self.roster.plan(self.guest, Some(planned), None);
             }
-            if self.ended.load(Ordering::SeqCst) {
-                drop(q);
-                self.end_clock();
+            if !self.gives_out(&q) {
                 return;
             }
-            if q.stops > 0 {
-                continue;
-            }
-            let at = now();
-            self.wake_due(&mut q, at);
-            let deadline = q.deadlines.first().map(|&(deadline, _)| deadline);
-            let due = [deadline, due].into_iter().flatten().min();
-            let due = due.map(|due| due.saturating_sub(at));
-            let sleep = [due, self.take_turns(&mut q)].into_iter().flatten().min();
-            // Asleep it does nothing to a stopped world, and looks for one when it wakes.
-            q.clock = stop::Clock::Rests;
-            match sleep.map(|sleep| sleep.max(1)) {
-                Some(sleep) => {
-                    q.clock_sleeps = self.now().saturating_add(sleep);
-                    q.wait_for(&self.earlier, Duration::from_nanos(sleep));
-                }
-                None => {
-                    q.clock_sleeps = u64::MAX;
-                    q.wait(&self.earlier);
-                }
-            }
-            q.clock_sleeps = 0;
+            q.in_round = true;
         }
+        let due = tick();
+        let mut q = self.queues.lock();
+        q.in_round = false;
+        self.left(&q);
+        if !self.gives_out(&q) {
+            return;
+        }
+        let at = now();
+        self.wake_due(&mut q, at);
+        let deadline = q.deadlines.first().map(|&(deadline, _)| deadline);
+        if let Some(due) = [deadline, due].into_iter().flatten().min() {
+            let sleep = due.saturating_sub(at).max(1);
+            self.plan(&mut q, self.now().saturating_add(sleep));
+        }
+        self.after_unpark(&mut q);
     }
 
-    /// Wakes the clock thread, for a `tick` that has something earlier to do.
+    /// Asks for a round, for a `tick` that has something earlier to do.
     pub fn clock_changed(&self) {
-        let _q = self.queues.lock();
-        self.clock_changes.fetch_add(1, Ordering::SeqCst);
-        self.earlier.notify_one();
+        let mut q = self.queues.lock();
+        self.plan(&mut q, self.now());
+    }
+
+    /// The clock thread is to make a round at `at` or earlier.
+    pub(super) fn plan(&self, q: &mut Queues, at: u64) {
+        if q.planned.is_none_or(|planned| at < planned) {
+            let planned = q.planned.replace(at);
+            self.roster.plan(self.guest, planned, Some(at));
+        }
     }
 
     fn wake_due(&self, q: &mut Queues, at: u64) {
@@ -62,22 +59,14 @@ impl Sched {
             }
             self.epoch.fetch_add(1, Ordering::SeqCst);
             q.unpark(tid, self.now());
-            self.after_unpark(q);
         }
     }
 
-    /// Tells threads to give way to those that wait, if no worker is free for them; says in how many
-    /// nanoseconds there may be more to do, and sees to it that the clock thread looks then.
-    pub(super) fn take_turns(&self, q: &mut Queues) -> Option<u64> {
-        if q.idle_workers > 0 {
-            return None;
-        }
+    /// Tells threads to give way to those that wait, and plans a round for when there may be more to do.
+    pub(super) fn take_turns(&self, q: &mut Queues) {
         let now = self.now();
-        let again = q.turns.take_turns(now)?;
-        if now.saturating_add(again) < q.clock_sleeps {
-            q.clock_sleeps = 0;
-            self.earlier.notify_one();
+        if let Some(again) = q.turns.take_turns(now) {
+            self.plan(q, now.saturating_add(again));
         }
-        Some(again)
     }
 }

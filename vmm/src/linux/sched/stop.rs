@@ -2,7 +2,7 @@
 //!
 //! Every thread is then a record in the run queue or in a wait queue: out of the guest, its FPU state in its
 //! record, and out of every system call. A call that was under way has ended, or is put aside to be made
-//! again. Host I/O that a worker was doing has come back first. The clock thread rests too: no deadline
+//! again. Host I/O that a worker was doing has come back first. The clock thread leaves it alone too: no deadline
 //! passes and no timer sends a signal. What the host does meanwhile (a descriptor that becomes ready) only
 //! moves threads from a wait queue to the run queue.
 //!
@@ -53,8 +53,8 @@ impl Sched {
         q.stops = q.stops.saturating_sub(1);
         if q.stops == 0 {
             self.stopping.store(false, Ordering::SeqCst);
-            self.runnable.notify_all();
-            self.earlier.notify_one();
+            self.plan(&mut q, self.now());
+            self.after_unpark(&mut q);
         }
     }
 
@@ -97,51 +97,21 @@ impl Sched {
 
     /// Whether threads are given out.
     pub(super) fn gives_out(&self, q: &Queues) -> bool {
-        q.stops == 0
+        q.stops == 0 && !self.has_ended()
     }
 
-    /// A thread has left its worker: tells who waits for that.
+    /// A thread has left its worker, or the clock thread the guest: tells who waits for that.
     pub(super) fn left(&self, q: &Queues) {
         if q.stops > 0 && q.at_rest() {
             self.rested.notify_all();
         }
     }
-
-    /// The clock thread rests as long as the world is stopped.
-    pub(super) fn rest_clock(&self) {
-        let mut q = self.queues.lock();
-        while q.stops > 0 && !self.ended.load(Ordering::SeqCst) {
-            q.clock = Clock::Rests;
-            self.left(&q);
-            q.wait(&self.earlier);
-        }
-        q.clock = Clock::Runs;
-    }
-
-    /// The clock thread ends.
-    pub(super) fn end_clock(&self) {
-        let mut q = self.queues.lock();
-        q.clock = Clock::None;
-        self.left(&q);
-    }
 }
 
 impl Queues {
     fn at_rest(&self) -> bool {
-        self.turns.running() == 0 && self.clock != Clock::Runs
+        self.turns.running() == 0 && !self.in_round
     }
-}
-
-/// What the clock thread does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Clock {
-    /// There is none.
-    #[default]
-    None,
-    /// It wakes what is due.
-    Runs,
-    /// It sleeps, or the world is stopped.
-    Rests,
 }
 
 #[cfg(test)]
@@ -150,7 +120,8 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU64};
     use std::time::{Duration, Instant};
 
-    use super::super::{Kick, Next};
+    use super::super::Kick;
+    use super::super::tests::{Next, end, next, run_clock};
     use super::*;
     use crate::linux::call::WaitKey;
     use crate::linux::testing::Machine;
@@ -171,7 +142,7 @@ mod tests {
 
     fn worker(sched: &Sched, spinner: &Arc<Spinner>, turns: &AtomicU64) {
         let kick: Arc<dyn Kick> = Arc::clone(spinner) as _;
-        while let Next::Thread(thread) = sched.next(&kick, || false) {
+        while let Next::Thread(thread) = next(sched, 0, &kick, || false) {
             while !sched.is_stopping() && !sched.has_ended() {
                 turns.fetch_add(1, Ordering::SeqCst);
                 while !spinner.kicked.swap(false, Ordering::SeqCst) && !sched.has_ended() {
@@ -194,7 +165,7 @@ mod tests {
             scope.spawn(|| {
                 let start = Instant::now();
                 let now = || start.elapsed().as_nanos() as u64;
-                sched.run_clock(now, || {
+                run_clock(&sched, now, || {
                     ticks.fetch_add(1, Ordering::SeqCst);
                     Some(now() + 1_000_000)
                 });
@@ -217,7 +188,7 @@ mod tests {
                 assert_eq!(ticks.load(Ordering::SeqCst), 0);
                 sched.go_on();
             }
-            sched.end();
+            end(&sched);
         });
         assert!(spinner.kicks.load(Ordering::SeqCst) > 0);
     }
@@ -251,8 +222,8 @@ mod tests {
         sched.wake(key);
         assert_eq!(waits(), [false]);
         let kick: Arc<dyn Kick> = Arc::new(Spinner::default());
-        assert!(matches!(sched.next(&kick, || true), Next::Errand));
+        assert!(matches!(next(sched, 0, &kick, || true), Next::Errand));
         sched.go_on();
-        assert!(matches!(sched.next(&kick, || true), Next::Thread(_)));
+        assert!(matches!(next(sched, 0, &kick, || true), Next::Thread(_)));
     }
 }

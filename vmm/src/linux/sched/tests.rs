@@ -1,6 +1,7 @@
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use super::roster::Task;
 use super::*;
 use crate::linux::testing::Machine;
 
@@ -11,6 +12,54 @@ impl Kick for Kicks {
     fn kick(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+/// What a worker does next.
+#[derive(Debug)]
+pub(super) enum Next {
+    Thread(Box<Thread>),
+    Errand,
+    End,
+}
+
+/// What worker `worker` of a machine does next that has only this guest.
+pub(super) fn next(
+    sched: &Sched,
+    worker: usize,
+    kick: &Arc<dyn Kick>,
+    errand: impl Fn() -> bool,
+) -> Next {
+    loop {
+        match sched.roster().next(worker, kick, &errand) {
+            Task::Guest(guest) => {
+                assert_eq!(guest, sched.guest());
+                if let Some(thread) = sched.start(kick) {
+                    return Next::Thread(thread);
+                }
+            }
+            Task::Errand => return Next::Errand,
+            Task::End => return Next::End,
+        }
+    }
+}
+
+/// Runs the clock of a machine that has only this guest.
+pub(super) fn run_clock(
+    sched: &Sched,
+    now: impl Fn() -> u64,
+    mut tick: impl FnMut() -> Option<u64>,
+) {
+    sched.clock_changed();
+    while let Some(guest) = sched.roster().next_round() {
+        assert_eq!(guest, sched.guest());
+        sched.round(&now, &mut tick);
+    }
+}
+
+/// Ends the guest, and the machine.
+pub(super) fn end(sched: &Sched) {
+    sched.end();
+    sched.roster().close();
 }
 
 const AN_HOUR: u64 = 3_600_000_000_000;
@@ -41,11 +90,14 @@ fn kicked_beside_the_clock(sched: &Sched, kicks: &Kicks, body: impl FnOnce()) ->
     let start = Instant::now();
     let now = || start.elapsed().as_nanos() as u64;
     std::thread::scope(|scope| {
-        scope.spawn(|| sched.run_clock(now, || Some(AN_HOUR)));
-        assert!(soon(|| sched.queues.lock().clock_sleeps > 0));
+        scope.spawn(|| run_clock(sched, now, || Some(AN_HOUR)));
+        assert!(soon(|| {
+            let planned = sched.queues.lock().planned;
+            planned.is_some_and(|at| at > AN_HOUR / 2)
+        }));
         body();
         let kicked = soon(|| kicks.0.load(Ordering::SeqCst) > 1);
-        sched.end();
+        end(sched);
         kicked
     })
 }
@@ -58,7 +110,7 @@ fn clock_that_dozes_hears_of_a_crowd() {
     let kick: Arc<dyn Kick> = Arc::clone(&kicks) as _;
     let kicked = kicked_beside_the_clock(sched, &kicks, || {
         sched.enqueue(first);
-        assert!(matches!(sched.next(&kick, || false), Next::Thread(_)));
+        assert!(matches!(next(sched, 0, &kick, || false), Next::Thread(_)));
         assert_eq!(kicks.0.load(Ordering::SeqCst), 0, "nobody waits");
         sched.enqueue(second);
     });
@@ -72,8 +124,8 @@ fn clock_that_dozes_hears_of_a_crowd_that_a_worker_leaves_behind() {
     let sched = &machine.k.sched;
     let kick: Arc<dyn Kick> = Arc::clone(&kicks) as _;
     let kicked = std::thread::scope(|scope| {
-        let worker = scope.spawn(|| sched.next(&kick, || false));
-        assert!(soon(|| sched.queues.lock().idle_workers == 1));
+        let worker = scope.spawn(|| next(sched, 0, &kick, || false));
+        assert!(soon(|| sched.roster().idle() == 1));
         kicked_beside_the_clock(sched, &kicks, || {
             sched.enqueue(first);
             sched.enqueue(second);

@@ -27,7 +27,7 @@ pub(super) const LEAD: u64 = 5_000_000;
 /// How far ahead of all others a thread is at most when it starts to wait.
 const FURTHEST: u64 = 8 * LEAD;
 /// A thread that was told to give way and has not done it in this time is told again.
-const PATIENCE: u64 = 2 * LEAD;
+pub(super) const PATIENCE: u64 = 2 * LEAD;
 
 /// Why a thread waits for a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub enum Leave {
     IfBehind,
     /// It wants to (sched_yield(2)): after everybody who waits.
     Last,
+    /// It is another guest's turn.
+    ForGuest,
 }
 
 /// A thread that a worker has.
@@ -80,11 +82,6 @@ impl Turns {
     /// Whether nobody waits.
     pub(super) fn is_empty(&self) -> bool {
         self.ready.is_empty()
-    }
-
-    /// How many wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.ready.len()
     }
 
     /// How many run.
@@ -175,6 +172,7 @@ impl Turns {
         let leaves = match how {
             Leave::IfBehind => first.is_some_and(|first| first < account),
             Leave::Last => last.is_some(),
+            Leave::ForGuest => true,
         };
         if !leaves {
             (running.account, running.since, running.told) = (account, now, None);

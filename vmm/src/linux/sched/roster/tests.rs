@@ -1,0 +1,231 @@
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+use crate::linux::call::{Wait, WaitKey};
+use crate::linux::sched::{Leave, Sched};
+use crate::linux::testing::Machine;
+use crate::linux::thread::{Thread, Tid};
+
+/// Takes a worker out of the guest.
+#[derive(Default)]
+struct Kicked(AtomicBool);
+
+impl Kick for Kicked {
+    fn kick(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Guests of one machine, with threads of their own.
+struct Guests {
+    machine: Machine,
+    roster: Arc<Roster>,
+    scheds: Vec<Arc<Sched>>,
+}
+
+impl Guests {
+    fn new(count: usize) -> Self {
+        let roster = Arc::default();
+        Self {
+            machine: Machine::new(),
+            scheds: (0..count).map(|_| Arc::new(Sched::new(&roster))).collect(),
+            roster,
+        }
+    }
+
+    fn thread(&self, tid: Tid) -> Box<Thread> {
+        let mut thread = self.machine.first();
+        thread.tid = tid;
+        thread
+    }
+
+    fn of(&self, id: GuestId) -> usize {
+        let found = self.scheds.iter().position(|sched| sched.guest() == id);
+        found.expect("a guest of this machine")
+    }
+
+    /// Worker number `worker`, until the machine ends. `run` runs a thread of a guest until it is told by
+    /// `Kicked`, or to its end.
+    fn work(&self, worker: usize, mut run: impl FnMut(usize, Box<Thread>, &Kicked)) {
+        let kicked = Arc::new(Kicked::default());
+        let kick: Arc<dyn Kick> = Arc::clone(&kicked) as _;
+        while let Task::Guest(id) = self.roster.next(worker, &kick, || false) {
+            let guest = self.of(id);
+            if let Some(thread) = self.scheds[guest].start(&kick) {
+                run(guest, thread, &kicked);
+            }
+        }
+    }
+
+    /// The clock thread, until the machine ends.
+    fn clock(&self) {
+        while let Some(id) = self.roster.next_round() {
+            self.scheds[self.of(id)].round(|| 0, || None);
+        }
+    }
+
+    fn end(&self) {
+        for sched in &self.scheds {
+            sched.end();
+        }
+        self.roster.close();
+    }
+}
+
+const GUESTS: usize = 3;
+const THREADS: usize = 4;
+const TOKENS: usize = 2;
+const STEPS: usize = 20_000;
+
+fn key(thread: usize) -> WaitKey {
+    WaitKey::Object(thread as u64)
+}
+
+/// A few tokens go round between threads of several guests; a thread without one waits, so that a guest is idle
+/// most of the time, and one wake-up that nobody hears stops everything. Worlds are stopped meanwhile.
+#[test]
+fn no_wake_up_is_lost_between_guests() {
+    let guests = Guests::new(GUESTS);
+    let tokens: [[AtomicUsize; THREADS]; GUESTS] = Default::default();
+    let steps = AtomicUsize::new(0);
+    for (sched, tokens) in guests.scheds.iter().zip(&tokens) {
+        for (n, held) in tokens.iter().enumerate() {
+            held.store(usize::from(n < TOKENS), Ordering::SeqCst);
+            sched.enqueue(guests.thread(n as Tid));
+        }
+    }
+    let pass = |guest: usize, thread: usize| {
+        let step = steps.fetch_add(1, Ordering::SeqCst);
+        let (to, next) = match step % 3 {
+            0 => ((guest + 1) % GUESTS, thread),
+            _ => (guest, (thread + 1) % THREADS),
+        };
+        tokens[to][next].fetch_add(1, Ordering::SeqCst);
+        guests.scheds[to].wake(key(next));
+    };
+    let take = |held: &AtomicUsize| {
+        let fewer = |count: usize| count.checked_sub(1);
+        held.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer)
+            .is_ok()
+    };
+    let run = |guest: usize, mut thread: Box<Thread>, _: &Kicked| {
+        let (sched, n) = (&guests.scheds[guest], thread.tid as usize);
+        loop {
+            if sched.is_stopping() {
+                return sched.put_back(thread);
+            }
+            let seen = sched.epoch();
+            if take(&tokens[guest][n]) {
+                pass(guest, n);
+            }
+            match sched.park(thread, Wait::on(key(n)), seen) {
+                Ok(()) => return,
+                Err(again) => thread = again,
+            }
+        }
+    };
+    let (ended, until) = (
+        AtomicBool::new(false),
+        Instant::now() + Duration::from_secs(60),
+    );
+    std::thread::scope(|scope| {
+        for worker in 0..3 {
+            let (guests, run) = (&guests, run);
+            scope.spawn(move || guests.work(worker, run));
+        }
+        scope.spawn(|| guests.clock());
+        scope.spawn(|| {
+            while !ended.load(Ordering::SeqCst) {
+                for sched in &guests.scheds {
+                    sched.stop();
+                    std::thread::yield_now();
+                    sched.go_on();
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        while steps.load(Ordering::SeqCst) < STEPS && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        ended.store(true, Ordering::SeqCst);
+        guests.end();
+    });
+    let steps = steps.load(Ordering::SeqCst);
+    assert!(
+        steps >= STEPS,
+        "all stand still after {steps} steps: {tokens:?}"
+    );
+}
+
+/// Guests whose threads only compute take a worker in turn, whatever the number of their threads.
+#[test]
+fn guests_that_compute_take_turns() {
+    let guests = Guests::new(3);
+    for (n, sched) in guests.scheds.iter().enumerate() {
+        for thread in 0..=2 * n {
+            sched.enqueue(guests.thread(thread as Tid));
+        }
+    }
+    let turns: [AtomicUsize; 3] = Default::default();
+    let run = |guest: usize, mut thread: Box<Thread>, kicked: &Kicked| {
+        let sched: &Sched = &guests.scheds[guest];
+        turns[guest].fetch_add(1, Ordering::SeqCst);
+        while !sched.has_ended() {
+            if !kicked.0.swap(false, Ordering::SeqCst) {
+                std::thread::yield_now();
+                continue;
+            }
+            let how = if guests.roster.gives_way(0) {
+                Leave::ForGuest
+            } else {
+                Leave::IfBehind
+            };
+            match sched.yield_running(thread, how) {
+                Ok(()) => return,
+                Err(again) => thread = again,
+            }
+        }
+        sched.forget(thread.tid);
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| guests.work(0, run));
+        scope.spawn(|| guests.clock());
+        let until = Instant::now() + Duration::from_secs(60);
+        let least = || turns.iter().map(|turns| turns.load(Ordering::SeqCst)).min();
+        while least() < Some(10) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        guests.end();
+    });
+    let turns = turns.map(AtomicUsize::into_inner);
+    let (least, most) = (turns.iter().min().unwrap(), turns.iter().max().unwrap());
+    assert!(*least >= 10 && most - least <= 2, "{turns:?}");
+}
+
+/// One guest takes no notice of another one's stop, and a guest that is no more is in no line.
+#[test]
+fn guests_stop_and_go_for_themselves() {
+    let mut guests = Guests::new(2);
+    let kick: Arc<dyn Kick> = Arc::new(Kicked::default());
+    let ids: Vec<GuestId> = guests.scheds.iter().map(|sched| sched.guest()).collect();
+    let next = |guests: &Guests| guests.roster.next(0, &kick, || true);
+    guests.scheds[0].stop();
+    for sched in &guests.scheds {
+        sched.enqueue(guests.thread(1));
+    }
+    assert_eq!(next(&guests), Task::Guest(ids[1]));
+    let thread = guests.scheds[1].start(&kick).expect("it does not stop");
+    assert_eq!(next(&guests), Task::Errand);
+    guests.scheds[0].go_on();
+    guests.scheds[1].put_back(thread);
+    guests.scheds[1].clock_changed();
+    drop(guests.scheds.pop());
+    assert_eq!(next(&guests), Task::Guest(ids[0]));
+    assert!(guests.scheds[0].start(&kick).is_some());
+    assert_eq!(next(&guests), Task::Errand);
+    // It was to have a round after it went on; the other one has none any more.
+    assert_eq!(guests.roster.next_round(), Some(ids[0]));
+    guests.roster.close();
+    assert_eq!(guests.roster.next_round(), None);
+    assert_eq!(next(&guests), Task::End);
+}

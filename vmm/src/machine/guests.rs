@@ -1,0 +1,93 @@
+//! The guests of a machine, and what the machine's threads need to serve them all.
+//!
+//! A machine's workers and its clock thread belong to no guest: the roster ([`Roster`]) tells them which one is next, by
+//! number, and here is the guest of that number.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use super::worker::Shared;
+use crate::linux::sched::roster::{GuestId, Roster};
+use crate::locks::{Mutex, rank};
+use crate::memory::Memory;
+
+/// The guests of a machine.
+pub struct Guests {
+    /// Who gets a worker.
+    pub roster: Arc<Roster>,
+    /// The memory they share.
+    pub memory: Arc<Memory>,
+    all: Mutex<rank::MachineGuests, HashMap<GuestId, Arc<Shared>>>,
+    /// The machine has failed or ended: nobody comes any more.
+    closed: AtomicBool,
+}
+
+impl Guests {
+    /// A machine without guests.
+    #[must_use]
+    pub fn new(roster: Arc<Roster>, memory: Arc<Memory>) -> Self {
+        Self {
+            roster,
+            memory,
+            all: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// One more. In a machine that runs, its world must be stopped until now: a worker that hears of a guest it does not
+    /// find asks no more.
+    pub fn add(&self, guest: &Arc<Shared>) {
+        let id = guest.kernel.sched.guest();
+        self.all.lock().insert(id, Arc::clone(guest));
+        if self.closed.load(Ordering::SeqCst) {
+            guest.kernel.sched.end();
+        }
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, id: GuestId) -> Option<Arc<Shared>> {
+        self.all.lock().get(&id).map(Arc::clone)
+    }
+
+    /// Ends the machine and all guests in it.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let all: Vec<_> = self.all.lock().values().map(Arc::clone).collect();
+        for guest in all {
+            guest.kernel.sched.end();
+        }
+        self.roster.close();
+    }
+
+    /// What the clock thread does, until the machine ends.
+    pub fn run_clock(&self) {
+        while let Some(id) = self.roster.next_round() {
+            if let Some(guest) = self.get(id) {
+                guest.round();
+            }
+        }
+    }
+}
+
+/// Ends the machine if the thread that holds it panics: the others must not wait for it.
+pub(super) struct EndOnPanic<'a>(pub(super) &'a Guests);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.close();
+        }
+    }
+}
+
+/// Has the spare virtual CPU's thread look whether the machine has ended, when another one's does.
+pub(super) struct WakeSpare<'a>(pub(super) &'a Guests);
+
+impl Drop for WakeSpare<'_> {
+    fn drop(&mut self) {
+        self.0.memory.flushes.wake_spare();
+    }
+}
