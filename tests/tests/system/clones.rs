@@ -1,12 +1,13 @@
 //! Programs that ask to be frozen, and learn which clone they are: `/dev/vmm`, `vmm fork --env`.
 
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use tests::case::{Case, Checked, Expect, Launch, PASSED};
 use tests::context::Context;
 
-use super::snapshot::{Guest, ONLY_VMM, command, expect, snapshot, succeed, vmm_with};
+use super::snapshot::{Guest, ONLY_VMM, command, expect, kills, snapshot, succeed, vmm_with};
 
 /// Freezes itself, says who it is, and a line for each line of its input.
 const SHELL: &str = "x=warm; echo freeze > /dev/vmm; \
@@ -159,6 +160,82 @@ fn layers(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// Pages that the clones of `frozen` find in the template.
+const FROZEN: u64 = 16 << 8;
+/// Frames a clone may take for what it has besides, the pages of its program among them.
+const SMALL: u64 = 512;
+
+/// Clones store to all they have and see nothing of each other; one that only reads takes no frames for it. What the
+/// original has, and what a later clone finds, is as it was.
+fn frozen(context: &Context) -> Checked {
+    let program = context.setup.programs.join("frozen");
+    let program = program.to_string_lossy();
+    let guest = Guest::launch(context, &["--ready-freeze"], &[&program, "16"])?;
+    let output = context.work().join("out.%i");
+    let output = output.to_string_lossy();
+    let words = [
+        "fork",
+        "warm",
+        "-n",
+        "3",
+        "--env",
+        "MODE=write",
+        "--stdout",
+        &output,
+    ];
+    succeed(context, &words)?;
+    for n in 1..=3 {
+        let path = output.replace("%i", &n.to_string());
+        let printed = fs::read_to_string(path).map_err(|e| e.to_string())?;
+        if printed != format!("written {n}\n") {
+            return Err(format!("clone {n}: {printed:?}"));
+        }
+    }
+    let seen = while_it_reads(context)?;
+    let sum = |name: &str| {
+        let processes = seen["processes"].as_array().into_iter().flatten();
+        processes.filter_map(|p| p[name].as_u64()).sum::<u64>()
+    };
+    let copied = seen["counters"]["memory"]["pages_copied"].as_u64();
+    let active = seen["zones"][0]["states"]["active"].as_u64();
+    let few = |n: Option<u64>| n.is_some_and(|n| n < SMALL);
+    if sum("frozen") < FROZEN || sum("resident") > SMALL || !few(copied) || !few(active) {
+        return Err(format!("{copied:?} copied, {active:?} active: {seen}"));
+    }
+    guest.finish(context)?;
+    Ok(PASSED)
+}
+
+/// What a clone looks like that has read all it has.
+fn while_it_reads(context: &Context) -> Result<serde_json::Value, String> {
+    let path = context.work().join("reader");
+    let output = path.to_string_lossy().into_owned();
+    let words = [
+        "fork",
+        "warm",
+        "--name",
+        "reader",
+        "--env",
+        "MODE=read",
+        "--stdout",
+        &output,
+    ];
+    let mut fork = command(context, &words)
+        .spawn()
+        .map_err(|e| e.to_string())?;
+    let until = Instant::now() + context.timeout / 2;
+    while fs::read_to_string(&path).unwrap_or_default() != "read\n" && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let seen = succeed(context, &["inspect", "reader-1", "--json"]);
+    let killed = succeed(context, &["kill", "reader-1"]);
+    let ended = fork.kill().and_then(|()| fork.wait());
+    let seen = seen?.stdout;
+    killed?;
+    ended.map_err(|e| e.to_string())?;
+    serde_json::from_slice(&seen).map_err(|e| e.to_string())
+}
+
 /// Clones do not outlive the command that made them.
 fn orphans(context: &Context) -> Checked {
     let line =
@@ -194,6 +271,62 @@ fn orphans(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// Processes whose command line has all of these words.
+fn processes(words: &[&str]) -> Result<usize, String> {
+    let all = fs::read_dir("/proc").map_err(|e| e.to_string())?;
+    let lines = all
+        .flatten()
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let matches = |line: &Vec<u8>| {
+        let line = String::from_utf8_lossy(line);
+        words
+            .iter()
+            .all(|word| line.split('\0').any(|other| other == *word))
+    };
+    Ok(lines.filter(matches).count())
+}
+
+/// Nor if it is killed while it starts them, at whatever moment; nor if it had gone before one of them could see that.
+fn abandoned(context: &Context) -> Checked {
+    let line = "echo freeze > /dev/vmm; while :; do sleep 1; done";
+    let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])?;
+    // A word that no other process of the machine has.
+    let mark = format!("MARK={}", context.work().display());
+    for round in 0..kills(10) {
+        let mut fork = command(context, &["fork", "warm", "-n", "8", "--env", &mark]);
+        let fork = fork.stderr(Stdio::null()).spawn();
+        let mut fork = fork.map_err(|e| e.to_string())?;
+        std::thread::sleep(Duration::from_micros(u64::from(round * 7919 % 61) * 1000));
+        fork.kill()
+            .and_then(|()| fork.wait())
+            .map_err(|e| e.to_string())?;
+        let until = Instant::now() + context.timeout / 4;
+        let equal = format!("--env={mark}");
+        while processes(&["restore", &equal])? != 0 {
+            if Instant::now() > until {
+                return Err(format!("round {round}: clones are left"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let path = snapshot(context)?;
+    let vmm = context.setup.vmm.to_string_lossy();
+    let parent = (std::process::id() + 1).to_string();
+    let line =
+        format!("exec {vmm} restore --template 3 --clone 1/1/warm --parent {parent} 3< {path}");
+    let alone = context.native(&Launch::new("/bin/sh", &["-c", &line]))?;
+    if alone.status != 125 || !alone.err().contains("has ended") || alone.err().lines().count() != 1
+    {
+        return Err(format!(
+            "without a parent: {} {}",
+            alone.status,
+            alone.err()
+        ));
+    }
+    drop(guest);
+    Ok(PASSED)
+}
+
 /// What a program sees that nobody forks, and one that asks too often.
 fn alone() -> [Case; 2] {
     let line = "echo freeze > /dev/vmm && cat /dev/vmm; echo thaw > /dev/vmm || echo refused; \
@@ -214,12 +347,14 @@ pub(crate) fn cases() -> Vec<Case> {
         ("clones/together", together, "busybox"),
         ("clones/layers", layers, "busybox"),
         ("clones/orphans", orphans, "busybox"),
+        ("clones/abandoned", abandoned, "busybox"),
         ("clones/python", python, "python3"),
         ("clones/lua", lua, "lua5.4"),
     ]
     .into_iter()
     .map(|(name, body, program)| Case::function(name, body).needs(&[program]))
     .collect();
+    cases.push(Case::function("clones/frozen", frozen));
     cases.extend(alone().map(|case| case.needs(&["busybox"])));
     let all = cases.into_iter();
     all.map(|case| case.not_native(ONLY_VMM).seconds(120))

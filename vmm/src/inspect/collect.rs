@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shadow_mm::{FrameOwner, FrameRun, FrameZone, PageInfo, PfnState, Prot, Vpn, VpnRange};
+use shadow_mm::{
+    FrameOwner, FrameRun, FrameZone, PageInfo, PfnRange, PfnState, Prot, Vpn, VpnRange,
+};
 
-use super::{About, FORMAT, Inspection, Legend, Mapping, Process, Run, Zone};
+use super::{About, FORMAT, Inspection, LayerFrames, Legend, Mapping, Process, Run, Zone};
 use crate::linux::kernel::Kernel;
 use crate::linux::mm::guard::{TAG_FREED, TAG_GUARD};
 use crate::linux::process::{AddressSpace, Life};
@@ -109,6 +111,7 @@ pub fn collect(kernel: &Kernel, given: Given, detail: Detail) -> Inspection {
             states: states.chain([UNKNOWN.to_owned()]).collect(),
             owners: OWNERS.map(|(_, name)| name.to_owned()).into(),
         },
+        layers: memory.manager.store().layers().map(layer).collect(),
         sharing: sharing.into_iter().collect(),
         processes,
         truncated: walk.truncated && detail == Detail::Full,
@@ -205,6 +208,11 @@ impl Walk<'_> {
                 .memory
                 .manager
                 .resident_from(&mm.space, range, STEP, |_, page| {
+                    if page.frozen {
+                        mapping.frozen += 1;
+                        process.frozen += 1;
+                        return;
+                    }
                     mapping.resident += 1;
                     mapping.shared += u64::from(page.shared);
                     mapping.dirty += u64::from(page.dirty);
@@ -291,6 +299,13 @@ impl Walk<'_> {
         for user in self.users.iter().skip(start).take(run.count as usize) {
             add(1, *user);
         }
+    }
+}
+
+fn layer(frames: PfnRange) -> LayerFrames {
+    LayerFrames {
+        first: frames.start.get(),
+        frames: frames.count.into(),
     }
 }
 

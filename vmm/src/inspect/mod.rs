@@ -32,6 +32,9 @@ pub struct Inspection {
     pub zones: Vec<Zone>,
     /// What the numbers in the zones' runs mean.
     pub legend: Legend,
+    /// The templates under the guest's memory: what a process has frozen is their pages.
+    #[serde(default)]
+    pub layers: Vec<LayerFrames>,
     /// Frames of guest pages by how many entries map them: the count of entries, and how many frames.
     pub sharing: Vec<(u32, u64)>,
     /// Processes that have memory.
@@ -53,6 +56,15 @@ pub struct About {
     pub version: String,
     /// The program and its arguments.
     pub command: Vec<String>,
+}
+
+/// A template's frames: they are not the guest's, and it cannot store to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerFrames {
+    /// The first frame's number.
+    pub first: u32,
+    /// How many there are.
+    pub frames: u64,
 }
 
 /// One zone of the pool.
@@ -109,6 +121,9 @@ pub struct Process {
     pub peak_resident: u64,
     /// Pages that are its own alone.
     pub private: u64,
+    /// Pages of a template that it has mapped: they take no frame. Counted with the mappings only.
+    #[serde(default)]
+    pub frozen: u64,
     /// Page tables.
     pub tables: u64,
     /// The least pages the trimmer leaves it while others have more, and the most it lets it have.
@@ -134,6 +149,9 @@ pub struct Mapping {
     pub offset: u64,
     /// Pages with a frame.
     pub resident: u64,
+    /// Pages that are a template's, mapped and not stored to; not among the resident ones.
+    #[serde(default)]
+    pub frozen: u64,
     /// Those other entries map too, or might.
     pub shared: u64,
     /// Those stored to since they were last looked at.
@@ -189,12 +207,17 @@ pub(crate) mod tests {
                 states: names(&["zeroed", "free", "active", "in flight", "not shown"]),
                 owners: names(&["nobody", "one entry", "clone block"]),
             },
+            layers: vec![LayerFrames {
+                first: 2048,
+                frames: 300,
+            }],
             sharing: vec![(1, 2), (2, 1), (3, 1)],
             processes: vec![Process {
                 pid: 1,
                 name: "sh".to_owned(),
                 state: "running".to_owned(),
                 resident: 4,
+                frozen: 6,
                 ages: vec![3, 1, 0, 0],
                 maps: vec![Mapping {
                     start: 0x1000,
@@ -202,6 +225,7 @@ pub(crate) mod tests {
                     rights: "rw-p".to_owned(),
                     name: "[heap]".to_owned(),
                     resident: 2,
+                    frozen: 6,
                     ..Mapping::default()
                 }],
                 ..Process::default()

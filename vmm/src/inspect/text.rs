@@ -30,6 +30,7 @@ pub fn render(what: &Inspection, style: Style) -> String {
     for zone in &what.zones {
         let _ = zone_lines(&mut out, what, zone, style);
     }
+    let _ = layers(&mut out, what);
     let _ = sharing(&mut out, what);
     let _ = faults(&mut out, what);
     let _ = processes(&mut out, what, style);
@@ -134,6 +135,27 @@ fn bar(what: &Inspection, zone: &Zone, style: Style) -> String {
     format!("[{marks}]")
 }
 
+fn layers(out: &mut String, what: &Inspection) -> std::fmt::Result {
+    let frozen: u64 = what.processes.iter().map(|process| process.frozen).sum();
+    let size = |frames: u64| Size(frames * what.frame_bytes).to_string();
+    for layer in &what.layers {
+        writeln!(
+            out,
+            "\ntemplate   {} frames from {} on, {}, read-only and not the guest's",
+            layer.frames,
+            layer.first,
+            size(layer.frames)
+        )?;
+    }
+    if !what.layers.is_empty() && what.processes.iter().any(|p| !p.maps.is_empty()) {
+        writeln!(
+            out,
+            "           mapped by {frozen} entries of its processes"
+        )?;
+    }
+    Ok(())
+}
+
 fn sharing(out: &mut String, what: &Inspection) -> std::fmt::Result {
     let shared = what.sharing.iter().filter(|(n, _)| *n > 1);
     let frames: u64 = shared.clone().map(|(_, frames)| frames).sum();
@@ -179,8 +201,17 @@ fn processes(out: &mut String, what: &Inspection, style: Style) -> std::fmt::Res
     }
     writeln!(
         out,
-        "\n{:>7} {:>7} {:<8} {:>8} {:>9} {:>9} {:>9} {:>7}  {:<20} NAME",
-        "PID", "PPID", "STATE", "VIRTUAL", "RESIDENT", "PEAK", "PRIVATE", "TABLES", "AGES"
+        "\n{:>7} {:>7} {:<8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>7}  {:<20} NAME",
+        "PID",
+        "PPID",
+        "STATE",
+        "VIRTUAL",
+        "RESIDENT",
+        "PEAK",
+        "PRIVATE",
+        "FROZEN",
+        "TABLES",
+        "AGES"
     )?;
     for p in &what.processes {
         process(out, what, p)?;
@@ -199,7 +230,7 @@ fn process(out: &mut String, what: &Inspection, p: &Process) -> std::fmt::Result
     let ages: Vec<_> = p.ages.iter().take(oldest).map(u64::to_string).collect();
     writeln!(
         out,
-        "{:>7} {:>7} {:<8} {:>8} {:>9} {:>9} {:>9} {:>7}  {:<20} {}",
+        "{:>7} {:>7} {:<8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>7}  {:<20} {}",
         p.pid,
         p.ppid,
         p.state,
@@ -207,6 +238,7 @@ fn process(out: &mut String, what: &Inspection, p: &Process) -> std::fmt::Result
         size(p.resident),
         size(p.peak_resident),
         size(p.private),
+        size(p.frozen),
         p.tables,
         ages.join("/"),
         printable(&p.name)
@@ -217,12 +249,13 @@ fn mapping(out: &mut String, what: &Inspection, map: &Mapping) -> std::fmt::Resu
     let size = |pages: u64| Size(pages * what.frame_bytes).to_string();
     writeln!(
         out,
-        "          {:012x}-{:012x} {} {:>8} {:>8} resident {:>8} shared {:>8} dirty  {}",
+        "          {:012x}-{:012x} {} {:>8} {:>8} resident {:>8} frozen {:>8} shared {:>8} dirty  {}",
         map.start,
         map.end,
         map.rights,
         Size(map.end - map.start).to_string(),
         size(map.resident),
+        size(map.frozen),
         size(map.shared),
         size(map.dirty),
         printable(&map.name)
@@ -286,6 +319,8 @@ mod tests {
             "# active             4    16 KiB",
             "2 frames are mapped more than once, which saves 3 frames, 12 KiB",
             "1 by 2, 1 by 3",
+            "template   300 frames from 2048 on",
+            "24 KiB frozen",
             "[heap]",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");

@@ -109,6 +109,8 @@ ranks! {
     MainStops,
     /// When which timer is due.
     TimerSchedule,
+    /// A template that is being laid under a machine.
+    Layering,
     /// What must live as long as the virtual machine.
     VmOwners,
     /// What guards an address space's mappings; held while it maps.

@@ -24,7 +24,7 @@ use crate::linux::table::Table;
 use crate::linux::time::TscInfo;
 use crate::linux::vdso;
 use crate::locks::Mutex;
-use crate::memory::{FRAME, Memory, PageFile};
+use crate::memory::{FRAME, PageFile};
 use crate::snapshot::records::{Identity, LoadMemory, MemoryError, Parts, Records, restore};
 
 /// What a machine is asked for that does not depend on the guest in it.
@@ -171,7 +171,7 @@ const FEATURES: [(u32, u32, usize); 9] = [
 
 impl Machine {
     /// Makes a guest of its records, in a machine of its own that is ready to run. `image` gives the memory of
-    /// the guest, once there is a memory to load it into. The guest goes on with the standard descriptors of `host`.
+    /// the guest, once there is a machine to load it into. The guest goes on with the standard descriptors of `host`.
     ///
     /// # Errors
     /// The host cannot make a machine, or the guest cannot be made again.
@@ -180,12 +180,12 @@ impl Machine {
         records: &Records,
         identity: Identity,
         host: HostSide,
-        image: impl FnOnce(&Arc<Memory>) -> Result<L, MemoryError>,
+        image: impl FnOnce(&Hardware) -> Result<L, MemoryError>,
     ) -> Result<Self, RunError> {
         let bare = Bare::new(wanted)?;
         let stdio = bare.stdio(host.stdio)?;
         let memory = Arc::clone(&bare.hardware.memory);
-        let mut image = image(&memory).map_err(RunError::Image)?;
+        let mut image = image(&bare.hardware).map_err(RunError::Image)?;
         let fresh = bare.cpus.first().map(Vcpu::fpu).transpose();
         let fresh = fresh.map_err(RunError::Cpu)?;
         let parts = Parts {

@@ -18,7 +18,7 @@ use crate::hv::probe::{self, HostProfile, Paging, ProbeError};
 use crate::hv::{CpuError, SyscallRing};
 use crate::linux::vdso::data::CpuSource;
 use crate::locks::{Mutex, rank};
-use crate::memory::{FRAME, Flushes, Memory, Pool, PoolError, Space, VmmPlatform};
+use crate::memory::{FRAME, Flushes, Layer, Memory, Pool, PoolError, Space, VmmPlatform};
 
 /// Frames of a large page.
 const LARGE: u64 = 512;
@@ -77,6 +77,8 @@ pub struct Hardware {
     /// What the VMM and the monitor share and is not there from the start: the virtual CPUs' areas. A special pool: a
     /// monitor that leaves an area's ends faults.
     monitor_pool: Mutex<rank::MonitorPool, NonPagedPool>,
+    /// Layers are laid one at a time.
+    layering: Mutex<rank::Layering, ()>,
 }
 
 /// The pool of a machine whose virtual CPUs have no areas yet.
@@ -162,6 +164,7 @@ impl Hardware {
             vm,
             idle,
             monitor_pool: Mutex::new(monitor_pool()),
+            layering: Mutex::default(),
         })
     }
 
@@ -219,6 +222,28 @@ impl Hardware {
         let offset = (frame::POOL + first) as usize * FRAME;
         let area = CpuArea::new(region, offset, abi::pool_page(first));
         Ok((got.pages.start, area))
+    }
+
+    /// Lays a layer under the guest's memory: from now on its frames are there to be mapped, in a slot that nothing
+    /// can be stored to. One that lies there already is where it was.
+    ///
+    /// # Errors
+    /// There is no room for it, or KVM refused the slot.
+    pub fn attach_layer(&self, layer: &Layer) -> Result<PfnRange, HardwareError> {
+        let _alone = self.layering.lock();
+        let pool = self.memory.manager.store();
+        if let Some(frames) = pool.find_layer(layer) {
+            return Ok(frames);
+        }
+        let frames = pool.place_layer(layer)?;
+        self.vm.add_read_only_slot(Slot {
+            gpa: frames.start.gpa(),
+            host: layer.region().as_ptr() as u64,
+            bytes: u64::from(frames.count) * FRAME as u64,
+            owner: Arc::clone(layer.region()) as _,
+        })?;
+        pool.add_layer(layer, frames)?;
+        Ok(frames)
     }
 
     /// Shows ring 3 the vDSO.

@@ -106,6 +106,8 @@ pub struct MemoryReport {
     pub pages_read: u64,
     /// Pages of files that were mapped because a neighbour faulted.
     pub mapped_around: u64,
+    /// Entries made for pages of a template, which take no frame.
+    pub frozen_mapped: u64,
     /// Pages of files that were taken because frames were short.
     pub file_pages_evicted: u64,
     /// Pages written back to files, and the writes they took.
@@ -183,6 +185,7 @@ impl MemoryReport {
             pages_zeroed: s.pages_zeroed,
             pages_read: s.pages_read,
             mapped_around: s.pages_mapped_around,
+            frozen_mapped: s.pages_frozen,
             file_pages_evicted: s.section_pages_evicted,
             file_pages_written: s.file_pages_written,
             file_writes: s.file_writes_issued,

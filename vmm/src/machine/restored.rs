@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use shadow_mm::{Access, Vpn};
 
+use super::hardware::{Hardware, HardwareError};
 use super::inspector::{self, Observed};
 use super::{Ended, HostSide, Machine, RunError, Wanted};
 use crate::linux::sched::Sched;
-use crate::memory::Memory;
+use crate::memory::{Memory, PoolError};
 use crate::snapshot::guest::MachineData;
-use crate::snapshot::image::{ImageLoader, Loaded, WorkingSet};
+use crate::snapshot::image::{ImageLoader, Loaded, Pages, WorkingSet};
 use crate::snapshot::read::Snapshot;
-use crate::snapshot::records::{Identity, Records};
+use crate::snapshot::records::{Identity, MemoryError, Records};
 
 /// What `vmm restore` was asked to do.
 #[derive(Debug)]
@@ -88,6 +89,24 @@ pub fn restore(
     Ok(ended)
 }
 
+/// Begins to load a guest's memory. The pages of a template are laid under the machine as they are; those of a file on a disk
+/// are read, and compared with their checksums, when they are wanted.
+fn load(
+    hardware: &Hardware,
+    snapshot: &Arc<Snapshot>,
+    loaded: &Arc<Loaded>,
+) -> Result<ImageLoader, MemoryError> {
+    let layer = snapshot.layer()?;
+    let pages = match layer.map(|layer| hardware.attach_layer(layer)) {
+        Some(Ok(frames)) => Pages::Mapped(frames),
+        // A machine that has had guests of many templates.
+        None | Some(Err(HardwareError::Pool(PoolError::NoRoom { .. }))) => Pages::Read,
+        Some(Err(error)) => return Err(error.into()),
+    };
+    let (memory, snapshot, loaded) = (&hardware.memory, Arc::clone(snapshot), Arc::clone(loaded));
+    Ok(ImageLoader::new(memory, (snapshot, pages), loaded)?)
+}
+
 /// A guest of a snapshot in its machine; it has not run yet.
 pub(crate) struct Revived {
     pub(crate) machine: Machine,
@@ -108,11 +127,7 @@ impl Revived {
         host: HostSide,
     ) -> Result<Self, RunError> {
         let loaded = Arc::new(Loaded::default());
-        let image = |memory: &Arc<Memory>| {
-            let snapshot = Arc::clone(snapshot);
-            let loader = ImageLoader::new(memory, snapshot, Arc::clone(&loaded));
-            loader.map_err(Into::into)
-        };
+        let image = |hardware: &Hardware| load(hardware, snapshot, &loaded);
         let machine = Machine::restore(wanted, records, identity, host, image)?;
         let broken = watch(&machine, &loaded);
         Ok(Self {
@@ -182,6 +197,10 @@ fn watch(machine: &Machine, loaded: &Loaded) -> Broken {
 /// are wanted.
 fn read_ahead(machine: &Machine, loaded: &Loaded) -> Option<JoinHandle<()>> {
     let sets = loaded.take_working_sets();
+    // A template's pages are there without being read.
+    if sets.is_empty() {
+        return None;
+    }
     let kernel = machine.kernel();
     let started = std::thread::Builder::new()
         .name("read ahead".into())

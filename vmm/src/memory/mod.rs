@@ -12,6 +12,7 @@ use shadow_mm::{
 pub use content::{Backing, Content, FileId, Version};
 pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
 pub use guard::{GuardCounters, GuardReport};
+pub use layer::{Layer, is_frozen};
 pub use page_file::{PageFile, PageFileError};
 pub use paging::Fault;
 pub use pool::{FRAME, Pool, PoolError};
@@ -24,6 +25,7 @@ pub use writeback::Writeback;
 mod content;
 mod flushes;
 mod guard;
+mod layer;
 mod page_file;
 mod pager;
 mod paging;

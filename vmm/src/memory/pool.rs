@@ -2,15 +2,18 @@
 //!
 //! Guest-physical layout, in frames: the *monitor zone* (what the ring-0 monitor shares with the
 //! VMM), the *table zone* (page tables), the *data zone*. The zones are slots of their own, so that
-//! a clone can map them differently. Guest-writable memory is never a `&[u8]` here: everything goes
+//! a clone can map them differently. Beyond the pool lie the frames of *layers* ([`Layer`]), which are read like any
+//! other and never stored to. Guest-writable memory is never a `&[u8]` here: everything goes
 //! through `vm-memory`'s volatile slices and atomics.
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use shadow_mm::{EntryIndex, FrameStore, Pfn};
+use shadow_mm::{EntryIndex, FrameStore, Pfn, PfnRange};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+
+use super::layer::Layer;
 
 /// Bytes of a frame.
 pub const FRAME: usize = 4096;
@@ -36,13 +39,33 @@ pub enum PoolError {
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
+    /// A file is no layer.
+    #[error("cannot map {bytes} bytes of a template")]
+    Layer {
+        /// Size asked for.
+        bytes: u64,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There are too many layers, or their frames have no numbers.
+    #[error("no room for a layer of {pages} pages above the guest's memory")]
+    NoRoom {
+        /// Its pages.
+        pages: u64,
+    },
 }
+
+/// Most layers one pool lies above.
+const MAX_LAYERS: usize = 8;
 
 /// The pool. Frame N of the guest-physical space is at byte `N * 4096` of the memfd.
 #[derive(Debug)]
 pub struct Pool {
     file: Arc<File>,
     region: Arc<MmapRegion>,
+    /// From the first on, with rising frames.
+    layers: [OnceLock<(PfnRange, Layer)>; MAX_LAYERS],
 }
 
 impl Pool {
@@ -64,7 +87,47 @@ impl Pool {
         Ok(Self {
             file,
             region: Arc::new(region),
+            layers: [const { OnceLock::new() }; MAX_LAYERS],
         })
+    }
+
+    /// Where a layer is, if it lies under the pool already.
+    #[must_use]
+    pub fn find_layer(&self, layer: &Layer) -> Option<PfnRange> {
+        let mut layers = self.layers.iter().map_while(OnceLock::get);
+        let found = layers.find(|(_, known)| known == layer);
+        found.map(|(frames, _)| *frames)
+    }
+
+    /// Where a layer would be.
+    ///
+    /// # Errors
+    /// [`PoolError::NoRoom`].
+    pub fn place_layer(&self, layer: &Layer) -> Result<PfnRange, PoolError> {
+        let there = self.layers().count();
+        let free = self.layers().last().map_or(self.frames(), PfnRange::end);
+        let placed = layer.placed(free).filter(|_| there < MAX_LAYERS);
+        let pages = layer.pages();
+        placed.ok_or(PoolError::NoRoom { pages })
+    }
+
+    /// Lays a layer under the pool where [`Self::place_layer`] said. Its frames are those as long as the pool is there.
+    ///
+    /// # Errors
+    /// [`PoolError::NoRoom`]: another one was laid meanwhile.
+    pub fn add_layer(&self, layer: &Layer, frames: PfnRange) -> Result<(), PoolError> {
+        let pages = layer.pages();
+        let no_room = PoolError::NoRoom { pages };
+        let there = self.layers().count();
+        let place = self.layers.get(there).ok_or(no_room)?;
+        let laid = place.set((frames, layer.clone()));
+        laid.map_err(|_| PoolError::NoRoom { pages })
+    }
+
+    /// The layers' frames.
+    pub fn layers(&self) -> impl Iterator<Item = PfnRange> {
+        let there = self.layers.iter().map_while(OnceLock::get);
+        there.map(|(frames, _)| *frames)
     }
 
     /// Frames in the pool.
@@ -95,10 +158,30 @@ impl Pool {
         self.region.as_ptr() as u64 + frame * FRAME as u64
     }
 
-    /// The bytes of a frame.
+    /// The bytes of a frame of the pool.
     #[must_use]
     pub fn frame(&self, frame: Pfn) -> VolatileSlice<'_> {
         self.bytes(u64::from(frame.get()) * FRAME as u64, FRAME)
+    }
+
+    /// The bytes of any frame, a layer's too: to be loaded only.
+    ///
+    /// # Panics
+    /// If there is no such frame: our bug.
+    #[must_use]
+    fn loadable(&self, frame: Pfn) -> VolatileSlice<'_> {
+        if u64::from(frame.get()) < self.frames() {
+            return self.frame(frame);
+        }
+        let mut layers = self.layers.iter().map_while(OnceLock::get);
+        let (frames, layer) = layers
+            .find(|(frames, _)| frames.contains(frame))
+            .expect("a frame of the pool or of a layer");
+        let at = (frame.get() - frames.start.get()) as usize * FRAME;
+        layer
+            .region()
+            .get_slice(at, FRAME)
+            .expect("a page of the layer")
     }
 
     /// Bytes by guest-physical address.
@@ -157,11 +240,11 @@ impl FrameStore for Pool {
     }
 
     fn copy(&self, from: Pfn, to: Pfn) {
-        self.frame(from).copy_to_volatile_slice(self.frame(to));
+        self.loadable(from).copy_to_volatile_slice(self.frame(to));
     }
 
     fn read(&self, frame: Pfn, offset: usize, into: &mut [u8]) {
-        self.frame(frame)
+        self.loadable(frame)
             .read_slice(into, offset)
             .expect("a range inside a frame");
     }

@@ -8,14 +8,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::format::{
     CLUSTER, HEADER, Header, HeaderError, Part, PartKind, SnapshotId, StoredPage, checksum,
     page_offset,
 };
 use super::write::Base;
-use crate::memory::FRAME;
+use crate::memory::{FRAME, Layer, PoolError, is_frozen};
 
 /// Longest chain of snapshots that build on each other.
 const MAX_DEPTH: usize = 64;
@@ -82,6 +82,8 @@ pub struct Snapshot {
     sums: Vec<u64>,
     trust: Trust,
     base: Option<Arc<Snapshot>>,
+    /// Its pages, once somebody wanted them mapped.
+    layer: OnceLock<Layer>,
 }
 
 fn open_file(path: &Path) -> Result<File, ReadError> {
@@ -153,6 +155,7 @@ impl Snapshot {
             sums: Vec::new(),
             trust,
             base,
+            layer: OnceLock::new(),
         };
         snapshot.check_base()?;
         snapshot.read_sums()?;
@@ -226,6 +229,23 @@ impl Snapshot {
             Some(part) => self.read_part(part),
             None => Err(self.damaged(format!("part {}", kind as u32))),
         }
+    }
+
+    /// Its pages, mapped, if nobody can change them: those of a template in memory. A template is whole by itself.
+    ///
+    /// # Errors
+    /// The host has no address space for them.
+    pub fn layer(&self) -> Result<Option<&Layer>, PoolError> {
+        let frozen = self.trust == Trust::Sealed && is_frozen(&self.file);
+        if !frozen || self.base.is_some() || self.header.pages == 0 {
+            return Ok(None);
+        }
+        if self.layer.get().is_none() {
+            let mapped = Layer::map(&self.file, page_offset(0), self.header.pages)?;
+            // Two at once: one of the mappings goes.
+            let _first = self.layer.set(mapped);
+        }
+        Ok(self.layer.get())
     }
 
     /// The file's name, for messages.

@@ -292,10 +292,13 @@ impl Vcpu {
             Ok(VcpuExit::IoOut(port, data)) => Raw::Out(port, data.len()),
             Ok(VcpuExit::IoIn(port, _)) => Raw::In(port),
             Ok(VcpuExit::MmioRead(gpa, _)) => {
-                Raw::Other(format!("a read of {gpa:#x}, which is not memory"))
+                Raw::Mmio(format!("a read of {gpa:#x}, which is not memory"))
             }
+            Ok(VcpuExit::MmioWrite(gpa, _)) if self.vm.is_read_only(gpa) => Raw::Mmio(format!(
+                "a write to {gpa:#x}, a template's memory, which its page tables should not allow"
+            )),
             Ok(VcpuExit::MmioWrite(gpa, _)) => {
-                Raw::Other(format!("a write to {gpa:#x}, which is not memory"))
+                Raw::Mmio(format!("a write to {gpa:#x}, which is not memory"))
             }
             Ok(VcpuExit::Intr) => Raw::Interrupted,
             Ok(other) => Raw::Other(format!("{other:?}")),
@@ -303,12 +306,13 @@ impl Vcpu {
             Err(e) => return Err(cpu_error("program", "run")(e)),
         };
         let undelivered = match how {
-            Raw::Out(..) | Raw::In(_) => None,
+            Raw::Out(..) | Raw::In(_) | Raw::Mmio(_) => None,
             Raw::Interrupted | Raw::Other(_) => self.take_exception()?,
         };
+        let mmio = matches!(how, Raw::Mmio(_));
         let exit = self.decode(how, regs);
-        if exit == Exit::Forged {
-            self.settle_port()?;
+        if exit == Exit::Forged || mmio {
+            self.settle()?;
         }
         match undelivered {
             // A trap, not a fault: nothing raises it again.
@@ -359,13 +363,19 @@ impl Vcpu {
         self.fd.set_kvm_immediate_exit(0);
     }
 
-    /// Has KVM finish an access to a port that will not be answered: otherwise it would do so when
-    /// it next enters a thread that happens to stand at the same instruction.
-    fn settle_port(&mut self) -> Result<(), CpuError> {
-        self.vm.ioctls.fetch_add(1, Ordering::Relaxed);
+    /// Has KVM finish an access to a port, or to what is not memory, that will not be answered: otherwise it would
+    /// do so when it next enters a thread, with what it remembers of this one. One instruction may be several accesses.
+    fn settle(&mut self) -> Result<(), CpuError> {
         self.at = At::Elsewhere;
         self.fd.set_kvm_immediate_exit(1);
-        let left = self.fd.run().map(|_| ()).map_err(|e| e.errno());
+        let mut left = Ok(());
+        for _ in 0..MAX_ACCESSES {
+            self.vm.ioctls.fetch_add(1, Ordering::Relaxed);
+            left = self.fd.run().map(|_| ()).map_err(|e| e.errno());
+            if left.is_err() {
+                break;
+            }
+        }
         self.fd.set_kvm_immediate_exit(0);
         match left {
             Ok(()) | Err(libc::EINTR | libc::EAGAIN) => Ok(()),
@@ -391,7 +401,7 @@ impl Vcpu {
             take_regs(&gp, self.bases, regs);
             regs.rip = gp.rcx;
             regs.rflags = user_flags(gp.r11);
-            if let Raw::Other(what) = how {
+            if let Raw::Other(what) | Raw::Mmio(what) = how {
                 return Exit::Broken(what);
             }
             self.at = if how == Raw::Interrupted {
@@ -403,7 +413,7 @@ impl Vcpu {
         }
         let offset = gp.rip.wrapping_sub(MONITOR_CODE_VA);
         if let Some(vector) = monitor::vector_at(offset) {
-            if let Raw::Other(what) = how {
+            if let Raw::Other(what) | Raw::Mmio(what) = how {
                 return Exit::Broken(what);
             }
             return self.decode_exception(vector, &gp, sregs.cr2, regs);
@@ -415,7 +425,9 @@ impl Vcpu {
             Raw::In(port) | Raw::Out(port, _) => {
                 Exit::Broken(format!("ring 0 at {:#x} used port {port:#x}", gp.rip))
             }
-            Raw::Other(what) => Exit::Broken(format!("ring 0 at {:#x}: {what}", gp.rip)),
+            Raw::Other(what) | Raw::Mmio(what) => {
+                Exit::Broken(format!("ring 0 at {:#x}: {what}", gp.rip))
+            }
         }
     }
 
@@ -434,7 +446,7 @@ impl Vcpu {
                 Exit::Syscall
             }
             Raw::Out(..) | Raw::In(_) => Exit::Forged,
-            Raw::Other(what) => Exit::Broken(what),
+            Raw::Other(what) | Raw::Mmio(what) => Exit::Broken(what),
         }
     }
 
@@ -538,6 +550,9 @@ impl Vcpu {
     }
 }
 
+/// Most accesses of one instruction that KVM tells of one by one: those of a 64-byte store, twice over.
+const MAX_ACCESSES: usize = 16;
+
 /// Vector of the debug exception.
 const DEBUG: u8 = 1;
 
@@ -547,5 +562,7 @@ enum Raw {
     Out(u16, usize),
     In(u16),
     Interrupted,
+    /// An access to what is not memory, or not to be stored to.
+    Mmio(String),
     Other(String),
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::ioctls;
@@ -64,6 +64,23 @@ pub struct Slot {
     pub owner: Arc<dyn Any + Send + Sync>,
 }
 
+/// What a guest may do with a slot's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rights {
+    /// All.
+    All,
+    /// Load, but not store: a store exits, whatever the guest's page tables say.
+    Load,
+}
+
+/// A slot that KVM has.
+struct Shown {
+    gpas: std::ops::Range<u64>,
+    rights: Rights,
+    /// Held as long as the machine lives.
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
 /// A virtual machine.
 pub struct Vm {
     pub(super) fd: VmFd,
@@ -71,7 +88,7 @@ pub struct Vm {
     /// Bytes of an XSAVE area.
     pub(super) xsave_bytes: usize,
     slots: AtomicU32,
-    owners: crate::locks::Mutex<crate::locks::rank::VmOwners, Vec<Arc<dyn Any + Send + Sync>>>,
+    owners: crate::locks::Mutex<crate::locks::rank::VmOwners, Vec<Shown>>,
     /// ioctls made, `KVM_RUN` included.
     pub ioctls: AtomicU64,
 }
@@ -122,14 +139,42 @@ impl Vm {
     /// # Errors
     /// KVM refused it: an address beyond the guest's physical width, or no memory.
     pub fn add_slot(&self, slot: Slot) -> Result<(), VmError> {
+        self.add(slot, Rights::All)
+    }
+
+    /// Adds a slot that the guest cannot store to: a store that its page tables allow exits as one to something that is
+    /// not memory. Page tables must not lie there: the processor's walks store to them.
+    ///
+    /// # Errors
+    /// As [`Self::add_slot`].
+    pub fn add_read_only_slot(&self, slot: Slot) -> Result<(), VmError> {
+        self.add(slot, Rights::Load)
+    }
+
+    /// Whether an address lies in memory that the guest may load from and not store to.
+    #[must_use]
+    pub fn is_read_only(&self, gpa: u64) -> bool {
+        let shown = self.owners.lock();
+        let mut read_only = shown.iter().filter(|slot| slot.rights == Rights::Load);
+        read_only.any(|slot| slot.gpas.contains(&gpa))
+    }
+
+    fn add(&self, slot: Slot, rights: Rights) -> Result<(), VmError> {
         let region = kvm_userspace_memory_region {
             slot: self.slots.fetch_add(1, Ordering::Relaxed),
-            flags: 0,
+            flags: match rights {
+                Rights::All => 0,
+                Rights::Load => KVM_MEM_READONLY,
+            },
             guest_phys_addr: slot.gpa,
             memory_size: slot.bytes,
             userspace_addr: slot.host,
         };
-        self.owners.lock().push(slot.owner);
+        self.owners.lock().push(Shown {
+            gpas: slot.gpa..slot.gpa.saturating_add(slot.bytes),
+            rights,
+            _owner: slot.owner,
+        });
         self.ioctls.fetch_add(1, Ordering::Relaxed);
         // SAFETY: `owner`, kept above for as long as the machine, keeps the range mapped, and all
         // access to it on our side is volatile or atomic.

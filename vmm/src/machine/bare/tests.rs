@@ -111,8 +111,8 @@ fn carry_over_with(program: &[&str], root: Option<std::path::PathBuf>) -> Option
         cpus: records.cpus(),
         strace: false,
     };
-    let load = |memory: &Arc<Memory>| {
-        image.load_into(memory);
+    let load = |hardware: &Hardware| {
+        image.load_into(&hardware.memory);
         Ok(image)
     };
     let machine = Machine::restore(&wanted, &records, Identity::default(), host_side(), load);

@@ -15,8 +15,8 @@ use crate::snapshot::format::{PartKind, StoredPage};
 use crate::snapshot::read::{ReadError, Snapshot};
 use crate::snapshot::records::{BytesRef, LoadContents, LoadMemory, MemoryError, Page, SpaceRef};
 use shadow_mm::{
-    Charge, CreateError, ImageError, MapError, MapKind, MapRequest, Placement, Prot, Section,
-    SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn, VpnRange,
+    Charge, CreateError, ImageError, MapError, MapKind, MapRequest, PfnRange, Placement, Prot,
+    Section, SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn, VpnRange,
 };
 
 /// Why a memory image could not be loaded.
@@ -63,6 +63,15 @@ pub struct WorkingSet {
     pub pages: Vec<(u64, u64)>,
 }
 
+/// How a guest comes to its pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pages {
+    /// Each is read into a frame of its own when it is wanted.
+    Read,
+    /// They are these frames, page by page, until they are stored to.
+    Mapped(PfnRange),
+}
+
 /// Loads an image.
 pub struct ImageLoader {
     memory: Arc<Memory>,
@@ -102,7 +111,7 @@ impl ImageLoader {
     /// It is damaged, or makes no sense.
     pub fn new(
         memory: &Arc<Memory>,
-        snapshot: Arc<Snapshot>,
+        (snapshot, pages): (Arc<Snapshot>, Pages),
         loaded: Arc<Loaded>,
     ) -> Result<Self, LoadError> {
         let part = snapshot.part(PartKind::Spaces)?;
@@ -110,7 +119,10 @@ impl ImageLoader {
         let content = Arc::new(ImageContent::new(Arc::clone(&snapshot)));
         let backing = Backing(Arc::clone(&content) as _);
         let bytes = snapshot.pages() * FRAME as u64;
-        let image = memory.manager.create_section(Some(backing), bytes)?;
+        let image = match pages {
+            Pages::Read => memory.manager.create_section(Some(backing), bytes)?,
+            Pages::Mapped(layer) => memory.manager.create_frozen_section(backing, layer)?,
+        };
         let first = loaded.content.set(content).is_ok();
         debug_assert!(first, "another image was loaded there");
         Ok(Self {
@@ -139,10 +151,13 @@ impl ImageLoader {
             return Err(error);
         }
         manager.set_working_set(&space, data.limits.0, data.limits.1);
-        self.loaded.sets.lock().push(WorkingSet {
-            space: Arc::clone(&space),
-            pages: data.working_set,
-        });
+        // What is mapped and not read comes a table at a time, when it is wanted.
+        if !self.image.is_frozen() {
+            self.loaded.sets.lock().push(WorkingSet {
+                space: Arc::clone(&space),
+                pages: data.working_set,
+            });
+        }
         Ok(space)
     }
 

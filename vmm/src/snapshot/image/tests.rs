@@ -10,7 +10,7 @@ use shadow_mm::{
 };
 use vm_memory::Bytes;
 
-use super::{ImageLoader, ImageWriter, LoadError};
+use super::{ImageLoader, ImageWriter, LoadError, Pages};
 use crate::hv::probe::Paging;
 use crate::memory::{AccessError, Backing, Flushes, Memory, PageFile, Pool, Space, VmmPlatform};
 use crate::snapshot::format::PartKind;
@@ -116,7 +116,8 @@ fn save(memory: &Memory, path: &Path, base: Option<&Snapshot>, spaces: &[&Guest]
 }
 
 fn load(memory: &Arc<Memory>, snapshot: &Arc<Snapshot>, spaces: u32) -> Vec<Guest> {
-    let mut loader = ImageLoader::new(memory, Arc::clone(snapshot), Arc::default()).unwrap();
+    let mut loader =
+        ImageLoader::new(memory, (Arc::clone(snapshot), Pages::Read), Arc::default()).unwrap();
     (0..spaces)
         .map(|n| loader.space(SpaceRef(n), &NoFiles).unwrap())
         .collect()
@@ -346,7 +347,8 @@ fn image_that_names_what_is_not_there_is_refused() {
         let part = postcard::to_stdvec(&data).unwrap();
         writer.finish(&[(PartKind::Spaces, &part)]).unwrap();
         let memory = memory(600);
-        let mut loader = ImageLoader::new(&memory, open(&path, None), Arc::default()).unwrap();
+        let mut loader =
+            ImageLoader::new(&memory, (open(&path, None), Pages::Read), Arc::default()).unwrap();
         assert!(
             loader.space(SpaceRef(0), &NoFiles).is_err(),
             "{vad:?} {run:?}"
@@ -359,6 +361,11 @@ fn image_that_names_what_is_not_there_is_refused() {
     writer
         .finish(&[(PartKind::Spaces, b"\xff\xff\xff\xff\xff")])
         .unwrap();
-    let refused = ImageLoader::new(&memory(600), open(&path, None), Arc::default()).err();
+    let refused = ImageLoader::new(
+        &memory(600),
+        (open(&path, None), Pages::Read),
+        Arc::default(),
+    )
+    .err();
     assert!(matches!(refused, Some(LoadError::Decode(_))), "{refused:?}");
 }
