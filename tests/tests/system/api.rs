@@ -395,6 +395,7 @@ fn warm_machines() -> Done {
     }
     let warm = counted()?;
     check(warm[1] > cold[1], ("threads", cold, warm))?;
+    let same = threads()?;
     for n in 0..20 {
         let line = format!("line {n}\n");
         let output = template
@@ -421,6 +422,7 @@ fn warm_machines() -> Done {
         check(two[0].wait()?.signal() == Some(9), "it was not killed")?;
     }
     settle(warm)?;
+    check(threads()? == same, "the machines are other ones")?;
     let one = counted()?;
     template.warm(0)?;
     settle(cold)?;
@@ -517,6 +519,13 @@ fn counted() -> Result<Counted, Box<dyn Error>> {
         entries("/proc/self/task")?,
         named.len(),
     ])
+}
+
+/// The numbers of this process's threads.
+fn threads() -> Result<BTreeSet<std::ffi::OsString>, Box<dyn Error>> {
+    let entries = std::fs::read_dir("/proc/self/task")?;
+    let names = entries.map(|entry| Ok(entry?.file_name()));
+    names.collect::<std::io::Result<_>>().map_err(Into::into)
 }
 
 /// Waits until there is no more than there was.
