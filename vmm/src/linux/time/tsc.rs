@@ -1,5 +1,6 @@
 //! The host's side of the clock: its time stamp counter and its clocks.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -117,18 +118,26 @@ pub(super) fn real_offset() -> i64 {
         .map_or(0, |(_, offset)| offset)
 }
 
+/// The counter's ticks a second. It is the host's, the same for every guest, so it is measured once in a process: that takes
+/// 10 ms, and what is wrong with it a guest's line is bent for later ([`Tracker`]).
+fn measured() -> Option<u64> {
+    static HERTZ: OnceLock<Option<u64>> = OnceLock::new();
+    *HERTZ.get_or_init(|| {
+        let first = sample(0);
+        std::thread::sleep(Duration::from_millis(10));
+        let second = sample(0);
+        let ticks = u128::from(second.tsc.checked_sub(first.tsc)?);
+        let ns = u128::from(second.ns.checked_sub(first.ns).filter(|&ns| ns > 0)?);
+        u64::try_from(ticks * u128::from(SECOND) / ns).ok()
+    })
+}
+
 /// A line through the counter from now on; `None` if the counter does not count.
 pub(super) fn start(info: &TscInfo) -> Option<Tracker> {
     let first = sample(info.guest_offset);
     let hertz = match info.hertz {
         Some(hertz) => hertz,
-        None => {
-            std::thread::sleep(Duration::from_millis(10));
-            let second = sample(info.guest_offset);
-            let ticks = u128::from(second.tsc.checked_sub(first.tsc)?);
-            let ns = u128::from(second.ns.checked_sub(first.ns).filter(|&ns| ns > 0)?);
-            u64::try_from(ticks * u128::from(SECOND) / ns).ok()?
-        }
+        None => measured()?,
     };
     // A counter this slow cannot tell nanoseconds apart.
     if hertz < 1_000_000 {
