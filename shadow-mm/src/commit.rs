@@ -5,6 +5,10 @@
 //! mappings without access, read-only ones, and those made with `MAP_NORESERVE`. So a guest is told
 //! that there is no memory when it asks, not killed when it uses it. Clone headers count as well; page
 //! tables have a zone of their own, whose frames are taken before anything changes.
+//!
+//! A space has a *quota* besides: the most that its own mappings may be charged, checked with the space locked at
+//! every place that charges them. A fork's child has its parent's, and what it inherits counts against it. Shared memory and what is kept for
+//! forks belong to no space, and to no quota.
 
 /// How much may be promised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -14,6 +18,19 @@ pub enum CommitLimit {
     Unlimited,
     /// So many pages.
     Pages(u64),
+}
+
+impl CommitLimit {
+    /// What is charged once `charged` pages are in the place of `released` ones, of `now`. What only gives back never
+    /// fails, even above the limit.
+    pub(crate) fn exchange(self, now: u64, released: u64, charged: u64) -> Result<u64, NoCommit> {
+        debug_assert!(released <= now, "more released than was charged");
+        let new = (now - released).checked_add(charged).ok_or(NoCommit)?;
+        match self {
+            Self::Pages(limit) if charged > released && new > limit => Err(NoCommit),
+            Self::Pages(_) | Self::Unlimited => Ok(new),
+        }
+    }
 }
 
 /// The limit does not allow the charge.
@@ -52,18 +69,8 @@ impl Commit {
 
     /// Charges pages in the place of others. What only gives back never fails.
     pub(crate) fn exchange(&mut self, released: u64, charged: u64) -> Result<(), NoCommit> {
-        debug_assert!(released <= self.charged, "more released than was charged");
-        let new = (self.charged - released)
-            .checked_add(charged)
-            .ok_or(NoCommit)?;
-        if let CommitLimit::Pages(limit) = self.limit
-            && charged > released
-            && new > limit
-        {
-            return Err(NoCommit);
-        }
-        self.charged = new;
-        self.peak = self.peak.max(new);
+        self.charged = self.limit.exchange(self.charged, released, charged)?;
+        self.peak = self.peak.max(self.charged);
         Ok(())
     }
 

@@ -32,6 +32,8 @@ pub struct Manager<P: Platform> {
     pub(crate) counters: Counters,
     /// Whether forks share tables.
     shares_tables: AtomicBool,
+    /// Pages that the mappings of a new space may be charged; `u64::MAX` for any number.
+    first_quota: AtomicU64,
     next_space: AtomicU64,
     /// Spaces that hold frames.
     pub(crate) live_spaces: AtomicU64,
@@ -52,6 +54,13 @@ pub enum CreateError {
 pub(crate) struct Reserve {
     pub(crate) tables: Vec<ZeroedFrame>,
     pub(crate) data: Vec<Taken>,
+}
+
+/// Whether dropped sections have pages that are still to be given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Leftover {
+    None,
+    Some,
 }
 
 /// How many frames an operation asks for.
@@ -133,6 +142,7 @@ impl<P: Platform> Manager<P> {
             supervisor_lock: SupervisorMutex::<P>::new(()),
             counters: Counters::default(),
             shares_tables: AtomicBool::new(false),
+            first_quota: AtomicU64::new(u64::MAX),
             next_space: AtomicU64::new(1),
             live_spaces: AtomicU64::new(0),
             spaces: RegistryMutex::<P, _>::new(BTreeMap::new()),
@@ -185,7 +195,11 @@ impl<P: Platform> Manager<P> {
         let mut reserve = self.reserve(demand).ok_or(CreateError::NoMemory)?;
         let root = reserve.tables.pop().ok_or(CreateError::NoMemory)?;
         let root = self.make_root(root);
-        let state = SpaceState::new(VadSet::default(), Default::default());
+        let mut state = SpaceState::new(VadSet::default(), Default::default());
+        state.quota = match self.first_quota.load(Relaxed) {
+            u64::MAX => CommitLimit::Unlimited,
+            pages => CommitLimit::Pages(pages),
+        };
         Ok(self.publish(root, state))
     }
 
@@ -252,13 +266,27 @@ impl<P: Platform> Manager<P> {
 
     /// As [`Self::reserve`], with regard to table frames that others were, or will be, promised.
     pub(crate) fn reserve_with(&self, demand: Demand, promise: Promise) -> Option<Reserve> {
+        loop {
+            match self.try_reserve(demand, promise) {
+                (None, Leftover::Some) => {}
+                (taken, _) => return taken,
+            }
+        }
+    }
+
+    /// Takes frames from what there is, and says whether dropped sections still have some.
+    fn try_reserve(&self, demand: Demand, promise: Promise) -> (Option<Reserve>, Leftover) {
         let mut reserve = Reserve::default();
         let mut tables = Vec::new();
+        let leftover;
         {
             let mut db = self.pfns.lock();
-            db.reap();
+            leftover = match db.reap() {
+                true => Leftover::Some,
+                false => Leftover::None,
+            };
             if !promise.leaves_enough(&db, demand.tables as u64) {
-                return None;
+                return (None, leftover);
             }
             let take = |db: &mut PfnDatabase, kind, count, into: &mut Vec<Taken>, want| {
                 take_frames(db, &self.store, (kind, want), count, into)
@@ -276,7 +304,7 @@ impl<P: Platform> Manager<P> {
                     .into_iter()
                     .chain(reserve.data)
                     .for_each(|frame| db.give_back(frame));
-                return None;
+                return (None, leftover);
             }
             for _ in 0..demand.extra {
                 if db.short() || !take(&mut db, data, 1, &mut reserve.data, want) {
@@ -286,7 +314,7 @@ impl<P: Platform> Manager<P> {
         }
         add(&self.counters.tables_made, tables.len() as u64);
         reserve.tables = tables.into_iter().map(|frame| self.zeroed(frame)).collect();
-        Some(reserve)
+        (Some(reserve), leftover)
     }
 
     /// Takes so many of the table frames that were promised when tables became shared; fewer if others have
@@ -333,6 +361,15 @@ impl<P: Platform> Manager<P> {
         self.pfns.lock().commit.set_limit(limit);
     }
 
+    /// Sets the quota that spaces are created with; forks have their parent's ([`Self::set_quota`]).
+    pub fn set_first_quota(&self, quota: CommitLimit) {
+        let pages = match quota {
+            CommitLimit::Unlimited => u64::MAX,
+            CommitLimit::Pages(pages) => pages,
+        };
+        self.first_quota.store(pages, Relaxed);
+    }
+
     /// How much private memory may be promised to guests.
     #[must_use]
     pub fn commit_limit(&self) -> CommitLimit {
@@ -376,8 +413,12 @@ impl<P: Platform> Manager<P> {
     /// The counters, and the frames by state.
     #[must_use]
     pub fn stats(&self) -> StatsSnapshot {
-        let mut db = self.pfns.lock();
-        db.reap();
+        let db = loop {
+            let mut db = self.pfns.lock();
+            if !db.reap() {
+                break db;
+            }
+        };
         StatsSnapshot {
             clone_blocks: db.clones.live_blocks(),
             commit_charged: db.commit.charged(),

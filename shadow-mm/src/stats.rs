@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::commit::CommitLimit;
 use crate::outcome::FaultKind;
 
 macro_rules! counters {
@@ -186,6 +187,10 @@ pub struct SpaceUsage {
     pub private: u64,
     /// Page tables, the root included, the supervisor's not.
     pub tables: u64,
+    /// Pages its mappings are charged in the commit account.
+    pub charged: u64,
+    /// The most they may be charged.
+    pub quota: CommitLimit,
     /// Resident pages the trimmer leaves unless nothing else is left.
     pub working_set_min: u64,
     /// Resident pages above which the trimmer comes without being called.

@@ -34,7 +34,7 @@ fn scene(data: u32, slots: u64, pages: u64) -> (Mm, [Cpu; 2], Section<SimFile>) 
         Cpu::new(&space)
     });
     for page in 0..pages {
-        let byte = page as u8 + 1;
+        let byte = (page as u8).wrapping_add(1);
         cpus[0].store(&mm, BASE + page, byte).expect("a store");
     }
     (mm, cpus, section)
@@ -245,4 +245,37 @@ fn without_a_page_file_stored_pages_stay() {
         (Ok(1), Ok(0))
     );
     assert_eq!(mm.check(&[space]), Ok(()));
+}
+
+/// Many pages go in pieces, each with the lock let go in between; what was charged is back at once, and nobody is told
+/// that there is no memory as long as there are pieces left.
+#[test]
+fn large_section_goes_in_pieces() {
+    let many = 1000;
+    let (mm, mut cpus, section) = scene(1010, 64, many);
+    let [kept, other] = &mut cpus;
+    for cpu in [&mut *kept, &mut *other] {
+        let flush = mm.unmap(&cpu.space, range(BASE, many)).expect("unmapped");
+        cpu.flush(&mm, flush);
+    }
+    let before = mm.available();
+    mm.set_commit_limit(CommitLimit::Pages(many));
+    drop(section);
+    let again = mm.create_section(None, many * PAGE).expect("the charge");
+    let freed = mm.available() - before;
+    assert!((1..many).contains(&freed), "{freed} pages at once");
+    let mapped = mm.map(&kept.space, request(BASE, many, RW, view(&again)));
+    mm.flushed(mapped.expect("a mapping").flush);
+    for page in 0..many {
+        assert_eq!(kept.load(&mm, BASE + page), Ok(0));
+    }
+    drop(again);
+    for cpu in &mut cpus {
+        let flush = mm.delete_space(&cpu.space);
+        cpu.flush(&mm, flush);
+    }
+    let stats = mm.stats();
+    assert_eq!((stats.data.available(), stats.sections), (1010, 0));
+    assert_eq!(stats.commit_charged, 0);
+    assert_eq!(mm.check(&[]), Ok(()));
 }

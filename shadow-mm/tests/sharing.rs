@@ -2,8 +2,11 @@
 
 mod common;
 
+use common::page_file::{File, evict_all};
 use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, vpn};
-use shadow_mm::{Access, FaultKind, FaultOutcome, FrameStore, PinOutcome, Prot, VadAdvice};
+use shadow_mm::{
+    Access, FaultKind, FaultOutcome, ForkMode, FrameStore, PinOutcome, Prot, TrimMode, VadAdvice,
+};
 
 /// A parent with `count` written pages, and its child.
 fn forked(mm: &Mm, count: u64) -> (Cpu, Cpu) {
@@ -209,4 +212,84 @@ fn deep_chain_of_living_processes_stays_exact() {
     }
     assert_eq!(mm.check(&[]), Ok(()));
     assert_eq!(mm.stats().data.available(), 4096);
+}
+
+/// A virtual CPU of the child's walks on through a table that another of them has left, until it is told: the
+/// parent may not make pages in that table before.
+#[test]
+fn table_that_a_flush_holds_is_not_taken_over() {
+    let mm = manager(64, 32);
+    mm.set_fork_mode(ForkMode::Shared);
+    let space = mm.create_space().expect("a space");
+    let mut parent = Cpu::new(&space);
+    map_anon(&mm, &space, BASE, 8, RW);
+    for page in [BASE + 1, BASE] {
+        parent.store(&mm, page, 1).expect("a store");
+    }
+    let mut child = fork(&mm, &mut parent);
+    assert_eq!(child.load(&mm, BASE + 1), Ok(1));
+    // Another virtual CPU of the child's stores, and so leaves the shared tables; the first is not told yet.
+    let at = vpn(BASE).va();
+    let FaultOutcome::Resolved(left) = mm.fault(&child.space, at, Access::Write) else {
+        panic!("no memory");
+    };
+    assert_eq!(left.kind, FaultKind::CopyOnWrite);
+    for page in [BASE, BASE + 5] {
+        parent.store(&mm, page, 7).expect("a store");
+    }
+    assert_eq!(child.load(&mm, BASE + 5), Ok(0), "the parent's new page");
+    child.flush(&mm, left.flush);
+    assert_eq!(child.load(&mm, BASE), Ok(1));
+    assert_eq!(parent.load(&mm, BASE + 5), Ok(7));
+    assert_eq!(mm.check(&[space, child.space]), Ok(()));
+}
+
+/// What one space trims from a table that others share goes from their virtual CPUs too.
+#[test]
+fn trim_of_a_shared_table_is_told_to_all_who_share_it() {
+    let mm = manager(64, 32);
+    mm.set_fork_mode(ForkMode::Shared);
+    mm.add_page_file(64).expect("a page file");
+    let (mut parent, mut child) = forked(&mm, 4);
+    assert_eq!(child.load(&mm, BASE), Ok(1));
+    let trimmed = mm.trim(&parent.space, 4, TrimMode::Any);
+    if trimmed.flush.is_wide() {
+        child.drop_stale(&trimmed.flush);
+    }
+    parent.flush(&mm, trimmed.flush);
+    File::default().write_all(&mm);
+    evict_all(&mm);
+    let stale = child
+        .mmu
+        .translate(mm.store(), vpn(BASE).va(), Access::Read);
+    assert!(stale.is_err(), "{stale:?}, a frame that others have");
+    assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));
+}
+
+/// While one virtual CPU of a parent's can still store as it did before the fork, what another stores is not copied:
+/// the first one's store would be in the child, and lost.
+#[test]
+fn store_waits_until_all_know_of_the_fork() {
+    for mode in [ForkMode::Eager, ForkMode::Shared] {
+        let mm = manager(64, 32);
+        mm.set_fork_mode(mode);
+        let space = mm.create_space().expect("a space");
+        let mut cpus = [Cpu::new(&space), Cpu::new(&space)];
+        map_anon(&mm, &space, BASE, 1, RW);
+        for cpu in &mut cpus {
+            cpu.store(&mm, BASE, 1).expect("a store");
+        }
+        let forked = mm.fork(&space).expect("a fork");
+        let [told, other] = &mut cpus;
+        told.drop_stale(&forked.flush);
+        let waits = mm.fault(&space, vpn(BASE).va(), Access::Write);
+        assert!(matches!(waits, FaultOutcome::Collided), "{waits:?}");
+        other.store(&mm, BASE, 2).expect("as before the fork");
+        other.flush(&mm, forked.flush);
+        assert_eq!(told.load(&mm, BASE), Ok(2));
+        told.store(&mm, BASE, 3).expect("a store");
+        let mut child = Cpu::new(&forked.child);
+        assert_eq!(child.load(&mm, BASE), Ok(2));
+        assert_eq!(mm.check(&[space, forked.child]), Ok(()));
+    }
 }

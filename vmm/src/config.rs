@@ -58,6 +58,8 @@ pub struct RunConfig {
     pub page_file: Option<PageFileConfig>,
     /// How much memory programs may ask for.
     pub commit: Commit,
+    /// Bytes of private memory that one process may ask for; any number without it.
+    pub process_memory: Option<u64>,
     /// How processes are forked.
     pub fork: ForkMode,
     /// Host directory shown read-only as `/`; without it only the program and what it needs.

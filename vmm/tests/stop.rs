@@ -25,6 +25,7 @@ fn config(program: &str, args: &[&str]) -> Option<RunConfig> {
         memory: 64 << 20,
         page_file: None,
         commit: Commit::Over,
+        process_memory: None,
         fork: ForkMode::Shared,
         root: Some("/".into()),
         mounts: Vec::new(),

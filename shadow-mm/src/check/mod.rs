@@ -335,7 +335,7 @@ impl<P: Platform> Manager<P> {
         }
         let _serialised = wait_for(|| self.supervisor_lock.try_lock());
         let mut db = self.pfns.lock();
-        db.reap();
+        while db.reap() {}
         let mut seen = Seen::default();
         self.walk_supervisor(&mut seen)?;
         for (space, state) in locked.iter().filter(|(_, state)| state.alive) {

@@ -39,11 +39,20 @@ impl<P: Platform> Manager<P> {
     /// page file is full.
     #[must_use]
     pub fn start_write(&self) -> Option<WriteTicket> {
-        let mut db = self.pfns.lock();
-        let modified = db.zone(ZoneKind::Data).list_len(PfnState::Modified);
-        let run = match modified {
-            0 => return None,
-            pages => db.slots.take_run(pages.min(CLUSTER_PAGES))?,
+        let (mut db, run) = loop {
+            let mut db = self.pfns.lock();
+            let more = db.reap();
+            let modified = db.zone(ZoneKind::Data).list_len(PfnState::Modified);
+            let run = match modified {
+                0 => return None,
+                pages => db.slots.take_run(pages.min(CLUSTER_PAGES)),
+            };
+            match run {
+                Some(run) => break (db, run),
+                // Dropped sections still have slots.
+                None if more => {}
+                None => return None,
+            }
         };
         let frames: Vec<_> = (0..run.count).filter_map(|_| db.begin_write()).collect();
         debug_assert_eq!(frames.len(), run.count as usize);

@@ -9,6 +9,9 @@ use crate::proto::{Dropped, Proto, SectionId, SectionPage};
 use crate::pte::{EntryFlags, ValidEntry};
 use crate::section::{Charge, NoSpace};
 
+/// Pages of dropped sections that one operation gives back.
+const REAP_AT_ONCE: usize = 256;
+
 impl PfnDatabase {
     /// A filled frame becomes a section's page, and can be taken until somebody maps it.
     pub(crate) fn make_resident(&mut self, id: SectionId, page: SectionPage, frame: ReadyFrame) {
@@ -101,7 +104,10 @@ impl PfnDatabase {
         {
             return Err(NoSpace);
         }
-        let charged = self.commit.charge(1);
+        let charged = match self.injected_failure() {
+            true => Err(NoCommit),
+            false => self.commit.charge(1),
+        };
         if charged.is_err()
             && let Some(allowance) = &self.sections.get(id).allowance
         {
@@ -121,8 +127,9 @@ impl PfnDatabase {
         }
     }
 
-    /// Takes back the frames of sections and tickets that were dropped.
-    pub(crate) fn reap(&mut self) {
+    /// Takes back the frames of tickets that were dropped, and what sections had that were dropped: what was charged at
+    /// once, of their pages so many as can be looked at while others wait for the lock. True if there are more.
+    pub(crate) fn reap(&mut self) -> bool {
         let Dropped {
             sections,
             reads,
@@ -135,13 +142,19 @@ impl PfnDatabase {
         for frame in reads {
             self.release(frame);
         }
-        for section in sections {
-            self.commit.release(section.charged());
-            let allowance = section.allowance.iter();
-            allowance.for_each(|a| a.give(section.pages.len() as u64));
-            for proto in section.pages.into_values() {
-                self.disown(Some(&proto));
+        for id in sections {
+            let state = self.sections.get_mut(id);
+            let pages = state.pages.len() as u64;
+            let (charged, allowance) = state.uncharge();
+            allowance.iter().for_each(|a| a.give(pages));
+            self.commit.release(charged);
+        }
+        for _ in 0..REAP_AT_ONCE {
+            match self.sections.bury_page() {
+                Some(proto) => self.disown(Some(&proto)),
+                None => return false,
             }
         }
+        true
     }
 }

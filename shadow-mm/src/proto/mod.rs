@@ -2,6 +2,7 @@
 //!
 //! There are two kinds: the fork prototype of [`clone_block`], and the page of a [`section`].
 
+mod bell;
 mod clone_block;
 mod lazy;
 mod pending;

@@ -3,7 +3,8 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use super::section::Bell;
+use super::bell::Bell;
+use super::section::SectionId;
 
 const UNDER_WAY: u8 = 0;
 const DONE: u8 = 1;
@@ -28,13 +29,15 @@ impl Record {
 pub(crate) struct Claim {
     record: Arc<Record>,
     bell: Arc<Bell>,
+    section: SectionId,
 }
 
 impl Claim {
-    pub(crate) fn new(record: &Arc<Record>, bell: &Arc<Bell>) -> Self {
+    pub(crate) fn new(record: &Arc<Record>, bell: &Arc<Bell>, section: SectionId) -> Self {
         Self {
             record: Arc::clone(record),
             bell: Arc::clone(bell),
+            section,
         }
     }
 
@@ -62,7 +65,7 @@ impl Drop for Claim {
             Ordering::Acquire,
         );
         if dropped.is_ok() {
-            self.bell.ring();
+            self.bell.ring(self.section);
         }
     }
 }

@@ -17,6 +17,7 @@ use core::fmt;
 use core::hash::{Hash, Hasher};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use super::bell::Bell;
 use super::pending::Record;
 use crate::addr::{PAGE_SIZE, Pfn, PfnRange, SpaceId};
 use crate::page_file::Slot;
@@ -62,20 +63,6 @@ impl SectionPage {
     }
 }
 
-/// Rings when something was dropped that only the PFN lock's holder can clean up.
-#[derive(Debug, Default)]
-pub(crate) struct Bell(AtomicBool);
-
-impl Bell {
-    pub(crate) fn ring(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    fn silence(&self) -> bool {
-        self.0.swap(false, Ordering::Acquire)
-    }
-}
-
 /// Whether anybody still has a handle of the section.
 #[derive(Debug)]
 struct Life {
@@ -102,7 +89,7 @@ struct Inner<B> {
 impl<B> Drop for Inner<B> {
     fn drop(&mut self) {
         self.life.gone.store(true, Ordering::Release);
-        self.life.bell.ring();
+        self.life.bell.ring(self.id);
     }
 }
 
@@ -212,6 +199,9 @@ pub(crate) enum Direction {
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) direction: Direction,
+    /// The first page it is for, and how many there are from there to the last.
+    pub(crate) first: SectionPage,
+    pub(crate) span: usize,
     pub(crate) frames: Vec<Pfn>,
     pub(crate) record: Arc<Record>,
 }
@@ -274,6 +264,8 @@ pub(crate) struct SectionTableFull;
 pub(crate) struct SectionTable {
     sections: Vec<Option<SectionState>>,
     vacant: Vec<SectionId>,
+    /// Sections that nobody has a handle of, and whose pages go by and by. Nothing is charged for them any more.
+    dead: Vec<SectionId>,
     pub(crate) bell: Arc<Bell>,
     /// Frames sections have.
     pub(crate) resident: u64,
@@ -371,30 +363,48 @@ impl SectionTable {
         named.filter_map(|(n, s)| Some((SectionId(n as u32), s.as_ref()?)))
     }
 
-    /// If something was dropped since the last time: the sections nobody has a handle of, taken out of
-    /// the table, and the frames and write runs of dropped tickets.
+    /// If something was dropped since the last time: the sections nobody has a handle of, which are dead from now on,
+    /// and the frames of dropped tickets.
     pub(crate) fn dropped(&mut self) -> Dropped {
         let mut dropped = Dropped::default();
-        if !self.bell.silence() {
-            return dropped;
-        }
-        for (n, place) in self.sections.iter_mut().enumerate() {
-            let Some(state) = place else { continue };
-            state.take_abandoned(&mut dropped);
-            if state.life.gone.load(Ordering::Acquire) {
-                let gone = place.take();
-                self.vacant.push(SectionId(n as u32));
-                dropped.sections.extend(gone);
+        for mark in self.bell.silence() {
+            for n in (mark..self.sections.len()).step_by(Bell::MARKS) {
+                let Some(state) = &mut self.sections[n] else {
+                    continue;
+                };
+                state.take_abandoned(&mut dropped);
+                let id = SectionId(n as u32);
+                // Of a ticket, the handle may go before the transfer is abandoned: that rings again.
+                let gone = state.life.gone.load(Ordering::Acquire) && state.runs.is_empty();
+                if gone && !self.dead.contains(&id) {
+                    self.dead.push(id);
+                    dropped.sections.push(id);
+                }
             }
         }
         dropped
+    }
+
+    /// Takes a page from a dead section; the section is gone with its last. `None` if no section is dead.
+    pub(crate) fn bury_page(&mut self) -> Option<Proto> {
+        while let Some(&id) = self.dead.last() {
+            let state = self.sections[id.0 as usize].as_mut();
+            let last = state.and_then(|state| state.pages.pop_first());
+            if let Some((_, proto)) = last {
+                return Some(proto);
+            }
+            self.dead.pop();
+            self.sections[id.0 as usize] = None;
+            self.vacant.push(id);
+        }
+        None
     }
 }
 
 /// What was dropped and must be cleaned up.
 #[derive(Debug, Default)]
 pub(crate) struct Dropped {
-    pub(crate) sections: Vec<SectionState>,
+    pub(crate) sections: Vec<SectionId>,
     /// Frames of reads nobody will complete.
     pub(crate) reads: Vec<Pfn>,
     /// Frames of writes nobody will complete: they count as not written.
@@ -412,19 +422,40 @@ impl SectionState {
     }
 
     fn take_abandoned(&mut self, dropped: &mut Dropped) {
-        self.pages.retain(|_, proto| match proto {
-            Proto::Reading(record) => !record.is_abandoned(),
-            Proto::Resident(_) | Proto::PageFile(_) | Proto::Zeroes => true,
-        });
-        self.runs.retain_mut(|run| {
-            let abandoned = run.record.is_abandoned();
-            if abandoned {
-                match run.direction {
-                    Direction::Read => dropped.reads.append(&mut run.frames),
-                    Direction::Write => dropped.writes.append(&mut run.frames),
-                }
+        let Self { pages, runs, .. } = self;
+        runs.retain_mut(|run| {
+            if !run.record.is_abandoned() {
+                return true;
             }
-            !abandoned
+            match run.direction {
+                Direction::Read => {
+                    run.forget_pages(pages);
+                    dropped.reads.append(&mut run.frames);
+                }
+                Direction::Write => dropped.writes.append(&mut run.frames),
+            }
+            false
         });
+    }
+
+    /// Nothing is charged for it any more; gives back what was, and whom else to tell of how many pages.
+    pub(crate) fn uncharge(&mut self) -> (u64, Option<Arc<dyn Allowance>>) {
+        let charged = self.charged();
+        self.charge = Charge::Uncharged;
+        self.bytes = 0;
+        (charged, self.allowance.take())
+    }
+}
+
+impl Run {
+    /// The pages it was to bring are absent again.
+    fn forget_pages(&self, pages: &mut BTreeMap<SectionPage, Proto>) {
+        let numbers = self.first.get()..self.first.get() + self.span as u64;
+        for page in numbers.filter_map(SectionPage::new) {
+            if matches!(pages.get(&page), Some(Proto::Reading(record)) if Arc::ptr_eq(record, &self.record))
+            {
+                pages.remove(&page);
+            }
+        }
     }
 }

@@ -12,11 +12,8 @@ use crate::manager::Manager;
 use crate::outcome::Pin;
 use crate::page_file::PageIn;
 use crate::proto::{Proto, Section, SectionPage};
-use crate::section::{NoSpace, SectionAt};
+use crate::section::{AT_ONCE, NoSpace, SectionAt};
 use crate::space::{Unmade, ViewIn};
-
-/// Pages looked at in one go, with the PFN lock held.
-const AT_ONCE: u64 = 256;
 
 /// What it takes to have a page of a section in memory.
 #[derive(Debug)]
@@ -116,7 +113,7 @@ impl<P: Platform> Manager<P> {
         while from < pages.end && result.is_ok() {
             let mut db = self.pfns.lock();
             db.reap();
-            let until = pages.end.min(from + AT_ONCE);
+            let until = pages.end.min(from + AT_ONCE as u64);
             for page in (from..until).filter_map(SectionPage::new) {
                 let state = db.sections.get(id);
                 if !state.contains(page) || state.pages.contains_key(&page) {

@@ -23,6 +23,9 @@ use crate::proto::{Pending, Proto, Section, SectionPage};
 pub use content::{SectionIn, SectionStore};
 pub use write_back::{WriteBack, WriteFailed};
 
+/// Pages of a section looked at in one go, with the PFN lock held.
+const AT_ONCE: usize = 256;
+
 /// Why a section cannot be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SectionError {
@@ -248,16 +251,24 @@ impl<P: Platform> Manager<P> {
     /// Forgets the pages of a file that nobody maps or holds and that the file has too, because the
     /// file has changed; gives back how many. Others stay as they are.
     pub fn section_forget(&self, section: &Section<P::Backing>) -> u64 {
-        let mut db = self.pfns.lock();
-        let state = db.sections.get(section.id());
-        let idle = |page: &SectionPage| {
-            let frame = state.resident(*page).filter(|_| state.file);
-            frame.is_some_and(|frame| db.entry(frame).state() == PfnState::Standby)
-        };
-        let idle: Vec<_> = state.pages.keys().copied().filter(idle).collect();
-        for page in &idle {
-            db.forget_page(section.id(), *page);
+        let (mut forgotten, mut from) = (0, SectionPage::new(0));
+        while let Some(first) = from {
+            let mut db = self.pfns.lock();
+            let state = db.sections.get(section.id());
+            let some = state.pages.range(first..).take(AT_ONCE);
+            let some: Vec<_> = some.map(|(page, _)| *page).collect();
+            let idle = |page: &SectionPage| {
+                let frame = state.resident(*page).filter(|_| state.file);
+                frame.is_some_and(|frame| db.entry(frame).state() == PfnState::Standby)
+            };
+            let idle: Vec<_> = some.iter().copied().filter(idle).collect();
+            for page in &idle {
+                db.forget_page(section.id(), *page);
+            }
+            forgotten += idle.len() as u64;
+            let last = some.last().filter(|_| some.len() == AT_ONCE);
+            from = last.and_then(|last| SectionPage::new(last.get() + 1));
         }
-        idle.len() as u64
+        forgotten
     }
 }

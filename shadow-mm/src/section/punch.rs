@@ -8,11 +8,9 @@ use crate::backend::{FrameStore, Platform};
 use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::proto::{Proto, Section, SectionPage};
+use crate::section::AT_ONCE;
 use crate::section::viewers::View;
 use crate::vad::Sharing;
-
-/// Pages taken in one go, with the PFN lock held.
-const AT_ONCE: usize = 256;
 
 impl<P: Platform> Manager<P> {
     /// Makes whole pages zeroes, and gives back those that nobody maps: shared views lose theirs first. Copies

@@ -149,6 +149,8 @@ impl<P: Platform> Manager<P> {
         let state = db.sections.get_mut(section.id());
         state.runs.push(Run {
             direction: Direction::Write,
+            first,
+            span: frames.len(),
             frames: frames.clone(),
             record: Arc::clone(&record),
         });
@@ -162,7 +164,7 @@ impl<P: Platform> Manager<P> {
             first,
             length,
             frames,
-            claim: Claim::new(&record, &bell),
+            claim: Claim::new(&record, &bell, section.id()),
         })
     }
 

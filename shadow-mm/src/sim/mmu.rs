@@ -1,5 +1,6 @@
 //! A CPU's address translation in software: the walk of Intel SDM vol 3, section 4.5, in ring 3, with
-//! accessed and dirty bits and a TLB that believes what it knows until it is told otherwise.
+//! accessed and dirty bits, and a TLB and a cache of leaf tables (a *paging-structure cache*) that believe what they know
+//! until they are told otherwise.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -35,11 +36,21 @@ struct Cached {
     path: Vec<(Pfn, EntryIndex)>,
 }
 
+/// A leaf table, what the entries above it deny, and those entries.
+#[derive(Clone, Debug)]
+struct CachedTable {
+    table: Pfn,
+    denied: EntryFlags,
+    path: Vec<(Pfn, EntryIndex)>,
+}
+
 /// A simulated vCPU's translation, running one root.
 #[derive(Clone, Debug)]
 pub struct SimMmu {
     root: Pfn,
     tlb: BTreeMap<Vpn, Cached>,
+    /// By the number of the first page that the table translates, divided by how many it does.
+    tables: BTreeMap<u64, CachedTable>,
 }
 
 impl SimMmu {
@@ -49,6 +60,7 @@ impl SimMmu {
         Self {
             root,
             tlb: BTreeMap::new(),
+            tables: BTreeMap::new(),
         }
     }
 
@@ -78,7 +90,7 @@ impl SimMmu {
             Some(entry) => entry,
             None => {
                 self.tlb.remove(&vpn);
-                let cached = walk(store, self.root, va, access)?;
+                let cached = self.walk(store, va, access)?;
                 self.tlb.insert(vpn, cached.clone());
                 cached.entry
             }
@@ -89,29 +101,80 @@ impl SimMmu {
         })
     }
 
+    /// Walks from the leaf table that is known, if one is, and from the root if that does not do: a page fault drops
+    /// what is cached of its address.
+    fn walk(
+        &mut self,
+        store: &impl FrameStore,
+        va: GuestVa,
+        access: Access,
+    ) -> Result<Cached, PageFault> {
+        let vpn = va.vpn();
+        let span = vpn.get() / Level::Directory.pages();
+        if let Some(known) = self.tables.get(&span) {
+            match known.walk(store, va, access) {
+                Ok(cached) => return Ok(cached),
+                Err(_) => self.tables.remove(&span),
+            };
+        }
+        let found = match walk_upper(store, self.root, va)? {
+            Upper::Large(entry, path) => {
+                let allowed = allows(entry, access).then_some(Cached { entry, path });
+                return allowed.ok_or(PageFault { va, present: true });
+            }
+            Upper::Table(found) => found,
+        };
+        let cached = found.walk(store, va, access)?;
+        self.tables.insert(span, found);
+        Ok(cached)
+    }
+
     /// Drops the translations a flush names, and no other.
     pub fn flush(&mut self, flush: &Flush) {
-        self.tlb.retain(|_, cached| {
-            !cached.path.iter().any(|(table, index)| {
+        let named = |path: &[(Pfn, EntryIndex)]| {
+            path.iter().any(|(table, index)| {
                 let entry = |e: &crate::flush::FlushEntry| (e.table, e.index) == (*table, *index);
                 flush.tables().contains(table) || flush.entries().iter().any(entry)
             })
-        });
+        };
+        self.tlb.retain(|_, cached| !named(&cached.path));
+        let whole = |known: &CachedTable| flush.tables().contains(&known.table);
+        self.tables
+            .retain(|_, known| !named(&known.path) && !whole(known));
     }
 
     /// Drops every translation.
     pub fn flush_all(&mut self) {
         self.tlb.clear();
+        self.tables.clear();
     }
 }
 
-/// Walks the tables once, and sets the bits of the leaf.
-fn walk(
-    store: &impl FrameStore,
-    root: Pfn,
-    va: GuestVa,
-    access: Access,
-) -> Result<Cached, PageFault> {
+impl CachedTable {
+    /// Walks the leaf, and sets its bits.
+    fn walk(
+        &self,
+        store: &impl FrameStore,
+        va: GuestVa,
+        access: Access,
+    ) -> Result<Cached, PageFault> {
+        let leaf = (self.table, va.vpn().index(Level::Leaf));
+        let entry = use_leaf(store, leaf, (va, self.denied), access)?;
+        let mut path = self.path.clone();
+        path.push(leaf);
+        Ok(Cached { entry, path })
+    }
+}
+
+/// Where the walk of the upper tables ends.
+enum Upper {
+    Table(CachedTable),
+    /// A large page, as an entry for the page that was asked for.
+    Large(ValidEntry, Vec<(Pfn, EntryIndex)>),
+}
+
+/// Walks the upper tables once.
+fn walk_upper(store: &impl FrameStore, root: Pfn, va: GuestVa) -> Result<Upper, PageFault> {
     let vpn = va.vpn();
     let absent = PageFault { va, present: false };
     let mut path = Vec::new();
@@ -131,17 +194,16 @@ fn walk(
                 let inside = vpn.get() % level.pages();
                 let frame = Pfn::new(large.frame.get() + inside as u32);
                 let flags = large.flags - denied;
-                let entry = ValidEntry { frame, flags };
-                let allowed = allows(entry, access).then_some(Cached { entry, path });
-                return allowed.ok_or(PageFault { va, present: true });
+                return Ok(Upper::Large(ValidEntry { frame, flags }, path));
             }
             Some(UpperEntry::Empty) | None => return Err(absent),
         }
     }
-    let index = vpn.index(Level::Leaf);
-    path.push((table, index));
-    let entry = use_leaf(store, (table, index), (va, denied), access)?;
-    Ok(Cached { entry, path })
+    Ok(Upper::Table(CachedTable {
+        table,
+        denied,
+        path,
+    }))
 }
 
 /// Checks a leaf entry and sets its accessed and dirty bits in one step.

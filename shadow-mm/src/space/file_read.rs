@@ -279,6 +279,8 @@ fn issue<P: Platform>(
     let held = tokens.iter().flatten().chain(&dummy).map(FreeFrame::pfn);
     state.runs.push(Run {
         direction: Direction::Read,
+        first: plan.first,
+        span: plan.own.len(),
         frames: held.collect(),
         record: Arc::clone(&record),
     });
@@ -293,6 +295,6 @@ fn issue<P: Platform>(
         frames: named,
         tokens,
         dummy,
-        claim: Claim::new(&record, &bell),
+        claim: Claim::new(&record, &bell, section.id()),
     }
 }

@@ -14,7 +14,7 @@ use crate::backend::Platform;
 use crate::commit::NoCommit;
 use crate::flush::Flush;
 use crate::manager::{Demand, Manager, Reserve};
-use crate::pfn::Want;
+use crate::pfn::{PfnDatabase, Want};
 use crate::proto::{CloneTableFull, Header, HeaderId};
 use crate::shadow::TableCount;
 use crate::space::state::Descriptors;
@@ -191,7 +191,7 @@ impl<P: Platform> Manager<P> {
         let unused = core::mem::take(&mut plan.reserve);
         let mut child = SpaceState::new(plan.vads, plan.descriptors);
         child.images = plan.images;
-        child.working_set.inherit(&parent.working_set);
+        child.inherit_limits(parent);
         child.tables += (plan.tables - unused.tables.len()) as u64;
         child.gained_resident(resident);
         child.private = private;
@@ -208,9 +208,7 @@ impl<P: Platform> Manager<P> {
         let (vads, ranges) = self.inherited(state)?;
         let images = inherited_image(state);
         let pages = vads.charged();
-        if self.pfns.lock().commit.charge(pages) == Err(NoCommit) {
-            return Err(ForkError::NoCommit { pages });
-        }
+        self.charge_child(&mut self.pfns.lock(), state, pages)?;
         let uncharge = |error| {
             self.pfns.lock().commit.release(pages);
             error
@@ -281,6 +279,18 @@ impl<P: Platform> Manager<P> {
             }
         }
         Ok((vads, ranges))
+    }
+
+    /// Charges what a child inherits, against the quota it inherits too.
+    pub(super) fn charge_child(
+        &self,
+        db: &mut PfnDatabase,
+        parent: &SpaceState<P::Backing>,
+        pages: u64,
+    ) -> Result<(), ForkError> {
+        let within = parent.quota.exchange(0, 0, pages);
+        let charged = within.and_then(|_| db.commit.charge(pages));
+        charged.map_err(|NoCommit| ForkError::NoCommit { pages })
     }
 
     fn reserve_header(&self, blocks: u64) -> Result<Option<HeaderId>, CloneTableFull> {

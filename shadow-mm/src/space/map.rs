@@ -150,7 +150,8 @@ impl<P: Platform> Manager<P> {
         let commit = {
             let mut db = self.pfns.lock();
             db.reap();
-            db.commit.exchange(released, charged)
+            let within = state.check_quota(released, charged);
+            within.and_then(|()| db.commit.exchange(released, charged))
         };
         if commit == Err(NoCommit) {
             self.give_back(edges);

@@ -79,7 +79,9 @@ impl<P: Platform> Manager<P> {
             return Protected { flush, result };
         };
         let pages = state.vads.uncharged_in(covered, prot);
-        if self.pfns.lock().commit.charge(pages) == Err(NoCommit) {
+        let within = state.check_quota(0, pages);
+        let charged = within.and_then(|()| self.pfns.lock().commit.charge(pages));
+        if charged == Err(NoCommit) {
             self.give_back(reserve);
             return Protected {
                 flush,

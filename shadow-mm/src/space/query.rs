@@ -2,6 +2,7 @@
 
 use crate::addr::{Pfn, Vpn, VpnRange};
 use crate::backend::Platform;
+use crate::commit::CommitLimit;
 use crate::manager::Manager;
 use crate::pte::{Entry, EntryFlags};
 use crate::space::Space;
@@ -83,6 +84,11 @@ impl<P: Platform> Manager<P> {
         });
     }
 
+    /// Sets the most that a space's mappings may be charged. What is charged stays so.
+    pub fn set_quota(&self, space: &Space<P>, quota: CommitLimit) {
+        space.state.lock().quota = quota;
+    }
+
     /// The memory a space uses.
     #[must_use]
     pub fn usage(&self, space: &Space<P>) -> SpaceUsage {
@@ -95,6 +101,8 @@ impl<P: Platform> Manager<P> {
             peak_resident: state.peak_resident,
             private: state.private,
             tables: state.tables,
+            charged: state.vads.charged(),
+            quota: state.quota,
             working_set_min: state.working_set.min,
             working_set_max: state.working_set.max,
         }

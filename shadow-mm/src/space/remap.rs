@@ -100,7 +100,7 @@ impl<P: Platform> Manager<P> {
                 0 => 0,
                 charged => new_count - charged,
             };
-            self.promise(0, more)?;
+            self.promise(&state, 0, more)?;
             if let Some(range) = self.grow(&mut state, &vad, old, new_count) {
                 return Ok(Mapped {
                     range,
@@ -116,8 +116,14 @@ impl<P: Platform> Manager<P> {
     }
 
     /// Charges pages in the place of others.
-    fn promise(&self, released: u64, charged: u64) -> Result<(), RemapError> {
-        let commit = self.pfns.lock().commit.exchange(released, charged);
+    fn promise(
+        &self,
+        state: &SpaceState<P::Backing>,
+        released: u64,
+        charged: u64,
+    ) -> Result<(), RemapError> {
+        let within = state.check_quota(released, charged);
+        let commit = within.and_then(|()| self.pfns.lock().commit.exchange(released, charged));
         let no_commit = MapError::NoCommit { pages: charged };
         commit.map_err(|NoCommit| RemapError::Place(no_commit))
     }
@@ -197,7 +203,7 @@ impl<P: Platform> Manager<P> {
             _ => new.count(),
         };
         let released = state.vads.charged_in(old) + state.vads.charged_in(new);
-        if let Err(error) = self.promise(released, charged) {
+        if let Err(error) = self.promise(state, released, charged) {
             self.give_back(reserve);
             return Err(error);
         }

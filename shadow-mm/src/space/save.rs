@@ -21,7 +21,7 @@ pub struct PageKey(u64, u64);
 /// Where the content of a page is that a space has for itself, or shares with its forks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SavedPage {
-    /// In this frame, as long as the space is locked.
+    /// In this frame, as long as the visit lasts.
     Frame(PageKey, Pfn),
     /// In this slot of the page file, as long as the space is locked; if the page still is there
     /// once the slot was read, what was read is its content.
@@ -61,16 +61,32 @@ impl<P: Platform> Manager<P> {
             for (index, vpn) in run.pages() {
                 // With the lock held: the entry may be of a page in transition, or in a shared table.
                 let page = {
-                    let db = self.pfns.lock();
-                    saved(&db, (run.table, index), cursor.leaf(run.table, index))
+                    let mut db = self.pfns.lock();
+                    let page = saved(&db, (run.table, index), cursor.leaf(run.table, index));
+                    hold(&mut db, page);
+                    page
                 };
                 if let Some(page) = page {
                     seen += 1;
                     visit(vpn, page);
                 }
+                if let Some(SavedPage::Frame(_, frame)) = page
+                    && cfg!(not(mutant = "unheld_save"))
+                {
+                    self.pfns.lock().release(frame);
+                }
             }
         });
         next
+    }
+}
+
+/// Keeps a page's frame while it is looked at: who shares the table may trim the page, which others may take then.
+fn hold(db: &mut PfnDatabase, page: Option<SavedPage>) {
+    if let Some(SavedPage::Frame(_, frame)) = page
+        && cfg!(not(mutant = "unheld_save"))
+    {
+        db.hold(frame);
     }
 }
 

@@ -121,7 +121,7 @@ impl<P: Platform> Manager<P> {
         };
         let (old, new, child_root) = (parent.root(), root(), root());
         let mut child = SpaceState::new(plan.vads, Descriptors::default());
-        child.working_set.inherit(&state.working_set);
+        child.inherit_limits(state);
         child.images = inherited_image(state);
 
         let mut db = self.pfns.lock();
@@ -180,9 +180,7 @@ impl<P: Platform> Manager<P> {
         let pages = vads.charged();
         {
             let mut db = self.pfns.lock();
-            if db.commit.charge(pages) == Err(NoCommit) {
-                return Err(ForkError::NoCommit { pages });
-            }
+            self.charge_child(&mut db, state, pages)?;
             if db.injected_failure() || db.promise_blocks(state.private) == Err(NoCommit) {
                 db.commit.release(pages);
                 let blocks = state.private;

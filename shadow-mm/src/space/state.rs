@@ -4,6 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 
 use crate::addr::Vpn;
+use crate::commit::{CommitLimit, NoCommit};
 use crate::pfn::PfnDatabase;
 use crate::proto::{BlockContent, BlockId, HeaderId};
 use crate::vad::{ImageSet, VadSet};
@@ -29,6 +30,8 @@ pub(crate) struct SpaceState<B> {
     pub(crate) peak_resident: u64,
     pub(crate) peak_pages: u64,
     pub(crate) working_set: WorkingSet,
+    /// The most its mappings may be charged.
+    pub(crate) quota: CommitLimit,
 }
 
 /// What is known of a space's working set besides its entries.
@@ -44,7 +47,7 @@ pub(crate) struct WorkingSet {
 
 impl WorkingSet {
     /// Takes over the limits of a parent.
-    pub(crate) fn inherit(&mut self, parent: &Self) {
+    fn inherit(&mut self, parent: &Self) {
         (self.min, self.max) = (parent.min, parent.max);
     }
 
@@ -76,7 +79,25 @@ impl<B: Clone + Eq> SpaceState<B> {
             tables: 1,
             peak_resident: 0,
             working_set: WorkingSet::DEFAULT,
+            quota: CommitLimit::Unlimited,
         }
+    }
+
+    /// Takes over the limits of a parent.
+    pub(crate) fn inherit_limits(&mut self, parent: &Self) {
+        self.working_set.inherit(&parent.working_set);
+        if cfg!(not(mutant = "quota_lost")) {
+            self.quota = parent.quota;
+        }
+    }
+
+    /// Whether its mappings may be charged `charged` pages in the place of `released` ones.
+    pub(crate) fn check_quota(&self, released: u64, charged: u64) -> Result<(), NoCommit> {
+        if cfg!(mutant = "quota_unchecked") {
+            return Ok(());
+        }
+        let now = self.vads.charged();
+        self.quota.exchange(now, released, charged).map(drop)
     }
 
     /// `pages` more entries became valid, pages that this space owns alone and did not have before.

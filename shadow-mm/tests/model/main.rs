@@ -10,6 +10,7 @@ mod files;
 mod image;
 mod ops;
 mod paging;
+mod quota;
 mod touch;
 mod verbs;
 mod world;

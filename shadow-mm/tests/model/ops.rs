@@ -58,6 +58,8 @@ pub(crate) enum Op {
     Execute(Which, Page),
     Fork(Which),
     Exit(Which),
+    /// So many pages may be charged to it, or any number.
+    Quota(Which, Option<u64>),
     Pin(Which, Page, bool),
     /// Stores through a write pin, compares through a read pin, gives it back.
     Unpin(u8, u8),
@@ -123,6 +125,8 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         1 => (which(), page()).prop_map(|(w, p)| Op::Execute(w, p)),
         5 => which().prop_map(Op::Fork),
         2 => which().prop_map(Op::Exit),
+        1 => (which(), prop_oneof![1 => Just(None), 2 => (0u64..30).prop_map(Some)])
+            .prop_map(|(w, q)| Op::Quota(w, q)),
         3 => (which(), page(), any::<bool>()).prop_map(|(w, p, s)| Op::Pin(w, p, s)),
         3 => (any::<u8>(), any::<u8>()).prop_map(|(n, b)| Op::Unpin(n, b)),
         2 => (which(), page()).prop_map(|(w, p)| Op::StartRead(w, p)),

@@ -208,7 +208,11 @@ impl World {
             )
         });
         let inherited = inherited.collect();
+        let quota = self.processes[which].quota.inherited();
         self.add(Cpu::new(&forked.child), inherited);
+        if let Some(child) = self.processes.last_mut() {
+            child.quota = quota;
+        }
         Ok(())
     }
 

@@ -83,6 +83,7 @@ impl World {
             Op::Execute(w, p) => self.access(pick(w), place(p).get(), Access::Execute, |_| {}),
             Op::Fork(w) => self.fork(pick(w)),
             Op::Exit(w) => self.exit(pick(w)),
+            Op::Quota(w, pages) => self.set_quota(pick(w), pages),
             Op::Pin(w, p, write) => self.pin(pick(w), place(p).get(), write),
             Op::StartRead(w, p) => self.start_read(pick(w), place(p).get()),
             Op::Resize(number, size) => self.resize(number, size),

@@ -13,6 +13,7 @@ use super::bytes::Room;
 use super::common::{Cpu, Mm, Sim, manager, range, va, vpn};
 use super::files::{FileModel, ViewPage};
 use super::ops::{FROZEN, Op, PAGES, Page, ReadEnd};
+use super::quota::Quota;
 
 /// The bytes of a page that the model looks at.
 pub(crate) const SLOTS: [usize; 3] = [0, 2048, 4095];
@@ -39,6 +40,7 @@ pub(crate) struct Process {
     /// A second vCPU of the same space, whose TLB learns nothing from the first one's faults.
     pub(crate) other: Cpu,
     pub(crate) pages: BTreeMap<u64, PageModel>,
+    pub(crate) quota: Quota,
     /// A number for pins to refer to.
     pub(crate) id: u64,
 }
@@ -135,6 +137,7 @@ impl World {
             cpu,
             other,
             pages,
+            quota: Quota::default(),
             id: self.next_id,
         });
     }
@@ -157,6 +160,7 @@ impl World {
         self.check_files()?;
         self.check_layer()?;
         self.check_room(&self.rooms)?;
+        self.check_quotas()?;
         let mm = &self.mm;
         match self.processes.first_mut() {
             Some(p) => match p

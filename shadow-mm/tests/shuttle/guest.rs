@@ -247,7 +247,7 @@ impl Guest {
         ticket.length()
     }
 
-    fn read_slots(&self, ticket: &PageIn<Model>) {
+    pub(crate) fn read_slots(&self, ticket: &PageIn<Model>) {
         for (n, frame) in (0u64..).zip(ticket.frames()) {
             let at = ticket.offset() + n * PAGE_SIZE as u64;
             let bytes = self.page_file.lock().expect("the page file")[&at];

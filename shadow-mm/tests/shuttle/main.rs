@@ -18,6 +18,7 @@ mod paging;
 mod platform;
 mod range;
 mod share;
+mod stored;
 
 use shadow_mm::ForkMode;
 use shuttle::Runner;

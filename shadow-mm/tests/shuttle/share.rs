@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shadow_mm::{Access, Prot, TrimMode};
+use shadow_mm::{Access, FrameStore, Prot, SavedPage, TrimMode};
 use shuttle::thread;
 
 use crate::guest::{BASE, Guest, finish, machine, pages};
@@ -136,6 +136,40 @@ fn unmap_and_fork_against_unsharing() {
                 .fault(&guests[0].space, crate::guest::vpn(BASE).va(), Access::Read);
         assert!(guests[0].settle(found).is_err());
         assert_eq!(guests[1].load(1, BASE, 0), Ok(3));
+        finish(&guests[0].mm, &[&guests[0], &guests[1]]);
+    });
+}
+
+/// What is saved of a guest is its pages, whatever becomes of their frames because of the other that has them too.
+#[test]
+fn saving_against_a_sharers_trim() {
+    schedules(|| {
+        let guests = family();
+        both(
+            &guests,
+            [
+                |guest| {
+                    guest.trim();
+                    guest.write_modified();
+                    guest.take_standby();
+                },
+                |guest| {
+                    let stored = pages(BASE, 2);
+                    let next = guest.mm.saved_pages(&guest.space, stored, 9, |vpn, page| {
+                        let SavedPage::Frame(_, frame) = page else {
+                            return;
+                        };
+                        thread::yield_now();
+                        let mut byte = [0];
+                        guest.mm.store().read(frame, 0, &mut byte);
+                        assert_eq!(byte, [1], "{vpn:?}");
+                    });
+                    assert_eq!(next, None);
+                },
+            ],
+        );
+        let seen = guests.each_ref().map(|guest| guest.load(1, BASE, 0));
+        assert_eq!(seen, [Ok(1), Ok(1)]);
         finish(&guests[0].mm, &[&guests[0], &guests[1]]);
     });
 }

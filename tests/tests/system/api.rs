@@ -27,7 +27,7 @@ const AS: &str = "--as-embedder=";
 /// A case: its name, what it is, and the programs it needs.
 type Known = (&'static str, fn() -> Done, &'static [&'static str]);
 
-const CASES: [Known; 7] = [
+const CASES: [Known; 8] = [
     ("api/example", per_request::main, &["python3"]),
     ("api/standard_io", standard_io, &["busybox"]),
     ("api/ends", ends, &["busybox"]),
@@ -39,6 +39,7 @@ const CASES: [Known; 7] = [
         gives_everything_back,
         &["busybox"],
     ),
+    ("api/cycles", cycles, &["busybox"]),
 ];
 
 /// Is a case, if this process was started to be one.
@@ -87,7 +88,8 @@ bodies!(
     run_refused => "api/refused",
     run_frozen_and_forked => "api/frozen_and_forked",
     run_several_at_once => "api/several_at_once",
-    run_gives_everything_back => "api/gives_everything_back"
+    run_gives_everything_back => "api/gives_everything_back",
+    run_cycles => "api/cycles"
 );
 
 fn run_example(context: &Context) -> Checked {
@@ -101,7 +103,7 @@ fn run_example(context: &Context) -> Checked {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    let bodies: [fn(&Context) -> Checked; 7] = [
+    let bodies: [fn(&Context) -> Checked; 8] = [
         run_example,
         run_standard_io,
         run_ends,
@@ -109,13 +111,15 @@ pub(crate) fn cases() -> Vec<Case> {
         run_frozen_and_forked,
         run_several_at_once,
         run_gives_everything_back,
+        run_cycles,
     ];
     CASES
         .iter()
         .zip(bodies)
         .map(|((name, _, needs), body)| {
             let case = Case::function(name, body).not_native(ONLY_VMM);
-            case.needs(needs).seconds(120)
+            case.needs(needs)
+                .seconds(if *name == "api/cycles" { 7200 } else { 120 })
         })
         .collect()
 }
@@ -342,6 +346,42 @@ fn several_at_once() -> Done {
         check(printed == format!("{n} 200\n{}\n", known[n % 2]), printed)?;
     }
     Ok(())
+}
+
+/// Clones of one template that run and end, thousands of them (`VMM_CYCLES`): this process has nothing more afterwards, and no
+/// more memory.
+fn cycles() -> Done {
+    let emulated = std::env::var_os("VMM_TEST_EMULATED_CPU").is_some();
+    let count =
+        std::env::var("VMM_CYCLES").map_or(Ok(if emulated { 20 } else { 100 }), |n| n.parse())?;
+    let warm = shell("echo freeze > /dev/vmm; read line; echo $line")
+        .ready_freeze()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    let template = warm.freeze()?;
+    let cycle = |n: u32| -> Done {
+        let line = format!("{n}\n").into_bytes();
+        let output = template.fork().stdin(Stdio::bytes(line.clone())).output()?;
+        check(output.stdout == line, output)
+    };
+    // The allocator keeps what it had at most.
+    (0..count / 4 + 8).try_for_each(cycle)?;
+    let (before, memory) = (counted()?, resident()?);
+    (0..count).try_for_each(cycle)?;
+    settle(before)?;
+    let more = resident()?.saturating_sub(memory);
+    check(more < 1 << 20, (more, "bytes more"))?;
+    drop((template, warm));
+    Ok(())
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> Result<u64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+    Ok(kib.ok_or("no VmRSS")?.parse::<u64>()? * 1024)
 }
 
 /// What a process has: descriptors, threads, mappings.

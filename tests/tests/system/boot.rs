@@ -223,9 +223,9 @@ fn terminal(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
-/// The terminal is restored when a signal ends the VMM, even one of its own mistakes.
+/// The terminal is restored when a signal ends the VMM, even one of its own mistakes, or one that it does not expect.
 fn terminal_after_a_crash(context: &Context) -> Checked {
-    for (signal, status) in [("TERM", 143), ("SEGV", 139)] {
+    for (signal, status) in [("TERM", 143), ("SEGV", 139), ("USR1", 138), ("ALRM", 142)] {
         let words = context.boot_words(&flat("echo", &["--console", "stdio"]));
         let quoted: Vec<String> = words.iter().map(|w| format!("'{w}'")).collect();
         let line = format!(

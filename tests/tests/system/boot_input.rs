@@ -4,8 +4,10 @@ use std::path::Path;
 
 use tests::case::{Case, Checked, Launch, On, PASSED};
 use tests::context::Context;
+use tests::process::Output;
 
 const FAILURE: i32 = 125;
+const PAGE: usize = 4096;
 
 /// A bzImage as far as its header goes, whose protected-mode part has `blocks` of 16 bytes.
 fn bzimage(blocks: u32) -> Vec<u8> {
@@ -118,6 +120,79 @@ fn cut_off(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// What `flat` prints of an initrd: its length, and a sum over a word of each page and all of the last, zero behind its end.
+fn seen(initrd: &[u8]) -> String {
+    let mut padded = initrd.to_vec();
+    padded.resize(initrd.len().next_multiple_of(PAGE), 0);
+    let pages = padded.chunks_exact(PAGE);
+    let mut sum = 0_u64;
+    for (left, page) in (1..=pages.len()).rev().zip(pages) {
+        let one = left % (PAGE / 8) * 8;
+        let part = if left == 1 { page } else { &page[one..one + 8] };
+        for word in part.chunks_exact(8) {
+            let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+            sum = (sum ^ word).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+    let (high, low) = ((sum >> 32) as u32, sum as u32);
+    format!("{:08x}\n{high:08x}\n{low:08x}\ndone\n", initrd.len())
+}
+
+/// Boots `flat` with an initrd.
+fn with_initrd(context: &Context, memory: &str) -> Result<Output, String> {
+    let options = ["--kernel", "{programs}/kernels/flat", "--cmdline", "initrd"];
+    let more = ["--initrd", "{work}/initrd", "--memory", memory];
+    let all = [&options[..], &more, &["--timeout", "20"]].concat();
+    context.boot(&all, &Launch::default())
+}
+
+/// An initrd cut off anywhere is as good as any other for the loader: the kernel gets it byte for byte, and nothing behind it.
+fn initrd_cut_off(context: &Context) -> Checked {
+    let whole: Vec<u8> = (0..64 << 10_u32)
+        .map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 23) as u8)
+        .collect();
+    for length in (0..=whole.len()).step_by(1021) {
+        let initrd = &whole[..length];
+        context.write("initrd", initrd, 0o644)?;
+        let output = with_initrd(context, "16M")?;
+        if output.status != 0 || output.out() != seen(initrd) || !output.stderr.is_empty() {
+            return Err(format!(
+                "{length} bytes: status {}: {}{}",
+                output.status,
+                output.out(),
+                output.err()
+            ));
+        }
+    }
+    Ok(PASSED)
+}
+
+/// The largest initrd that fits is loaded whole; with a page more, it is refused and told how many bytes are free.
+fn largest_initrd(context: &Context) -> Checked {
+    let mut fits = 0;
+    let mut too_large = (8 << 20) / PAGE;
+    let mut refusal = String::new();
+    while fits + 1 < too_large {
+        let pages = usize::midpoint(fits, too_large);
+        let initrd = vec![pages as u8; pages * PAGE];
+        context.write("initrd", &initrd, 0o644)?;
+        let output = with_initrd(context, "8M")?;
+        match output.status {
+            0 if output.out() == seen(&initrd) => fits = pages,
+            FAILURE if output.err().lines().count() == 1 && output.stdout.is_empty() => {
+                (too_large, refusal) = (pages, output.err());
+            }
+            status => return Err(format!("{pages} pages: {status}: {}", output.err())),
+        }
+    }
+    let room = (fits * PAGE) as f64 / f64::from(1 << 20);
+    let room = format!("only {room:.1} MiB of --memory 8 MiB are free");
+    if !refusal.contains(&room) {
+        return Err(format!("{room:?} is not in {refusal}"));
+    }
+    Ok(PASSED)
+}
+
 /// Headers with bytes changed: whatever comes, the VMM goes on, and ends.
 fn damaged(context: &Context) -> Checked {
     let elf = std::fs::read(context.program("kernels/flat")).map_err(|e| e.to_string())?;
@@ -197,7 +272,7 @@ fn disks(context: &Context) -> Checked {
         ("/dev/null", "not a regular file"),
         ("{work}/odd", "sectors"),
         ("{work}/empty", "sectors"),
-        ("{work}/used", "another machine uses it"),
+        ("{work}/used", "another machine, or another --disk, uses it"),
     ] {
         refused(
             context,
@@ -232,6 +307,8 @@ pub(crate) fn cases() -> Vec<Case> {
     [
         Case::function("boot/input/kernels", kernels),
         Case::function("boot/input/cut_off", cut_off).seconds(180),
+        Case::function("boot/input/initrd_cut_off", initrd_cut_off).seconds(180),
+        Case::function("boot/input/largest_initrd", largest_initrd).seconds(180),
         Case::function("boot/input/damaged", damaged).seconds(180),
         Case::function("boot/input/initrds_and_options", initrds_and_options),
         Case::function("boot/input/disks", disks),

@@ -266,6 +266,7 @@ pub(crate) fn cases() -> Vec<Case> {
             virtio_console_in_pipes(c, V6_1)
         }),
         Case::function("boot/linux_6.12/1_cpu", |c| cpus(c, V6_12, "1")),
+        Case::function("boot/linux_6.12/2_cpus", |c| cpus(c, V6_12, "2")),
         Case::function("boot/linux_6.12/4_cpus", |c| cpus(c, V6_12, "4")),
         Case::function("boot/linux_6.12/reset_and_panic", |c| ends(c, V6_12)),
         Case::function("boot/linux_6.12/disks", |c| disks(c, V6_12)),

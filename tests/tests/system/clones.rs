@@ -1,12 +1,13 @@
 //! Programs that ask to be frozen, and learn which clone they are: `/dev/vmm`, `vmm fork --env`.
 
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use tests::case::{Case, Checked, Expect, Launch, PASSED};
 use tests::context::Context;
 
-use super::snapshot::{Guest, ONLY_VMM, command, expect, snapshot, succeed, vmm_with};
+use super::snapshot::{Guest, ONLY_VMM, command, expect, kills, snapshot, succeed, vmm_with};
 
 /// Freezes itself, says who it is, and a line for each line of its input.
 const SHELL: &str = "x=warm; echo freeze > /dev/vmm; \
@@ -270,6 +271,62 @@ fn orphans(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// Processes whose command line has all of these words.
+fn processes(words: &[&str]) -> Result<usize, String> {
+    let all = fs::read_dir("/proc").map_err(|e| e.to_string())?;
+    let lines = all
+        .flatten()
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let matches = |line: &Vec<u8>| {
+        let line = String::from_utf8_lossy(line);
+        words
+            .iter()
+            .all(|word| line.split('\0').any(|other| other == *word))
+    };
+    Ok(lines.filter(matches).count())
+}
+
+/// Nor if it is killed while it starts them, at whatever moment; nor if it had gone before one of them could see that.
+fn abandoned(context: &Context) -> Checked {
+    let line = "echo freeze > /dev/vmm; while :; do sleep 1; done";
+    let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])?;
+    // A word that no other process of the machine has.
+    let mark = format!("MARK={}", context.work().display());
+    for round in 0..kills(10) {
+        let mut fork = command(context, &["fork", "warm", "-n", "8", "--env", &mark]);
+        let fork = fork.stderr(Stdio::null()).spawn();
+        let mut fork = fork.map_err(|e| e.to_string())?;
+        std::thread::sleep(Duration::from_micros(u64::from(round * 7919 % 61) * 1000));
+        fork.kill()
+            .and_then(|()| fork.wait())
+            .map_err(|e| e.to_string())?;
+        let until = Instant::now() + context.timeout / 4;
+        let equal = format!("--env={mark}");
+        while processes(&["restore", &equal])? != 0 {
+            if Instant::now() > until {
+                return Err(format!("round {round}: clones are left"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let path = snapshot(context)?;
+    let vmm = context.setup.vmm.to_string_lossy();
+    let parent = (std::process::id() + 1).to_string();
+    let line =
+        format!("exec {vmm} restore --template 3 --clone 1/1/warm --parent {parent} 3< {path}");
+    let alone = context.native(&Launch::new("/bin/sh", &["-c", &line]))?;
+    if alone.status != 125 || !alone.err().contains("has ended") || alone.err().lines().count() != 1
+    {
+        return Err(format!(
+            "without a parent: {} {}",
+            alone.status,
+            alone.err()
+        ));
+    }
+    drop(guest);
+    Ok(PASSED)
+}
+
 /// What a program sees that nobody forks, and one that asks too often.
 fn alone() -> [Case; 2] {
     let line = "echo freeze > /dev/vmm && cat /dev/vmm; echo thaw > /dev/vmm || echo refused; \
@@ -290,6 +347,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("clones/together", together, "busybox"),
         ("clones/layers", layers, "busybox"),
         ("clones/orphans", orphans, "busybox"),
+        ("clones/abandoned", abandoned, "busybox"),
         ("clones/python", python, "python3"),
         ("clones/lua", lua, "lua5.4"),
     ]

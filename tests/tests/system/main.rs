@@ -14,6 +14,8 @@ mod confinement;
 mod examples;
 mod guard;
 mod inspect;
+mod isolation;
+mod killed;
 mod no_kvm;
 mod options;
 mod programs;
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
         snapshot::cases(),
         carried::cases(),
         clones::cases(),
+        isolation::cases(),
+        killed::cases(),
         examples::cases(),
         api::cases(),
         bad_input::cases(),

@@ -15,6 +15,11 @@ fn thrash() -> Case {
     Case::new("programs/thrash", launch, Expect::Tap).seconds(240)
 }
 
+fn quota() -> Case {
+    let launch = Launch::new("{programs}/quota", &[]).options(&["--process-memory", "16M"]);
+    Case::new("programs/quota", launch, Expect::Tap).not_native("it is about an option of vmm")
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let mut mmap = tap("mmap", &["{work}"]);
     let mut fds = tap("fds", &["{work}"]);
@@ -53,6 +58,7 @@ pub(crate) fn cases() -> Vec<Case> {
         threads("thread_storm", ["thread_storm", "200"], "40", "4"),
         threads("shootdown", ["shootdown", "200"], "40", "2"),
         thrash(),
+        quota(),
         tap("waits", &[]),
         tap("misbehave", &[]).seconds(120),
     ]

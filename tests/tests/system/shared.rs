@@ -100,6 +100,62 @@ const WAL: &str = "import os, sqlite3\n\
     db = sqlite3.connect('vmm-test-wal.db')\n\
     print(db.execute('select who, count(*) from t group by who').fetchall(), db.execute('pragma integrity_check').fetchone())\n";
 
+/// Two writers of one database in WAL mode on a tmpfs, both larger than memory, that read all of it back.
+const LARGE_WAL: &str = "import hashlib, os, sqlite3, sys\n\
+    ROWS, SIZE = int(sys.argv[1]), 4000\n\
+    def connect():\n\
+    \x20   db = sqlite3.connect('vmm-test-big.db', isolation_level=None, timeout=100)\n\
+    \x20   db.execute('pragma cache_size=200'); db.execute('pragma mmap_size=67108864')\n\
+    \x20   return db\n\
+    def blob(who, n): return hashlib.shake_128(b'%d %d' % (who, n)).digest(SIZE)\n\
+    db = connect()\n\
+    print(db.execute('pragma journal_mode=wal').fetchone())\n\
+    db.execute('create table t(who integer, n integer, b blob, primary key (who, n))')\n\
+    db.close()\n\
+    for who in range(2):\n\
+    \x20   if os.fork() == 0:\n\
+    \x20       db = connect()\n\
+    \x20       for n in range(0, ROWS, 50):\n\
+    \x20           db.execute('begin immediate')\n\
+    \x20           db.executemany('insert into t values (?, ?, ?)', [(who, m, blob(who, m)) for m in range(n, n + 50)])\n\
+    \x20           db.execute('commit')\n\
+    \x20           other = db.execute('select n, b from t where who = ? order by random() limit 5', (1 - who,)).fetchall()\n\
+    \x20           for m, b in other:\n\
+    \x20               if b != blob(1 - who, m): print('wrong', who, m)\n\
+    \x20       for m in range(ROWS - 1, -1, -1):\n\
+    \x20           if db.execute('select b from t where who = ? and n = ?', (who, m)).fetchone()[0] != blob(who, m): print('wrong', who, m)\n\
+    \x20       db.close(); os._exit(0)\n\
+    for _ in range(2): print(os.wait()[1])\n\
+    db = connect()\n\
+    counted = db.execute('select count(*), sum(length(b)) from t').fetchone()\n\
+    print(counted == (2 * ROWS, 2 * ROWS * SIZE), db.execute('pragma integrity_check').fetchone())\n";
+
+fn large_wal() -> Case {
+    let script = |rows| ["-c", LARGE_WAL, rows];
+    let launch = Launch::new("python3", &script("3000"))
+        .in_rig(&script("1200"))
+        .options(&[
+            "--root",
+            "/",
+            "--tmpfs",
+            "/t",
+            "--workdir",
+            "/t",
+            "--cpus",
+            "2",
+        ])
+        .options(&["--memory", "20M", "--page-file", "256M"]);
+    let printed = "('wal',)\n0\n0\nTrue ('ok',)\n".to_owned();
+    Case::new(
+        "shared/sqlite_in_little_memory",
+        launch,
+        Expect::Exactly(0, printed),
+    )
+    .needs(&["python3"])
+    .seconds(240)
+    .not_native(TMPFS)
+}
+
 fn python(name: &str, script: &str) -> Case {
     let launch = Launch::new("python3", &["-c", script]).options(&[
         "--root",
@@ -174,5 +230,6 @@ pub(crate) fn cases() -> Vec<Case> {
         python("python_mmap", FILES),
         python("python_multiprocessing", MEMORY),
         python("sqlite_wal", WAL),
+        large_wal(),
     ]
 }

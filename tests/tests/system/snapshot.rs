@@ -1,6 +1,6 @@
 //! Running guests written down, made again, and forked: `vmm snapshot`, `restore`, `freeze`, `fork`, `ps`, `kill`.
 //!
-//! `VMM_KILLS` sets how often the VMM is killed while it writes a snapshot.
+//! `VMM_KILLS` sets how often the VMM is killed in the cases that kill it at random moments.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,11 @@ use tests::context::Context;
 use tests::process::{self, Limits, Output};
 
 pub(crate) const ONLY_VMM: &str = "it is about snapshots";
-/// How often the VMM is killed unless `VMM_KILLS` says otherwise.
-const KILLS: u32 = 20;
+/// How often the VMM is killed where `VMM_KILLS` does not say.
+pub(crate) fn kills(otherwise: u32) -> u32 {
+    let kills = std::env::var("VMM_KILLS").ok().and_then(|n| n.parse().ok());
+    kills.unwrap_or(otherwise)
+}
 
 /// Prints a line for each line of its input, with what it found out before it was ready.
 const WARM: &str = "x=warm; echo READY; while read line; do echo $x $line $$; done; echo end";
@@ -95,6 +98,17 @@ impl Guest {
         let guest = Self { child, output };
         guest.wait_ready(context)?;
         Ok(guest)
+    }
+
+    /// The number of its VMM's process.
+    pub(crate) fn number(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills its VMM.
+    pub(crate) fn kill(&mut self) -> Result<(), String> {
+        let killed = self.child.kill().and_then(|()| self.child.wait());
+        killed.map(drop).map_err(text)
     }
 
     /// Ends its input, and waits for its end: what it printed.
@@ -317,20 +331,18 @@ fn damaged_page(context: &Context) -> Checked {
 fn killed(context: &Context) -> Checked {
     let program = "BEGIN { for (i = 0; i < 60000; i++) a[i] = i * 7; print \"READY\"; fflush(); \
                    getline line; s = 0; for (i = 0; i < 60000; i++) s += a[i]; print line, s }";
-    let kills = std::env::var("VMM_KILLS").ok().and_then(|n| n.parse().ok());
     let path = {
         let _guest = Guest::start(context, &["busybox", "awk", program])?;
         snapshot(context)?
     };
-    for n in 0..kills.unwrap_or(KILLS) {
+    for n in 0..kills(20) {
         let mut guest = Guest::start(context, &["busybox", "awk", program])?;
         let mut asks = command(context, &["snapshot", "warm", &path]);
         let asks = asks.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let mut asks = asks.map_err(text)?;
         // Another moment every time, all over the time it takes and a little longer.
         std::thread::sleep(Duration::from_micros(u64::from(n * 7919 % 61) * 250));
-        guest.child.kill().map_err(text)?;
-        guest.child.wait().map_err(text)?;
+        guest.kill()?;
         process::wait_within(&mut asks, context.timeout)?;
         let again = vmm_with(context, &["restore", "--verify", &path], b"sum\n")?;
         expect(&again, 0, "sum 12599790000\n")

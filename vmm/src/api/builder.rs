@@ -59,6 +59,7 @@ impl Builder {
                 memory: MEMORY,
                 page_file: None,
                 commit: Commit::Limited,
+                process_memory: None,
                 fork: ForkMode::Shared,
                 root: None,
                 mounts: Vec::new(),

@@ -179,6 +179,7 @@ fn copy(args: &ForkArgs, number: u32, template: i32) -> Result<Child, ForkError>
     command.args(["restore", "--template", &template.to_string()]);
     let clone = format!("{number}/{}/{}", args.count, args.guest);
     command.args(["--clone", &clone]);
+    command.args(["--parent", &std::process::id().to_string()]);
     for setting in &args.env {
         command.arg(format!("--env={}", numbered(setting, number)));
     }

@@ -86,6 +86,10 @@ pub(super) struct RestoreArgs {
     /// Which clone of which template this is
     #[arg(long, value_name = "NUMBER/COUNT/TEMPLATE", hide = true, value_parser = clone)]
     clone: Option<Role>,
+
+    /// The process that waits for this clone, and with which it ends
+    #[arg(long, value_name = "PID", hide = true, requires = "clone", value_parser = clap::value_parser!(i32).range(1..))]
+    parent: Option<i32>,
 }
 
 /// What `vmm fork` says of a clone.
@@ -113,11 +117,15 @@ pub(super) fn setting(text: &str) -> Result<String, String> {
 }
 
 /// A clone does not outlive the `vmm fork` that waits for it, however that ends.
-/// Known hole: one whose parent had gone before this runs goes on.
-fn end_with_parent() {
-    use rustix::process::{Signal, set_parent_process_death_signal};
+fn end_with_parent(parent: Option<i32>) -> Result<(), RefusedError> {
+    use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
     if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
         tracing::warn!(%error, "this clone will not end with vmm fork");
+    }
+    // There is no signal for one that had ended before; but then the parent is another process by now.
+    match parent {
+        Some(parent) if getppid().map(Pid::as_raw_pid) != Some(parent) => Err(RefusedError::Alone),
+        _ => Ok(()),
     }
 }
 
@@ -136,13 +144,16 @@ enum RefusedError {
         owner: u32,
         what: String,
     },
+    #[error("the vmm fork that started this clone has ended")]
+    Alone,
 }
 
 pub(super) fn main(args: &RestoreArgs) -> ExitCode {
-    if args.clone.is_some() {
-        end_with_parent();
-    }
-    let opened = open(args).map_err(RefusedError::from);
+    let parent = match args.clone {
+        Some(_) => end_with_parent(args.parent),
+        None => Ok(()),
+    };
+    let opened = parent.and_then(|()| Ok(open(args)?));
     let opened = opened.and_then(|snapshot| {
         let guest = open_guest(&snapshot)?;
         check_host_files(args, &snapshot, &guest.1)?;

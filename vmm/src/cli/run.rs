@@ -44,6 +44,10 @@ pub(super) struct RunArgs {
     #[arg(long)]
     overcommit: bool,
 
+    /// Grant one process that much private memory at most
+    #[arg(long, value_name = "SIZE")]
+    process_memory: Option<Size>,
+
     /// How a process's memory is copied by fork: `shared` shares the page tables until one side changes
     /// something in them, `eager` visits every page at once
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Fork::Shared)]
@@ -185,6 +189,7 @@ impl RunArgs {
             } else {
                 Commit::Limited
             },
+            process_memory: self.process_memory.map(|size| size.0),
             fork: match self.fork {
                 Fork::Shared => ForkMode::Shared,
                 Fork::Eager => ForkMode::Eager,

@@ -3,17 +3,20 @@
 //! to an end, and can be saved and restored.
 
 use std::io;
+use std::sync::Arc;
 
 use vm_device::bus::{MmioAddress, PioAddress};
 use vm_device::{DeviceMmio, DevicePio};
 
 use super::keyboard::{Keyboard, ScreenSize};
 use super::serial::{self, Serial};
-use super::virtio::VirtioDevice;
 use super::virtio::block::{Access, Block};
 use super::virtio::console::{Console, Port};
 use super::virtio::harness::Driver;
+use super::virtio::mmio::Transport;
+use super::virtio::mmio::flight::Flight;
 use super::virtio::rng::Rng;
+use super::virtio::{VirtioDevice, worker};
 use crate::hv::kvm::board;
 
 /// Most accesses of one run.
@@ -84,34 +87,53 @@ pub fn registers(data: &[u8]) {
     driver.transport.restore(&saved).expect("it was saved");
 }
 
+/// Without indirect descriptors, notification by index, or flushes.
+fn leave_out(choice: u8) -> u64 {
+    let all = [28, 29, 9].into_iter().zip([1, 2, 4]);
+    all.filter(|(_, bit)| choice & bit != 0)
+        .fold(0, |all, (feature, _)| all | 1 << feature)
+}
+
+/// Where descriptors point to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Anywhere,
+    /// Memory that is not the queue's.
+    Data,
+}
+
+/// Writes descriptors.
+fn describe(input: &mut Input<'_>, driver: &Driver, reach: Reach) {
+    for index in 0..DESCRIPTORS {
+        let (place, wild) = (input.word(), input.byte());
+        let (length, flags, next) = (input.word(), input.byte(), input.byte());
+        let (address, length) = match reach {
+            Reach::Data => (
+                0x8000 + u64::from(place) % 0x4000,
+                u32::from(length % 0x1000),
+            ),
+            Reach::Anywhere => {
+                let far = if wild >= 0xf0 {
+                    u64::from(wild) << 56
+                } else {
+                    0
+                };
+                let longer = u32::from(wild & 1) << 20;
+                (u64::from(place) | far, u32::from(length) | longer)
+            }
+        };
+        driver.descriptor(index, address, length, flags.into(), next.into());
+    }
+}
+
 /// Any descriptors, in any order, in the queue of a device that was set up properly.
 pub fn queues(data: &[u8]) {
     let mut input = Input(data);
     let (choice, features) = (input.byte(), input.byte());
     let mut driver = Driver::new(device(choice));
     driver.queue = u32::from(choice >> 7 & u8::from(choice % 3 == 1));
-    // Without indirect descriptors, notification by index, or flushes.
-    let leave_out = [28, 29, 9].into_iter().zip([1, 2, 4]);
-    let leave_out = leave_out.filter(|(_, bit)| features & bit != 0);
-    let mut driver = driver.start(leave_out.fold(0, |all, (feature, _)| all | 1 << feature));
-    for index in 0..DESCRIPTORS {
-        let (place, wild) = (input.word(), input.byte());
-        let (length, flags, next) = (input.word(), input.byte(), input.byte());
-        let far = if wild >= 0xf0 {
-            u64::from(wild) << 56
-        } else {
-            0
-        };
-        let longer = u32::from(wild & 1) << 20;
-        let address = u64::from(place) | far;
-        driver.descriptor(
-            index,
-            address,
-            u32::from(length) | longer,
-            flags.into(),
-            next.into(),
-        );
-    }
+    let mut driver = driver.start(leave_out(features));
+    describe(&mut input, &driver, Reach::Anywhere);
     driver.fill(0x8000, input.0.get(..1024).unwrap_or(input.0));
     for _ in 0..DESCRIPTORS {
         driver.offer(u16::from(input.byte() % 20));
@@ -122,6 +144,88 @@ pub fn queues(data: &[u8]) {
     let _ = driver.transport.serve(driver.queue as usize);
     let saved = driver.transport.save();
     driver.transport.restore(&saved).expect("it was saved");
+}
+
+/// Lets all land that fly, the first first.
+fn land_all(flying: &mut Vec<Flight<'_>>) {
+    flying.drain(..).for_each(Flight::finish);
+}
+
+/// What a driver may do while requests are in flight, and has to wait for them.
+fn ground(transport: &Transport, what: u8) {
+    let write = |register: u64, value: u32| {
+        transport.mmio_write(MmioAddress(0), register, &value.to_le_bytes());
+    };
+    match what % 3 {
+        0 => write(0x70, 0),
+        1 => {
+            write(0x44, 0);
+            write(0x44, 1);
+        }
+        _ => {
+            let saved = transport.save();
+            transport.restore(&saved).expect("it was saved");
+        }
+    }
+}
+
+/// Requests of a disk in flight, which land in any order, while the driver announces more, changes what it has
+/// announced, and resets the device. Where descriptors do not point to the queue, each answer is there once.
+pub fn flights(data: &[u8]) {
+    let mut input = Input(data);
+    let choice = input.byte();
+    let reach = if choice & 8 == 0 {
+        Reach::Data
+    } else {
+        Reach::Anywhere
+    };
+    let mut driver = Driver::new(device(0)).start(leave_out(choice));
+    describe(&mut input, &driver, reach);
+    driver.fill(0x8000, &input.bytes::<256>());
+    let transport = Arc::clone(&driver.transport);
+    let mut taken = 0;
+    std::thread::scope(|scope| {
+        let mut flying = Vec::new();
+        for _ in 0..MOST {
+            if input.0.is_empty() {
+                break;
+            }
+            let what = input.byte();
+            match what & 7 {
+                0 | 1 => driver.offer(u16::from(what >> 3) % 20),
+                2 | 3 if flying.len() < worker::HANDS => {
+                    let flight = transport.take(0);
+                    taken += u16::from(flight.is_some());
+                    flying.extend(flight);
+                }
+                2..=5 if flying.is_empty() => {}
+                2 | 3 => flying.remove(0).finish(),
+                4 | 5 => {
+                    // A flush waits for those before it.
+                    let flight = flying.remove(usize::from(what >> 3) % flying.len());
+                    scope.spawn(|| flight.finish());
+                }
+                6 => driver.fill(
+                    0x8000 + u64::from(input.word() % 0x1000),
+                    &input.bytes::<8>(),
+                ),
+                _ => {
+                    let transport = &*transport;
+                    let grounds = scope.spawn(move || ground(transport, what >> 3));
+                    land_all(&mut flying);
+                    grounds.join().expect("it ends");
+                    if (what >> 3).is_multiple_of(3) {
+                        driver.set_up(leave_out(choice));
+                        taken = 0;
+                    }
+                }
+            }
+        }
+        land_all(&mut flying);
+    });
+    if let (Reach::Data, Some(used)) = (reach, driver.used()) {
+        assert_eq!(used, taken, "answers of what was taken");
+    }
 }
 
 /// Accesses of any width to the serial port, while somebody types.
@@ -157,9 +261,10 @@ mod tests {
     use super::*;
 
     type Target = fn(&[u8]);
-    const TARGETS: [(&str, Target); 3] = [
+    const TARGETS: [(&str, Target); 4] = [
         ("registers", registers),
         ("queues", queues),
+        ("flights", flights),
         ("serial", serial),
     ];
 

@@ -18,13 +18,25 @@ struct Saved {
 
 static SAVED: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
 
-/// Signals that end the process at once and come from its own mistakes.
-const FATAL: [i32; 5] = [
+/// Signals that end the process at once: those of its own mistakes, and those that nobody waits for (`run` does for the others).
+const FATAL: [i32; 17] = [
     libc::SIGSEGV,
     libc::SIGBUS,
     libc::SIGILL,
     libc::SIGFPE,
     libc::SIGABRT,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
 ];
 
 /// A terminal in raw mode.
@@ -82,8 +94,15 @@ fn catch_fatal_signals(fd: i32) {
         action.sa_sigaction = handler as *const () as usize;
         // Once: the signal then does what it does by default.
         action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
-        // SAFETY: the handler calls only async-signal-safe functions; `action` is valid.
-        unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
+        // SAFETY: as above.
+        let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: the handler calls only async-signal-safe functions; both are valid.
+        unsafe { libc::sigaction(signal, &raw const action, &raw mut before) };
+        if before.sa_sigaction == libc::SIG_IGN {
+            // Who started us wants that it does nothing.
+            // SAFETY: it is what was there.
+            unsafe { libc::sigaction(signal, &raw const before, ptr::null_mut()) };
+        }
     }
 }
 

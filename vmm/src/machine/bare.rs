@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use guest::abi;
+use shadow_mm::CommitLimit;
 
 use super::RunError;
 use super::builder::Machine;
@@ -23,7 +24,7 @@ use crate::linux::table::Table;
 use crate::linux::time::TscInfo;
 use crate::linux::vdso;
 use crate::locks::Mutex;
-use crate::memory::PageFile;
+use crate::memory::{FRAME, PageFile};
 use crate::snapshot::records::{Identity, LoadMemory, MemoryError, Parts, Records, restore};
 
 /// What a machine is asked for that does not depend on the guest in it.
@@ -35,6 +36,8 @@ pub struct Wanted {
     pub page_file: Option<PageFileConfig>,
     /// How much memory programs may ask for.
     pub commit: Commit,
+    /// Bytes of private memory that one process may ask for.
+    pub process_memory: Option<u64>,
     /// How processes are forked.
     pub fork: ForkMode,
     /// Processors.
@@ -68,6 +71,10 @@ impl Bare {
         hardware.memory.manager.set_fork_mode(wanted.fork);
         if wanted.commit == Commit::Limited {
             hardware.memory.limit_commit();
+        }
+        if let Some(bytes) = wanted.process_memory {
+            let quota = CommitLimit::Pages(bytes / FRAME as u64);
+            hardware.memory.manager.set_first_quota(quota);
         }
         hardware.map_vdso(vdso::image())?;
         let all = wanted.cpus + super::hardware::spare(hardware.profile.paging);

@@ -73,6 +73,7 @@ impl Machine {
             memory: config.memory,
             page_file: config.page_file.clone(),
             commit: config.commit,
+            process_memory: config.process_memory,
             fork: config.fork,
             cpus: config.cpus,
             strace: config.strace,

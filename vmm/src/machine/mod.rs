@@ -194,6 +194,7 @@ pub(crate) fn machine_data(config: &RunConfig) -> MachineData {
         memory: config.memory,
         page_file: config.page_file.as_ref().map_or(0, |file| file.bytes),
         overcommit: config.commit == Commit::Over,
+        process_memory: config.process_memory,
     }
 }
 

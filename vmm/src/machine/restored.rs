@@ -169,6 +169,7 @@ pub(crate) fn wanted(choice: &Choice, data: &MachineData, cpus: usize) -> Wanted
         } else {
             Commit::Limited
         },
+        process_memory: data.process_memory,
         fork: ForkMode::Shared,
         cpus: choice.cpus.unwrap_or(cpus).clamp(1, 64),
         strace: choice.strace,

@@ -25,6 +25,8 @@ pub struct MachineData {
     pub page_file: u64,
     /// Programs may ask for more memory than there is.
     pub overcommit: bool,
+    /// Bytes of private memory that one process may ask for.
+    pub process_memory: Option<u64>,
 }
 
 /// Why a guest was not saved. It goes on as before, and what was there before is as it was.

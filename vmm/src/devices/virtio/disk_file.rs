@@ -115,7 +115,7 @@ pub enum DiskError {
         bytes: u64,
     },
     /// Another process uses it.
-    #[error("disk {}: another machine uses it", path.display())]
+    #[error("disk {}: another machine, or another --disk, uses it", path.display())]
     Locked {
         /// Its path.
         path: PathBuf,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
@@ -203,24 +203,22 @@ impl Transport {
         }
         match queue::answer_all(queue, &self.memory, device.as_mut(), index) {
             Ok(turn) => {
-                drop(core);
                 if turn.interrupt {
                     self.interrupt(VIRTIO_MMIO_INT_VRING);
                 }
                 turn.left
             }
             Err(error) => {
-                self.give_up(core, &error);
+                self.give_up(&mut core, &error);
                 Left::Nothing
             }
         }
     }
 
     /// A queue makes no sense: the driver is asked for a reset.
-    fn give_up(&self, mut core: MutexGuard<'_, Core>, error: &virtio_queue::Error) {
+    fn give_up(&self, core: &mut Core, error: &virtio_queue::Error) {
         tracing::debug!(%error, "a virtio queue");
         core.registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-        drop(core);
         self.interrupt(VIRTIO_MMIO_INT_CONFIG);
     }
 
@@ -232,6 +230,7 @@ impl Transport {
         }
     }
 
+    /// What is in a queue is announced with the lock held: who saves the device has the answer with its interrupt.
     fn interrupt(&self, reason: u32) {
         self.interrupts.fetch_or(reason, Ordering::SeqCst);
         let _ = self.line.write(1);

@@ -30,6 +30,7 @@ fn config(program: &[&str], host: &Path) -> RunConfig {
         memory: MEMORY,
         page_file: None,
         commit: Commit::Over,
+        process_memory: None,
         fork: ForkMode::Shared,
         root: Some("/".into()),
         mounts: vec![
@@ -105,6 +106,7 @@ fn carry_over_with(program: &[&str], root: Option<std::path::PathBuf>) -> Option
         memory: MEMORY,
         page_file: None,
         commit: Commit::Over,
+        process_memory: None,
         fork: ForkMode::Shared,
         cpus: records.cpus(),
         strace: false,

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::block::{Access, Block};
 use super::super::disk_file::Storage;
+use super::super::queue::Left;
 use super::super::worker::{self, HANDS};
 use super::disk::{FLUSH, PUT, READ, header};
 use super::{DATA, Driver, NEXT, USED, WRITE};
@@ -94,20 +96,27 @@ impl Drop for Machine {
 
 impl Machine {
     fn new() -> Self {
+        Self::without(0).started()
+    }
+
+    /// One without threads, with a driver that does not know these features.
+    fn without(features: u64) -> Self {
         let gate = Gate::default();
         let block = Block::new(Box::new(gate.clone()), 64, Access::ReadWrite, "x");
-        let driver = Driver::new(Box::new(block)).start(0);
-        let (doorbell, stop) = (board::event().unwrap(), board::event().unwrap());
-        let bells = vec![doorbell.try_clone().unwrap()];
-        let ends = stop.try_clone().unwrap();
-        worker::start("disk", &driver.transport, bells, ends, || {}).unwrap();
         Self {
-            driver,
+            driver: Driver::new(Box::new(block)).start(features),
             gate,
-            doorbell,
-            stop,
+            doorbell: board::event().unwrap(),
+            stop: board::event().unwrap(),
             requests: 0,
         }
+    }
+
+    fn started(self) -> Self {
+        let bells = vec![self.doorbell.try_clone().unwrap()];
+        let ends = self.stop.try_clone().unwrap();
+        worker::start("disk", &self.driver.transport, bells, ends, || {}).unwrap();
+        self
     }
 
     /// Puts a request of a sector into the queue; returns its first descriptor.
@@ -139,6 +148,15 @@ impl Machine {
         }
         let head = |i: u64| memory.read_obj::<u32>(GuestAddress(USED + 4 + i * 8));
         (0..count.into()).map(|i| head(i).unwrap() as u16).collect()
+    }
+
+    /// Waits for an interrupt.
+    fn interrupted(&self) {
+        let until = Instant::now() + PATIENCE;
+        while self.driver.interrupt.read().is_err() {
+            assert!(Instant::now() < until, "no interrupt");
+            std::thread::yield_now();
+        }
     }
 
     fn log(&self) -> Vec<&'static str> {
@@ -240,4 +258,46 @@ fn what_comes_while_it_is_saved_is_not_lost() {
     machine.gate.open();
     saves.join().unwrap();
     machine.answered(2);
+}
+
+/// The driver wants an interrupt for every answer, and gets one for all that were there together.
+#[test]
+fn one_interrupt_does_for_all_that_were_announced_together() {
+    let mut machine = Machine::without(1 << VIRTIO_RING_F_EVENT_IDX);
+    for sector in 0..5 {
+        machine.put(READ, sector);
+    }
+    assert_eq!(machine.driver.transport.serve(0), Left::Nothing);
+    machine.answered(5);
+    assert_eq!(machine.driver.interrupt.read().unwrap(), 1);
+}
+
+/// However many threads are left to look for more.
+#[test]
+fn interrupt_does_not_wait_for_a_slow_request() {
+    for slow in 1..=HANDS {
+        let mut machine = Machine::without(1 << VIRTIO_RING_F_EVENT_IDX).started();
+        machine.put(READ, 0);
+        for _ in 0..slow {
+            machine.put(READ, SLOW);
+        }
+        machine.ring();
+        machine.interrupted();
+        machine.waiting(slow);
+        machine.gate.open();
+        machine.answered(slow as u16 + 1);
+        machine.interrupted();
+    }
+}
+
+#[test]
+fn what_is_saved_has_the_interrupt_of_each_answer() {
+    let mut machine = Machine::without(1 << VIRTIO_RING_F_EVENT_IDX);
+    machine.put(READ, 0);
+    machine.put(READ, 1);
+    let transport = Arc::clone(&machine.driver.transport);
+    transport.take(0).unwrap().finish();
+    assert_eq!(machine.driver.get(0x60), 0);
+    drop(transport.save());
+    assert_eq!(machine.driver.get(0x60), 1);
 }

@@ -80,7 +80,17 @@ impl Driver {
     }
 
     /// What Linux does, with the features in `leave_out` not taken.
-    pub(in crate::devices) fn start(self, leave_out: u64) -> Self {
+    pub(in crate::devices) fn start(mut self, leave_out: u64) -> Self {
+        self.set_up(leave_out);
+        self
+    }
+
+    /// The same, for a device that was in use; nothing has been announced then.
+    pub(in crate::devices) fn set_up(&mut self, leave_out: u64) {
+        self.available = 0;
+        for index in [AVAILABLE, USED] {
+            self.fill(index + 2, &[0; 2]);
+        }
         assert_eq!(self.get(0), 0x7472_6976);
         assert_eq!(self.get(4), 2);
         self.set(0x70, 0);
@@ -103,7 +113,12 @@ impl Driver {
         self.set(0x44, 1);
         self.set(0x70, 15);
         assert_eq!(self.get(0x70), 15);
-        self
+    }
+
+    /// How many answers the used ring has; none if the device asks for a reset.
+    pub(in crate::devices) fn used(&self) -> Option<u16> {
+        let used = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        (self.get(0x70) & NEEDS_RESET == 0).then_some(used)
     }
 
     pub(in crate::devices) fn descriptor(

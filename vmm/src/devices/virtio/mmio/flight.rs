@@ -3,6 +3,11 @@
 //! They are numbered in the order in which the driver announced them. A request's buffers and its queue's rings
 //! are the device's until it is answered: who resets the device, takes a queue away or saves it waits for
 //! that (`Transport::quiesce`), and nothing is taken meanwhile.
+//!
+//! **Interrupts.** Each answer is in the used ring at once, where a driver that looks sees it; the interrupt waits while more
+//! requests are there to be taken, so that one does for all that were answered until the queue was found empty (if the driver
+//! wants any: `VIRTIO_F_EVENT_IDX`). It never waits for an answer: while some are untold, somebody is about to
+//! take a request. Whoever finds none tells, and so does the last thread that might have gone on looking.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -12,8 +17,12 @@ use virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 
 use super::{Core, Transport};
+use crate::devices::virtio::worker::HANDS;
 use crate::devices::virtio::{Concurrent, Earlier, Request, queue};
 use crate::kernel::memory::Memory;
+
+/// Most answers for which an interrupt waits.
+const MOST_UNTOLD: usize = 32;
 
 /// Which requests are in flight.
 #[derive(Debug, Default)]
@@ -22,6 +31,10 @@ pub(super) struct Flights {
     taken: BTreeSet<u64>,
     /// Somebody waits for all of them to land.
     grounded: bool,
+    /// Queues that had a request when one was last taken: somebody will look again.
+    busy: BTreeSet<usize>,
+    /// The queue of each answer of which the driver has not been told.
+    untold: Vec<usize>,
 }
 
 impl Flights {
@@ -30,6 +43,13 @@ impl Flights {
         self.next += 1;
         self.taken.insert(number);
         number
+    }
+
+    /// The queues are others from now on; nothing is in flight.
+    pub(super) fn forget(&mut self) {
+        debug_assert!(self.taken.is_empty());
+        self.busy.clear();
+        self.untold.clear();
     }
 
     fn any_before(&self, number: u64) -> bool {
@@ -82,15 +102,13 @@ impl Flight<'_> {
         let Some(queue) = core.working_queue(self.queue) else {
             return;
         };
-        let memory = &*transport.memory;
-        let told = queue.add_used(memory, head, written);
-        match told.and_then(|()| queue.needs_notification(memory)) {
-            Ok(true) => {
-                drop(core);
-                transport.interrupt(VIRTIO_MMIO_INT_VRING);
-            }
-            Ok(false) => {}
-            Err(error) => transport.give_up(core, &error),
+        match queue.add_used(&*transport.memory, head, written) {
+            Ok(()) => core.flights.untold.push(self.queue),
+            Err(error) => return transport.give_up(&mut core, &error),
+        }
+        let later = core.flights.busy.contains(&self.queue);
+        if !later || core.flights.untold.len() >= MOST_UNTOLD {
+            transport.tell(&mut core);
         }
     }
 }
@@ -118,22 +136,56 @@ impl Transport {
         while core.flights.grounded {
             self.landed.wait(&mut core);
         }
-        match queue::next(core.working_queue(index)?, &self.memory) {
-            Ok(chain) => Some(Flight {
-                transport: self,
-                device,
-                queue: index,
-                chain: chain?,
-                number: core.flights.begin(),
-            }),
+        let Some(queue) = core.working_queue(index) else {
+            core.flights.busy.remove(&index);
+            return None;
+        };
+        match queue::next(queue, &self.memory) {
+            Ok(Some(chain)) => {
+                let number = core.flights.begin();
+                core.flights.busy.insert(index);
+                if core.flights.taken.len() >= HANDS {
+                    self.tell(&mut core);
+                }
+                Some(Flight {
+                    transport: self,
+                    device,
+                    queue: index,
+                    chain,
+                    number,
+                })
+            }
+            Ok(None) => {
+                core.flights.busy.remove(&index);
+                self.tell(&mut core);
+                None
+            }
             Err(error) => {
-                self.give_up(core, &error);
+                core.flights.busy.remove(&index);
+                self.give_up(&mut core, &error);
                 None
             }
         }
     }
 
-    /// Waits until nothing is in flight. Nothing is taken until `core` is unlocked.
+    /// Interrupts the driver if it wants to hear of what was answered.
+    fn tell(&self, core: &mut Core) {
+        let mut untold = std::mem::take(&mut core.flights.untold);
+        untold.sort_unstable();
+        untold.dedup();
+        for index in untold {
+            let Some(queue) = core.working_queue(index) else {
+                continue;
+            };
+            match queue.needs_notification(&*self.memory) {
+                Ok(true) => self.interrupt(VIRTIO_MMIO_INT_VRING),
+                Ok(false) => {}
+                Err(error) => return self.give_up(core, &error),
+            }
+        }
+    }
+
+    /// Waits until nothing is in flight and nothing untold. Nothing is taken until `core` is unlocked.
     pub(super) fn quiesce(&self, core: &mut MutexGuard<'_, Core>) {
         while core.flights.grounded {
             self.landed.wait(core);
@@ -145,6 +197,7 @@ impl Transport {
         if std::mem::take(&mut core.flights.grounded) {
             self.landed.notify_all();
         }
+        self.tell(core);
     }
 
     /// Waits until nothing is in flight, until that time.

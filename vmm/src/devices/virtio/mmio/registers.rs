@@ -50,6 +50,7 @@ impl Core {
     pub(super) fn reset(&mut self) {
         self.registers = Registers::default();
         self.queues.iter_mut().for_each(Queue::reset);
+        self.flights.forget();
     }
 
     pub(super) fn take_features(&mut self, value: u32) {
