@@ -165,6 +165,7 @@ fn space_that_goes_back_has_nothing_of_its_own_and_needs_no_fault_to_read() {
         let (space, _section) = over_layer(&mm);
         map_anon(&mm, &space, BASE + 100, 8, RW);
         let mut cpu = Cpu::new(&space);
+        assert_eq!(cpu.load(&mm, BASE), Ok(1));
         let shape = mm.shape(&space);
         for call in 1..4_u8 {
             for page in [0, 3, 7, 100, 104] {
