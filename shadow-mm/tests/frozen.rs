@@ -189,7 +189,7 @@ fn space_that_goes_back_has_nothing_of_its_own_and_needs_no_fault_to_read() {
             let stats = mm.stats();
             assert_eq!((stats.data.active, stats.data.in_flight), (0, 0));
             cpu.mmu.flush_all();
-            mm.check(&[space.clone()]).expect("invariants");
+            mm.check(core::slice::from_ref(&space)).expect("invariants");
         }
         let mapped = mm.protect(&space, range(BASE, 1), Prot::READ);
         mm.flushed(mapped.flush);
