@@ -58,9 +58,10 @@ fn stored_page_is_the_spaces_own_and_the_layer_stays() {
     for read_first in [true, false] {
         let mm = manager(64, 64);
         let (space, _section) = over_layer(&mm);
-        let (mut cpu, mut other) = (Cpu::new(&space), Cpu::new(&space));
+        let [mut cpu, mut other, mut reader] = [(); 3].map(|()| Cpu::new(&space));
         if read_first {
             assert_eq!(other.load(&mm, BASE + 3), Ok(4));
+            assert_eq!(reader.load(&mm, BASE + 3), Ok(4));
         }
         let mut stored = cpu.touch(&mm, BASE + 3, Access::Read).expect("a frame");
         if read_first {
@@ -70,11 +71,13 @@ fn stored_page_is_the_spaces_own_and_the_layer_stays() {
         let shadow_mm::FaultOutcome::Resolved(done) = outcome else {
             panic!("{outcome:?}");
         };
+        reader.drop_stale(&done.flush);
         other.flush(&mm, done.flush);
         stored = other.touch(&mm, BASE + 3, Access::Write).expect("a frame");
         mm.store().write(stored, 0, &[99]);
         assert!(!layer(&mm).contains(stored));
         assert_eq!(other.load(&mm, BASE + 3), Ok(99));
+        assert_eq!(reader.load(&mm, BASE + 3), Ok(99), "who only reads");
         let mut byte = [0];
         mm.store()
             .read(Pfn::new(layer(&mm).start.get() + 3), 0, &mut byte);

@@ -379,9 +379,11 @@ fn cycles() -> Done {
 /// Bytes of this process that are in memory.
 fn resident() -> Result<u64, Box<dyn Error>> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
-    Ok(kib.ok_or("no VmRSS")?.parse::<u64>()? * 1024)
+    Ok(kib.ok_or("no RssAnon")?.parse::<u64>()? * 1024)
 }
 
 /// What a process has: descriptors, threads, mappings.
