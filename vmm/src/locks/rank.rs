@@ -39,8 +39,10 @@ macro_rules! ranks {
 ranks! {
     /// Calls whose strace line is not complete.
     StraceOpen,
-    /// The virtual CPUs of a machine that has not started.
-    MachineCpus,
+    /// How a guest of the library's ended.
+    Finish,
+    /// Machines that wait for a clone of a template.
+    WarmMachines,
     /// The guests of a machine.
     MachineGuests,
     /// What a machine failed with.

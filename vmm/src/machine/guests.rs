@@ -46,6 +46,19 @@ impl Guests {
         }
     }
 
+    /// One less: it has ended, and no worker has a thread of it.
+    pub fn remove(&self, guest: &Shared) {
+        let removed = self.all.lock().remove(&guest.kernel.sched.guest());
+        // Not with the lock: it may be the last of it.
+        drop(removed);
+    }
+
+    /// Whether nobody comes any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     /// One of them.
     #[must_use]
     pub fn get(&self, id: GuestId) -> Option<Arc<Shared>> {

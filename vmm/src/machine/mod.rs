@@ -1,7 +1,6 @@
 //! A machine: built, run, taken down.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::config::{Commit, ReadyWhen, RunConfig};
@@ -9,8 +8,6 @@ use crate::control::ready::{Ready, ReadyLine};
 use crate::control::rundir::RunDirError;
 use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
-use crate::locks::{Mutex, rank};
-use crate::memory::{Memory, Writeback};
 use crate::snapshot::guest::MachineData;
 
 pub mod bare;
@@ -27,24 +24,23 @@ pub mod kick;
 pub mod program;
 pub mod report;
 pub mod restored;
+mod staff;
 pub mod stats;
 pub mod strace;
 pub mod trap;
 pub(crate) mod verbs;
 pub mod worker;
 
+pub(crate) use bare::Bare;
 pub use bare::Wanted;
 pub use builder::Machine;
 pub(crate) use counts::Counts;
-use crew::Crew;
-use guests::{EndOnPanic, WakeSpare};
 use hardware::HardwareError;
 pub use host_io::{HostSide, ProcessSignals};
 use inspector::Observed;
 pub(crate) use kick::take_no_signals;
 use report::Report;
 pub(crate) use verbs::Verbs;
-use worker::Worker;
 
 /// Status of a machine whose time is up, as timeout(1) has it.
 const STATUS_TIMEOUT: u8 = 124;
@@ -146,6 +142,15 @@ pub enum End {
     Failed,
 }
 
+/// What becomes of a machine when its guest has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// It ends too.
+    End,
+    /// It is kept for another guest.
+    Keep,
+}
+
 /// How a machine ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -228,52 +233,52 @@ impl Machine {
         Arc::clone(&self.shared.kernel)
     }
 
-    /// Runs the first program to its end.
+    /// Runs the guest to its end, and ends the machine.
     ///
     /// # Errors
     /// A virtual CPU or a host thread failed.
-    pub fn run(mut self, timeout: Option<Duration>) -> Result<Ended, RunError> {
+    pub fn run(self, timeout: Option<Duration>) -> Result<Ended, RunError> {
+        let (ended, _) = self.play(timeout, After::End, || ())?;
+        Ok(ended)
+    }
+
+    /// Runs the guest to its end, and does `meanwhile` beside it. What is left of the machine can take another guest, if
+    /// that was asked for and nothing went wrong.
+    ///
+    /// # Errors
+    /// A virtual CPU or a host thread failed.
+    pub(crate) fn play(
+        mut self,
+        timeout: Option<Duration>,
+        after: After,
+        meanwhile: impl FnOnce(),
+    ) -> Result<(Ended, Option<Bare>), RunError> {
         let kernel = Arc::clone(&self.shared.kernel);
-        let failure = Arc::new(Mutex::new(None));
-        let writeback = Writeback::start(&kernel.memory).map_err(RunError::Thread)?;
+        self.bare.staff().map_err(RunError::Thread)?;
         let host = self.io.start(&kernel);
-        let paging = self.start_paging();
-        let mut crew = Crew::new();
-        if let Some(timeout) = timeout {
-            let now = kernel.clock.monotonic();
-            let limit = now.saturating_add(timeout.as_nanos() as u64);
-            self.shared.limit.set(limit);
-        }
-        // The guest's first round: what it plans is known then.
-        kernel.sched.clock_changed();
-        let started = self
-            .start_workers(&mut crew, &failure)
-            .and_then(|()| self.start_clock(&mut crew));
-        if started.is_err() {
-            self.guests.close();
-        }
-        started.map_err(RunError::Thread)?;
+        self.seat(timeout);
+        meanwhile();
         kernel.sched.wait_for_end();
-        self.guests.close();
-        let joined = crew.join();
+        let after = match after {
+            After::Keep if self.bare.vacate(&self.shared) => After::Keep,
+            After::Keep | After::End => After::End,
+        };
+        let left = match after {
+            After::Keep => Ok(()),
+            After::End => self.bare.dismiss(),
+        };
         host.stop();
-        if let Err(left) = joined {
+        if let Err(left) = left {
             // They still use what the machine is made of.
             std::mem::forget(self);
             return Err(RunError::Stuck(left));
         }
-        writeback.stop();
         // Whoever looks at the memory does not keep it.
         drop(self.control.take());
         drop(self.freezer.take());
-        kernel.memory.end_paging();
-        for handle in paging {
-            // A panic has said itself what it was.
-            let _ = handle.join();
-        }
         let status = kernel.state().main_status;
-        let report = self.take_down();
-        if let Some(error) = failure.lock().take() {
+        let report = self.take_down(after);
+        if let Some(error) = self.bare.take_failure() {
             return Err(RunError::Cpu(error));
         }
         let end = match status {
@@ -281,77 +286,26 @@ impl Machine {
             None if self.shared.limit.has_passed() => End::TimedOut,
             None => End::Failed,
         };
-        Ok(Ended { end, report })
+        let Self { bare, .. } = self;
+        let bare = (after == After::Keep && bare.is_as_new()).then_some(bare);
+        Ok((Ended { end, report }, bare))
     }
 
-    fn start_workers(
-        &self,
-        crew: &mut Crew,
-        failure: &Arc<Mutex<rank::MachineFailure, Option<CpuError>>>,
-    ) -> std::io::Result<()> {
-        let mut cpus = std::mem::take(&mut *self.cpus.lock());
-        let working = cpus.len() - hardware::spare(self.hardware.profile.paging);
-        for (n, cpu) in cpus.drain(..).enumerate() {
-            let guests = Arc::clone(&self.guests);
-            let failure = Arc::clone(failure);
-            let components = self.hardware.profile.state_components;
-            let idle = self.hardware.idle.root();
-            let name = format!("vcpu{}", cpu.index());
-            crew.start(&name, move || {
-                // Last of all: the machine has ended by then.
-                let _wake = WakeSpare(&guests);
-                let _end = EndOnPanic(&guests);
-                let run = if n < working {
-                    Worker::run
-                } else {
-                    Worker::run_spare
-                };
-                let ran = Worker::new(Arc::clone(&guests), cpu, components, idle).and_then(run);
-                if let Err(error) = ran {
-                    failure.lock().get_or_insert(error);
-                    guests.close();
-                }
-            })?;
+    /// Shows the machine's threads the guest, and lets that go.
+    fn seat(&self, timeout: Option<Duration>) {
+        let kernel = &self.shared.kernel;
+        if let Some(timeout) = timeout {
+            let now = kernel.clock.monotonic();
+            let limit = now.saturating_add(timeout.as_nanos() as u64);
+            self.shared.limit.set(limit);
         }
-        Ok(())
-    }
-
-    /// The pager and the zeroer. Without them memory is only tighter: the host may have no thread for
-    /// them.
-    fn start_paging(&self) -> Vec<JoinHandle<()>> {
-        let start = |name: &str, body: fn(&Memory)| {
-            let memory = Arc::clone(&self.shared.kernel.memory);
-            thread::Builder::new()
-                .name(name.into())
-                .spawn(move || body(&memory))
-        };
-        let threads = [
-            start("pager", Memory::run_pager),
-            start("zeroer", Memory::run_zeroer),
-        ];
-        threads
-            .into_iter()
-            .filter_map(|thread| match thread {
-                Ok(handle) => Some(handle),
-                Err(error) => {
-                    tracing::warn!(%error, "no thread to keep memory available with");
-                    None
-                }
-            })
-            .collect()
-    }
-
-    /// The clock thread: deadlines, turns, timers, the vDSO's page, time limits.
-    fn start_clock(&self, crew: &mut Crew) -> std::io::Result<()> {
-        let guests = Arc::clone(&self.guests);
-        crew.start("clock", move || {
-            let _end = EndOnPanic(&guests);
-            guests.run_clock();
-        })
+        self.bare.guests.add(&self.shared);
+        // With the guest's first round: what it plans is known then.
+        kernel.sched.go_on();
     }
 
     /// Ends every process, whatever it was doing, and counts what is left.
-    fn take_down(&self) -> Report {
+    fn take_down(&self, after: After) -> Report {
         let kernel = &self.shared.kernel;
         let memory = &kernel.memory;
         drop(kernel.sched.drain());
@@ -360,7 +314,13 @@ impl Machine {
         drop(processes);
         kernel.vfs.close();
         memory.sections.close(memory);
-        memory.acknowledge(memory.flushes.drain());
+        match after {
+            // No virtual CPU will run again.
+            After::End => memory.acknowledge(memory.flushes.drain()),
+            After::Keep => {
+                memory.finish_flushes();
+            }
+        }
         self.counts().report()
     }
 }

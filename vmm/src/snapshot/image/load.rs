@@ -63,6 +63,34 @@ pub struct WorkingSet {
     pub pages: Vec<(u64, u64)>,
 }
 
+/// What a snapshot says about memory, read once for all guests that are made of it.
+#[derive(Debug)]
+pub struct Image {
+    snapshot: Arc<Snapshot>,
+    data: ImageData,
+}
+
+impl Image {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// It is damaged, or makes no sense.
+    pub fn read(snapshot: &Arc<Snapshot>) -> Result<Self, LoadError> {
+        let part = snapshot.part(PartKind::Spaces)?;
+        let data = postcard::from_bytes(&part).map_err(LoadError::Decode)?;
+        Ok(Self {
+            snapshot: Arc::clone(snapshot),
+            data,
+        })
+    }
+
+    /// The snapshot.
+    #[must_use]
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+}
+
 /// How a guest comes to its pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pages {
@@ -75,10 +103,9 @@ pub enum Pages {
 /// Loads an image.
 pub struct ImageLoader {
     memory: Arc<Memory>,
-    snapshot: Arc<Snapshot>,
+    of: Arc<Image>,
     /// The section over the snapshot's pages.
     image: Section<Backing>,
-    data: ImageData,
     sections: Vec<Option<Section<Backing>>>,
     loaded: Arc<Loaded>,
 }
@@ -105,18 +132,17 @@ impl Loaded {
 }
 
 impl ImageLoader {
-    /// Reads what the snapshot says about memory; no space is made yet. `loaded` is told what comes of it.
+    /// Makes a section over the snapshot's pages; no space is made yet. `loaded` is told what comes of it.
     ///
     /// # Errors
-    /// It is damaged, or makes no sense.
+    /// There is no memory for it.
     pub fn new(
         memory: &Arc<Memory>,
-        (snapshot, pages): (Arc<Snapshot>, Pages),
+        (of, pages): (Arc<Image>, Pages),
         loaded: Arc<Loaded>,
     ) -> Result<Self, LoadError> {
-        let part = snapshot.part(PartKind::Spaces)?;
-        let data: ImageData = postcard::from_bytes(&part).map_err(LoadError::Decode)?;
-        let content = Arc::new(ImageContent::new(Arc::clone(&snapshot)));
+        let snapshot = of.snapshot();
+        let content = Arc::new(ImageContent::new(Arc::clone(snapshot)));
         let backing = Backing(Arc::clone(&content) as _);
         let bytes = snapshot.pages() * FRAME as u64;
         let image = match pages {
@@ -127,10 +153,9 @@ impl ImageLoader {
         debug_assert!(first, "another image was loaded there");
         Ok(Self {
             memory: Arc::clone(memory),
-            snapshot,
             image,
-            sections: vec![None; data.sections.len()],
-            data,
+            sections: vec![None; of.data.sections.len()],
+            of,
             loaded,
         })
     }
@@ -140,12 +165,13 @@ impl ImageLoader {
         at: SpaceRef,
         contents: &dyn LoadContents,
     ) -> Result<Arc<Space<VmmPlatform>>, MemoryError> {
-        let data = self.data.spaces.get_mut(at.0 as usize);
-        let data = std::mem::take(data.ok_or(LoadError::Nonsense("address spaces"))?);
+        let of = Arc::clone(&self.of);
+        let data = of.data.spaces.get(at.0 as usize);
+        let data = data.ok_or(LoadError::Nonsense("address spaces"))?;
         let memory = Arc::clone(&self.memory);
         let manager = &memory.manager;
         let space = manager.create_space().map_err(LoadError::Space)?;
-        let filled = self.fill_space(&space, &data, contents);
+        let filled = self.fill_space(&space, data, contents);
         if let Err(error) = filled {
             memory.delete_space(&space);
             return Err(error);
@@ -155,7 +181,7 @@ impl ImageLoader {
         if !self.image.is_frozen() {
             self.loaded.sets.lock().push(WorkingSet {
                 space: Arc::clone(&space),
-                pages: data.working_set,
+                pages: data.working_set.clone(),
             });
         }
         Ok(space)
@@ -226,7 +252,7 @@ impl ImageLoader {
     fn checked(&self, run: &Run) -> Result<(VpnRange, SectionPage), LoadError> {
         let there = run
             .stored_end()
-            .is_some_and(|end| end <= self.snapshot.pages());
+            .is_some_and(|end| end <= self.of.snapshot.pages());
         let found = range(run.start, run.count).zip(SectionPage::new(run.stored));
         found.filter(|_| there).ok_or(LoadError::Nonsense("pages"))
     }
@@ -241,7 +267,7 @@ impl ImageLoader {
         if let Some(section) = known {
             return Ok(section.clone());
         }
-        let data = self.data.sections[at.0 as usize].clone();
+        let data = self.of.data.sections[at.0 as usize].clone();
         let section = match data.content {
             Some(_) => self.open_section(&data, contents)?,
             None => self.make_section(&data)?,
@@ -299,7 +325,7 @@ impl ImageLoader {
     }
 
     fn read(&self, page: u64, bytes: &mut [u8; FRAME]) -> Result<(), LoadError> {
-        let read = self.snapshot.read_pages(StoredPage::new(page), bytes);
+        let read = self.of.snapshot.read_pages(StoredPage::new(page), bytes);
         match read.map_err(LoadError::Page)? {
             FRAME => Ok(()),
             _ => Err(LoadError::Nonsense("pages")),
@@ -311,7 +337,8 @@ impl ImageLoader {
         at: BytesRef,
         page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
     ) -> Result<u64, MemoryError> {
-        let data = self.data.bytes.get(at.0 as usize);
+        let of = Arc::clone(&self.of);
+        let data = of.data.bytes.get(at.0 as usize);
         let data = data.ok_or(LoadError::Nonsense("files in memory"))?;
         let mut bytes: Page = [0; FRAME];
         for run in &data.pages.0 {

@@ -24,7 +24,7 @@ use super::format::StoredPage;
 use super::records::ContentRef;
 
 pub use content::ImageContent;
-pub use load::{ImageLoader, LoadError, Loaded, Pages, WorkingSet};
+pub use load::{Image, ImageLoader, LoadError, Loaded, Pages, WorkingSet};
 pub use save::{ImageWriter, SaveError, Saved};
 
 /// A section of the image.
