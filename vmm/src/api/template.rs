@@ -168,10 +168,11 @@ impl Template {
         waits.map_or_else(|| Warm::new(wanted), Ok)
     }
 
-    /// Takes a machine that a guest has left; ends it if enough wait.
+    /// Takes a machine that a guest has left; ends it if enough wait, or it is unlike the template's.
     pub(super) fn take_back(&self, warm: Warm) {
+        let like = *warm.bare.wanted() == self.wanted(&Choice::default());
         let mut pool = self.0.warm.lock();
-        if pool.machines.len() < pool.keep {
+        if like && pool.machines.len() < pool.keep {
             pool.machines.push(warm);
         } else {
             // Without the lock: it takes a while.
