@@ -99,7 +99,7 @@ pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, ImageError, MapError,
     MapRequest, Mapped, PageInfo, PageKey, Placement, ProtectError, Protected, RemapError,
-    RemapRequest, SavedPage, Space, TrimMode, Trimmed, UnmapError, VadAdvice,
+    RemapRequest, ResetError, SavedPage, Shape, Space, TrimMode, Trimmed, UnmapError, VadAdvice,
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};
