@@ -184,9 +184,9 @@ fn slow_request_does_not_hold_up_others() {
     let mut answered = machine.answered(2);
     answered.sort_unstable();
     assert_eq!(answered, fast);
+    machine.interrupted();
     machine.gate.open();
     assert_eq!(machine.answered(3)[2], slow);
-    assert!(machine.driver.interrupt.read().is_ok());
 }
 
 #[test]
