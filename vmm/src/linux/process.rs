@@ -37,6 +37,8 @@ pub struct AddressSpace {
     pub guards: Option<Mutex<rank::Guards, GuardHeap>>,
     memory: Arc<Memory>,
     deleted: AtomicBool,
+    /// What tells it from the spaces of other guests is still to be written into it.
+    same_as_others: AtomicBool,
 }
 
 impl AddressSpace {
@@ -53,7 +55,20 @@ impl AddressSpace {
             guards: memory.guard.get().map(|_| Mutex::default()),
             memory: Arc::clone(memory),
             deleted: AtomicBool::new(false),
+            same_as_others: AtomicBool::new(false),
         })
+    }
+
+    /// It is to be told from the spaces of other guests ([`crate::linux::saved::identity::renew`]) before a program
+    /// runs in it.
+    pub(super) fn renew_later(&self) {
+        self.same_as_others.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether that is to be done, by the caller.
+    pub(super) fn take_renewal(&self) -> bool {
+        self.same_as_others.load(Ordering::Relaxed)
+            && self.same_as_others.swap(false, Ordering::SeqCst)
     }
 
     /// Gives up `own`, the calling thread's process's handle, when the thread itself still holds

@@ -41,6 +41,8 @@ ranks! {
     StraceOpen,
     /// The virtual CPUs of a machine that has not started.
     MachineCpus,
+    /// The threads of a machine that guests share.
+    MachineThreads,
     /// The guests of a machine.
     MachineGuests,
     /// What a machine failed with.

@@ -25,7 +25,7 @@ use crate::linux::time::TscInfo;
 use crate::linux::vdso;
 use crate::locks::Mutex;
 use crate::memory::{FRAME, PageFile};
-use crate::snapshot::records::{Identity, LoadMemory, MemoryError, Parts, Records, restore};
+use crate::snapshot::records::{Identity, LoadMemory, MemoryError, Parts, Place, Records, restore};
 
 /// What a machine is asked for that does not depend on the guest in it.
 #[derive(Clone, Debug)]
@@ -128,7 +128,7 @@ impl Bare {
     pub(super) fn with(self, kernel: Kernel, io: HostIo) -> Machine {
         let shared = Arc::new(Shared {
             kernel: Arc::new(kernel),
-            table: Table::default(),
+            table: Table::shared(),
             counters: Counters::default(),
             strace: self.strace.then(Strace::default),
             cpu_source: self.hardware.cpu_source(),
@@ -189,6 +189,7 @@ impl Machine {
         let fresh = bare.cpus.first().map(Vcpu::fpu).transpose();
         let fresh = fresh.map_err(RunError::Cpu)?;
         let parts = Parts {
+            place: Place::Alone,
             memory,
             sched: Arc::clone(&bare.sched),
             files: stdio.files,

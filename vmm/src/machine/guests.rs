@@ -46,6 +46,11 @@ impl Guests {
         }
     }
 
+    /// One has ended, and nobody works for it.
+    pub fn remove(&self, id: GuestId) {
+        self.all.lock().remove(&id);
+    }
+
     /// One of them.
     #[must_use]
     pub fn get(&self, id: GuestId) -> Option<Arc<Shared>> {

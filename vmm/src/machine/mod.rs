@@ -1,7 +1,6 @@
 //! A machine: built, run, taken down.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::config::{Commit, ReadyWhen, RunConfig};
@@ -9,8 +8,6 @@ use crate::control::ready::{Ready, ReadyLine};
 use crate::control::rundir::RunDirError;
 use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
-use crate::locks::{Mutex, rank};
-use crate::memory::{Memory, Writeback};
 use crate::snapshot::guest::MachineData;
 
 pub mod bare;
@@ -27,8 +24,10 @@ pub mod kick;
 pub mod program;
 pub mod report;
 pub mod restored;
+pub mod shared;
 pub mod stats;
 pub mod strace;
+mod threads;
 pub mod trap;
 pub(crate) mod verbs;
 pub mod worker;
@@ -36,15 +35,12 @@ pub mod worker;
 pub use bare::Wanted;
 pub use builder::Machine;
 pub(crate) use counts::Counts;
-use crew::Crew;
-use guests::{EndOnPanic, WakeSpare};
 use hardware::HardwareError;
 pub use host_io::{HostSide, ProcessSignals};
 use inspector::Observed;
 pub(crate) use kick::take_no_signals;
 use report::Report;
 pub(crate) use verbs::Verbs;
-use worker::Worker;
 
 /// Status of a machine whose time is up, as timeout(1) has it.
 const STATUS_TIMEOUT: u8 = 124;
@@ -234,48 +230,29 @@ impl Machine {
     /// A virtual CPU or a host thread failed.
     pub fn run(mut self, timeout: Option<Duration>) -> Result<Ended, RunError> {
         let kernel = Arc::clone(&self.shared.kernel);
-        let failure = Arc::new(Mutex::new(None));
-        let writeback = Writeback::start(&kernel.memory).map_err(RunError::Thread)?;
-        let host = self.io.start(&kernel);
-        let paging = self.start_paging();
-        let mut crew = Crew::new();
         if let Some(timeout) = timeout {
-            let now = kernel.clock.monotonic();
-            let limit = now.saturating_add(timeout.as_nanos() as u64);
-            self.shared.limit.set(limit);
+            self.shared.end_after(timeout);
         }
         // The guest's first round: what it plans is known then.
         kernel.sched.clock_changed();
-        let started = self
-            .start_workers(&mut crew, &failure)
-            .and_then(|()| self.start_clock(&mut crew));
-        if started.is_err() {
-            self.guests.close();
-        }
-        started.map_err(RunError::Thread)?;
+        let host = self.io.start(&kernel);
+        let threads = match self.start_threads() {
+            Ok(threads) => threads,
+            Err(error) => {
+                host.stop();
+                return Err(error);
+            }
+        };
         kernel.sched.wait_for_end();
-        self.guests.close();
-        let joined = crew.join();
-        host.stop();
-        if let Err(left) = joined {
+        let ended = self.end_threads(threads, || host.stop());
+        if matches!(ended, Err(RunError::Stuck(_))) {
             // They still use what the machine is made of.
             std::mem::forget(self);
-            return Err(RunError::Stuck(left));
-        }
-        writeback.stop();
-        // Whoever looks at the memory does not keep it.
-        drop(self.control.take());
-        drop(self.freezer.take());
-        kernel.memory.end_paging();
-        for handle in paging {
-            // A panic has said itself what it was.
-            let _ = handle.join();
+            return Err(ended.expect_err("just seen"));
         }
         let status = kernel.state().main_status;
         let report = self.take_down();
-        if let Some(error) = failure.lock().take() {
-            return Err(RunError::Cpu(error));
-        }
+        ended?;
         let end = match status {
             Some(status) => End::Program(status),
             None if self.shared.limit.has_passed() => End::TimedOut,
@@ -284,81 +261,11 @@ impl Machine {
         Ok(Ended { end, report })
     }
 
-    fn start_workers(
-        &self,
-        crew: &mut Crew,
-        failure: &Arc<Mutex<rank::MachineFailure, Option<CpuError>>>,
-    ) -> std::io::Result<()> {
-        let mut cpus = std::mem::take(&mut *self.cpus.lock());
-        let working = cpus.len() - hardware::spare(self.hardware.profile.paging);
-        for (n, cpu) in cpus.drain(..).enumerate() {
-            let guests = Arc::clone(&self.guests);
-            let failure = Arc::clone(failure);
-            let components = self.hardware.profile.state_components;
-            let idle = self.hardware.idle.root();
-            let name = format!("vcpu{}", cpu.index());
-            crew.start(&name, move || {
-                // Last of all: the machine has ended by then.
-                let _wake = WakeSpare(&guests);
-                let _end = EndOnPanic(&guests);
-                let run = if n < working {
-                    Worker::run
-                } else {
-                    Worker::run_spare
-                };
-                let ran = Worker::new(Arc::clone(&guests), cpu, components, idle).and_then(run);
-                if let Err(error) = ran {
-                    failure.lock().get_or_insert(error);
-                    guests.close();
-                }
-            })?;
-        }
-        Ok(())
-    }
-
-    /// The pager and the zeroer. Without them memory is only tighter: the host may have no thread for
-    /// them.
-    fn start_paging(&self) -> Vec<JoinHandle<()>> {
-        let start = |name: &str, body: fn(&Memory)| {
-            let memory = Arc::clone(&self.shared.kernel.memory);
-            thread::Builder::new()
-                .name(name.into())
-                .spawn(move || body(&memory))
-        };
-        let threads = [
-            start("pager", Memory::run_pager),
-            start("zeroer", Memory::run_zeroer),
-        ];
-        threads
-            .into_iter()
-            .filter_map(|thread| match thread {
-                Ok(handle) => Some(handle),
-                Err(error) => {
-                    tracing::warn!(%error, "no thread to keep memory available with");
-                    None
-                }
-            })
-            .collect()
-    }
-
-    /// The clock thread: deadlines, turns, timers, the vDSO's page, time limits.
-    fn start_clock(&self, crew: &mut Crew) -> std::io::Result<()> {
-        let guests = Arc::clone(&self.guests);
-        crew.start("clock", move || {
-            let _end = EndOnPanic(&guests);
-            guests.run_clock();
-        })
-    }
-
     /// Ends every process, whatever it was doing, and counts what is left.
     fn take_down(&self) -> Report {
         let kernel = &self.shared.kernel;
         let memory = &kernel.memory;
-        drop(kernel.sched.drain());
-        let processes = std::mem::take(&mut kernel.state().procs);
-        // Dropped without the lock: descriptors wake what waits for them.
-        drop(processes);
-        kernel.vfs.close();
+        kernel.take_down();
         memory.sections.close(memory);
         memory.acknowledge(memory.flushes.drain());
         self.counts().report()

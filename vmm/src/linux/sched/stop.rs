@@ -102,14 +102,14 @@ impl Sched {
 
     /// A thread has left its worker, or the clock thread the guest: tells who waits for that.
     pub(super) fn left(&self, q: &Queues) {
-        if q.stops > 0 && q.at_rest() {
+        if !self.gives_out(q) && q.at_rest() {
             self.rested.notify_all();
         }
     }
 }
 
 impl Queues {
-    fn at_rest(&self) -> bool {
+    pub(super) fn at_rest(&self) -> bool {
         self.turns.running() == 0 && !self.in_round
     }
 }

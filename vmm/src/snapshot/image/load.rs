@@ -13,7 +13,9 @@ use crate::locks::{Mutex, rank};
 use crate::memory::{AccessError, Backing, FRAME, Intent, Memory, Space, VmmPlatform};
 use crate::snapshot::format::{PartKind, StoredPage};
 use crate::snapshot::read::{ReadError, Snapshot};
-use crate::snapshot::records::{BytesRef, LoadContents, LoadMemory, MemoryError, Page, SpaceRef};
+use crate::snapshot::records::{
+    BytesRef, ContentRef, LoadContents, LoadMemory, MemoryError, Page, SpaceRef,
+};
 use shadow_mm::{
     Charge, CreateError, ImageError, MapError, MapKind, MapRequest, PfnRange, Placement, Prot,
     Section, SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn, VpnRange,
@@ -87,7 +89,14 @@ pub struct ImageLoader {
 #[derive(Debug, Default)]
 pub struct Loaded {
     content: OnceLock<Arc<ImageContent>>,
-    sets: Mutex<rank::WorkingSets, Vec<WorkingSet>>,
+    made: Mutex<rank::WorkingSets, Made>,
+}
+
+/// The spaces that were made, until somebody takes them.
+#[derive(Debug, Default)]
+struct Made {
+    sets: Vec<WorkingSet>,
+    spaces: Vec<(SpaceRef, Arc<Space<VmmPlatform>>)>,
 }
 
 impl Loaded {
@@ -100,7 +109,13 @@ impl Loaded {
     /// What is to be read ahead; once.
     #[must_use]
     pub fn take_working_sets(&self) -> Vec<WorkingSet> {
-        std::mem::take(&mut self.sets.lock())
+        std::mem::take(&mut self.made.lock().sets)
+    }
+
+    /// The spaces that were made; once.
+    #[must_use]
+    pub fn take_spaces(&self) -> Vec<(SpaceRef, Arc<Space<VmmPlatform>>)> {
+        std::mem::take(&mut self.made.lock().spaces)
     }
 }
 
@@ -114,8 +129,7 @@ impl ImageLoader {
         (snapshot, pages): (Arc<Snapshot>, Pages),
         loaded: Arc<Loaded>,
     ) -> Result<Self, LoadError> {
-        let part = snapshot.part(PartKind::Spaces)?;
-        let data: ImageData = postcard::from_bytes(&part).map_err(LoadError::Decode)?;
+        let data = decode(&snapshot)?;
         let content = Arc::new(ImageContent::new(Arc::clone(&snapshot)));
         let backing = Backing(Arc::clone(&content) as _);
         let bytes = snapshot.pages() * FRAME as u64;
@@ -135,6 +149,41 @@ impl ImageLoader {
         })
     }
 
+    /// For other spaces with the same pages: what one has read, all find in memory.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn again(&self) -> Result<Self, LoadError> {
+        Ok(Self {
+            memory: Arc::clone(&self.memory),
+            snapshot: Arc::clone(&self.snapshot),
+            image: self.image.clone(),
+            sections: vec![None; self.data.sections.len()],
+            data: decode(&self.snapshot)?,
+            loaded: Arc::default(),
+        })
+    }
+
+    /// Whether forks of the image's spaces are the same as spaces loaded anew: all they share with one another is
+    /// theirs to share, files of the host (`is_hosts`), and a fork loses no mapping.
+    pub fn can_be_forked(&self, is_hosts: impl Fn(ContentRef) -> bool) -> bool {
+        let hosts = |section: u32| {
+            let section = self.data.sections.get(section as usize);
+            section.and_then(|s| s.content).is_some_and(&is_hosts)
+        };
+        let alike = |vad: &VadData| {
+            let lost = VadFlags::DONT_FORK.bits();
+            let shares = match vad.kind {
+                KindData::Anonymous => true,
+                KindData::Private { section, .. } | KindData::Shared { section, .. } => {
+                    hosts(section)
+                }
+            };
+            shares && vad.flags & lost == 0
+        };
+        self.data.spaces.iter().all(|s| s.vads.iter().all(alike))
+    }
+
     fn load_space(
         &mut self,
         at: SpaceRef,
@@ -151,13 +200,16 @@ impl ImageLoader {
             return Err(error);
         }
         manager.set_working_set(&space, data.limits.0, data.limits.1);
+        let mut made = self.loaded.made.lock();
+        made.spaces.push((at, Arc::clone(&space)));
         // What is mapped and not read comes a table at a time, when it is wanted.
         if !self.image.is_frozen() {
-            self.loaded.sets.lock().push(WorkingSet {
+            made.sets.push(WorkingSet {
                 space: Arc::clone(&space),
                 pages: data.working_set,
             });
         }
+        drop(made);
         Ok(space)
     }
 
@@ -306,8 +358,8 @@ impl ImageLoader {
         }
     }
 
-    fn load_bytes(
-        &mut self,
+    pub(super) fn load_bytes(
+        &self,
         at: BytesRef,
         page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
     ) -> Result<u64, MemoryError> {
@@ -322,6 +374,11 @@ impl ImageLoader {
         }
         Ok(data.length)
     }
+}
+
+fn decode(snapshot: &Snapshot) -> Result<ImageData, LoadError> {
+    let part = snapshot.part(PartKind::Spaces)?;
+    postcard::from_bytes(&part).map_err(LoadError::Decode)
 }
 
 impl LoadMemory for ImageLoader {
