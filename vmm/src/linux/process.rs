@@ -417,7 +417,8 @@ pub struct TtyState {
 #[derive(Debug)]
 pub struct State {
     /// By pid.
-    pub procs: BTreeMap<Pid, Process>,
+    /// Each by itself: a node of the tree has room for eleven, and most guests have two.
+    pub procs: BTreeMap<Pid, Box<Process>>,
     /// Next pid to try.
     pub next_pid: Pid,
     /// The terminal.
@@ -533,7 +534,7 @@ impl State {
         init.ppid = 0;
         init.comm = b"init".to_vec();
         Self {
-            procs: BTreeMap::from([(INIT, init)]),
+            procs: BTreeMap::from([(INIT, Box::new(init))]),
             next_pid: INIT + 1,
             tty: TtyState::default(),
             main: INIT + 1,
@@ -583,7 +584,7 @@ impl State {
     /// # Errors
     /// `ESRCH`.
     pub fn process(&self, pid: Pid) -> Result<&Process, Errno> {
-        self.procs.get(&pid).ok_or(Errno::SRCH)
+        self.procs.get(&pid).map(|p| &**p).ok_or(Errno::SRCH)
     }
 
     /// The process with this id, to change.
@@ -591,6 +592,9 @@ impl State {
     /// # Errors
     /// `ESRCH`.
     pub fn process_mut(&mut self, pid: Pid) -> Result<&mut Process, Errno> {
-        self.procs.get_mut(&pid).ok_or(Errno::SRCH)
+        self.procs
+            .get_mut(&pid)
+            .map(|p| &mut **p)
+            .ok_or(Errno::SRCH)
     }
 }
