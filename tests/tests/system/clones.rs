@@ -42,7 +42,7 @@ file = os.open('/dev/shm/file', os.O_RDWR | os.O_CREAT)
 os.write(file, b'warm')
 mapped = mmap.mmap(file, 4)
 with open('/dev/vmm', 'w') as vmm:
-    vmm.write('freeze\n')
+    vmm.write('freeze\\n')
 number = open('/dev/vmm').readline().split()[1]
 before = shared[:4] + mapped[:4]
 mine = (number * 4).encode()
