@@ -134,17 +134,26 @@ static void process(int number, int fd, uint64_t *shared)
 	_exit(0);
 }
 
-/* Freezes itself; what is said of NAME on return, 0 if nothing is. */
-static void freeze(int *id, int *deeper)
+/* Asks to be frozen, and returns when that is done. */
+static void freeze(void)
 {
-	char text[1000] = "";
-	int fd = open("/dev/vmm", O_RDWR);
-	if (fd < 0 || write(fd, "freeze\n", 7) != 7 || read(fd, text, sizeof text - 1) <= 0)
+	int fd = open("/dev/vmm", O_WRONLY);
+	if (fd < 0 || write(fd, "freeze\n", 7) != 7)
 		_exit(79);
 	close(fd);
-	const char *at = strstr(text, "\nID="), *more = strstr(text, "\nDEEPER=1");
-	*id = at ? atoi(at + 4) : 0;
-	*deeper = more != NULL;
+}
+
+/* Which clone this is; 0: none. */
+static int who(int *deeper)
+{
+	char text[1000] = "";
+	int fd = open("/dev/vmm", O_RDONLY);
+	if (fd < 0 || read(fd, text, sizeof text - 1) <= 0)
+		_exit(81);
+	close(fd);
+	const char *at = strstr(text, "\nID=");
+	*deeper = strstr(text, "\nDEEPER=1") != NULL;
+	return at ? atoi(at + 4) : 0;
 }
 
 static int input_ended(void)
@@ -176,10 +185,16 @@ int main(int argc, char **argv)
 		}
 	process(0, fd, shared);
 
-	int me = 0, round = 0, id, deeper = 0;
+	int me = 0, round = 0, id, deeper = 1;
 	all(WRITE, me, round);
-	for (;;) {
-		freeze(&id, &deeper);
+	while (deeper) {
+		freeze();
+		/* The frozen one goes on, so that others would see it. It may be frozen anywhere: then there is one more here. */
+		while ((id = who(&deeper)) == me && !input_ended()) {
+			round = round % 200 + 1;
+			all(WRITE, me, round);
+			all(CHECK, me, round);
+		}
 		if (id == me)
 			break;
 		all(CHECK, me, round);
@@ -191,13 +206,6 @@ int main(int argc, char **argv)
 		}
 		round--;
 		ok(!wrong_since(), "clone %d has its own bytes and no others", me);
-		if (!deeper)
-			break;
-	}
-	/* The frozen one goes on, so that others would see it. */
-	for (; id == me && !input_ended(); round++) {
-		all(WRITE, me, round % 200 + 10);
-		all(CHECK, me, round % 200 + 10);
 	}
 	all(END, 0, 0);
 	for (int p = 1; p < PROCESSES; p++)

@@ -81,7 +81,7 @@ pub use commit::CommitLimit;
 pub use flush::{Flush, FlushEntry, ForkUnderWay, MAX_EDITS_PER_TABLE};
 #[cfg(feature = "fault-injection")]
 pub use limits::FailPlan;
-pub use limits::{LayoutError, Limits, PoolLayout};
+pub use limits::{Clusters, LayoutError, Limits, PoolLayout};
 pub use manager::{CreateError, Manager};
 pub use outcome::{FaultKind, FaultOutcome, IoFailed, IoTicket, Pin, PinOutcome, Resolution};
 pub use page_file::{PageIn, Slot, WriteTicket, Written};
@@ -99,7 +99,7 @@ pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, ImageError, MapError,
     MapRequest, Mapped, PageInfo, PageKey, Placement, ProtectError, Protected, RemapError,
-    RemapRequest, SavedPage, Space, TrimMode, Trimmed, UnmapError, VadAdvice,
+    RemapRequest, ResetError, SavedPage, Shape, Space, TrimMode, Trimmed, UnmapError, VadAdvice,
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};

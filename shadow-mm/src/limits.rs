@@ -23,6 +23,35 @@ pub struct Limits {
     pub min_va: GuestVa,
 }
 
+/// Pages of the aligned window, around the page that is wanted, that one read may fill: powers of two, 64 at most, so that no
+/// window crosses a leaf table. The defaults are what `cargo bench -p shadow-mm --bench clusters` showed to be good (docs/mm-model.md).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Clusters {
+    /// Of the page file.
+    pub page_file: u8,
+    /// Of a file...
+    pub file: u8,
+    /// ... and of one that the guest reads on where the last read ended: twice the last time, up to this.
+    pub file_most: u8,
+}
+
+impl Default for Clusters {
+    fn default() -> Self {
+        Self {
+            page_file: 16,
+            file: 16,
+            file_most: 64,
+        }
+    }
+}
+
+impl Clusters {
+    pub(crate) fn are_valid(self) -> bool {
+        let sizes = [self.page_file, self.file, self.file_most];
+        sizes.iter().all(|n| n.is_power_of_two() && *n <= 64)
+    }
+}
+
 /// Why a manager cannot be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LayoutError {

@@ -9,7 +9,7 @@ use crate::addr::{Pfn, SpaceId, Vpn, VpnRange};
 use crate::backend::{FrameStore, PfnMutex, Platform, RegistryMutex, SupervisorMutex};
 use crate::commit::CommitLimit;
 use crate::flush::Flush;
-use crate::limits::{LayoutError, Limits, PoolLayout};
+use crate::limits::{Clusters, LayoutError, Limits, PoolLayout};
 use crate::pfn::{Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind};
 use crate::proto::CloneTable;
 use crate::shadow::{Cursor, SUPERVISOR_SLOT};
@@ -25,6 +25,7 @@ pub struct Manager<P: Platform> {
     pub(crate) pfns: PfnMutex<P, PfnDatabase>,
     pub(crate) limits: Limits,
     pub(crate) layout: PoolLayout,
+    pub(crate) clusters: Clusters,
     /// The table all roots name in their supervisor slot.
     pub(crate) supervisor: Pfn,
     /// Serialises changes of the supervisor's tables; taken before the PFN lock.
@@ -138,6 +139,7 @@ impl<P: Platform> Manager<P> {
             pfns: PfnMutex::<P, _>::new(db),
             limits,
             layout,
+            clusters: Clusters::default(),
             supervisor,
             supervisor_lock: SupervisorMutex::<P>::new(()),
             counters: Counters::default(),
@@ -147,6 +149,15 @@ impl<P: Platform> Manager<P> {
             live_spaces: AtomicU64::new(0),
             spaces: RegistryMutex::<P, _>::new(BTreeMap::new()),
         })
+    }
+
+    /// The same, with other sizes of reads. For measurements: sizes that are not valid stay as they are.
+    #[must_use]
+    pub fn with_clusters(mut self, clusters: Clusters) -> Self {
+        if clusters.are_valid() {
+            self.clusters = clusters;
+        }
+        self
     }
 
     /// Sets how spaces are forked, before the first is.

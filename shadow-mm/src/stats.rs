@@ -63,6 +63,10 @@ counters! {
     pages_mapped_around,
     /// Entries made for pages of frozen layers.
     pages_frozen,
+    /// Times a space went back to what lies under it.
+    resets,
+    /// Pages that spaces gave up then.
+    pages_reset,
     /// Faults that copied a page.
     faults_copy_on_write,
     /// Faults that made a page writable in place.

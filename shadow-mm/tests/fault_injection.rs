@@ -245,7 +245,7 @@ fn failed_fork_that_shares_leaves_no_trace() {
 #[test]
 fn failed_unsharing_leaves_no_trace() {
     type Verb = fn(&Scene) -> bool;
-    let verbs: [(&str, u64, Verb); 6] = [
+    let verbs: [(&str, u64, Verb); 7] = [
         ("store", 2, |scene| {
             let at = vpn(EDGE - 7).va();
             match scene.mm.fault(&scene.parent, at, Access::Write) {
@@ -286,6 +286,10 @@ fn failed_unsharing_leaves_no_trace() {
             };
             let moved = scene.mm.remap(&scene.parent, moved);
             moved.map(|done| scene.mm.flushed(done.flush)).is_ok()
+        }),
+        ("reset", 1, |scene| {
+            let back = scene.mm.reset_to_image(&scene.parent);
+            back.map(|flush| scene.mm.flushed(flush)).is_ok()
         }),
     ];
     for (name, least, verb) in verbs {

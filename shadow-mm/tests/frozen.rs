@@ -58,9 +58,10 @@ fn stored_page_is_the_spaces_own_and_the_layer_stays() {
     for read_first in [true, false] {
         let mm = manager(64, 64);
         let (space, _section) = over_layer(&mm);
-        let (mut cpu, mut other) = (Cpu::new(&space), Cpu::new(&space));
+        let [mut cpu, mut other, mut reader] = [(); 3].map(|()| Cpu::new(&space));
         if read_first {
             assert_eq!(other.load(&mm, BASE + 3), Ok(4));
+            assert_eq!(reader.load(&mm, BASE + 3), Ok(4));
         }
         let mut stored = cpu.touch(&mm, BASE + 3, Access::Read).expect("a frame");
         if read_first {
@@ -70,11 +71,13 @@ fn stored_page_is_the_spaces_own_and_the_layer_stays() {
         let shadow_mm::FaultOutcome::Resolved(done) = outcome else {
             panic!("{outcome:?}");
         };
+        reader.drop_stale(&done.flush);
         other.flush(&mm, done.flush);
         stored = other.touch(&mm, BASE + 3, Access::Write).expect("a frame");
         mm.store().write(stored, 0, &[99]);
         assert!(!layer(&mm).contains(stored));
         assert_eq!(other.load(&mm, BASE + 3), Ok(99));
+        assert_eq!(reader.load(&mm, BASE + 3), Ok(99), "who only reads");
         let mut byte = [0];
         mm.store()
             .read(Pfn::new(layer(&mm).start.get() + 3), 0, &mut byte);
@@ -155,6 +158,62 @@ fn pins_for_reading_count_nothing_and_those_for_writing_copy() {
     mm.unpin(read);
     mm.unpin(write);
     mm.check(&[space]).expect("invariants");
+}
+
+#[test]
+fn space_that_goes_back_has_nothing_of_its_own_and_needs_no_fault_to_read() {
+    for mode in [ForkMode::Eager, ForkMode::Shared] {
+        let mm = manager(64, 64);
+        mm.set_fork_mode(mode);
+        let (space, _section) = over_layer(&mm);
+        map_anon(&mm, &space, BASE + 100, 8, RW);
+        let mut cpu = Cpu::new(&space);
+        assert_eq!(cpu.load(&mm, BASE), Ok(1));
+        let shape = mm.shape(&space);
+        for call in 1..4_u8 {
+            for page in [0, 3, 7, 100, 104] {
+                cpu.store(&mm, BASE + page, 100 + call).expect("a store");
+            }
+            let forked = mm.fork(&space).expect("a fork");
+            cpu.flush(&mm, forked.flush);
+            cpu.store(&mm, BASE + 3, 1).expect("a store");
+            mm.flushed(mm.delete_space(&forked.child));
+            assert_eq!(mm.shape(&space), shape);
+            let flush = mm.reset_to_image(&space).expect("a reset");
+            assert!(!flush.is_empty());
+            cpu.flush(&mm, flush);
+            let faults = mm.stats().faults_mapped;
+            for page in 0..LAYER {
+                assert_eq!(cpu.load(&mm, BASE + u64::from(page)), Ok(page as u8 + 1));
+            }
+            assert_eq!(mm.stats().faults_mapped, faults, "what was there is mapped");
+            assert_eq!(cpu.load(&mm, BASE + 100), Ok(0));
+            mm.flushed(mm.reset_to_image(&space).expect("a reset"));
+            let stats = mm.stats();
+            assert_eq!((stats.data.active, stats.data.in_flight), (0, 0));
+            cpu.mmu.flush_all();
+            mm.check(core::slice::from_ref(&space)).expect("invariants");
+        }
+        let mapped = mm.protect(&space, range(BASE, 1), Prot::READ);
+        mm.flushed(mapped.flush);
+        assert_ne!(mm.shape(&space), shape);
+    }
+}
+
+/// What a reset costs goes by the tables that were stored to.
+#[test]
+fn tables_without_stores_are_not_looked_into() {
+    let mm = manager(64, 64);
+    let (space, _section) = over_layer(&mm);
+    let mut cpu = Cpu::new(&space);
+    assert_eq!(cpu.load(&mm, BASE), Ok(1));
+    let written = mm.stats().entries_written;
+    mm.flushed(mm.reset_to_image(&space).expect("a reset"));
+    let stats = mm.stats();
+    assert_eq!((stats.entries_written, stats.pages_reset), (written, 0));
+    cpu.store(&mm, BASE + 2, 5).expect("a store");
+    mm.flushed(mm.reset_to_image(&space).expect("a reset"));
+    assert_eq!(mm.stats().pages_reset, 1);
 }
 
 #[test]

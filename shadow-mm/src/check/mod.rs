@@ -153,6 +153,18 @@ pub enum Violation {
         /// What the walk says.
         counted: u32,
     },
+    /// A leaf table has more or fewer entries besides a layer's pages than it believes.
+    #[error(
+        "table {table} has {unfrozen} entries that are not a layer's, the walk counted {counted}"
+    )]
+    WrongUnfrozen {
+        /// The table.
+        table: Pfn,
+        /// What the database says.
+        unfrozen: u32,
+        /// What the walk says.
+        counted: u32,
+    },
     /// A table that spaces share has a page in it that one of them stores to behind its back.
     #[error("frame {frame} is write-pinned in table {table}, which is shared")]
     SharedPin {

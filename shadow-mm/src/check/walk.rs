@@ -224,7 +224,7 @@ impl<P: Platform> Walk<'_, P> {
     }
 
     fn leaf_table(&mut self, table: Pfn, base: u64, reach: Reach) -> Result<(), Violation> {
-        let mut used = 1;
+        let (mut used, mut frozen) = (1, 0);
         self.totals.tables += 1;
         for index in EntryIndex::all() {
             let raw = self.manager.store.load(table, index);
@@ -234,13 +234,25 @@ impl<P: Platform> Walk<'_, P> {
             match entry {
                 Entry::Empty => continue,
                 Entry::Valid(entry) => self.page((table, index), vpn, entry, reach)?,
-                Entry::Frozen(entry) => self.frozen(vpn, entry)?,
+                Entry::Frozen(entry) => {
+                    frozen += 1;
+                    self.frozen(vpn, entry)?;
+                }
                 Entry::Transition(_) | Entry::PageFile(_) | Entry::Prototype(_) => {
                     self.absent((table, index), vpn, entry, reach)?;
                 }
                 Entry::DemandZero(_) | Entry::Decommitted => return Err(bad),
             }
             used += 1;
+        }
+        let unfrozen = u32::from(self.db.entry(table).unfrozen());
+        let counted = used - 1 - frozen;
+        if unfrozen != counted {
+            return Err(Violation::WrongUnfrozen {
+                table,
+                unfrozen,
+                counted,
+            });
         }
         self.count_table(table, used, reach)
     }

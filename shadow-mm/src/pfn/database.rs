@@ -201,6 +201,7 @@ impl PfnDatabase {
         *entry.share_mut() = 1;
         entry.owner = owner;
         entry.set_original(original);
+        *entry.unfrozen_mut() = 0;
         self.zone_of(pfn).set_state(pfn, PfnState::Active);
         pfn
     }
@@ -210,6 +211,18 @@ impl PfnDatabase {
         let entry = self.entry_mut(pfn);
         debug_assert_eq!(entry.state(), PfnState::Active, "{pfn:?} is not active");
         *entry.share_mut() += 1;
+    }
+
+    /// One more entry of a leaf table is in use, and it is not a layer's page.
+    pub(crate) fn count_unfrozen(&mut self, table: Pfn) {
+        *self.entry_mut(table).unfrozen_mut() += 1;
+    }
+
+    /// One fewer.
+    pub(crate) fn uncount_unfrozen(&mut self, table: Pfn) {
+        let count = self.entry_mut(table).unfrozen_mut();
+        debug_assert!(*count > 0, "{table:?} has only frozen entries");
+        *count -= 1;
     }
 
     /// One entry of a table fewer is in use; gives back the table's share count, which never falls

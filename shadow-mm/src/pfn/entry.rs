@@ -121,6 +121,8 @@ pub(crate) struct PfnEntry {
     /// How many of the references may store into the frame. Of a table: its parents but one.
     write_pins: u32,
     original: u32,
+    /// Of a leaf table: entries in use that are not a layer's pages.
+    unfrozen: u16,
     state: PfnState,
     pub(crate) flags: PfnFlags,
 }
@@ -140,6 +142,7 @@ impl PfnEntry {
         owner: Owner::None,
         write_pins: 0,
         original: ORIGINAL_ZERO,
+        unfrozen: 0,
         state: PfnState::Zeroed,
         flags: PfnFlags::empty(),
     };
@@ -173,6 +176,15 @@ impl PfnEntry {
 
     pub(super) fn write_pins_mut(&mut self) -> &mut u32 {
         &mut self.write_pins
+    }
+
+    /// Of a leaf table: entries in use that are not a layer's pages.
+    pub(crate) fn unfrozen(&self) -> u16 {
+        self.unfrozen
+    }
+
+    pub(super) fn unfrozen_mut(&mut self) -> &mut u16 {
+        &mut self.unfrozen
     }
 
     /// How many entries of upper tables name a table.

@@ -306,6 +306,9 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         let old = self.store.swap(place.0, place.1, entry.encode());
         debug_assert_eq!(old, 0, "an entry was installed over something");
         db.add_share(place.0);
+        if !matches!(entry, Entry::Frozen(_)) && cfg!(not(mutant = "uncounted_entry")) {
+            db.count_unfrozen(place.0);
+        }
     }
 
     /// Replaces a leaf entry that is in use by another, and gives back what it was, with the bits
@@ -323,6 +326,9 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         let old = decode_leaf(self.store.swap(table, index, 0));
         if old != Entry::Empty {
             db.drop_table_entry(table);
+            if !matches!(old, Entry::Frozen(_)) {
+                db.uncount_unfrozen(table);
+            }
         }
         old
     }

@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use crate::access::Denied;
 use crate::addr::{PAGE_SIZE, Vpn};
 use crate::backend::Platform;
+use crate::limits::Clusters;
 use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOf, FaultOutcome, IoFailed, IoTicket};
 use crate::pfn::{FreeFrame, PfnDatabase, Taken, Want};
@@ -19,23 +20,23 @@ use crate::proto::{Claim, Direction, Proto, Record, Run, Section, SectionId, Sec
 use crate::space::SpaceState;
 use crate::vad::FaultAround;
 
-/// Pages of the aligned window one read may fill: 64 KiB.
-const CLUSTER_PAGES: u8 = 16;
-/// The same for a guest that reads on where the last read ended: twice the last time, up to 256 KiB.
-const CLUSTER_MAX: u8 = 64;
 /// How often a run is planned anew because others changed the section meanwhile.
 const PLANS: usize = 4;
 
 /// How many pages a read of a file at `vpn` should be for: more and more if the guest reads on where the
 /// last read ended.
-pub(super) fn read_window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> u8 {
+pub(super) fn read_window<B: Clone + Eq>(
+    state: &SpaceState<B>,
+    vpn: Vpn,
+    clusters: Clusters,
+) -> u8 {
     let around = state.vads.find(vpn).map(|vad| vad.around);
     match around {
         Some(around) if around.next == vpn.get() => {
             let more = around.window.saturating_mul(2);
-            more.clamp(CLUSTER_PAGES, CLUSTER_MAX)
+            more.clamp(clusters.file, clusters.file_most.max(clusters.file))
         }
-        Some(_) | None => CLUSTER_PAGES,
+        Some(_) | None => clusters.file,
     }
 }
 

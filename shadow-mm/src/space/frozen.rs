@@ -135,7 +135,10 @@ impl<P: Platform> Manager<P> {
 }
 
 /// The pages of layers that the leaf table of `vpn` can translate, each with the entry it gets.
-fn frozen_around<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> Vec<(EntryIndex, ValidEntry)> {
+pub(super) fn frozen_around<B: Clone + Eq>(
+    state: &SpaceState<B>,
+    vpn: Vpn,
+) -> Vec<(EntryIndex, ValidEntry)> {
     let Some(table) = span(Level::Directory, vpn) else {
         return Vec::new();
     };

@@ -22,9 +22,6 @@ use crate::space::Space;
 use crate::space::fault::resolution;
 use crate::space::transition::Absent;
 
-/// Pages of the aligned window one read may fill: 64 KiB. It never crosses a leaf table.
-const CLUSTER_PAGES: u64 = 16;
-
 /// Neighbouring pages whose slots are neighbours too.
 struct Cluster {
     first: Vpn,
@@ -73,7 +70,7 @@ impl<P: Platform> Manager<P> {
     fn cluster(&self, space: &Space<P>, absent: Absent, slot: Slot) -> Cluster {
         let cursor = space.cursor(&self.store);
         let db = self.pfns.lock();
-        let at = absent.vpn.get() % CLUSTER_PAGES;
+        let at = absent.vpn.get() % u64::from(self.clusters.page_file);
         let alike = |ahead: i64| {
             let vpn = absent
                 .vpn
@@ -93,7 +90,7 @@ impl<P: Platform> Manager<P> {
             start = found;
             before += 1;
         }
-        let most = (CLUSTER_PAGES - at - 1) as i64;
+        let most = (u64::from(self.clusters.page_file) - at - 1) as i64;
         let ahead = (1..=most).take_while(|n| alike(*n).is_some()).count();
         Cluster {
             first: start.0,

@@ -115,7 +115,7 @@ impl<P: Platform> Manager<P> {
                 None if section.file => {
                     drop(db);
                     let fault = fault_of(space, vpn, access);
-                    let window = read_window(state, vpn);
+                    let window = read_window(state, vpn, self.clusters);
                     match self.start_read(&target.section, (target.page, window), fault) {
                         Started::Read(ticket) => {
                             note_read(state, vpn, window, &ticket);

@@ -14,9 +14,6 @@ use crate::page_file::{PageIn, Slot};
 use crate::pfn::{Owner, PfnDatabase, Taken, Want};
 use crate::proto::{Proto, Section, SectionId, SectionPage};
 
-/// Pages of the aligned window of the section that one read may fill: 64 KiB.
-const CLUSTER_PAGES: u64 = 16;
-
 /// How reading a page back began.
 pub(crate) enum ViewIn<P: Platform> {
     /// This is to be read.
@@ -35,11 +32,10 @@ impl<P: Platform> Manager<P> {
         page: SectionPage,
         fault: Option<FaultOf<P>>,
     ) -> ViewIn<P> {
-        let id = section.id();
+        let (id, window) = (section.id(), u64::from(self.clusters.page_file));
         let (first, count) = {
             let db = self.pfns.lock();
-            let alone = db.short();
-            cluster(&db, id, page, if alone { 1 } else { CLUSTER_PAGES })
+            cluster(&db, id, page, if db.short() { 1 } else { window })
         };
         let before = page.get() - first;
         let demand = Demand {
@@ -56,7 +52,7 @@ impl<P: Platform> Manager<P> {
             },
         };
         let mut db = self.pfns.lock();
-        let read = begin(&mut db, id, (first, page), reserve.data);
+        let read = begin(&mut db, id, (first, page, window), reserve.data);
         drop(db);
         match read {
             Some((slot, frames, wanted)) => ViewIn::PageIn(PageIn {
@@ -102,11 +98,11 @@ fn cluster(db: &PfnDatabase, id: SectionId, page: SectionPage, window: u64) -> (
 fn begin(
     db: &mut PfnDatabase,
     id: SectionId,
-    (first, wanted): (u64, SectionPage),
+    (first, wanted, window): (u64, SectionPage, u64),
     frames: Vec<Taken>,
 ) -> Option<(Slot, Vec<Pfn>, usize)> {
     // Looked at again: the lock was not held while the frames were taken.
-    let (still, count) = cluster(db, id, wanted, CLUSTER_PAGES);
+    let (still, count) = cluster(db, id, wanted, window);
     let first = first.max(still);
     let end = (still + count).min(first + frames.len() as u64);
     let slot = slot_of(db, id, wanted.get()).and_then(|_| slot_of(db, id, first));

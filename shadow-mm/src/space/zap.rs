@@ -89,7 +89,7 @@ impl<P: Platform> Manager<P> {
 }
 
 /// An entry is gone: what it referred to follows. True if a translation may be stale.
-fn drop_entry<B: Clone + Eq>(
+pub(super) fn drop_entry<B: Clone + Eq>(
     db: &mut PfnDatabase,
     books: &mut Books<'_, B>,
     old: Entry,

@@ -56,6 +56,8 @@ pub(crate) struct ImageSet<B> {
     runs: BTreeMap<Vpn, ImageRun<B>>,
     /// Pages attached and runs cut since, so that the latter cannot become any number.
     cuts: usize,
+    /// How often pages were attached or taken away.
+    changes: u64,
 }
 
 impl<B> Default for ImageSet<B> {
@@ -63,6 +65,7 @@ impl<B> Default for ImageSet<B> {
         Self {
             runs: BTreeMap::new(),
             cuts: 0,
+            changes: 0,
         }
     }
 }
@@ -70,6 +73,11 @@ impl<B> Default for ImageSet<B> {
 impl<B: Clone> ImageSet<B> {
     pub(crate) fn is_empty(&self) -> bool {
         self.runs.is_empty()
+    }
+
+    /// How often pages were attached or taken away.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &ImageRun<B>> {
@@ -116,6 +124,7 @@ impl<B: Clone> ImageSet<B> {
             self.overlapping(run.range).next().is_none(),
             "runs of an image overlap"
         );
+        self.changes += 1;
         let below = self.runs.range(..run.range.start()).next_back();
         if let Some((start, below)) = below.filter(|(_, below)| below.continues_into(&run)) {
             let (start, first) = (*start, below.first);
@@ -134,6 +143,7 @@ impl<B: Clone> ImageSet<B> {
 
     /// Makes a hole at `range` and gives back what was there, rising.
     pub(crate) fn carve(&mut self, range: VpnRange) -> Vec<ImageRun<B>> {
+        self.changes += 1;
         let starts: Vec<Vpn> = self
             .overlapping(range)
             .map(|run| run.range.start())

@@ -15,6 +15,8 @@ pub(crate) struct VadSet<B> {
     map: BTreeMap<Vpn, Vad<B>>,
     pages: u64,
     charged: u64,
+    /// How often mappings were made, taken away or cut.
+    changes: u64,
     pub(super) placer: Placer,
 }
 
@@ -24,6 +26,7 @@ impl<B> Default for VadSet<B> {
             map: BTreeMap::new(),
             pages: 0,
             charged: 0,
+            changes: 0,
             placer: Placer::default(),
         }
     }
@@ -33,6 +36,11 @@ impl<B: Clone + Eq> VadSet<B> {
     /// How many mappings.
     pub(crate) fn len(&self) -> usize {
         self.map.len()
+    }
+
+    /// How often mappings were made, taken away or cut.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// How many pages are mapped.
@@ -137,6 +145,7 @@ impl<B: Clone + Eq> VadSet<B> {
     /// Makes a hole at `range` and gives back what was there, rising; mappings that reach across an
     /// edge are cut.
     pub(crate) fn carve(&mut self, range: VpnRange) -> Vec<Vad<B>> {
+        self.changes += 1;
         self.cut(range.start().get());
         self.cut(range.end());
         let keys: Vec<Vpn> = self
@@ -161,6 +170,7 @@ impl<B: Clone + Eq> VadSet<B> {
     /// Adds a mapping where nothing is mapped, and joins it with its neighbours if they are alike.
     pub(crate) fn insert(&mut self, mut vad: Vad<B>) {
         debug_assert!(self.is_free(vad.range), "mappings overlap");
+        self.changes += 1;
         self.pages += vad.range.count();
         self.charged += vad.charge();
         let below = self.last_below(vad.range.start().get());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use shadow_mm::{ImageError, Pfn, SavedPage, SectionPage, VpnRange};
+use shadow_mm::{ImageError, Pfn, ResetError, SavedPage, SectionPage, VpnRange};
 
 use super::common::{LAYER, layer, range, vpn};
 use super::ops::FROZEN;
@@ -49,6 +49,26 @@ impl World {
             (model.own, model.image) = (None, Some((image, first + ahead as u64)));
         }
         Ok(())
+    }
+
+    /// Gives up all pages that a space has for itself.
+    pub(crate) fn reset(&mut self, which: usize) -> Outcome {
+        let space = self.processes[which].cpu.space.clone();
+        let shape = self.mm.shape(&space);
+        let flush = match self.mm.reset_to_image(&space) {
+            Ok(flush) => flush,
+            Err(ResetError::NoMemory { .. }) => return Ok(()),
+            Err(other) => return Err(other.to_string()),
+        };
+        self.flush(which, flush);
+        agree("shape", self.mm.shape(&space), shape)?;
+        let process = &mut self.processes[which];
+        let id = process.id;
+        for model in process.pages.values_mut() {
+            model.own = fresh(model.view).filter(|_| model.image.is_none());
+        }
+        self.move_pins(id, |_| None);
+        agree("private", self.mm.usage(&space).private, 0)
     }
 
     /// Nobody ever stores to a layer.

@@ -40,6 +40,8 @@ pub(crate) enum Op {
     Discard(Which, Page, u64),
     /// Puts pages of an image under a range: its section, and the first of them.
     Attach(Which, Page, u64, (usize, u64)),
+    /// Gives up all that a space has for itself.
+    Reset(Which),
     /// Looks where all of a space's content is.
     Save(Which),
     Advise(Which, Page, u64, VadAdvice),
@@ -115,6 +117,7 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         2 => (which(), page(), count()).prop_map(|(w, p, n)| Op::Discard(w, p, n)),
         6 => (which(), page(), 1u64..9, image()).prop_map(|(w, p, n, f)| Op::Attach(w, p, n, f)),
         2 => which().prop_map(Op::Save),
+        2 => which().prop_map(Op::Reset),
         2 => (which(), page(), count(), any_advice()).prop_map(|(w, p, n, a)| Op::Advise(w, p, n, a)),
         3 => any_remap(),
         16 => (which(), page(), 0u8..3, any::<u8>()).prop_map(|(w, p, s, b)| Op::Write(w, p, s, b)),

@@ -27,13 +27,15 @@ const AS: &str = "--as-embedder=";
 /// A case: its name, what it is, and the programs it needs.
 type Known = (&'static str, fn() -> Done, &'static [&'static str]);
 
-const CASES: [Known; 8] = [
+const CASES: [Known; 10] = [
     ("api/example", per_request::main, &["python3"]),
     ("api/standard_io", standard_io, &["busybox"]),
     ("api/ends", ends, &["busybox"]),
     ("api/refused", refused, &["busybox"]),
     ("api/frozen_and_forked", frozen_and_forked, &["busybox"]),
     ("api/several_at_once", several_at_once, &["busybox"]),
+    ("api/warm_machines", warm_machines, &["busybox"]),
+    ("api/reset", reset, &["busybox"]),
     (
         "api/gives_everything_back",
         gives_everything_back,
@@ -88,6 +90,8 @@ bodies!(
     run_refused => "api/refused",
     run_frozen_and_forked => "api/frozen_and_forked",
     run_several_at_once => "api/several_at_once",
+    run_warm_machines => "api/warm_machines",
+    run_reset => "api/reset",
     run_gives_everything_back => "api/gives_everything_back",
     run_cycles => "api/cycles"
 );
@@ -103,13 +107,15 @@ fn run_example(context: &Context) -> Checked {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    let bodies: [fn(&Context) -> Checked; 8] = [
+    let bodies: [fn(&Context) -> Checked; 10] = [
         run_example,
         run_standard_io,
         run_ends,
         run_refused,
         run_frozen_and_forked,
         run_several_at_once,
+        run_warm_machines,
+        run_reset,
         run_gives_everything_back,
         run_cycles,
     ];
@@ -348,6 +354,120 @@ fn several_at_once() -> Done {
     Ok(())
 }
 
+/// What a clone does to what it has: files in memory, memory, processes, a pipe, a timer.
+const CHANGES: &str = "echo warm > /tmp/file; x=warm; echo freeze > /dev/vmm; \
+    cat /tmp/file; echo $x; x=cold; echo $x > /tmp/file; echo 1 > /tmp/other; ls /tmp | wc -l; \
+    (sleep 1000 | cat) & read line; echo $line; kill %1; exit 3";
+const CHANGED: &str = "warm\nwarm\n2\n";
+
+fn changing() -> Result<Template, Box<dyn Error>> {
+    let warm = shell(CHANGES)
+        .tmpfs("/tmp")
+        .ready_freeze()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    Ok(warm.freeze()?)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A machine is used again, and nothing of the guest it had is in it.
+fn warm_machines() -> Done {
+    let template = changing()?;
+    // The template is mapped for its first clone, and stays so.
+    drop(template.fork().stdin(Stdio::null()).output()?);
+    let cold = counted()?;
+    template.warm(2)?;
+    // KVM gives a machine that runs a thread of its own.
+    let both = [(); 2].map(|()| {
+        template
+            .fork()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+    });
+    for clone in both {
+        let mut clone = clone?;
+        check(clone.wait()?.code() == Some(3), "a status")?;
+    }
+    let warm = counted()?;
+    check(warm[1] > cold[1], ("threads", cold, warm))?;
+    let same = threads()?;
+    for n in 0..20 {
+        let line = format!("line {n}\n");
+        let output = template
+            .fork()
+            .stdin(Stdio::bytes(line.clone().into_bytes()))
+            .output()?;
+        let right = output.stdout == (CHANGED.to_owned() + &line).as_bytes();
+        check(
+            right && output.status.code() == Some(3),
+            (n, text(&output.stdout)),
+        )?;
+    }
+    // Those that are killed in the middle, two at a time.
+    for _ in 0..5 {
+        let clone = || {
+            template
+                .fork()
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+        };
+        let mut two = [clone()?, clone()?];
+        two[0].kill();
+        check(two[0].wait()?.signal() == Some(9), "it was not killed")?;
+    }
+    settle(warm)?;
+    check(threads()? == same, "the machines are other ones")?;
+    let one = counted()?;
+    template.warm(0)?;
+    settle(cold)?;
+    check(one[1] > counted()?[1], ("threads", one))
+}
+
+/// A clone that was reset is as it was made, whatever it has done.
+fn reset() -> Done {
+    let template = changing()?;
+    let mut fork = template.fork();
+    fork.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut clone = fork.spawn()?;
+    let mut before: Option<Counted> = None;
+    for n in 0..20 {
+        let mut printed = BufReader::new(clone.stdout.take().ok_or("no pipe")?);
+        let mut first = String::new();
+        for _ in 0..3 {
+            printed.read_line(&mut first)?;
+        }
+        check(first == CHANGED, (n, first))?;
+        match before {
+            None => before = Some(counted()?),
+            // It may read its input by now, which is watched: a thread and a descriptor.
+            Some([fds, threads, maps]) => settle([fds + 1, threads + 1, maps])?,
+        }
+        if n % 3 == 0 {
+            let mut requests = clone.stdin.take().ok_or("no pipe")?;
+            writeln!(requests, "{n}")?;
+            let status = clone.wait()?;
+            check(status.code() == Some(3), status)?;
+        }
+        drop(printed);
+        clone.reset()?;
+    }
+    clone.reset_as(
+        template
+            .fork()
+            .stdin(Stdio::bytes(*b"other\n"))
+            .stdout(Stdio::piped()),
+    )?;
+    let output = clone.wait_with_output()?;
+    let wanted = CHANGED.to_owned() + "other\n";
+    check(text(&output.stdout) == wanted, text(&output.stdout))
+}
+
 /// Clones of one template that run and end, thousands of them (`VMM_CYCLES`): this process has nothing more afterwards, and no
 /// more memory.
 fn cycles() -> Done {
@@ -379,9 +499,11 @@ fn cycles() -> Done {
 /// Bytes of this process that are in memory.
 fn resident() -> Result<u64, Box<dyn Error>> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
-    Ok(kib.ok_or("no VmRSS")?.parse::<u64>()? * 1024)
+    Ok(kib.ok_or("no RssAnon")?.parse::<u64>()? * 1024)
 }
 
 /// What a process has: descriptors, threads, mappings.
@@ -397,6 +519,13 @@ fn counted() -> Result<Counted, Box<dyn Error>> {
         entries("/proc/self/task")?,
         named.len(),
     ])
+}
+
+/// The numbers of this process's threads.
+fn threads() -> Result<BTreeSet<std::ffi::OsString>, Box<dyn Error>> {
+    let entries = std::fs::read_dir("/proc/self/task")?;
+    let names = entries.map(|entry| Ok(entry?.file_name()));
+    names.collect::<std::io::Result<_>>().map_err(Into::into)
 }
 
 /// Waits until there is no more than there was.

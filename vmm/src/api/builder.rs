@@ -7,12 +7,13 @@ use std::process::Output;
 use std::time::Duration;
 
 use super::error::{OutputError, SpawnError};
-use super::guest::Guest;
+use super::guest::{Guest, Started};
+use super::host::Host;
 use super::running::{Known, Running, Seen};
 use super::stdio::{Stdio, Three};
 use crate::config::{Commit, ForkMode, Mount, PageFileConfig, ReadyWhen, RunConfig};
 use crate::control::rundir::check_name;
-use crate::machine::{HostSide, Machine, ProcessSignals, machine_data};
+use crate::machine::{After, HostSide, Machine, ProcessSignals, machine_data};
 
 /// Memory of a machine, if nothing else is said.
 const MEMORY: u64 = 1 << 30;
@@ -270,15 +271,18 @@ impl Builder {
             stdio: given,
             signals: ProcessSignals::LeftAlone,
         };
+        let host_thread = Host::start().map_err(SpawnError::Thread)?;
         let machine = Machine::build(config, host)?;
         let known = Known {
             name: config.name.as_deref().unwrap_or(NAMELESS),
             ready: config.ready.as_ref(),
             data: machine_data(config),
+            home: None,
         };
         let (seen, timeout) = (Seen::of(&machine), config.timeout);
-        let running = Running::start(seen, known, move || machine.run(timeout))?;
-        Ok(Guest::new(running, ends))
+        let play = Box::new(move || machine.play(timeout, After::End, || ()));
+        let running = Running::start(seen, known, host_thread, play);
+        Ok(Guest::new(running, ends, Started::new()))
     }
 
     /// What was asked for, if it can be.

@@ -74,6 +74,9 @@ pub enum FreezeError {
     /// A file is no template.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// What a file says of the guest's memory makes no sense.
+    #[error(transparent)]
+    Image(crate::snapshot::image::LoadError),
     /// The template's file cannot be used.
     #[error("the template cannot be kept")]
     Host(#[source] io::Error),

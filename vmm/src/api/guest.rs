@@ -1,24 +1,32 @@
 //! A guest, as its owner has it.
 
 use std::io::{PipeReader, PipeWriter};
-use std::marker::PhantomData;
 use std::process::{ExitStatus, Output};
 use std::sync::Arc;
 
 use super::builder::Builder;
-use super::error::{FreezeError, SignalError, WaitError};
+use super::error::{FreezeError, SignalError, SpawnError, WaitError};
 use super::running::Running;
 use super::stdio::{Ends, read_both};
-use super::template::Template;
+use super::template::{Fork, Template};
 use crate::machine::report::Report;
 
 /// A guest that was started from a program ([`Guest::builder`]).
 #[derive(Debug)]
 pub struct Started(());
 
+impl Started {
+    pub(super) fn new() -> Self {
+        Self(())
+    }
+}
+
 /// A guest that was made of a template ([`Template::fork`]).
 #[derive(Debug)]
-pub struct Forked(());
+pub struct Forked {
+    /// What was asked for.
+    fork: Fork,
+}
 
 /// A guest that was made of a template.
 pub type Clone = Guest<Forked>;
@@ -27,7 +35,7 @@ pub type Clone = Guest<Forked>;
 ///
 /// It is to a machine what [`std::process::Child`] is to a process, with one difference: **dropping it ends the
 /// guest**, and gives back everything it had. There can be any number of them in a process; they share nothing.
-pub struct Guest<Kind = Started> {
+pub struct Guest<Origin = Started> {
     /// This process's end of the guest's standard input, if that is [`piped`](crate::Stdio::piped).
     pub stdin: Option<PipeWriter>,
     /// This process's end of the guest's standard output, if that is piped.
@@ -35,10 +43,10 @@ pub struct Guest<Kind = Started> {
     /// This process's end of the guest's standard error, if that is piped.
     pub stderr: Option<PipeReader>,
     running: Running,
-    kind: PhantomData<fn() -> Kind>,
+    origin: Origin,
 }
 
-impl<Kind> std::fmt::Debug for Guest<Kind> {
+impl<Origin> std::fmt::Debug for Guest<Origin> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Guest")
             .field("stdin", &self.stdin)
@@ -57,8 +65,8 @@ impl Guest<Started> {
     }
 }
 
-impl<Kind> Guest<Kind> {
-    pub(super) fn new(running: Running, ends: Ends) -> Self {
+impl<Origin> Guest<Origin> {
+    pub(super) fn new(running: Running, ends: Ends, origin: Origin) -> Self {
         let Ends {
             stdin,
             stdout,
@@ -69,7 +77,7 @@ impl<Kind> Guest<Kind> {
             stdout,
             stderr,
             running,
-            kind: PhantomData,
+            origin,
         }
     }
 
@@ -145,5 +153,50 @@ impl<Kind> Guest<Kind> {
     /// See [`FreezeError`].
     pub fn freeze(&self) -> Result<Template, FreezeError> {
         self.running.freeze()
+    }
+}
+
+impl Guest<Forked> {
+    pub(super) fn of(fork: Fork, running: Running, ends: Ends) -> Self {
+        Self::new(running, ends, Forked { fork })
+    }
+
+    /// Has it be as it was made: what the guest does is ended, in the middle of it, and it goes on where its template was
+    /// frozen, in the same machine. A guest that has ended runs again.
+    ///
+    /// What was said to [`Fork`] holds again: pipes are new ones, bytes are read from their beginning, a file goes on where it
+    /// is. The guest has the same number. Its time ([`Fork::timeout`]) begins anew.
+    ///
+    /// # Errors
+    /// See [`SpawnError`]; the guest has ended then.
+    pub fn reset(&mut self) -> Result<(), SpawnError> {
+        let fork = self.origin.fork.clone();
+        self.restart(fork)
+    }
+
+    /// The same, as another guest of any template: with the settings, the number and the standard input, output and
+    /// error of `fork`.
+    ///
+    /// # Errors
+    /// See [`SpawnError`]; the guest has ended then.
+    pub fn reset_as(&mut self, fork: &Fork) -> Result<(), SpawnError> {
+        self.restart(fork.numbered())
+    }
+
+    fn restart(&mut self, fork: Fork) -> Result<(), SpawnError> {
+        drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
+        self.running.kill();
+        // However it ended.
+        let _ = self.running.wait();
+        let (running, ends) = fork.start_in(self.running.take_left(), fork.three())?;
+        self.running = running;
+        let Ends {
+            stdin,
+            stdout,
+            stderr,
+        } = ends;
+        (self.stdin, self.stdout, self.stderr) = (stdin, stdout, stderr);
+        self.origin.fork = fork;
+        Ok(())
     }
 }

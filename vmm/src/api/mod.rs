@@ -19,6 +19,7 @@
 mod builder;
 mod error;
 mod guest;
+mod host;
 mod ready;
 mod running;
 mod stdio;

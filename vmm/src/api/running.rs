@@ -3,15 +3,15 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use super::error::{FreezeError, SignalError, SpawnError, WaitError};
-use super::ready::{Bell, Ready};
+use super::host::{Finish, Finished, Host, How, Play};
+use super::ready::Ready;
 use super::template::Template;
 use crate::config::ReadyWhen;
 use crate::linux::kernel::Kernel;
 use crate::machine::report::Report;
-use crate::machine::{Counts, End, Ended, Machine, RunError, Verbs, take_no_signals};
+use crate::machine::{Bare, Counts, End, Ended, Machine, Verbs, Wanted};
 use crate::snapshot::guest::MachineData;
 
 /// What others know a guest by.
@@ -23,6 +23,8 @@ pub(super) struct Known<'a> {
     pub(super) ready: Option<&'a ReadyWhen>,
     /// Its machine, to make another one.
     pub(super) data: MachineData,
+    /// Who takes the machine that it leaves.
+    pub(super) home: Option<Template>,
 }
 
 /// A machine, as those see it who do not run it.
@@ -40,12 +42,18 @@ impl Seen {
     }
 }
 
-/// A guest that was started. Dropping it ends the guest.
+/// A guest that was started.
 pub(super) struct Running {
     name: String,
     /// While nobody has waited for its end.
     live: Option<Live>,
     over: Option<Over>,
+    /// The machine it has left, if that can have another guest.
+    left: Option<Bare>,
+    /// Taken with what it has left.
+    host: Option<Host>,
+    /// Whose machine it is.
+    home: Option<Template>,
 }
 
 struct Live {
@@ -53,7 +61,7 @@ struct Live {
     counts: Counts,
     verbs: Verbs,
     ready: Ready,
-    runs: JoinHandle<Result<Ended, RunError>>,
+    finish: Arc<Finish>,
 }
 
 /// How it ended.
@@ -62,46 +70,27 @@ struct Over {
     report: Report,
 }
 
-/// Rings when the guest has ended, however that comes.
-struct RingAtEnd(Arc<Bell>);
-
-impl Drop for RingAtEnd {
-    fn drop(&mut self) {
-        self.0.ring();
-    }
-}
-
 impl Running {
-    /// Lets a guest run, in a thread: `run` does it.
-    ///
-    /// # Errors
-    /// The host has no thread.
-    pub(super) fn start(
-        seen: Seen,
-        known: Known<'_>,
-        run: impl FnOnce() -> Result<Ended, RunError> + Send + 'static,
-    ) -> Result<Self, SpawnError> {
+    /// Lets a guest run; `play` does it, in `host`.
+    pub(super) fn start(seen: Seen, known: Known<'_>, host: Host, play: Play) -> Self {
         let Seen { kernel, counts } = seen;
         let ready = Ready::watch(&kernel, known.ready, known.name);
         let verbs = Verbs::new(&kernel, known.data, None, None);
-        let rings = RingAtEnd(Arc::clone(ready.bell()));
-        let thread = std::thread::Builder::new().name("guest".into());
-        let runs = thread.spawn(move || {
-            let _rings = rings;
-            take_no_signals();
-            run()
-        });
-        Ok(Self {
+        let finish = host.run(Arc::clone(ready.bell()), play);
+        Self {
             name: known.name.to_owned(),
             live: Some(Live {
                 kernel,
                 counts,
                 verbs,
                 ready,
-                runs: runs.map_err(SpawnError::Thread)?,
+                finish,
             }),
             over: None,
-        })
+            left: None,
+            host: Some(host),
+            home: known.home,
+        }
     }
 
     /// Ends the guest, as if its first program had been killed. It takes effect soon.
@@ -123,22 +112,28 @@ impl Running {
     }
 
     pub(super) fn has_ended(&self) -> bool {
-        self.live
-            .as_ref()
-            .is_none_or(|live| live.runs.is_finished())
+        self.live.as_ref().is_none_or(|live| live.finish.is_there())
     }
 
     /// Waits for its end, and gives back what it had.
     pub(super) fn wait(&mut self) -> Result<ExitStatus, WaitError> {
         if let Some(live) = self.live.take() {
-            let how = match live.runs.join() {
-                Ok(Ok(ended)) => status(&ended),
-                Ok(Err(error)) => Err(WaitError::Machine(Arc::new(error))),
-                // The panic has said itself what it was.
-                Err(_) => Err(WaitError::Failed),
-            };
-            let report = live.counts.report();
-            self.over = Some(Over { how, report });
+            let Finished { how, left } = live.finish.wait();
+            self.left = left;
+            self.over = Some(match how {
+                How::Ended(ended) => Over {
+                    how: status(&ended),
+                    report: ended.report,
+                },
+                How::Failed(error) => Over {
+                    how: Err(WaitError::Machine(Arc::new(error))),
+                    report: live.counts.report(),
+                },
+                How::Panicked => Over {
+                    how: Err(WaitError::Failed),
+                    report: live.counts.report(),
+                },
+            });
         }
         match &self.over {
             Some(over) => over.how.clone(),
@@ -177,11 +172,42 @@ impl Running {
     }
 }
 
+/// A machine without a guest, and the thread that waits for those it will have.
+pub(super) struct Warm {
+    pub(super) bare: Bare,
+    pub(super) host: Host,
+}
+
+impl Warm {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// The host cannot.
+    pub(super) fn new(wanted: &Wanted) -> Result<Self, SpawnError> {
+        Ok(Self {
+            bare: Bare::new(wanted)?,
+            host: Host::start().map_err(SpawnError::Thread)?,
+        })
+    }
+}
+
+impl Running {
+    /// The machine that a guest that was waited for has left.
+    pub(super) fn take_left(&mut self) -> Option<Warm> {
+        let bare = self.left.take()?;
+        let host = self.host.take()?;
+        Some(Warm { bare, host })
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
         // However it ended.
         let _ = self.wait();
+        if let (Some(home), Some(left)) = (self.home.take(), self.take_left()) {
+            home.take_back(left);
+        }
     }
 }
 

@@ -11,12 +11,14 @@ use std::time::Duration;
 use super::builder::{check_cpus, setting};
 use super::error::{FreezeError, OutputError, SpawnError};
 use super::guest::{Clone as Made, Guest};
-use super::running::{Known, Running, Seen};
-use super::stdio::{Stdio, Three};
+use super::running::{Known, Running, Seen, Warm};
+use super::stdio::{Ends, Stdio, Three};
 use crate::config::ReadyWhen;
-use crate::machine::restored::{Choice, Revived, wanted};
-use crate::machine::{HostSide, ProcessSignals};
+use crate::locks::{Mutex, rank};
+use crate::machine::restored::{Choice, Revived, lay_under, wanted};
+use crate::machine::{After, HostSide, ProcessSignals, Wanted};
 use crate::snapshot::guest::{MachineData, open_guest};
+use crate::snapshot::image::Image;
 use crate::snapshot::read::{Snapshot, Trust};
 use crate::snapshot::records::{Identity, Records, Role};
 
@@ -29,13 +31,30 @@ pub struct Template(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    snapshot: Arc<Snapshot>,
+    /// What the snapshot says, read once for all guests.
+    image: Arc<Image>,
     machine: MachineData,
     records: Records,
     name: String,
     pause: Option<Duration>,
     /// Guests made of it so far.
     forks: AtomicU32,
+    warm: Mutex<rank::WarmMachines, Pool>,
+}
+
+/// Machines that wait for a guest.
+#[derive(Default)]
+struct Pool {
+    machines: Vec<Warm>,
+    /// As many are kept when their guests have ended.
+    keep: usize,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { machines, keep } = self;
+        write!(f, "{} of {keep}", machines.len())
+    }
 }
 
 impl Template {
@@ -74,13 +93,15 @@ impl Template {
 
     fn new(snapshot: Snapshot, name: &str, pause: Option<Duration>) -> Result<Self, FreezeError> {
         let (machine, records) = open_guest(&snapshot)?;
+        let image = Image::read(&Arc::new(snapshot)).map_err(FreezeError::Image)?;
         Ok(Self(Arc::new(Inner {
-            snapshot: Arc::new(snapshot),
+            image: Arc::new(image),
             machine,
             records,
             name: name.to_owned(),
             pause,
             forks: AtomicU32::new(0),
+            warm: Mutex::default(),
         })))
     }
 
@@ -88,19 +109,76 @@ impl Template {
     /// too ([`from_file`](Self::from_file)).
     #[must_use]
     pub fn file(&self) -> &File {
-        self.0.snapshot.file()
+        self.0.image.snapshot().file()
     }
 
     /// Pages it has.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        self.0.snapshot.pages()
+        self.0.image.snapshot().pages()
     }
 
     /// How long the guest stood still while it was frozen here; `None` if it was not.
     #[must_use]
     pub fn pause(&self) -> Option<Duration> {
         self.0.pause
+    }
+
+    /// Makes machines ahead: virtual machine, processors, threads, everything that does not depend on the guest. Afterwards
+    /// `machines` of them wait for guests of this template that are asked for no other memory or processors than it has; a
+    /// guest then only takes what makes it this guest. A machine whose guest has ended is used again. 0 ends those that wait.
+    ///
+    /// # Errors
+    /// The host cannot make so many; those that were made are there.
+    pub fn warm(&self, machines: usize) -> Result<(), SpawnError> {
+        let wanted = self.wanted(&Choice::default());
+        let (lacking, surplus) = {
+            let mut pool = self.0.warm.lock();
+            pool.keep = machines;
+            let there = pool.machines.len();
+            (
+                machines.saturating_sub(there),
+                pool.machines.split_off(machines.min(there)),
+            )
+        };
+        drop(surplus);
+        for _ in 0..lacking {
+            let mut warm = Warm::new(&wanted)?;
+            lay_under(&warm.bare, &self.0.image)?;
+            warm.bare.staff().map_err(SpawnError::Thread)?;
+            self.take_back(warm);
+        }
+        Ok(())
+    }
+
+    fn wanted(&self, choice: &Choice) -> Wanted {
+        wanted(choice, &self.0.machine, self.0.records.cpus())
+    }
+
+    /// A machine like that: one that waits, or a new one.
+    fn machine(&self, wanted: &Wanted) -> Result<Warm, SpawnError> {
+        let waits = {
+            let mut pool = self.0.warm.lock();
+            let at = pool
+                .machines
+                .iter()
+                .rposition(|warm| warm.bare.wanted() == wanted);
+            at.map(|at| pool.machines.swap_remove(at))
+        };
+        waits.map_or_else(|| Warm::new(wanted), Ok)
+    }
+
+    /// Takes a machine that a guest has left; ends it if enough wait, or it is unlike the template's.
+    pub(super) fn take_back(&self, warm: Warm) {
+        let like = *warm.bare.wanted() == self.wanted(&Choice::default());
+        let mut pool = self.0.warm.lock();
+        if like && pool.machines.len() < pool.keep {
+            pool.machines.push(warm);
+        } else {
+            // Without the lock: it takes a while.
+            drop(pool);
+            drop(warm);
+        }
     }
 
     /// A guest that will be made of it.
@@ -220,6 +298,11 @@ impl Fork {
         self.start(&self.stdio)
     }
 
+    /// What was asked for as standard input, output and error.
+    pub(super) fn three(&self) -> &Three {
+        &self.stdio
+    }
+
     /// Makes the guest, runs it to its end, and reads what it prints. Its standard input has nothing to read unless
     /// something else was said.
     ///
@@ -230,36 +313,59 @@ impl Fork {
     }
 
     fn start(&self, three: &Three) -> Result<Made, SpawnError> {
+        let fork = self.numbered();
+        let (running, ends) = fork.start_in(None, three)?;
+        Ok(Guest::of(fork, running, ends))
+    }
+
+    /// Makes the guest, in the machine `left` if that is like the one it is to have.
+    pub(super) fn start_in(
+        &self,
+        left: Option<Warm>,
+        three: &Three,
+    ) -> Result<(Running, Ends), SpawnError> {
         if let Some(wrong) = &self.wrong {
             return Err(SpawnError::Setting(wrong.clone()));
         }
         let of = &*self.template.0;
-        let wanted = wanted(&self.choice, &of.machine, of.records.cpus());
-        check_cpus(wanted.cpus)?;
+        let wanted = self.template.wanted(&self.choice);
+        check_cpus(self.choice.cpus.unwrap_or(wanted.cpus))?;
         let (given, ends) = three.open().map_err(SpawnError::Stdio)?;
-        let host = HostSide {
+        let side = HostSide {
             stdio: given,
             signals: ProcessSignals::LeftAlone,
         };
-        let revived = Revived::new(&of.snapshot, &of.records, &wanted, self.identity(), host)?;
+        let Warm { bare, host } = match left.filter(|left| *left.bare.wanted() == wanted) {
+            Some(left) => left,
+            None => self.template.machine(&wanted)?,
+        };
+        let revived = Revived::new(bare, &of.image, &of.records, self.identity(), side)?;
         let known = Known {
             name: &of.name,
             ready: self.ready.as_ref(),
             data: of.machine.clone(),
+            home: Some(self.template.clone()),
         };
         let (seen, timeout) = (Seen::of(&revived.machine), self.timeout);
-        let running = Running::start(seen, known, move || revived.run(timeout))?;
-        Ok(Guest::new(running, ends))
+        let play = Box::new(move || revived.run(timeout, After::Keep));
+        Ok((Running::start(seen, known, host, play), ends))
+    }
+
+    /// The same, with a number.
+    pub(super) fn numbered(&self) -> Self {
+        let mut fork = self.clone();
+        let forks = &self.template.0.forks;
+        let next = || forks.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        fork.number.get_or_insert_with(next);
+        fork
     }
 
     fn identity(&self) -> Identity {
-        let of = &*self.template.0;
-        let next = || of.forks.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         Identity {
             role: Role::Clone {
-                number: self.number.unwrap_or_else(next),
+                number: self.number.unwrap_or_default(),
                 of: self.of,
-                template: of.name.clone(),
+                template: self.template.0.name.clone(),
             },
             settings: self.settings.clone(),
         }

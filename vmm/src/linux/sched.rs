@@ -256,14 +256,6 @@ impl Sched {
         self.rested.notify_all();
     }
 
-    /// Waits until the guest has ended, and nobody works for it any more.
-    pub fn wait_for_rest(&self) {
-        let mut q = self.queues.lock();
-        while !(self.has_ended() && q.at_rest()) {
-            q.wait(&self.rested);
-        }
-    }
-
     /// Waits until the guest has ended. Workers may still be on their way out of it.
     pub fn wait_for_end(&self) {
         let mut q = self.queues.lock();

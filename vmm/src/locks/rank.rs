@@ -39,9 +39,11 @@ macro_rules! ranks {
 ranks! {
     /// Calls whose strace line is not complete.
     StraceOpen,
-    /// The virtual CPUs of a machine that has not started.
-    MachineCpus,
-    /// The threads of a machine that guests share.
+    /// How a guest of the library's ended.
+    Finish,
+    /// Machines that wait for a clone of a template.
+    WarmMachines,
+    /// A machine that guests share, until its end.
     MachineThreads,
     /// The guests of a machine.
     MachineGuests,

@@ -1,7 +1,13 @@
-//! A machine before there is a guest in it: hardware, virtual CPUs, a scheduler, standard descriptors. A guest is
-//! started in it ([`Machine::build`]) or made again ([`Machine::restore`]).
+//! A machine without a guest in it: the virtual machine, its virtual CPUs, memory slots, monitor and vDSO, the memory
+//! manager and the threads. All of it is made before anybody knows what guest it is for, and is there for the next guest
+//! when one has ended. A guest is started in it ([`Machine::build`]) or made again ([`Machine::restore`]); what is the guest's
+//! is the [`Kernel`] with its scheduler, and everything these own. The threads serve whatever guests are in [`Guests`].
+//!
+//! A machine that a guest has left is as new: no frame is in use, none is promised, and every flush is acknowledged, so that no
+//! virtual CPU knows a translation of the old guest's (who keeps a machine looks, and ends one that is not).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use guest::abi;
 use shadow_mm::CommitLimit;
@@ -11,6 +17,7 @@ use super::builder::Machine;
 use super::guests::Guests;
 use super::hardware::{Hardware, HardwareError};
 use super::host_io::{HostIo, HostSide};
+use super::staff::{Failure, Staff};
 use super::stats::Counters;
 use super::strace::Strace;
 use super::worker::{Limit, Shared};
@@ -19,16 +26,17 @@ use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::exec::MachineInfo;
 use crate::linux::kernel::Kernel;
 use crate::linux::sched::Sched;
-use crate::linux::stdio::{self, Given, Stdio};
+use crate::linux::sched::roster::Roster;
+use crate::linux::stdio;
 use crate::linux::table::Table;
+use crate::linux::thread::XsaveArea;
 use crate::linux::time::TscInfo;
 use crate::linux::vdso;
-use crate::locks::Mutex;
 use crate::memory::{FRAME, PageFile};
 use crate::snapshot::records::{Identity, LoadMemory, MemoryError, Parts, Place, Records, restore};
 
 /// What a machine is asked for that does not depend on the guest in it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Bytes of guest memory, page tables included.
     pub memory: u64,
@@ -47,13 +55,20 @@ pub struct Wanted {
 }
 
 /// A machine without a guest.
-pub(super) struct Bare {
+pub(crate) struct Bare {
     pub(super) hardware: Hardware,
-    /// The spare one last, if there is one.
-    cpus: Vec<Vcpu>,
-    pub(super) sched: Arc<Sched>,
+    wanted: Wanted,
+    /// The spare one last, if there is one; none once there are threads.
+    pub(super) cpus: Vec<Vcpu>,
+    /// Its guests, and who serves which when.
+    pub(super) guests: Arc<Guests>,
+    /// Its threads, once there are any.
+    pub(super) staff: Option<Staff>,
+    pub(super) failure: Failure,
     supervisor_tables: u64,
-    strace: bool,
+    tsc: TscInfo,
+    /// The FPU state of a virtual CPU that has run nothing.
+    fresh: XsaveArea,
 }
 
 impl Bare {
@@ -61,7 +76,7 @@ impl Bare {
     ///
     /// # Errors
     /// The host cannot.
-    pub(super) fn new(wanted: &Wanted) -> Result<Self, RunError> {
+    pub(crate) fn new(wanted: &Wanted) -> Result<Self, RunError> {
         let hardware = Hardware::new(wanted.memory, wanted.cpus)?;
         if let Some(wanted) = &wanted.page_file {
             let file = PageFile::create(&wanted.dir, wanted.bytes)?;
@@ -81,32 +96,45 @@ impl Bare {
         let cpus = (0..all as u64)
             .map(|index| hardware.vcpu(index))
             .collect::<Result<Vec<_>, HardwareError>>()?;
+        let fresh = cpus.first().map(Vcpu::fpu).transpose();
+        let fresh = fresh.map_err(RunError::Cpu)?.ok_or(RunError::NoCpu)?;
         let supervisor_tables = hardware.memory.manager.stats().tables.active;
-        let sched = Arc::new(Sched::default());
-        let idle = Arc::downgrade(sched.roster());
+        let roster = Arc::new(Roster::default());
+        let idle = Arc::downgrade(&roster);
         let wake = move || idle.upgrade().is_some_and(|roster| roster.wake_idle());
         hardware.memory.flushes.set_wake_idle(Box::new(wake));
+        let guests = Arc::new(Guests::new(roster, Arc::clone(&hardware.memory)));
+        let tsc = if hardware.profile.tsc_is_hosts {
+            TscInfo::probe(0, None)
+        } else {
+            TscInfo::unusable()
+        };
         Ok(Self {
             hardware,
+            wanted: wanted.clone(),
             cpus,
-            sched,
+            guests,
+            staff: None,
+            failure: Failure::default(),
             supervisor_tables,
-            strace: wanted.strace,
+            tsc,
+            fresh,
         })
     }
 
-    /// A guest's descriptors 0 to 2.
-    pub(super) fn stdio(&self, given: Given) -> Result<Stdio, RunError> {
-        stdio::open_all(given, &self.sched).map_err(RunError::Stdio)
+    /// The FPU state of a virtual CPU that has run nothing.
+    pub(super) fn fresh(&self) -> &XsaveArea {
+        &self.fresh
+    }
+
+    /// What it was asked for.
+    pub(crate) fn wanted(&self) -> &Wanted {
+        &self.wanted
     }
 
     /// The time stamp counter as the guest will have it.
     pub(super) fn tsc(&self) -> TscInfo {
-        if self.hardware.profile.tsc_is_hosts {
-            TscInfo::probe(0, None)
-        } else {
-            TscInfo::unusable()
-        }
+        self.tsc
     }
 
     /// What programs are told about the machine.
@@ -124,35 +152,49 @@ impl Bare {
         }
     }
 
+    /// A scheduler for one more guest. Its world stands still until the guest is played ([`Machine::play`]): the machine's
+    /// threads may run already.
+    pub(super) fn sched(&self) -> Arc<Sched> {
+        let sched = Arc::new(Sched::new(&self.guests.roster));
+        let _nobody_ran = sched.stop();
+        sched
+    }
+
+    /// ioctls so far that are no guest's: none, if they were made for the first one.
+    fn ioctls_before(&self) -> u64 {
+        match self.staff.is_some() {
+            true => self.hardware.vm.ioctls.load(Ordering::Relaxed),
+            false => 0,
+        }
+    }
+
     /// The machine with its guest; its clock is published.
     pub(super) fn with(self, kernel: Kernel, io: HostIo) -> Machine {
-        let shared = Arc::new(Shared {
-            kernel: Arc::new(kernel),
-            table: Table::shared(),
-            counters: Counters::default(),
-            strace: self.strace.then(Strace::default),
-            cpu_source: self.hardware.cpu_source(),
-            limit: Limit::default(),
-        });
-        let roster = Arc::clone(self.sched.roster());
-        let guests = Guests::new(roster, Arc::clone(&self.hardware.memory));
-        guests.add(&shared);
         let machine = Machine {
-            hardware: self.hardware,
-            guests: Arc::new(guests),
-            shared,
-            cpus: Mutex::new(self.cpus),
+            shared: Arc::new(Shared {
+                kernel: Arc::new(kernel),
+                table: Table::shared(),
+                counters: Counters::default(),
+                strace: self.wanted.strace.then(Strace::default),
+                cpu_source: self.hardware.cpu_source(),
+                limit: Limit::default(),
+            }),
+            ioctls_before: self.ioctls_before(),
+            bare: self,
             io,
-            supervisor_tables: self.supervisor_tables,
             inspector: None,
             control: None,
             freezer: None,
         };
         let kernel = &machine.shared.kernel;
-        kernel
-            .clock
-            .publish(&vdso::page(&kernel.memory), machine.shared.cpu_source);
+        let page = vdso::page(&kernel.memory);
+        kernel.clock.publish(&page, machine.shared.cpu_source);
         machine
+    }
+
+    /// Table frames that belong to no guest.
+    pub(super) fn supervisor_tables(&self) -> u64 {
+        self.supervisor_tables
     }
 }
 
@@ -182,24 +224,33 @@ impl Machine {
         host: HostSide,
         image: impl FnOnce(&Hardware) -> Result<L, MemoryError>,
     ) -> Result<Self, RunError> {
-        let bare = Bare::new(wanted)?;
-        let stdio = bare.stdio(host.stdio)?;
+        Self::restore_in(Bare::new(wanted)?, records, identity, host, image)
+    }
+
+    /// The same, in a machine that is there. It is ended if the guest cannot be made.
+    ///
+    /// # Errors
+    /// The guest cannot be made again.
+    pub(crate) fn restore_in<L: LoadMemory>(
+        bare: Bare,
+        records: &Records,
+        identity: Identity,
+        host: HostSide,
+        image: impl FnOnce(&Hardware) -> Result<L, MemoryError>,
+    ) -> Result<Self, RunError> {
+        let sched = bare.sched();
+        let stdio = stdio::open_all(host.stdio, &sched).map_err(RunError::Stdio)?;
         let memory = Arc::clone(&bare.hardware.memory);
         let mut image = image(&bare.hardware).map_err(RunError::Image)?;
-        let fresh = bare.cpus.first().map(Vcpu::fpu).transpose();
-        let fresh = fresh.map_err(RunError::Cpu)?;
         let parts = Parts {
             place: Place::Alone,
             memory,
-            sched: Arc::clone(&bare.sched),
+            sched,
             files: stdio.files,
             tty: stdio.tty,
             tsc: bare.tsc(),
             info: bare.info(),
-            fpu: (
-                fresh.ok_or(RunError::NoCpu)?,
-                bare.hardware.profile.state_components,
-            ),
+            fpu: (bare.fresh.clone(), bare.hardware.profile.state_components),
         };
         let kernel = restore(records, parts, &mut image, identity)?;
         Ok(bare.with(kernel, HostIo::new(stdio.events, host.signals)))

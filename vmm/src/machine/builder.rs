@@ -5,38 +5,32 @@ use std::sync::Arc;
 use super::RunError;
 use super::bare::{Bare, Wanted};
 use super::freezer::Freezer;
-use super::guests::Guests;
-use super::hardware::Hardware;
 use super::host_io::{HostIo, HostSide};
 use super::inspector::Inspector;
 use super::program;
 use super::worker::Shared;
 use crate::config::RunConfig;
 use crate::control::server::Server;
-use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::file::Location;
 use crate::linux::fs::{Caller, Vfs};
 use crate::linux::kernel::{Kernel, KernelLimits, KernelParts};
 use crate::linux::proc::{FirstProcess, first_process};
 use crate::linux::process::Credentials;
+use crate::linux::stdio;
 use crate::linux::time::Clock;
-use crate::locks::{Mutex, rank};
 
 /// Threads a machine may have, for each process it may have.
 const THREADS_PER_PROCESS: usize = 16;
 /// Threads a machine has at most: ids must be left for groups and sessions.
 const MAX_THREADS: usize = 30_000;
 
-/// A machine with its first program loaded.
+/// A machine with a guest in it, which has not run yet.
 pub struct Machine {
-    pub(super) hardware: Hardware,
-    /// Its guests: so far only the one of `shared`.
-    pub(super) guests: Arc<Guests>,
+    pub(super) bare: Bare,
     pub(super) shared: Arc<Shared>,
-    pub(super) cpus: Mutex<rank::MachineCpus, Vec<Vcpu>>,
+    /// ioctls that were made before anybody asked for the guest.
+    pub(super) ioctls_before: u64,
     pub(super) io: HostIo,
-    /// Table frames that belong to no guest: the supervisor's.
-    pub(super) supervisor_tables: u64,
     /// Looks at it from outside.
     pub(super) inspector: Option<Arc<Inspector>>,
     /// The thread that answers those who ask.
@@ -81,10 +75,11 @@ impl Machine {
         if config.guard_alloc {
             bare.hardware.memory.guard.get_or_init(Default::default);
         }
-        let stdio = bare.stdio(host.stdio)?;
+        let sched = bare.sched();
+        let stdio = stdio::open_all(host.stdio, &sched).map_err(RunError::Stdio)?;
         let kernel = Kernel::new(KernelParts {
             memory: Arc::clone(&bare.hardware.memory),
-            sched: Arc::clone(&bare.sched),
+            sched,
             clock: Arc::new(Clock::new(bare.tsc())),
             vfs: Vfs::new(found.mounts, config.memory)?,
             tty: stdio.tty,

@@ -9,13 +9,15 @@ use super::worker::Shared;
 use crate::hv::kvm::vm::Vm;
 use crate::memory::GuardCounters;
 
-/// A machine's counters. It keeps the machine's memory as long as it lives.
+/// A guest's counters; those of the memory manager are its machine's, which may have had other guests. It keeps the machine's memory as long as it lives.
 #[derive(Clone)]
 pub(crate) struct Counts {
     pub(super) shared: Arc<Shared>,
     vm: Arc<Vm>,
     /// Table frames that belong to no guest.
     supervisor_tables: u64,
+    /// ioctls that were made before anybody asked for the guest.
+    ioctls_before: u64,
 }
 
 impl Counts {
@@ -24,7 +26,7 @@ impl Counts {
         let memory = &self.shared.kernel.memory;
         Report {
             exits: self.shared.counters.snapshot(),
-            ioctls: self.vm.ioctls.load(Ordering::Relaxed),
+            ioctls: self.vm.ioctls.load(Ordering::Relaxed) - self.ioctls_before,
             shootdowns: memory.flushes.stats(),
             memory: MemoryReport::new(&memory.manager.stats(), self.supervisor_tables),
             guard: memory.guard.get().map(GuardCounters::snapshot),
@@ -37,8 +39,9 @@ impl Machine {
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             shared: Arc::clone(&self.shared),
-            vm: Arc::clone(&self.hardware.vm),
-            supervisor_tables: self.supervisor_tables,
+            vm: Arc::clone(&self.bare.hardware.vm),
+            supervisor_tables: self.bare.supervisor_tables(),
+            ioctls_before: self.ioctls_before,
         }
     }
 }

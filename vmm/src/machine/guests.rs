@@ -46,9 +46,17 @@ impl Guests {
         }
     }
 
-    /// One has ended, and nobody works for it.
-    pub fn remove(&self, id: GuestId) {
-        self.all.lock().remove(&id);
+    /// One less: it has ended, and no worker has a thread of it.
+    pub fn remove(&self, guest: &Shared) {
+        let removed = self.all.lock().remove(&guest.kernel.sched.guest());
+        // Not with the lock: it may be the last of it.
+        drop(removed);
+    }
+
+    /// Whether nobody comes any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// One of them.

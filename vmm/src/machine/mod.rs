@@ -25,13 +25,14 @@ pub mod program;
 pub mod report;
 pub mod restored;
 pub mod shared;
+mod staff;
 pub mod stats;
 pub mod strace;
-mod threads;
 pub mod trap;
 pub(crate) mod verbs;
 pub mod worker;
 
+pub(crate) use bare::Bare;
 pub use bare::Wanted;
 pub use builder::Machine;
 pub(crate) use counts::Counts;
@@ -142,6 +143,15 @@ pub enum End {
     Failed,
 }
 
+/// What becomes of a machine when its guest has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// It ends too.
+    End,
+    /// It is kept for another guest.
+    Keep,
+}
+
 /// How a machine ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -224,50 +234,88 @@ impl Machine {
         Arc::clone(&self.shared.kernel)
     }
 
-    /// Runs the first program to its end.
+    /// Runs the guest to its end, and ends the machine.
     ///
     /// # Errors
     /// A virtual CPU or a host thread failed.
-    pub fn run(mut self, timeout: Option<Duration>) -> Result<Ended, RunError> {
+    pub fn run(self, timeout: Option<Duration>) -> Result<Ended, RunError> {
+        let (ended, _) = self.play(timeout, After::End, || ())?;
+        Ok(ended)
+    }
+
+    /// Runs the guest to its end, and does `meanwhile` beside it. What is left of the machine can take another guest, if
+    /// that was asked for and nothing went wrong.
+    ///
+    /// # Errors
+    /// A virtual CPU or a host thread failed.
+    pub(crate) fn play(
+        mut self,
+        timeout: Option<Duration>,
+        after: After,
+        meanwhile: impl FnOnce(),
+    ) -> Result<(Ended, Option<Bare>), RunError> {
         let kernel = Arc::clone(&self.shared.kernel);
-        if let Some(timeout) = timeout {
-            self.shared.end_after(timeout);
-        }
-        // The guest's first round: what it plans is known then.
-        kernel.sched.clock_changed();
+        self.bare.staff().map_err(RunError::Thread)?;
         let host = self.io.start(&kernel);
-        let threads = match self.start_threads() {
-            Ok(threads) => threads,
-            Err(error) => {
-                host.stop();
-                return Err(error);
-            }
-        };
+        self.seat(timeout);
+        meanwhile();
         kernel.sched.wait_for_end();
-        let ended = self.end_threads(threads, || host.stop());
-        if matches!(ended, Err(RunError::Stuck(_))) {
+        let after = match after {
+            After::Keep if self.bare.vacate(&self.shared) => After::Keep,
+            After::Keep | After::End => After::End,
+        };
+        let left = match after {
+            After::Keep => Ok(()),
+            After::End => self.bare.dismiss(),
+        };
+        host.stop();
+        if let Err(left) = left {
             // They still use what the machine is made of.
             std::mem::forget(self);
-            return Err(ended.expect_err("just seen"));
+            return Err(RunError::Stuck(left));
         }
+        // Whoever looks at the memory does not keep it.
+        drop(self.control.take());
+        drop(self.freezer.take());
         let status = kernel.state().main_status;
-        let report = self.take_down();
-        ended?;
+        let report = self.take_down(after);
+        if let Some(error) = self.bare.take_failure() {
+            return Err(RunError::Cpu(error));
+        }
         let end = match status {
             Some(status) => End::Program(status),
             None if self.shared.limit.has_passed() => End::TimedOut,
             None => End::Failed,
         };
-        Ok(Ended { end, report })
+        let Self { bare, .. } = self;
+        let bare = (after == After::Keep && bare.is_as_new()).then_some(bare);
+        Ok((Ended { end, report }, bare))
+    }
+
+    /// Shows the machine's threads the guest, and lets that go.
+    fn seat(&self, timeout: Option<Duration>) {
+        let kernel = &self.shared.kernel;
+        if let Some(timeout) = timeout {
+            self.shared.end_after(timeout);
+        }
+        self.bare.guests.add(&self.shared);
+        // With the guest's first round: what it plans is known then.
+        kernel.sched.go_on();
     }
 
     /// Ends every process, whatever it was doing, and counts what is left.
-    fn take_down(&self) -> Report {
+    fn take_down(&self, after: After) -> Report {
         let kernel = &self.shared.kernel;
         let memory = &kernel.memory;
         kernel.take_down();
         memory.sections.close(memory);
-        memory.acknowledge(memory.flushes.drain());
+        match after {
+            // No virtual CPU will run again.
+            After::End => memory.acknowledge(memory.flushes.drain()),
+            After::Keep => {
+                memory.finish_flushes();
+            }
+        }
         self.counts().report()
     }
 }

@@ -2,18 +2,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use shadow_mm::{Access, Vpn};
 
 use super::hardware::{Hardware, HardwareError};
 use super::inspector::{self, Observed};
-use super::{Ended, HostSide, Machine, RunError, Wanted};
+use super::{After, Bare, Ended, HostSide, Machine, RunError, Wanted};
 use crate::linux::sched::Sched;
 use crate::memory::{Memory, PoolError};
 use crate::snapshot::guest::MachineData;
-use crate::snapshot::image::{ImageLoader, Loaded, Pages, WorkingSet};
+use crate::snapshot::image::{Image, ImageLoader, Loaded, Pages, WorkingSet};
 use crate::snapshot::read::Snapshot;
 use crate::snapshot::records::{Identity, MemoryError, Records};
 
@@ -71,7 +70,9 @@ pub fn restore(
     let wanted = wanted(&config.choice, &data, records.cpus());
     let host = HostSide::whole_process().map_err(RunError::Stdio)?;
     let identity = config.identity.clone();
-    let mut revived = Revived::new(&config.snapshot, &records, &wanted, identity, host)?;
+    let image = Image::read(&config.snapshot).map_err(|e| RunError::Image(e.into()))?;
+    let bare = Bare::new(&wanted)?;
+    let mut revived = Revived::new(bare, &Arc::new(image), &records, identity, host)?;
     revived.machine.observe(
         Observed {
             machine: data,
@@ -82,7 +83,7 @@ pub fn restore(
         dir,
     );
     let inspector = revived.machine.inspector.clone();
-    let ended = revived.run(config.timeout)?;
+    let (ended, _) = revived.run(config.timeout, After::End)?;
     if let (Some(inspector), Some(file)) = (inspector, &mut file) {
         inspector.write_report(file, ended.status(), &ended.report);
     }
@@ -93,18 +94,31 @@ pub fn restore(
 /// are read, and compared with their checksums, when they are wanted.
 pub(super) fn load(
     hardware: &Hardware,
-    snapshot: &Arc<Snapshot>,
+    image: &Arc<Image>,
     loaded: &Arc<Loaded>,
 ) -> Result<ImageLoader, MemoryError> {
-    let layer = snapshot.layer()?;
+    let layer = image.snapshot().layer()?;
     let pages = match layer.map(|layer| hardware.attach_layer(layer)) {
         Some(Ok(frames)) => Pages::Mapped(frames),
         // A machine that has had guests of many templates.
         None | Some(Err(HardwareError::Pool(PoolError::NoRoom { .. }))) => Pages::Read,
         Some(Err(error)) => return Err(error.into()),
     };
-    let (memory, snapshot, loaded) = (&hardware.memory, Arc::clone(snapshot), Arc::clone(loaded));
-    Ok(ImageLoader::new(memory, (snapshot, pages), loaded)?)
+    let (memory, image, loaded) = (&hardware.memory, Arc::clone(image), Arc::clone(loaded));
+    Ok(ImageLoader::new(memory, (image, pages), loaded)?)
+}
+
+/// Lays the pages of a template under a machine that waits for guests of it.
+///
+/// # Errors
+/// The template cannot be mapped.
+pub(crate) fn lay_under(bare: &Bare, image: &Image) -> Result<(), RunError> {
+    let layer = image.snapshot().layer();
+    let layer = layer.map_err(|error| RunError::Image(error.into()))?;
+    if let Some(layer) = layer {
+        bare.hardware.attach_layer(layer)?;
+    }
+    Ok(())
 }
 
 /// A guest of a snapshot in its machine; it has not run yet.
@@ -115,20 +129,20 @@ pub(crate) struct Revived {
 }
 
 impl Revived {
-    /// Makes it.
+    /// Makes it, in a machine that is there.
     ///
     /// # Errors
-    /// The snapshot is damaged, or the machine cannot be made.
+    /// The guest cannot be made of what the snapshot has.
     pub(crate) fn new(
-        snapshot: &Arc<Snapshot>,
+        bare: Bare,
+        image: &Arc<Image>,
         records: &Records,
-        wanted: &Wanted,
         identity: Identity,
         host: HostSide,
     ) -> Result<Self, RunError> {
         let loaded = Arc::new(Loaded::default());
-        let image = |hardware: &Hardware| load(hardware, snapshot, &loaded);
-        let machine = Machine::restore(wanted, records, identity, host, image)?;
+        let load = |hardware: &Hardware| load(hardware, image, &loaded);
+        let machine = Machine::restore_in(bare, records, identity, host, load)?;
         let broken = watch(&machine, &loaded);
         Ok(Self {
             machine,
@@ -141,13 +155,19 @@ impl Revived {
     ///
     /// # Errors
     /// A page of the snapshot cannot be read, or the host fails.
-    pub(crate) fn run(self, timeout: Option<Duration>) -> Result<Ended, RunError> {
-        let ahead = read_ahead(&self.machine, &self.loaded);
-        let ended = self.machine.run(timeout);
-        if let Some(ahead) = ahead {
-            // A panic has said itself what it was.
-            let _ = ahead.join();
-        }
+    pub(crate) fn run(
+        self,
+        timeout: Option<Duration>,
+        after: After,
+    ) -> Result<(Ended, Option<Bare>), RunError> {
+        let sets = self.loaded.take_working_sets();
+        let kernel = self.machine.kernel();
+        let ahead = || {
+            for set in &sets {
+                read_set(&kernel.memory, &kernel.sched, set);
+            }
+        };
+        let ended = self.machine.play(timeout, after, ahead);
         if let Some(error) = self.broken.get() {
             return Err(RunError::Snapshot(std::io::Error::other(error.clone())));
         }
@@ -193,31 +213,7 @@ fn watch(machine: &Machine, loaded: &Loaded) -> Broken {
     broken
 }
 
-/// Reads the pages that were in use, while the guest runs. Without a thread for it they are read as they
-/// are wanted.
-fn read_ahead(machine: &Machine, loaded: &Loaded) -> Option<JoinHandle<()>> {
-    let sets = loaded.take_working_sets();
-    // A template's pages are there without being read.
-    if sets.is_empty() {
-        return None;
-    }
-    let kernel = machine.kernel();
-    let started = std::thread::Builder::new()
-        .name("read ahead".into())
-        .spawn(move || {
-            for set in sets {
-                read_set(&kernel.memory, &kernel.sched, &set);
-            }
-        });
-    match started {
-        Ok(thread) => Some(thread),
-        Err(error) => {
-            tracing::warn!(%error, "no thread to read ahead with");
-            None
-        }
-    }
-}
-
+/// Reads the pages that were in use, while the guest runs.
 fn read_set(memory: &Memory, sched: &Sched, set: &WorkingSet) {
     let pages = set.pages.iter();
     let pages = pages.flat_map(|(start, count)| *start..start.saturating_add(*count));

@@ -21,17 +21,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::builder::Machine;
+use super::guests::Guests;
 use super::hardware::Hardware;
 use super::report::MemoryReport;
 use super::restored::load;
 use super::stats::Counters;
 use super::strace::Strace;
-use super::threads::Threads;
 use super::worker::{Limit, Shared};
 use super::{
-    HostSide, ProcessSignals, RunError, STATUS_FAILURE, STATUS_TIMEOUT, Wanted, exit_status,
+    After, HostSide, ProcessSignals, RunError, STATUS_FAILURE, STATUS_TIMEOUT, Wanted, exit_status,
 };
-use crate::hv::kvm::vcpu::Vcpu;
 use crate::linux::events::Events;
 use crate::linux::kernel::Kernel;
 use crate::linux::sched::Sched;
@@ -41,14 +40,16 @@ use crate::linux::thread::XsaveArea;
 use crate::linux::time::TscInfo;
 use crate::linux::vdso::{self, data};
 use crate::locks::{Mutex, rank};
-use crate::snapshot::image::{Loaded, Seeds};
-use crate::snapshot::read::Snapshot;
+use crate::snapshot::image::{Image, Loaded, Seeds};
 use crate::snapshot::records::{Identity, Parts, Place, Records, restore};
 
 /// A machine that guests of one template share.
 pub struct SharedMachine {
-    /// Until the end.
-    live: Option<Live>,
+    /// Until the end; its guest is the seed.
+    machine: Mutex<rank::MachineThreads, Option<Machine>>,
+    guests: Arc<Guests>,
+    seed: Arc<Shared>,
+    supervisor_tables: u64,
     seeds: Seeds,
     records: Records,
     fpu: (XsaveArea, u64),
@@ -58,15 +59,11 @@ pub struct SharedMachine {
     made: AtomicU64,
 }
 
+/// How long a worker may take to leave a guest that has ended.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Guests that are made before flushes are waited for.
 const PACE: u64 = 32;
-
-/// A machine that runs; its own guest is the seed.
-struct Live {
-    machine: Machine,
-    /// Touched at the end only.
-    threads: Mutex<rank::MachineThreads, Threads>,
-}
 
 /// A guest to be.
 #[derive(Debug, Default)]
@@ -92,7 +89,7 @@ impl SharedMachine {
     /// The host cannot make a machine, the snapshot is damaged, or a guest of it cannot be.
     pub fn start(
         wanted: &Wanted,
-        snapshot: &Arc<Snapshot>,
+        image: &Arc<Image>,
         records: Records,
     ) -> Result<Arc<Self>, RunError> {
         let wanted = Wanted {
@@ -101,41 +98,37 @@ impl SharedMachine {
             ..wanted.clone()
         };
         let loaded = Arc::new(Loaded::default());
-        let image = |hardware: &Hardware| load(hardware, snapshot, &loaded);
+        let seeds = |hardware: &Hardware| load(hardware, image, &loaded);
         let host = HostSide {
             stdio: Given::inherited().map_err(RunError::Stdio)?,
             signals: ProcessSignals::LeftAlone,
         };
-        let machine = Machine::restore(&wanted, &records, Identity::default(), host, image)?;
-        let seed = &machine.shared.kernel;
-        // For ever: nothing was run yet.
-        seed.sched.stop();
-        let page = vdso::page(&seed.memory);
-        data::publish(&page, None, machine.shared.cpu_source);
-        let image = load(&machine.hardware, snapshot, &Arc::default()).map_err(RunError::Image)?;
-        let seeds = Seeds::new(&seed.memory, image, &loaded, |at| records.is_hosts(at));
-        let fresh = machine.cpus.lock().first().map(Vcpu::fpu).transpose();
-        let fresh = fresh.map_err(RunError::Cpu)?.ok_or(RunError::NoCpu)?;
-        let components = machine.hardware.profile.state_components;
-        let threads = Mutex::new(machine.start_threads()?);
+        let mut machine = Machine::restore(&wanted, &records, Identity::default(), host, seeds)?;
+        // Its world stands still, and nobody lets it go.
+        let seed = Arc::clone(&machine.shared);
+        let memory = &seed.kernel.memory;
+        data::publish(&vdso::page(memory), None, seed.cpu_source);
+        let again = load(&machine.bare.hardware, image, &Arc::default());
+        let again = again.map_err(RunError::Image)?;
+        let seeds = Seeds::new(memory, again, &loaded, |at| records.is_hosts(at));
+        machine.bare.staff().map_err(RunError::Thread)?;
+        let components = machine.bare.hardware.profile.state_components;
         Ok(Arc::new(Self {
             seeds,
             records,
-            fpu: (fresh, components),
+            fpu: (machine.bare.fresh().clone(), components),
             events: Arc::default(),
             strace: wanted.strace,
             made: AtomicU64::new(0),
-            live: Some(Live { machine, threads }),
+            guests: Arc::clone(&machine.bare.guests),
+            supervisor_tables: machine.bare.supervisor_tables(),
+            seed,
+            machine: Mutex::new(Some(machine)),
         }))
     }
 
-    fn machine(&self) -> &Machine {
-        let live = self.live.as_ref();
-        &live.expect("it is taken when the machine goes").machine
-    }
-
     fn seed(&self) -> &Arc<Kernel> {
-        &self.machine().shared.kernel
+        &self.seed.kernel
     }
 
     /// Makes a guest, which goes on where the template was frozen.
@@ -158,7 +151,7 @@ impl SharedMachine {
             info: seed.info,
             fpu: self.fpu.clone(),
         };
-        let mut memory = self.seeds.loader().map_err(RunError::Image)?;
+        let mut memory = self.seeds.loader();
         let kernel = restore(&self.records, parts, &mut memory, wish.identity)?;
         self.pace();
         let guest = Arc::new(Shared {
@@ -166,13 +159,13 @@ impl SharedMachine {
             table: Table::shared(),
             counters: Counters::default(),
             strace: self.strace.then(Strace::default),
-            cpu_source: self.machine().shared.cpu_source,
+            cpu_source: self.seed.cpu_source,
             limit: Limit::default(),
         });
         if let Some(timeout) = wish.timeout {
             guest.end_after(timeout);
         }
-        self.machine().guests.add(&guest);
+        self.guests.add(&guest);
         sched.go_on();
         let machine = Arc::clone(self);
         Ok(Tenant { machine, guest })
@@ -190,7 +183,7 @@ impl SharedMachine {
     #[must_use]
     pub fn memory(&self) -> MemoryReport {
         let stats = self.seed().memory.manager.stats();
-        MemoryReport::new(&stats, self.machine().supervisor_tables)
+        MemoryReport::new(&stats, self.supervisor_tables)
     }
 
     /// Whether guests are forks of the seed, as most are.
@@ -203,21 +196,21 @@ impl SharedMachine {
 impl Drop for SharedMachine {
     /// Nobody is in it any more: every tenant keeps it.
     fn drop(&mut self) {
-        let Some(Live {
-            mut machine,
-            threads,
-        }) = self.live.take()
-        else {
+        let Some(mut machine) = self.machine.lock().take() else {
             return;
         };
-        let ended = machine.end_threads(threads.into_inner(), || self.events.stop());
-        if let Err(error) = &ended {
-            tracing::error!(%error, "the shared machine");
+        let dismissed = machine.bare.dismiss();
+        self.events.stop();
+        if let Some(error) = machine.bare.take_failure() {
+            tracing::error!(%error, "the machine of many guests failed");
         }
-        match ended {
-            // They still use what the machine is made of.
-            Err(RunError::Stuck(_)) => std::mem::forget(machine),
-            Ok(()) | Err(_) => _ = machine.take_down(),
+        match dismissed {
+            Ok(()) => _ = machine.take_down(After::End),
+            Err(left) => {
+                tracing::error!("threads of a machine do not end: {}", left.join(", "));
+                // They still use what the machine is made of.
+                std::mem::forget(machine);
+            }
         }
     }
 }
@@ -254,10 +247,12 @@ impl Drop for Tenant {
     fn drop(&mut self) {
         let kernel = &self.guest.kernel;
         kernel.sched.end();
-        kernel.sched.wait_for_rest();
-        let id = kernel.sched.guest();
-        self.machine.machine().guests.remove(id);
-        self.machine.events.forget(id);
+        if !kernel.sched.wait_until_left(PATIENCE) {
+            tracing::error!("a worker does not come back from a guest that has ended");
+            return;
+        }
+        self.machine.guests.remove(&self.guest);
+        self.machine.events.forget(kernel.sched.guest());
         kernel.take_down();
         let memory = &kernel.memory;
         if memory.sections.untidy() {

@@ -23,7 +23,7 @@ use crate::linux::kernel::Kernel;
 use crate::linux::process::SigInfo;
 use crate::linux::saved::identity;
 use crate::linux::sched::roster::Task;
-use crate::linux::sched::{Kick, Leave};
+use crate::linux::sched::{Kick, Leave, Sched};
 use crate::linux::signal::{self, Outcome, Settled};
 use crate::linux::table::Table;
 use crate::linux::thread::{Cpu, Thread};
@@ -236,7 +236,7 @@ impl Worker {
             let back = match turn {
                 Turn::Again => Some(thread),
                 Turn::Exited => {
-                    sched.forget(thread.tid);
+                    end(sched, thread);
                     None
                 }
                 Turn::Park(wait) => {
@@ -253,7 +253,7 @@ impl Worker {
                 None => return Ok(()),
             }
         }
-        sched.forget(thread.tid);
+        end(sched, thread);
         Ok(())
     }
 
@@ -496,6 +496,13 @@ impl Worker {
             debug_assert!(false, "a running thread has a process: {error}");
         }
     }
+}
+
+/// A thread that ran is over. What it had is gone when the scheduler hears of it.
+fn end(sched: &Sched, thread: Box<Thread>) {
+    let tid = thread.tid;
+    drop(thread);
+    sched.forget(tid);
 }
 
 /// What a handler works with.

@@ -14,6 +14,7 @@ use crate::machine::hardware::MAX_MEMORY;
 use crate::machine::shared::{SharedMachine, Tenant, Wish};
 use crate::machine::{RunError, Wanted};
 use crate::snapshot::guest::{MachineData, OpenError, open_guest};
+use crate::snapshot::image::Image;
 use crate::snapshot::read::{ReadError, Snapshot, Trust};
 use crate::snapshot::records::{Identity, Records, Role};
 
@@ -84,7 +85,8 @@ fn machine(args: &ForkArgs, template: File) -> Result<Arc<SharedMachine>, Togeth
     let snapshot = Arc::new(snapshot);
     let (data, records) = open_guest(&snapshot)?;
     let wanted = wanted(args, &data, &records);
-    Ok(SharedMachine::start(&wanted, &snapshot, records)?)
+    let image = Arc::new(Image::read(&snapshot).map_err(|error| RunError::Image(error.into()))?);
+    Ok(SharedMachine::start(&wanted, &image, records)?)
 }
 
 fn wanted(args: &ForkArgs, data: &MachineData, records: &Records) -> Wanted {

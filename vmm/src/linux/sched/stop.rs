@@ -10,6 +10,7 @@
 //! it.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::{Arrival, Queues, Sched};
 use crate::linux::call::Wait;
@@ -55,7 +56,25 @@ impl Sched {
             self.stopping.store(false, Ordering::SeqCst);
             self.plan(&mut q, self.now());
             self.after_unpark(&mut q);
+            self.rested.notify_all();
         }
+    }
+
+    /// Waits until no thread of a guest that has ended is with a worker, the clock thread has left it, and nobody looks at
+    /// it standing still any more. False if that does not come.
+    #[must_use]
+    pub fn wait_until_left(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut q = self.queues.lock();
+        debug_assert!(self.has_ended(), "it goes on");
+        while !q.at_rest() || q.stops > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            q.wait_for(&self.rested, left);
+        }
+        true
     }
 
     /// Whether somebody stops the world: a worker puts its thread back ([`Sched::put_back`]).
@@ -102,7 +121,7 @@ impl Sched {
 
     /// A thread has left its worker, or the clock thread the guest: tells who waits for that.
     pub(super) fn left(&self, q: &Queues) {
-        if !self.gives_out(q) && q.at_rest() {
+        if (q.stops > 0 || self.has_ended()) && q.at_rest() {
             self.rested.notify_all();
         }
     }

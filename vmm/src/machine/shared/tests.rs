@@ -90,7 +90,12 @@ fn frozen(program: &[&str], host: &Path) -> Arc<SharedMachine> {
     kernel.sched.end();
     runs.join().expect("no panic").expect("an end");
     let file = saved.written.file;
-    let snapshot = Snapshot::from_file(file, "the template".to_owned(), Trust::Sealed, None);
+    let snapshot = crate::snapshot::read::Snapshot::from_file(
+        file,
+        "the template".to_owned(),
+        Trust::Sealed,
+        None,
+    );
     let snapshot = Arc::new(snapshot.expect("a snapshot"));
     let (_, records) = open_guest(&snapshot).expect("a guest");
     let wanted = Wanted {
@@ -102,7 +107,8 @@ fn frozen(program: &[&str], host: &Path) -> Arc<SharedMachine> {
         cpus: 2,
         strace: false,
     };
-    SharedMachine::start(&wanted, &snapshot, records).expect("a machine of many")
+    let image = Arc::new(Image::read(&snapshot).expect("an image"));
+    SharedMachine::start(&wanted, &image, records).expect("a machine of many")
 }
 
 fn nothing() -> Ends {

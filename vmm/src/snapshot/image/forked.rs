@@ -53,13 +53,11 @@ impl Seeds {
     }
 
     /// For one more guest.
-    ///
-    /// # Errors
-    /// The snapshot cannot be read.
-    pub fn loader(&self) -> Result<SeedLoader<'_>, MemoryError> {
+    #[must_use]
+    pub fn loader(&self) -> SeedLoader<'_> {
         match self.spaces.is_empty() {
-            true => Ok(SeedLoader::Loads(self.image.again()?)),
-            false => Ok(SeedLoader::Forks(self)),
+            true => SeedLoader::Loads(self.image.again()),
+            false => SeedLoader::Forks(self),
         }
     }
 

@@ -65,6 +65,34 @@ pub struct WorkingSet {
     pub pages: Vec<(u64, u64)>,
 }
 
+/// What a snapshot says about memory, read once for all guests that are made of it.
+#[derive(Debug)]
+pub struct Image {
+    snapshot: Arc<Snapshot>,
+    data: ImageData,
+}
+
+impl Image {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// It is damaged, or makes no sense.
+    pub fn read(snapshot: &Arc<Snapshot>) -> Result<Self, LoadError> {
+        let part = snapshot.part(PartKind::Spaces)?;
+        let data = postcard::from_bytes(&part).map_err(LoadError::Decode)?;
+        Ok(Self {
+            snapshot: Arc::clone(snapshot),
+            data,
+        })
+    }
+
+    /// The snapshot.
+    #[must_use]
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+}
+
 /// How a guest comes to its pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pages {
@@ -77,10 +105,9 @@ pub enum Pages {
 /// Loads an image.
 pub struct ImageLoader {
     memory: Arc<Memory>,
-    snapshot: Arc<Snapshot>,
+    of: Arc<Image>,
     /// The section over the snapshot's pages.
     image: Section<Backing>,
-    data: ImageData,
     sections: Vec<Option<Section<Backing>>>,
     loaded: Arc<Loaded>,
 }
@@ -120,17 +147,17 @@ impl Loaded {
 }
 
 impl ImageLoader {
-    /// Reads what the snapshot says about memory; no space is made yet. `loaded` is told what comes of it.
+    /// Makes a section over the snapshot's pages; no space is made yet. `loaded` is told what comes of it.
     ///
     /// # Errors
-    /// It is damaged, or makes no sense.
+    /// There is no memory for it.
     pub fn new(
         memory: &Arc<Memory>,
-        (snapshot, pages): (Arc<Snapshot>, Pages),
+        (of, pages): (Arc<Image>, Pages),
         loaded: Arc<Loaded>,
     ) -> Result<Self, LoadError> {
-        let data = decode(&snapshot)?;
-        let content = Arc::new(ImageContent::new(Arc::clone(&snapshot)));
+        let snapshot = of.snapshot();
+        let content = Arc::new(ImageContent::new(Arc::clone(snapshot)));
         let backing = Backing(Arc::clone(&content) as _);
         let bytes = snapshot.pages() * FRAME as u64;
         let image = match pages {
@@ -141,34 +168,30 @@ impl ImageLoader {
         debug_assert!(first, "another image was loaded there");
         Ok(Self {
             memory: Arc::clone(memory),
-            snapshot,
             image,
-            sections: vec![None; data.sections.len()],
-            data,
+            sections: vec![None; of.data.sections.len()],
+            of,
             loaded,
         })
     }
 
     /// For other spaces with the same pages: what one has read, all find in memory.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn again(&self) -> Result<Self, LoadError> {
-        Ok(Self {
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self {
             memory: Arc::clone(&self.memory),
-            snapshot: Arc::clone(&self.snapshot),
+            of: Arc::clone(&self.of),
             image: self.image.clone(),
-            sections: vec![None; self.data.sections.len()],
-            data: decode(&self.snapshot)?,
+            sections: vec![None; self.of.data.sections.len()],
             loaded: Arc::default(),
-        })
+        }
     }
 
     /// Whether forks of the image's spaces are the same as spaces loaded anew: all they share with one another is
     /// theirs to share, files of the host (`is_hosts`), and a fork loses no mapping.
     pub fn can_be_forked(&self, is_hosts: impl Fn(ContentRef) -> bool) -> bool {
         let hosts = |section: u32| {
-            let section = self.data.sections.get(section as usize);
+            let section = self.of.data.sections.get(section as usize);
             section.and_then(|s| s.content).is_some_and(&is_hosts)
         };
         let alike = |vad: &VadData| {
@@ -181,7 +204,7 @@ impl ImageLoader {
             };
             shares && vad.flags & lost == 0
         };
-        self.data.spaces.iter().all(|s| s.vads.iter().all(alike))
+        self.of.data.spaces.iter().all(|s| s.vads.iter().all(alike))
     }
 
     fn load_space(
@@ -189,12 +212,13 @@ impl ImageLoader {
         at: SpaceRef,
         contents: &dyn LoadContents,
     ) -> Result<Arc<Space<VmmPlatform>>, MemoryError> {
-        let data = self.data.spaces.get_mut(at.0 as usize);
-        let data = std::mem::take(data.ok_or(LoadError::Nonsense("address spaces"))?);
+        let of = Arc::clone(&self.of);
+        let data = of.data.spaces.get(at.0 as usize);
+        let data = data.ok_or(LoadError::Nonsense("address spaces"))?;
         let memory = Arc::clone(&self.memory);
         let manager = &memory.manager;
         let space = manager.create_space().map_err(LoadError::Space)?;
-        let filled = self.fill_space(&space, &data, contents);
+        let filled = self.fill_space(&space, data, contents);
         if let Err(error) = filled {
             memory.delete_space(&space);
             return Err(error);
@@ -206,7 +230,7 @@ impl ImageLoader {
         if !self.image.is_frozen() {
             made.sets.push(WorkingSet {
                 space: Arc::clone(&space),
-                pages: data.working_set,
+                pages: data.working_set.clone(),
             });
         }
         drop(made);
@@ -278,7 +302,7 @@ impl ImageLoader {
     fn checked(&self, run: &Run) -> Result<(VpnRange, SectionPage), LoadError> {
         let there = run
             .stored_end()
-            .is_some_and(|end| end <= self.snapshot.pages());
+            .is_some_and(|end| end <= self.of.snapshot.pages());
         let found = range(run.start, run.count).zip(SectionPage::new(run.stored));
         found.filter(|_| there).ok_or(LoadError::Nonsense("pages"))
     }
@@ -293,7 +317,7 @@ impl ImageLoader {
         if let Some(section) = known {
             return Ok(section.clone());
         }
-        let data = self.data.sections[at.0 as usize].clone();
+        let data = self.of.data.sections[at.0 as usize].clone();
         let section = match data.content {
             Some(_) => self.open_section(&data, contents)?,
             None => self.make_section(&data)?,
@@ -351,7 +375,7 @@ impl ImageLoader {
     }
 
     fn read(&self, page: u64, bytes: &mut [u8; FRAME]) -> Result<(), LoadError> {
-        let read = self.snapshot.read_pages(StoredPage::new(page), bytes);
+        let read = self.of.snapshot.read_pages(StoredPage::new(page), bytes);
         match read.map_err(LoadError::Page)? {
             FRAME => Ok(()),
             _ => Err(LoadError::Nonsense("pages")),
@@ -363,7 +387,8 @@ impl ImageLoader {
         at: BytesRef,
         page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
     ) -> Result<u64, MemoryError> {
-        let data = self.data.bytes.get(at.0 as usize);
+        let of = Arc::clone(&self.of);
+        let data = of.data.bytes.get(at.0 as usize);
         let data = data.ok_or(LoadError::Nonsense("files in memory"))?;
         let mut bytes: Page = [0; FRAME];
         for run in &data.pages.0 {
@@ -374,11 +399,6 @@ impl ImageLoader {
         }
         Ok(data.length)
     }
-}
-
-fn decode(snapshot: &Snapshot) -> Result<ImageData, LoadError> {
-    let part = snapshot.part(PartKind::Spaces)?;
-    postcard::from_bytes(&part).map_err(LoadError::Decode)
 }
 
 impl LoadMemory for ImageLoader {

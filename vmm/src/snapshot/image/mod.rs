@@ -26,7 +26,7 @@ use super::records::ContentRef;
 
 pub use content::ImageContent;
 pub use forked::{SeedLoader, Seeds};
-pub use load::{ImageLoader, LoadError, Loaded, Pages, WorkingSet};
+pub use load::{Image, ImageLoader, LoadError, Loaded, Pages, WorkingSet};
 pub use save::{ImageWriter, SaveError, Saved};
 
 /// A section of the image.

@@ -10,7 +10,7 @@ use shadow_mm::{
 };
 use vm_memory::Bytes;
 
-use super::{ImageLoader, ImageWriter, LoadError, Pages};
+use super::{Image, ImageLoader, ImageWriter, LoadError, Pages};
 use crate::hv::probe::Paging;
 use crate::memory::{AccessError, Backing, Flushes, Memory, PageFile, Pool, Space, VmmPlatform};
 use crate::snapshot::format::PartKind;
@@ -25,6 +25,11 @@ type Guest = Arc<Space<VmmPlatform>>;
 const RW: Prot = Prot::READ.union(Prot::WRITE);
 const START: u64 = 0x100;
 const PAGES: u64 = 200;
+
+fn loader(memory: &Arc<Memory>, snapshot: &Arc<Snapshot>) -> Result<ImageLoader, LoadError> {
+    let image = Arc::new(Image::read(snapshot)?);
+    ImageLoader::new(memory, (image, Pages::Read), Arc::default())
+}
 
 /// No files are mapped here.
 struct NoFiles;
@@ -116,8 +121,7 @@ fn save(memory: &Memory, path: &Path, base: Option<&Snapshot>, spaces: &[&Guest]
 }
 
 fn load(memory: &Arc<Memory>, snapshot: &Arc<Snapshot>, spaces: u32) -> Vec<Guest> {
-    let mut loader =
-        ImageLoader::new(memory, (Arc::clone(snapshot), Pages::Read), Arc::default()).unwrap();
+    let mut loader = loader(memory, snapshot).unwrap();
     (0..spaces)
         .map(|n| loader.space(SpaceRef(n), &NoFiles).unwrap())
         .collect()
@@ -347,8 +351,7 @@ fn image_that_names_what_is_not_there_is_refused() {
         let part = postcard::to_stdvec(&data).unwrap();
         writer.finish(&[(PartKind::Spaces, &part)]).unwrap();
         let memory = memory(600);
-        let mut loader =
-            ImageLoader::new(&memory, (open(&path, None), Pages::Read), Arc::default()).unwrap();
+        let mut loader = loader(&memory, &open(&path, None)).unwrap();
         assert!(
             loader.space(SpaceRef(0), &NoFiles).is_err(),
             "{vad:?} {run:?}"
@@ -361,11 +364,6 @@ fn image_that_names_what_is_not_there_is_refused() {
     writer
         .finish(&[(PartKind::Spaces, b"\xff\xff\xff\xff\xff")])
         .unwrap();
-    let refused = ImageLoader::new(
-        &memory(600),
-        (open(&path, None), Pages::Read),
-        Arc::default(),
-    )
-    .err();
+    let refused = loader(&memory(600), &open(&path, None)).err();
     assert!(matches!(refused, Some(LoadError::Decode(_))), "{refused:?}");
 }

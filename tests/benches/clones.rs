@@ -1,0 +1,286 @@
+//! The benchmark of clones: a template of so many MiB, its clones and resets in a warm machine of this process, beside
+//! native forks of the same program and `vmm restore` of the same template from a file.
+//!
+//! Times are medians and noisy; exits and ioctls are counted and exact. `cargo bench -p tests --bench clones [MIB]...`.
+#![expect(unsafe_code, reason = "the time stamp counter")]
+
+use std::error::Error;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use vmm::{Clone, Fork, Guest, Stdio, Template};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const ROUNDS: usize = 30;
+const COLD_ROUNDS: usize = 7;
+/// Clones that are alive at once when memory is measured.
+const IDLE: usize = 40;
+/// Memory of the machines besides the template's.
+const ROOM_MIB: u64 = 64;
+
+fn tsc() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction, and it has no effect.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// Ticks of the time stamp counter in a microsecond.
+fn ticks() -> f64 {
+    let (from, started) = (tsc(), Instant::now());
+    std::thread::sleep(Duration::from_millis(100));
+    (tsc() - from) as f64 / started.elapsed().as_secs_f64() / 1e6
+}
+
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+fn micros(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e6
+}
+
+/// A clone that has said when it began.
+struct Began {
+    clone: Clone,
+    first: u64,
+}
+
+impl Began {
+    fn of(mut clone: Clone) -> Result<Self> {
+        let first = answer(&mut clone)?;
+        Ok(Self { clone, first })
+    }
+
+    /// Has it do something; its own time, in microseconds.
+    fn has_done(&mut self, what: u8) -> Result<f64> {
+        let stdin = self.clone.stdin.as_mut().ok_or("no pipe")?;
+        stdin.write_all(&[what])?;
+        Ok(answer(&mut self.clone)? as f64 / 1000.0)
+    }
+}
+
+fn answer(clone: &mut Clone) -> Result<u64> {
+    let mut bytes = [0; 8];
+    clone
+        .stdout
+        .as_mut()
+        .ok_or("no pipe")?
+        .read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+struct Bench {
+    program: PathBuf,
+    vmm: PathBuf,
+    mib: u64,
+    ticks: f64,
+}
+
+impl Bench {
+    fn template(&self) -> Result<Template> {
+        let warm = Guest::builder(&self.program)
+            .arg(self.mib.to_string())
+            .memory((self.mib + ROOM_MIB) << 20)
+            .cpus(1)
+            .ready_freeze()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let template = warm.freeze()?;
+        let pause = template.pause().unwrap_or_default();
+        self.row(
+            "freeze: the guest stands still",
+            pause.as_secs_f64() * 1e6,
+            "",
+        );
+        Ok(template)
+    }
+
+    fn row(&self, what: &str, micros: f64, more: &str) {
+        println!("{:>5} MiB  {what:<58} {micros:>12.1} us  {more}", self.mib);
+    }
+
+    /// A clone from its request to its end, in a machine that waits for it.
+    fn warm(&self, fork: &Fork) -> Result<()> {
+        let (mut instruction, mut output) = (Vec::new(), Vec::new());
+        let mut counted = String::new();
+        for _ in 0..ROUNDS {
+            let (from, started) = (tsc(), Instant::now());
+            let began = Began::of(fork.spawn()?)?;
+            output.push(micros(started));
+            instruction.push(began.first.saturating_sub(from) as f64 / self.ticks);
+            let report = began.clone.report();
+            let exits = report.exits;
+            counted = format!(
+                "until the output: {} ioctls, {} calls, {} faults, {} kicks",
+                report.ioctls, exits.syscalls, exits.page_faults, exits.kicks
+            );
+        }
+        self.row(
+            "clone into a warm machine: first instruction",
+            median(instruction),
+            "",
+        );
+        self.row(
+            "clone into a warm machine: first output",
+            median(output),
+            &counted,
+        );
+        for (what, name) in [
+            (b'r', "all pages read once"),
+            (b'w', "1 % stored to"),
+            (b'W', "100 % stored to"),
+        ] {
+            let rounds = ROUNDS.min(if self.mib > 100 { 3 } else { ROUNDS });
+            let took = (0..rounds).map(|_| Began::of(fork.spawn()?)?.has_done(what));
+            let took = median(took.collect::<Result<_>>()?);
+            self.row(&format!("clone: {name}, by the clone's clock"), took, "");
+        }
+        Ok(())
+    }
+
+    /// Ten pages are stored to, the clone goes back, and stores to them again.
+    fn reset(&self, fork: &Fork) -> Result<()> {
+        let mut began = Began::of(fork.spawn()?)?;
+        let (mut reset, mut call) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            began.has_done(b't')?;
+            let started = Instant::now();
+            began.clone.reset()?;
+            reset.push(micros(started));
+            began.first = answer(&mut began.clone)?;
+            began.has_done(b't')?;
+            call.push(micros(started));
+        }
+        self.row("reset after ten pages were stored to", median(reset), "");
+        self.row("reset, and the next call to its answer", median(call), "");
+        Ok(())
+    }
+
+    /// Memory of the host that a clone takes which waits.
+    fn idle(&self, template: &Template, fork: &Fork) -> Result<()> {
+        template.warm(0)?;
+        let before = available()?;
+        let clones: Vec<_> = (0..IDLE)
+            .map(|_| Began::of(fork.spawn()?))
+            .collect::<Result<_>>()?;
+        let taken = before.saturating_sub(available()?) as f64;
+        println!(
+            "{:>5} MiB  {:<58} {:>12.1} KiB",
+            self.mib,
+            format!("an idle clone in a machine of its own (of {IDLE}), all in"),
+            taken / 1024.0 / clones.len() as f64
+        );
+        Ok(())
+    }
+
+    /// The same template out of a file, with a process of its own.
+    fn cold(&self, template: &Template, dir: &Path) -> Result<()> {
+        let path = dir.join("template.snap");
+        let mut from = std::fs::File::open(format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(template.file())
+        ))?;
+        std::io::copy(&mut from, &mut std::fs::File::create(&path)?)?;
+        let mut took = Vec::new();
+        for _ in 0..COLD_ROUNDS {
+            let started = Instant::now();
+            let mut command = Command::new(&self.vmm);
+            command
+                .arg("restore")
+                .arg(&path)
+                .stdin(std::process::Stdio::null());
+            command.stderr(std::process::Stdio::null());
+            let output = command.output()?;
+            if output.stdout.len() != 8 || !output.status.success() {
+                return Err(format!("vmm restore: {}", output.status).into());
+            }
+            took.push(micros(started));
+        }
+        self.row("vmm restore: first output, and the end", median(took), "");
+        Ok(())
+    }
+
+    /// fork(2) of the same program.
+    fn native(&self) -> Result<()> {
+        let rounds = if self.mib > 100 { "5" } else { "30" };
+        let output = Command::new(&self.program)
+            .args([&self.mib.to_string(), "native", rounds])
+            .output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let names = [
+            "first instruction of the child",
+            "1 % stored to",
+            "100 % stored to",
+            "all pages read once",
+        ];
+        for (name, ns) in names.iter().zip(text.split_whitespace()) {
+            self.row(
+                &format!("native fork, pages of 4 KiB: {name}"),
+                ns.parse::<f64>()? / 1000.0,
+                "",
+            );
+        }
+        Ok(())
+    }
+
+    fn run(&self, dir: &Path) -> Result<()> {
+        let template = self.template()?;
+        let mut fork = template.fork();
+        fork.stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        template.warm(1)?;
+        self.warm(&fork)?;
+        self.reset(&fork)?;
+        self.idle(&template, &fork)?;
+        self.cold(&template, dir)?;
+        self.native()
+    }
+}
+
+/// Bytes of the host that are available.
+fn available() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+    Ok(kib.ok_or("no MemAvailable")?.parse::<u64>()? * 1024)
+}
+
+fn bench() -> Result<()> {
+    let sizes = std::env::args().skip(1).filter_map(|arg| arg.parse().ok());
+    let mut sizes: Vec<u64> = sizes.collect();
+    if sizes.is_empty() {
+        sizes = vec![4, 64, 1024];
+    }
+    let dir = tempfile::tempdir()?;
+    let (program, vmm) = (
+        tests::programs::folder()?.join("clone_bench"),
+        tests::programs::vmm()?,
+    );
+    for mib in sizes {
+        let bench = Bench {
+            program: program.clone(),
+            vmm: vmm.clone(),
+            mib,
+            ticks: ticks(),
+        };
+        bench.run(dir.path())?;
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match bench() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

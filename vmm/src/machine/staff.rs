@@ -1,0 +1,189 @@
+//! A machine's threads: workers, the spare virtual CPU's, the clock's, and those that keep memory available. They
+//! belong to no guest, and end with the machine.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use shadow_mm::ZoneStats;
+
+use super::bare::Bare;
+use super::crew::Crew;
+use super::guests::{EndOnPanic, WakeSpare};
+use super::hardware;
+use super::kick::take_no_signals;
+use super::worker::{Shared, Worker};
+use crate::hv::CpuError;
+use crate::locks::{Mutex, rank};
+use crate::memory::{Memory, Writeback};
+
+/// How long the threads may take to leave a guest that has ended: longer than the host takes to write out what a system
+/// call was asked to.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a virtual CPU failed with.
+pub(super) type Failure = Arc<Mutex<rank::MachineFailure, Option<CpuError>>>;
+
+/// The threads.
+pub(super) struct Staff {
+    /// Those that run guests.
+    crew: Crew,
+    paging: Vec<JoinHandle<()>>,
+    writeback: Writeback,
+}
+
+impl Bare {
+    /// Starts the threads, unless they are there.
+    ///
+    /// # Errors
+    /// The host has none.
+    pub(crate) fn staff(&mut self) -> io::Result<()> {
+        if self.staff.is_some() {
+            return Ok(());
+        }
+        let memory = &self.hardware.memory;
+        let writeback = Writeback::start(memory)?;
+        let mut crew = Crew::new();
+        let started = self
+            .start_workers(&mut crew)
+            .and_then(|()| self.start_clock(&mut crew));
+        if started.is_err() {
+            self.guests.close();
+        }
+        self.staff = Some(Staff {
+            crew,
+            paging: self.start_paging(),
+            writeback,
+        });
+        started
+    }
+
+    fn start_workers(&mut self, crew: &mut Crew) -> io::Result<()> {
+        let working = self.cpus.len() - hardware::spare(self.hardware.profile.paging);
+        for (n, cpu) in std::mem::take(&mut self.cpus).into_iter().enumerate() {
+            let guests = Arc::clone(&self.guests);
+            let failure = Arc::clone(&self.failure);
+            let components = self.hardware.profile.state_components;
+            let idle = self.hardware.idle.root();
+            let name = format!("vcpu{}", cpu.index());
+            crew.start(&name, move || {
+                take_no_signals();
+                // Last of all: the machine has ended by then.
+                let _wake = WakeSpare(&guests);
+                let _end = EndOnPanic(&guests);
+                let run = if n < working {
+                    Worker::run
+                } else {
+                    Worker::run_spare
+                };
+                let ran = Worker::new(Arc::clone(&guests), cpu, components, idle).and_then(run);
+                if let Err(error) = ran {
+                    failure.lock().get_or_insert(error);
+                    guests.close();
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The clock thread: deadlines, turns, timers, the vDSO's page, time limits.
+    fn start_clock(&self, crew: &mut Crew) -> io::Result<()> {
+        let guests = Arc::clone(&self.guests);
+        crew.start("clock", move || {
+            take_no_signals();
+            let _end = EndOnPanic(&guests);
+            guests.run_clock();
+        })
+    }
+
+    /// The pager and the zeroer. Without them memory is only tighter: the host may have no thread for
+    /// them.
+    fn start_paging(&self) -> Vec<JoinHandle<()>> {
+        let start = |name: &str, body: fn(&Memory)| {
+            let memory = Arc::clone(&self.hardware.memory);
+            thread::Builder::new().name(name.into()).spawn(move || {
+                take_no_signals();
+                body(&memory);
+            })
+        };
+        let threads = [
+            start("pager", Memory::run_pager),
+            start("zeroer", Memory::run_zeroer),
+        ];
+        threads
+            .into_iter()
+            .filter_map(|thread| match thread {
+                Ok(handle) => Some(handle),
+                Err(error) => {
+                    tracing::warn!(%error, "no thread to keep memory available with");
+                    None
+                }
+            })
+            .collect()
+    }
+
+    /// Takes a guest that has ended out of the machine, which can have another one then. False if that cannot be.
+    pub(super) fn vacate(&self, guest: &Shared) -> bool {
+        let left = guest.kernel.sched.wait_until_left(PATIENCE);
+        if left {
+            self.guests.remove(guest);
+        }
+        left && !self.guests.is_closed()
+    }
+
+    /// Ends the machine's threads.
+    ///
+    /// # Errors
+    /// The names of those that do not come back.
+    pub(super) fn dismiss(&mut self) -> Result<(), Vec<String>> {
+        self.guests.close();
+        let Some(staff) = self.staff.take() else {
+            return Ok(());
+        };
+        let Staff {
+            crew,
+            paging,
+            writeback,
+        } = staff;
+        crew.join()?;
+        writeback.stop();
+        self.hardware.memory.end_paging();
+        for handle in paging {
+            // A panic has said itself what it was.
+            let _ = handle.join();
+        }
+        Ok(())
+    }
+
+    /// What a virtual CPU failed with.
+    pub(super) fn take_failure(&self) -> Option<CpuError> {
+        self.failure.lock().take()
+    }
+
+    /// Whether nothing of a guest is left in it.
+    pub(super) fn is_as_new(&self) -> bool {
+        let memory = &self.hardware.memory;
+        let stats = memory.manager.stats();
+        // A frame in flight is the zeroer's: no flush is pending, and nobody reads.
+        let held =
+            |zone: &ZoneStats| zone.active + zone.standby + zone.modified + zone.modified_no_write;
+        let left = held(&stats.data) + held(&stats.tables);
+        let left = left.saturating_sub(self.supervisor_tables());
+        let clean = left == 0 && stats.commit_charged == 0 && !memory.flushes.pending();
+        if !clean {
+            let committed = stats.commit_charged;
+            tracing::info!(left, committed, "a machine is not used again");
+        }
+        clean && !self.guests.is_closed()
+    }
+}
+
+/// Ends the threads.
+impl Drop for Bare {
+    fn drop(&mut self) {
+        if let Err(left) = self.dismiss() {
+            tracing::error!("threads of a machine do not end: {}", left.join(", "));
+        }
+    }
+}
