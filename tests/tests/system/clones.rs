@@ -34,22 +34,106 @@ local n = lines[2] and tonumber(lines[2]:match('^N=(.*)')) or 3
 io.write(lines[1], ' ', squares[n], '\\n') io.flush() io.read('a')
 ";
 
-/// Starts five clones and compares what each prints with `line`, in which `%i` is its number.
+/// Memory that processes share, before and after: clones each have their own.
+const SHARED: &str = "import mmap, os, sys, time
+shared = mmap.mmap(-1, 1 << 20)
+shared[:4] = b'warm'
+file = os.open('/dev/shm/file', os.O_RDWR | os.O_CREAT)
+os.write(file, b'warm')
+mapped = mmap.mmap(file, 4)
+with open('/dev/vmm', 'w') as vmm:
+    vmm.write('freeze\\n')
+number = open('/dev/vmm').readline().split()[1]
+before = shared[:4] + mapped[:4]
+mine = (number * 4).encode()
+if os.fork() == 0:
+    shared[:4] = mapped[:4] = mine
+    os._exit(0)
+os.wait()
+time.sleep(0.3)
+same = shared[:4] == mine == os.pread(file, 4, 0)
+print(number, before.decode(), same, shared[:] == mine + bytes((1 << 20) - 4), flush=True)
+sys.stdin.read()
+";
+
+/// What keeps clones apart.
+const ISOLATIONS: [&str; 2] = ["vm", "process"];
+
+/// Starts five clones, and five more in one machine, and compares what each prints with `line`, in which `%i` is its
+/// number.
 fn five(context: &Context, env: &str, line: &str) -> Result<(), String> {
+    ISOLATIONS
+        .into_iter()
+        .try_for_each(|isolation| five_apart_by(context, isolation, env, line))
+}
+
+fn five_apart_by(context: &Context, isolation: &str, env: &str, line: &str) -> Result<(), String> {
     let output = context.work().join("out.%i");
     let output = output.to_string_lossy();
     let words = ["fork", "warm", "-n", "5", "--env", env, "--stdout", &output];
-    succeed(context, &words)?;
+    succeed(context, &[&words[..], &["--isolation", isolation]].concat())?;
     for n in 1..=5 {
         let number = n.to_string();
         let path = output.replace("%i", &number);
         let printed = fs::read_to_string(path).map_err(|e| e.to_string())?;
         let wanted = line.replace("%i", &number);
         if printed != wanted {
-            return Err(format!("clone {n}: {printed:?}, not {wanted:?}"));
+            return Err(format!(
+                "clone {n} ({isolation}): {printed:?}, not {wanted:?}"
+            ));
         }
     }
     Ok(())
+}
+
+/// Memory that a guest's processes share is not shared between guests.
+fn memory(context: &Context) -> Checked {
+    let file = context.write("shared.py", SHARED, 0o644)?;
+    let file = file.to_string_lossy().into_owned();
+    let guest = Guest::launch(
+        context,
+        &["--ready-freeze", "--root", "/"],
+        &["python3", &file],
+    )?;
+    five(context, "N=1", "%i warmwarm True True\n")?;
+    match guest.finish(context)? {
+        printed if printed == "0 warmwarm True True\n" => Ok(PASSED),
+        printed => Err(format!("the original: {printed:?}")),
+    }
+}
+
+/// Clones in one machine: a few at once, each with an input and an end of its own, one of them by its time.
+fn one_machine(context: &Context) -> Checked {
+    let line = "echo freeze > /dev/vmm; read -r role n rest < /dev/vmm; \
+                while read -r l; do echo $l; done; [ $role = clone ] || exit 0; \
+                [ $n = 5 ] && while :; do :; done; [ $n = 7 ] && kill -9 $$; [ $n != 6 ] || exit 9";
+    let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])?;
+    let work = context.work();
+    let path = |name: &str| work.join(name).to_string_lossy().into_owned();
+    for n in 1..=8 {
+        context.write(&format!("in.{n}"), format!("line {n}\n"), 0o644)?;
+    }
+    let (input, output) = (path("in.%i"), path("out.%i"));
+    let words = |count| {
+        let words = ["fork", "warm", "--isolation", "process", "-n", count];
+        let streams = ["-j", "3", "--stdin", &input, "--stdout", &output];
+        [&words[..], &streams[..], &["--timeout", "3"]].concat()
+    };
+    for (count, status) in [("4", 0), ("8", 124)] {
+        let ended = vmm_with(context, &words(count), b"")?;
+        expect(&ended, status, "")?;
+    }
+    for n in 1..=8 {
+        let printed = fs::read_to_string(path(&format!("out.{n}"))).map_err(|e| e.to_string())?;
+        if printed != format!("line {n}\n") {
+            return Err(format!("clone {n}: {printed:?}"));
+        }
+    }
+    let named = ["fork", "warm", "--isolation", "process", "--name", "x"];
+    let refused = vmm_with(context, &named, b"")?;
+    expect(&refused, 125, "")?;
+    guest.finish(context)?;
+    Ok(PASSED)
 }
 
 /// The point is where the program says, and each clone knows which one it is; the original goes on.
@@ -344,6 +428,8 @@ fn alone() -> [Case; 2] {
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases: Vec<_> = [
         ("clones/shell", shell as fn(&Context) -> Checked, "busybox"),
+        ("clones/one-machine", one_machine, "busybox"),
+        ("clones/shared-memory", memory, "python3"),
         ("clones/together", together, "busybox"),
         ("clones/layers", layers, "busybox"),
         ("clones/orphans", orphans, "busybox"),

@@ -1,4 +1,4 @@
-//! `vmm fork`: live copies of a running guest, each in a machine and a process of its own.
+//! `vmm fork`: live copies of a running guest, each in a machine and a process of its own, or all in one.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -8,14 +8,20 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use super::snapshot::{VerbError, frozen};
-use super::{STATUS_FAILURE, complain};
+use super::{STATUS_FAILURE, Size, complain};
 use crate::control::protocol::Request;
 use crate::control::rundir::{RunDirError, check_name};
+use crate::machine::hardware::{MAX_MEMORY, MIN_MEMORY};
+
+mod together;
+
+/// Copies in machines of their own that are started at most.
+const MOST_APART: u32 = 10_000;
 
 /// Start copies of a running guest
 ///
-/// The guest is frozen, unless it has frozen itself (/dev/vmm) or `vmm freeze` has done it, and goes on. Each copy goes on from there in a machine of
-/// its own: the memory that none of them changes is there once. The command ends when all have ended; if it is
+/// The guest is frozen, unless it has frozen itself (/dev/vmm) or `vmm freeze` has done it, and goes on. Each copy goes on from there, in a machine of
+/// its own or in one that all share (--isolation): the memory that none of them changes is there once. The command ends when all have ended; if it is
 /// ended before, they end with it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -26,11 +32,20 @@ pub(super) struct ForkArgs {
     guest: String,
 
     /// How many
-    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=200_000))]
     count: u32,
 
+    /// What keeps the copies apart
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Isolation::Vm)]
+    isolation: Isolation,
+
+    /// Memory of the machine that copies share (--isolation process), page tables included [default: as much as each has, for
+    /// each, as far as the host has it]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+
     /// Most that run at once [default: all]
-    #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=200_000))]
     jobs: Option<u32>,
 
     /// Standard input of the copies; `%i` stands for a copy's number, from 1
@@ -45,11 +60,11 @@ pub(super) struct ForkArgs {
     #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = super::restore::setting)]
     env: Vec<String>,
 
-    /// Name of the copies for `vmm ps`; the copy's number follows it
+    /// Name of the copies for `vmm ps`; the copy's number follows it. Not with --isolation process
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 
-    /// Processors of each [default: as many as the guest has]
+    /// Processors of each machine [default: as many as the guest has]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     cpus: Option<u8>,
 
@@ -62,8 +77,27 @@ pub(super) struct ForkArgs {
     anew: bool,
 }
 
+/// What keeps the copies apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Isolation {
+    /// A virtual machine, and a process of the host, for each
+    Vm,
+    /// Page tables: all are in one virtual machine, and in this process, as processes are
+    Process,
+}
+
 #[derive(Debug, thiserror::Error)]
 enum ForkError {
+    #[error("--name: copies that share a machine (--isolation process) have no names yet")]
+    Nameless,
+    #[error("-n {0}: that many share a machine: add --isolation process")]
+    Many(u32),
+    #[error("--memory is for copies that share a machine: add --isolation process")]
+    Memory,
+    #[error("--memory {0}: a machine has 8M to 512G")]
+    MemorySize(Size),
+    #[error(transparent)]
+    Together(#[from] together::TogetherError),
     #[error(transparent)]
     Verb(#[from] VerbError),
     #[error(transparent)]
@@ -92,9 +126,30 @@ fn run(args: &ForkArgs) -> Result<u8, ForkError> {
     if let Some(name) = &args.name {
         check_name(&format!("{name}-{}", args.count))?;
     }
-    let template = template(args)?;
+    check_memory(args)?;
+    match args.isolation {
+        Isolation::Vm if args.count > MOST_APART => Err(ForkError::Many(args.count)),
+        Isolation::Vm => run_apart(args, &template(args)?),
+        Isolation::Process if args.name.is_some() => Err(ForkError::Nameless),
+        Isolation::Process => together::run(args, template(args)?),
+    }
+}
+
+fn check_memory(args: &ForkArgs) -> Result<(), ForkError> {
+    let Some(memory) = args.memory else {
+        return Ok(());
+    };
+    match args.isolation {
+        Isolation::Vm => Err(ForkError::Memory),
+        Isolation::Process if (MIN_MEMORY..=MAX_MEMORY).contains(&memory.0) => Ok(()),
+        Isolation::Process => Err(ForkError::MemorySize(memory)),
+    }
+}
+
+/// Runs the copies in processes of their own.
+fn run_apart(args: &ForkArgs, template: &File) -> Result<u8, ForkError> {
     // The copies get the descriptor under the number it has here.
-    let inherited = rustix::io::fcntl_dupfd_cloexec(&template, 3).map_err(|e| start(e.into()))?;
+    let inherited = rustix::io::fcntl_dupfd_cloexec(template, 3).map_err(|e| start(e.into()))?;
     rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty())
         .map_err(|e| start(e.into()))?;
     let mut copies = Copies::default();

@@ -102,6 +102,16 @@ impl Kernel {
         }
     }
 
+    /// Ends every process, whatever it was doing, and gives back what the guest has of its machine. Nothing of it
+    /// runs any more.
+    pub fn take_down(&self) {
+        drop(self.sched.drain());
+        let processes = std::mem::take(&mut self.state().procs);
+        // Dropped without the lock: descriptors wake what waits for them.
+        drop(processes);
+        self.vfs.close();
+    }
+
     /// Locks the process tree. Never held across the virtual CPU, a host file operation or a fault
     /// that may read a file.
     pub fn state(&self) -> MutexGuard<'_, rank::KernelState, State> {

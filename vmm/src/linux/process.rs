@@ -37,6 +37,8 @@ pub struct AddressSpace {
     pub guards: Option<Mutex<rank::Guards, GuardHeap>>,
     memory: Arc<Memory>,
     deleted: AtomicBool,
+    /// What tells it from the spaces of other guests is still to be written into it.
+    same_as_others: AtomicBool,
 }
 
 impl AddressSpace {
@@ -53,7 +55,20 @@ impl AddressSpace {
             guards: memory.guard.get().map(|_| Mutex::default()),
             memory: Arc::clone(memory),
             deleted: AtomicBool::new(false),
+            same_as_others: AtomicBool::new(false),
         })
+    }
+
+    /// It is to be told from the spaces of other guests ([`crate::linux::saved::identity::renew`]) before a program
+    /// runs in it.
+    pub(super) fn renew_later(&self) {
+        self.same_as_others.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether that is to be done, by the caller.
+    pub(super) fn take_renewal(&self) -> bool {
+        self.same_as_others.load(Ordering::Relaxed)
+            && self.same_as_others.swap(false, Ordering::SeqCst)
     }
 
     /// Gives up `own`, the calling thread's process's handle, when the thread itself still holds
@@ -402,7 +417,8 @@ pub struct TtyState {
 #[derive(Debug)]
 pub struct State {
     /// By pid.
-    pub procs: BTreeMap<Pid, Process>,
+    /// Each by itself: a node of the tree has room for eleven, and most guests have two.
+    pub procs: BTreeMap<Pid, Box<Process>>,
     /// Next pid to try.
     pub next_pid: Pid,
     /// The terminal.
@@ -518,7 +534,7 @@ impl State {
         init.ppid = 0;
         init.comm = b"init".to_vec();
         Self {
-            procs: BTreeMap::from([(INIT, init)]),
+            procs: BTreeMap::from([(INIT, Box::new(init))]),
             next_pid: INIT + 1,
             tty: TtyState::default(),
             main: INIT + 1,
@@ -568,7 +584,7 @@ impl State {
     /// # Errors
     /// `ESRCH`.
     pub fn process(&self, pid: Pid) -> Result<&Process, Errno> {
-        self.procs.get(&pid).ok_or(Errno::SRCH)
+        self.procs.get(&pid).map(|p| &**p).ok_or(Errno::SRCH)
     }
 
     /// The process with this id, to change.
@@ -576,6 +592,9 @@ impl State {
     /// # Errors
     /// `ESRCH`.
     pub fn process_mut(&mut self, pid: Pid) -> Result<&mut Process, Errno> {
-        self.procs.get_mut(&pid).ok_or(Errno::SRCH)
+        self.procs
+            .get_mut(&pid)
+            .map(|p| &mut **p)
+            .ok_or(Errno::SRCH)
     }
 }

@@ -74,17 +74,30 @@ pub struct Stdio {
 /// Makes a guest's standard descriptors of what it is given.
 ///
 /// # Errors
-/// The host has no descriptor left.
+/// The host does not say what they are.
 pub fn open_all(given: Given, sched: &Arc<Sched>) -> std::io::Result<Stdio> {
-    let events = Arc::new(Events::new(sched)?);
-    let mut fds = given.0.iter().flatten();
-    let tty = fds.find_map(|fd| Tty::of(fd.as_fd())).map(Arc::new);
+    let ends = Ends::new(given)?;
+    let mut fds = ends.0.iter().flatten();
+    let tty = fds.find_map(|end| Tty::of(end.fd.as_fd())).map(Arc::new);
+    Ok(open_ends(&ends, (sched, &Arc::default()), tty))
+}
+
+/// The same of what other guests have too, without a terminal: one there is a stream. `events` watches what can block.
+#[must_use]
+pub fn open_shared(ends: &Ends, sched: &Arc<Sched>, events: &Arc<Events>) -> Stdio {
+    open_ends(ends, (sched, events), None)
+}
+
+fn open_ends(
+    ends: &Ends,
+    (sched, events): (&Arc<Sched>, &Arc<Events>),
+    tty: Option<Arc<Tty>>,
+) -> Stdio {
     let mut files = FdTable::default();
-    for (n, fd) in (0..).zip(given.0) {
-        let Some(fd) = fd else { continue };
-        let flags = rustix::fs::fcntl_getfl(&fd)?.bits() & (3 | O_APPEND | super::file::O_NONBLOCK);
-        let file = open(fd, n, flags, &events, tty.as_ref())?;
-        let description = Description::new(file, flags);
+    for (n, end) in (0..).zip(&ends.0) {
+        let Some(end) = end else { continue };
+        let file = open(end, n, (sched, events), tty.as_ref());
+        let description = Description::new(file, end.flags);
         files.fds.insert(
             n,
             Fd {
@@ -93,33 +106,105 @@ pub fn open_all(given: Given, sched: &Arc<Sched>) -> std::io::Result<Stdio> {
             },
         );
     }
-    Ok(Stdio { files, tty, events })
+    Stdio {
+        files,
+        tty,
+        events: Arc::clone(events),
+    }
+}
+
+/// What a guest gets of the host as its descriptors 0 to 2; what is not there, the guest has not open. Several guests may
+/// get the same.
+#[derive(Clone, Debug, Default)]
+pub struct Ends(pub [Option<Arc<HostEnd>>; 3]);
+
+impl Ends {
+    /// Takes what is given.
+    ///
+    /// # Errors
+    /// The host does not say what it is.
+    pub fn new(given: Given) -> std::io::Result<Self> {
+        let mut ends = Self::default();
+        for (end, fd) in ends.0.iter_mut().zip(given.0) {
+            *end = fd.map(HostEnd::new).transpose()?.map(Arc::new);
+        }
+        Ok(ends)
+    }
+}
+
+/// A descriptor of the host that guests are given.
+#[derive(Debug)]
+pub struct HostEnd {
+    fd: Arc<OwnedFd>,
+    flags: u32,
+    kind: EndKind,
+    unblocked: Unblocked,
+    /// The host refused `RWF_NOWAIT` on it.
+    no_nowait: AtomicBool,
+}
+
+/// What a descriptor of the host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EndKind {
+    /// A file with an offset.
+    File,
+    Terminal,
+    /// A pipe, socket or another device.
+    Stream,
+}
+
+impl HostEnd {
+    /// Takes a descriptor.
+    ///
+    /// # Errors
+    /// The host does not say what it is.
+    pub fn new(fd: OwnedFd) -> std::io::Result<Self> {
+        let kind = match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+            FileType::RegularFile | FileType::BlockDevice | FileType::Directory => EndKind::File,
+            FileType::CharacterDevice if rustix::termios::isatty(&fd) => EndKind::Terminal,
+            _ => EndKind::Stream,
+        };
+        let flags = rustix::fs::fcntl_getfl(&fd)?.bits() & (3 | O_APPEND | super::file::O_NONBLOCK);
+        let own = match kind {
+            EndKind::File => None,
+            EndKind::Terminal | EndKind::Stream => reopen(&fd, flags),
+        };
+        let unblocked = match own {
+            Some(_) => Unblocked::Own,
+            None => Unblocked::Asked,
+        };
+        Ok(Self {
+            fd: Arc::new(own.unwrap_or(fd)),
+            flags,
+            kind,
+            unblocked,
+            no_nowait: AtomicBool::new(false),
+        })
+    }
 }
 
 fn open(
-    fd: OwnedFd,
+    end: &Arc<HostEnd>,
     n: i32,
-    flags: u32,
-    events: &Arc<Events>,
+    (sched, events): (&Arc<Sched>, &Arc<Events>),
     tty: Option<&Arc<Tty>>,
-) -> std::io::Result<Arc<dyn File>> {
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
-    if matches!(
-        kind,
-        FileType::RegularFile | FileType::BlockDevice | FileType::Directory
-    ) {
-        return Ok(Arc::new(HostFile {
-            fd,
+) -> Arc<dyn File> {
+    let io = || HostStream {
+        end: Arc::clone(end),
+        n,
+        sched: Arc::clone(sched),
+        events: Arc::clone(events),
+        edges: AtomicU64::new(0),
+    };
+    match (end.kind, tty) {
+        (EndKind::File, _) => Arc::new(HostFile {
+            fd: Arc::clone(&end.fd),
             n,
-            append: AtomicBool::new(flags & O_APPEND != 0),
-        }));
+            append: AtomicBool::new(end.flags & O_APPEND != 0),
+        }),
+        (EndKind::Terminal, Some(tty)) => Arc::new(Terminal::new(io(), Arc::clone(tty))),
+        (EndKind::Terminal | EndKind::Stream, _) => Arc::new(io()),
     }
-    let is_tty = kind == FileType::CharacterDevice && rustix::termios::isatty(&fd);
-    let io = HostStream::new(fd, n, flags, events);
-    Ok(match tty {
-        Some(tty) if is_tty => Arc::new(Terminal::new(io, Arc::clone(tty))),
-        _ => Arc::new(io),
-    })
 }
 
 /// What stat(2) tells of a host descriptor.
@@ -146,7 +231,7 @@ pub(super) fn host_stat(fd: BorrowedFd<'_>) -> Result<Stat, Errno> {
 /// A regular file (or disk) the host gave us, with the offset it shares with others.
 #[derive(Debug)]
 pub struct HostFile {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     n: i32,
     append: AtomicBool,
 }
@@ -250,40 +335,21 @@ enum Unblocked {
 /// A pipe, socket or character device the host gave us.
 #[derive(Debug)]
 pub struct HostStream {
-    fd: Arc<OwnedFd>,
+    end: Arc<HostEnd>,
     n: i32,
-    unblocked: Unblocked,
-    /// The host refused `RWF_NOWAIT` on it.
-    no_nowait: AtomicBool,
+    sched: Arc<Sched>,
     events: Arc<Events>,
     edges: AtomicU64,
 }
 
 impl HostStream {
-    fn new(fd: OwnedFd, n: i32, flags: u32, events: &Arc<Events>) -> Self {
-        let own = reopen(&fd, flags);
-        let unblocked = if own.is_some() {
-            Unblocked::Own
-        } else {
-            Unblocked::Asked
-        };
-        Self {
-            fd: Arc::new(own.unwrap_or(fd)),
-            n,
-            unblocked,
-            no_nowait: AtomicBool::new(false),
-            events: Arc::clone(events),
-            edges: AtomicU64::new(0),
-        }
-    }
-
     /// The host's descriptor.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.end.fd.as_fd()
     }
 
     fn poll(&self) -> PollFlags {
-        let mut fds = [PollFd::new(&*self.fd, PollFlags::IN | PollFlags::OUT)];
+        let mut fds = [PollFd::new(&*self.end.fd, PollFlags::IN | PollFlags::OUT)];
         let now = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
@@ -305,13 +371,13 @@ impl HostStream {
         transfer: impl Fn(Option<ReadWriteFlags>) -> Result<usize, Errno>,
     ) -> Result<usize, Errno> {
         self.edges.fetch_add(1, Ordering::Relaxed);
-        if self.unblocked == Unblocked::Own {
+        if self.end.unblocked == Unblocked::Own {
             return retry(|| transfer(None));
         }
-        if !self.no_nowait.load(Ordering::Relaxed) {
+        if !self.end.no_nowait.load(Ordering::Relaxed) {
             match retry(|| transfer(Some(ReadWriteFlags::NOWAIT))) {
                 Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                    self.no_nowait.store(true, Ordering::Relaxed);
+                    self.end.no_nowait.store(true, Ordering::Relaxed);
                 }
                 other => return other,
             }
@@ -331,9 +397,9 @@ impl HostStream {
             match flags {
                 Some(flags) => {
                     let mut parts = [IoSliceMut::new(&mut buf)];
-                    rustix::io::preadv2(&*self.fd, &mut parts, u64::MAX, flags)
+                    rustix::io::preadv2(&*self.end.fd, &mut parts, u64::MAX, flags)
                 }
-                None => rustix::io::read(&*self.fd, &mut **buf),
+                None => rustix::io::read(&*self.end.fd, &mut **buf),
             }
         })
     }
@@ -341,9 +407,11 @@ impl HostStream {
     /// Writes what fits.
     pub(super) fn write_some(&self, buf: &[u8]) -> Result<usize, Errno> {
         self.unblocked(PollFlags::OUT, |flags| match flags {
-            Some(flags) => rustix::io::pwritev2(&*self.fd, &[IoSlice::new(buf)], u64::MAX, flags),
-            None if self.unblocked == Unblocked::Own => rustix::io::write(&*self.fd, buf),
-            None => rustix::io::write(&*self.fd, &buf[..buf.len().min(SMALL)]),
+            Some(flags) => {
+                rustix::io::pwritev2(&*self.end.fd, &[IoSlice::new(buf)], u64::MAX, flags)
+            }
+            None if self.end.unblocked == Unblocked::Own => rustix::io::write(&*self.end.fd, buf),
+            None => rustix::io::write(&*self.end.fd, &buf[..buf.len().min(SMALL)]),
         })
     }
 
@@ -363,13 +431,13 @@ impl HostStream {
 
     /// The key a waiting thread is woken by, armed for `interest`.
     pub(super) fn arm(&self, interest: Ready, wait: &mut Wait) {
-        self.events.arm(&self.fd, interest);
+        self.events.arm(&self.sched, &self.end.fd, interest);
         wait.keys.push(self.key());
     }
 
     /// The key without arming it.
     pub(super) fn key(&self) -> WaitKey {
-        WaitKey::HostFd(self.fd.as_raw_fd())
+        WaitKey::HostFd(self.end.fd.as_raw_fd())
     }
 
     /// Transfers so far: after one, a watcher must look again.
@@ -379,7 +447,7 @@ impl HostStream {
 
     /// Bytes to read, if the host tells.
     pub(super) fn unread(&self) -> Option<usize> {
-        let n = rustix::io::ioctl_fionread(&*self.fd).ok()?;
+        let n = rustix::io::ioctl_fionread(&*self.end.fd).ok()?;
         usize::try_from(n).ok()
     }
 }
@@ -408,7 +476,7 @@ impl File for HostStream {
     }
 
     fn stat(&self, _: &Kernel) -> Result<Stat, Errno> {
-        host_stat(self.fd.as_fd())
+        host_stat(self.end.fd.as_fd())
     }
 
     fn ready(&self, _: Viewer<'_>) -> Ready {
@@ -453,18 +521,22 @@ mod tests {
     use super::*;
 
     fn streams(unblocked: Unblocked) -> (HostStream, HostStream) {
-        let sched = Arc::new(Sched::default());
-        let events = Arc::new(Events::new(&sched).unwrap());
         let (r, w) = rustix::pipe::pipe().unwrap();
-        let mut r = HostStream::new(r, 0, 0, &events);
-        let mut w = HostStream::new(w, 1, 1, &events);
+        let mut ends = [r, w].map(|fd| HostEnd::new(fd).unwrap());
+        assert!(ends.iter().all(|end| end.unblocked == Unblocked::Own));
         if unblocked == Unblocked::Asked {
             let (reader, writer) = rustix::pipe::pipe().unwrap();
-            r.fd = Arc::new(reader);
-            w.fd = Arc::new(writer);
-            r.unblocked = unblocked;
-            w.unblocked = unblocked;
+            for (end, fd) in ends.iter_mut().zip([reader, writer]) {
+                (end.fd, end.unblocked) = (Arc::new(fd), unblocked);
+            }
         }
+        let [r, w] = ends.map(|end| HostStream {
+            end: Arc::new(end),
+            n: 0,
+            sched: Arc::default(),
+            events: Arc::default(),
+            edges: AtomicU64::new(0),
+        });
         (r, w)
     }
 
@@ -483,8 +555,8 @@ mod tests {
     #[test]
     fn pipe_without_nowait_is_asked_by_poll() {
         let (r, w) = streams(Unblocked::Asked);
-        r.no_nowait.store(true, Ordering::Relaxed);
-        w.no_nowait.store(true, Ordering::Relaxed);
+        r.end.no_nowait.store(true, Ordering::Relaxed);
+        w.end.no_nowait.store(true, Ordering::Relaxed);
         let mut buf = [0; 8];
         assert_eq!(r.read_some(&mut buf), Err(Errno::AGAIN));
         assert_eq!(w.write_some(&[1; 10_000]), Ok(SMALL));
@@ -509,7 +581,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let other = file.try_clone().unwrap();
         let ours = HostFile {
-            fd: file.into(),
+            fd: Arc::new(file.into()),
             n: 1,
             append: AtomicBool::new(false),
         };

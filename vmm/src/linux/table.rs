@@ -1,5 +1,6 @@
 //! The system call table, put together from the families.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::call::Entry;
@@ -55,6 +56,13 @@ impl Default for Table {
 }
 
 impl Table {
+    /// The table of this process: guests have the same calls.
+    #[must_use]
+    pub fn shared() -> &'static Self {
+        static TABLE: LazyLock<Table> = LazyLock::new(Table::default);
+        &TABLE
+    }
+
     /// The row of call `nr`, if it is there.
     #[must_use]
     pub fn get(&self, nr: u64) -> Option<&'static Entry> {

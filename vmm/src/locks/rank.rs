@@ -43,6 +43,8 @@ ranks! {
     Finish,
     /// Machines that wait for a clone of a template.
     WarmMachines,
+    /// A machine that guests share, until its end.
+    MachineThreads,
     /// The guests of a machine.
     MachineGuests,
     /// What a machine failed with.

@@ -33,7 +33,7 @@ use crate::linux::thread::XsaveArea;
 use crate::linux::time::TscInfo;
 use crate::linux::vdso;
 use crate::memory::{FRAME, PageFile};
-use crate::snapshot::records::{Identity, LoadMemory, MemoryError, Parts, Records, restore};
+use crate::snapshot::records::{Identity, LoadMemory, MemoryError, Parts, Place, Records, restore};
 
 /// What a machine is asked for that does not depend on the guest in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +122,11 @@ impl Bare {
         })
     }
 
+    /// The FPU state of a virtual CPU that has run nothing.
+    pub(super) fn fresh(&self) -> &XsaveArea {
+        &self.fresh
+    }
+
     /// What it was asked for.
     pub(crate) fn wanted(&self) -> &Wanted {
         &self.wanted
@@ -168,7 +173,7 @@ impl Bare {
         let machine = Machine {
             shared: Arc::new(Shared {
                 kernel: Arc::new(kernel),
-                table: Table::default(),
+                table: Table::shared(),
                 counters: Counters::default(),
                 strace: self.wanted.strace.then(Strace::default),
                 cpu_source: self.hardware.cpu_source(),
@@ -238,6 +243,7 @@ impl Machine {
         let memory = Arc::clone(&bare.hardware.memory);
         let mut image = image(&bare.hardware).map_err(RunError::Image)?;
         let parts = Parts {
+            place: Place::Alone,
             memory,
             sched,
             files: stdio.files,

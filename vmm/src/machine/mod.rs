@@ -24,6 +24,7 @@ pub mod kick;
 pub mod program;
 pub mod report;
 pub mod restored;
+pub mod shared;
 mod staff;
 pub mod stats;
 pub mod strace;
@@ -295,9 +296,7 @@ impl Machine {
     fn seat(&self, timeout: Option<Duration>) {
         let kernel = &self.shared.kernel;
         if let Some(timeout) = timeout {
-            let now = kernel.clock.monotonic();
-            let limit = now.saturating_add(timeout.as_nanos() as u64);
-            self.shared.limit.set(limit);
+            self.shared.end_after(timeout);
         }
         self.bare.guests.add(&self.shared);
         // With the guest's first round: what it plans is known then.
@@ -308,11 +307,7 @@ impl Machine {
     fn take_down(&self, after: After) -> Report {
         let kernel = &self.shared.kernel;
         let memory = &kernel.memory;
-        drop(kernel.sched.drain());
-        let processes = std::mem::take(&mut kernel.state().procs);
-        // Dropped without the lock: descriptors wake what waits for them.
-        drop(processes);
-        kernel.vfs.close();
+        kernel.take_down();
         memory.sections.close(memory);
         match after {
             // No virtual CPU will run again.

@@ -92,7 +92,7 @@ pub fn restore(
 
 /// Begins to load a guest's memory. The pages of a template are laid under the machine as they are; those of a file on a disk
 /// are read, and compared with their checksums, when they are wanted.
-fn load(
+pub(super) fn load(
     hardware: &Hardware,
     image: &Arc<Image>,
     loaded: &Arc<Loaded>,

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shadow_mm::{Access, Pfn};
 
@@ -21,6 +21,7 @@ use crate::linux::Errno;
 use crate::linux::call::{Args, CallRecord, Ctx, Stop, Wait};
 use crate::linux::kernel::Kernel;
 use crate::linux::process::SigInfo;
+use crate::linux::saved::identity;
 use crate::linux::sched::roster::Task;
 use crate::linux::sched::{Kick, Leave, Sched};
 use crate::linux::signal::{self, Outcome, Settled};
@@ -35,7 +36,7 @@ pub struct Shared {
     /// The Linux layer.
     pub kernel: Arc<Kernel>,
     /// The system calls.
-    pub table: Table,
+    pub table: &'static Table,
     /// What is counted.
     pub counters: Counters,
     /// Where system calls are shown, if they are.
@@ -54,12 +55,6 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// The guest ends at `at`, by its `CLOCK_MONOTONIC`; to be said before it runs.
-    pub fn set(&self, at: u64) {
-        let first = self.at.set(at).is_ok();
-        debug_assert!(first, "a guest is started once");
-    }
-
     /// Whether the guest was ended because of it.
     pub fn has_passed(&self) -> bool {
         self.passed.load(Ordering::SeqCst)
@@ -67,6 +62,14 @@ impl Limit {
 }
 
 impl Shared {
+    /// The guest ends after this time, from now on; to be said before it runs.
+    pub fn end_after(&self, time: Duration) {
+        let now = self.kernel.clock.monotonic();
+        let at = now.saturating_add(time.as_nanos() as u64);
+        let first = self.limit.at.set(at).is_ok();
+        debug_assert!(first, "a guest is started once");
+    }
+
     /// The clock thread's round: deadlines, turns, timers, the vDSO's page, the time limit.
     pub fn round(&self) {
         let kernel = &self.kernel;
@@ -327,6 +330,7 @@ impl Worker {
     /// A stay in the guest.
     fn enter(&mut self, shared: &Shared, thread: &mut Thread) -> Result<Turn, CpuError> {
         let memory = &shared.kernel.memory;
+        identity::renew(memory, &thread.mm);
         self.fpu.enter(&self.cpu, thread, &shared.counters)?;
         let entry = memory.flushes.enter(self.index, &thread.mm.space);
         let flush = if entry.needed {

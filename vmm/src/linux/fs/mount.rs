@@ -112,11 +112,11 @@ pub enum VfsError {
 pub(super) struct Mount {
     /// Clean guest path; empty for the root.
     pub(super) at: Vec<u8>,
-    pub(super) fs: Box<dyn FileSystem>,
+    pub(super) fs: Arc<dyn FileSystem>,
     pub(super) read_only: bool,
     pub(super) dev: u64,
     /// As it was asked for.
-    pub(super) spec: MountSpec,
+    pub(super) spec: Arc<MountSpec>,
 }
 
 impl Vfs {
@@ -206,39 +206,82 @@ impl Vfs {
     fn build(&self, home: Home, spec: MountSpec) -> Result<Mount, VfsError> {
         let kind = spec.kind.clone();
         let (at, dev) = (home.at.clone(), home.dev);
-        let failed = |source: Errno| VfsError::Build {
-            at: text(&at),
-            source: source.into(),
-        };
         let read_only = match &kind {
             MountKind::Host { writable, .. } => !writable,
             MountKind::Closure(_) | MountKind::Sys | MountKind::Dev => true,
             MountKind::Mem { .. } | MountKind::Proc => false,
         };
-        let fs: Box<dyn FileSystem> = match kind {
+        let fs: Arc<dyn FileSystem> = match kind {
             MountKind::Host { root, .. } => {
                 let host = HostFs::new(home, &root);
-                Box::new(host.map_err(|source| VfsError::Host {
+                Arc::new(host.map_err(|source| VfsError::Host {
                     path: root,
                     source: source.into(),
                 })?)
             }
-            MountKind::Mem { size, mode } => {
-                let budget = Budget::new(size, Some(Arc::clone(&self.budget)));
-                Box::new(MemFs::new(home, budget, mode, self.owner).map_err(failed)?)
-            }
-            MountKind::Closure(entries) => Box::new(self.closure(home, entries)?),
-            MountKind::Proc => Box::new(SynthFs::new(home, ProcFs)),
-            MountKind::Sys => Box::new(SynthFs::new(home, SysFs)),
-            MountKind::Dev => Box::new(SynthFs::new(home, DevFs)),
+            MountKind::Mem { size, mode } => self.memory(home, size, mode)?,
+            MountKind::Closure(entries) => Arc::new(self.closure(home, entries)?),
+            MountKind::Proc => Arc::new(SynthFs::new(home, ProcFs)),
+            MountKind::Sys => Arc::new(SynthFs::new(home, SysFs)),
+            MountKind::Dev => Arc::new(SynthFs::new(home, DevFs)),
         };
         Ok(Mount {
             at,
             fs,
             read_only,
             dev,
-            spec,
+            spec: Arc::new(spec),
         })
+    }
+
+    /// The tree of another guest that is to see the same: trees in memory are its own, and empty. What the host has is
+    /// opened once for both.
+    ///
+    /// # Errors
+    /// [`VfsError`].
+    pub fn another(&self) -> Result<Self, VfsError> {
+        let mut vfs = Self {
+            mounts: Vec::with_capacity(self.mounts.len()),
+            budget: Budget::new(self.budget.usage().0, None),
+            flocks: Arc::default(),
+            owner: self.owner,
+        };
+        for (index, mount) in self.mounts.iter().enumerate() {
+            let fs = match &mount.spec.kind {
+                MountKind::Mem { size, mode } => {
+                    let home = Home {
+                        mount: index,
+                        at: mount.at.clone(),
+                        dev: mount.dev,
+                    };
+                    vfs.memory(home, *size, *mode)?
+                }
+                MountKind::Host { .. }
+                | MountKind::Closure(_)
+                | MountKind::Proc
+                | MountKind::Sys
+                | MountKind::Dev => Arc::clone(&mount.fs),
+            };
+            vfs.mounts.push(Mount {
+                at: mount.at.clone(),
+                fs,
+                read_only: mount.read_only,
+                dev: mount.dev,
+                spec: Arc::clone(&mount.spec),
+            });
+        }
+        Ok(vfs)
+    }
+
+    /// An empty tree in memory.
+    fn memory(&self, home: Home, size: u64, mode: u32) -> Result<Arc<dyn FileSystem>, VfsError> {
+        let at = text(&home.at);
+        let budget = Budget::new(size, Some(Arc::clone(&self.budget)));
+        let made = MemFs::new(home, budget, mode, self.owner);
+        Ok(Arc::new(made.map_err(|source| VfsError::Build {
+            at,
+            source: source.into(),
+        })?))
     }
 
     fn closure(&self, home: Home, entries: Vec<ClosureEntry>) -> Result<MemFs, VfsError> {

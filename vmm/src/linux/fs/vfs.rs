@@ -37,10 +37,13 @@ impl Vfs {
         out
     }
 
-    /// Empties the trees in memory, for the end of the machine: their files have its frames.
+    /// Empties the trees in memory, for the end of the guest: their files have frames of the machine. What is another
+    /// guest's too stays.
     pub fn close(&self) {
         for mount in &self.mounts {
-            if let Some(tree) = mount.fs.as_any().downcast_ref::<super::memfs::MemFs>() {
+            if Arc::strong_count(&mount.fs) == 1
+                && let Some(tree) = mount.fs.as_any().downcast_ref::<super::memfs::MemFs>()
+            {
                 tree.clear();
             }
         }

@@ -204,7 +204,7 @@ fn heir(state: &State, pid: Pid) -> Pid {
         let Some(p) = state.procs.get(&at) else { break };
         at = p.ppid;
         let wants = |p: &crate::linux::process::Process| p.prctl.subreaper && p.exiting.is_none();
-        if at <= INIT || state.procs.get(&at).is_some_and(wants) {
+        if at <= INIT || state.procs.get(&at).is_some_and(|p| wants(p)) {
             break;
         }
     }

@@ -129,7 +129,7 @@ pub fn is_orphaned(state: &State, pgid: Pid, except: Option<Pid>) -> bool {
         .procs
         .values()
         .filter(|p| p.pgid == pgid && p.pid != INIT)
-        .any(held)
+        .any(|p| held(p))
 }
 
 fn has_stopped(state: &State, pgid: Pid) -> bool {

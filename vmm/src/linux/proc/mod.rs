@@ -128,7 +128,7 @@ fn adopt_leader(state: &mut State, mut p: Process, thread: &Thread) {
     if let Some(parent) = state.procs.get_mut(&p.ppid) {
         parent.children.insert(pid);
     }
-    state.procs.insert(pid, p);
+    state.procs.insert(pid, Box::new(p));
 }
 
 /// The name as `PR_SET_NAME` keeps it: at most 15 bytes, none of them NUL.

@@ -34,7 +34,8 @@ pub(super) fn may_start(c: &Ctx<'_>, state: &State, new: New) -> Result<(), Errn
     {
         return Err(Errno::AGAIN);
     }
-    let everybody = || state.procs.values().filter(|p| p.ppid != 0);
+    let all = || state.procs.values().map(|p| &**p);
+    let everybody = || all().filter(|p| p.ppid != 0);
     if everybody().map(size).sum::<usize>() >= c.k.limits.max_threads {
         return Err(Errno::AGAIN);
     }

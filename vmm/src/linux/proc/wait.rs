@@ -255,7 +255,7 @@ mod tests {
         for (pid, ppid, pgid) in [(2, 1, 2), (3, 2, 2), (4, 2, 4)] {
             let mut p = Process::new(pid, root.clone());
             (p.ppid, p.pgid, p.sid) = (ppid, pgid, 2);
-            state.procs.insert(pid, p);
+            state.procs.insert(pid, Box::new(p));
             state.procs.get_mut(&ppid).unwrap().children.insert(pid);
         }
         state

@@ -2,7 +2,8 @@
 //!
 //! * The sixteen random bytes at `AT_RANDOM` are new in every address space. The C library has taken its stack
 //!   guard from the old ones when the program started, and keeps it; who asks `getauxval` later gets new
-//!   ones.
+//!   ones. In a machine of many guests they are made when a program first runs: a guest that only waits has no page
+//!   of its own.
 //! * Ranges with `MADV_WIPEONFORK` are empty, as in a fork's child: random number generators keep their
 //!   state there so that no copy of it is ever used.
 //! * `getrandom(2)` and `/dev/urandom` ask the host each time and need nothing.
@@ -11,30 +12,51 @@ use shadow_mm::{GuestVa, VadFlags, Vpn};
 
 use super::error::{Damaged, RestoreError};
 use super::load::Loader;
+use crate::linux::Errno;
 use crate::linux::exec::stack::random_at;
 use crate::linux::process::AddressSpace;
 use crate::linux::user_mem::UserMem;
-use crate::snapshot::records::Identity;
+use crate::memory::Memory;
 use std::sync::Arc;
 
 /// Makes this guest another one than its siblings.
-pub(super) fn tell_apart(l: &Loader<'_>, identity: Identity) -> Result<(), RestoreError> {
-    let first = l.k.identity.set(identity).is_ok();
-    debug_assert!(first, "a guest is made once");
+pub(super) fn tell_apart(l: &Loader<'_>) -> Result<(), RestoreError> {
     for mm in l.spaces() {
         wipe(l, mm)?;
-        let at = random_at(&mm.layout.lock().auxv);
-        if let Some(at) = at {
-            let mut bytes = [0; 16];
-            let flags = rustix::rand::GetRandomFlags::empty();
-            let filled = rustix::rand::getrandom(&mut bytes, flags);
-            filled.map_err(|source| RestoreError::Room {
-                what: "random bytes",
-                source,
-            })?;
-            // A program may have unmapped or protected them: then nobody reads them.
-            let _ = UserMem::new(&l.k.memory, mm).write(at, &bytes);
-        }
+        new_random(&l.k.memory, mm).map_err(|source| RestoreError::Room {
+            what: "random bytes",
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// The same, but for what can wait until a program runs: [`renew`] is then called before it does.
+pub(super) fn tell_apart_later(l: &Loader<'_>) -> Result<(), RestoreError> {
+    for mm in l.spaces() {
+        wipe(l, mm)?;
+        mm.renew_later();
+    }
+    Ok(())
+}
+
+/// Does what was put off, if it was. No lock may be held.
+pub fn renew(memory: &Memory, mm: &Arc<AddressSpace>) {
+    if mm.take_renewal()
+        && let Err(error) = new_random(memory, mm)
+    {
+        tracing::error!(%error, "a guest shares random bytes with another one");
+    }
+}
+
+fn new_random(memory: &Memory, mm: &Arc<AddressSpace>) -> Result<(), Errno> {
+    let at = random_at(&mm.layout.lock().auxv);
+    if let Some(at) = at {
+        let mut bytes = [0; 16];
+        let flags = rustix::rand::GetRandomFlags::empty();
+        rustix::rand::getrandom(&mut bytes, flags)?;
+        // A program may have unmapped or protected them: then nobody reads them.
+        let _ = UserMem::new(memory, mm).write(at, &bytes);
     }
     Ok(())
 }

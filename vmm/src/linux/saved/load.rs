@@ -31,8 +31,20 @@ use crate::linux::vdso;
 use crate::memory::{Backing, Memory};
 use crate::snapshot::records::{ContentRef, Identity, LoadContents, LoadMemory, MemoryError};
 
+/// Where a guest is made again.
+#[derive(Clone, Copy)]
+pub enum Place<'a> {
+    /// In a machine of its own.
+    Alone,
+    /// In a machine with others, among them this one, which is made of the same records and never runs. The vDSO's page
+    /// has no clock there, and what tells guests apart in their memory is written when they first run.
+    Beside(&'a Kernel),
+}
+
 /// What the machine gives to a guest that is made again.
-pub struct Parts {
+pub struct Parts<'a> {
+    /// Where it is.
+    pub place: Place<'a>,
     /// Its memory, still empty.
     pub memory: Arc<Memory>,
     /// Its scheduler, without threads.
@@ -131,7 +143,7 @@ impl LoadContents for Loader<'_> {
 /// The records are damaged, this machine is not fit for them, or a file is not what it was.
 pub fn restore(
     records: &Records,
-    parts: Parts,
+    parts: Parts<'_>,
     memory: &mut dyn LoadMemory,
     identity: Identity,
 ) -> Result<Kernel, RestoreError> {
@@ -144,11 +156,15 @@ pub fn restore(
     }
     require(machine.next_key < 1 << 62, "the objects' numbers")?;
     parts.sched.keys_from(machine.next_key);
+    let (tree, clock) = match parts.place {
+        Place::Alone => (records.tree.build()?, Clock::new(parts.tsc)),
+        Place::Beside(other) => (other.vfs.another()?, Clock::default()),
+    };
     let kernel = Kernel::new(KernelParts {
         memory: parts.memory,
         sched: parts.sched,
-        clock: Arc::new(Clock::new(parts.tsc)),
-        vfs: records.tree.build()?,
+        clock: Arc::new(clock),
+        vfs: tree,
         tty: parts.tty,
         limits: limits(records)?,
         info: machine.info,
@@ -169,12 +185,20 @@ pub fn restore(
     load_spaces(&mut loader, records, memory)?;
     load_things(&mut loader, records)?;
     let threads = super::people::load(&loader, records)?;
-    super::identity::tell_apart(&loader, identity)?;
+    let first = kernel.identity.set(identity).is_ok();
+    debug_assert!(first, "a guest is made once");
+    match parts.place {
+        Place::Alone => super::identity::tell_apart(&loader)?,
+        Place::Beside(_) => super::identity::tell_apart_later(&loader)?,
+    }
     if let (Some(saved), Some(tty)) = (&machine.tty, &kernel.tty) {
         saved.load(tty)?;
     }
-    let page = vdso::page(&kernel.memory);
-    kernel.clock.go_on_from(&machine.clock, &page)?;
+    let page = match parts.place {
+        Place::Alone => Some(vdso::page(&kernel.memory)),
+        Place::Beside(_) => None,
+    };
+    kernel.clock.go_on_from(&machine.clock, page.as_ref())?;
     for thread in threads {
         kernel.sched.enqueue(Box::new(thread));
     }
@@ -226,7 +250,11 @@ fn load_spaces(
     records: &Records,
     memory: &mut dyn LoadMemory,
 ) -> Result<(), RestoreError> {
-    for content in &records.contents {
+    let contents = match memory.needs_contents() {
+        true => &records.contents[..],
+        false => &[],
+    };
+    for content in contents {
         let content = content.load(l)?;
         l.contents.push(content);
     }

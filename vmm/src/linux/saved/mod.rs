@@ -34,6 +34,6 @@ pub(crate) mod tests;
 
 pub use error::{Damaged, Refused, RestoreError};
 pub use file::SavedFile;
-pub use load::{Loader, Parts, restore};
+pub use load::{Loader, Parts, Place, restore};
 pub use records::Records;
 pub use save::{Saver, save};

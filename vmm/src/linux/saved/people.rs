@@ -15,7 +15,7 @@ pub(super) fn load(l: &Loader<'_>, records: &Records) -> Result<Vec<Thread>, Res
     for saved in &records.processes {
         let process = saved.load(l)?;
         require(
-            processes.insert(saved.pid(), process).is_none(),
+            processes.insert(saved.pid(), Box::new(process)).is_none(),
             "a process's number twice",
         )?;
     }
@@ -51,7 +51,7 @@ pub(super) fn load(l: &Loader<'_>, records: &Records) -> Result<Vec<Thread>, Res
 }
 
 /// Makes a thread one of its process's.
-fn join(processes: &mut BTreeMap<Pid, Process>, t: &Thread) -> Result<(), Damaged> {
+fn join(processes: &mut BTreeMap<Pid, Box<Process>>, t: &Thread) -> Result<(), Damaged> {
     let others = t.tid != t.pid && processes.contains_key(&t.tid);
     require(!others, "a thread with a process's number")?;
     let p = processes
@@ -79,7 +79,7 @@ fn check(p: &mut Process) -> Result<(), Damaged> {
 }
 
 /// Tells parents of their children.
-fn relate(processes: &mut BTreeMap<Pid, Process>) -> Result<(), Damaged> {
+fn relate(processes: &mut BTreeMap<Pid, Box<Process>>) -> Result<(), Damaged> {
     let families: Vec<_> = processes.values().map(|p| (p.pid, p.ppid)).collect();
     for (pid, ppid) in families {
         if pid == INIT {

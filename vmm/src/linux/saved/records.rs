@@ -20,7 +20,7 @@ use crate::linux::proc::saved::{SavedProcess, SavedThread};
 use crate::linux::process::{MmLayout, Pid, TtyState};
 use crate::linux::time::saved::SavedClock;
 use crate::linux::tty::SavedTty;
-use crate::snapshot::records::SpaceRef;
+use crate::snapshot::records::{ContentRef, SpaceRef};
 
 /// A stopped guest's records. They are checked when a guest is made of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +54,15 @@ impl Records {
     #[must_use]
     pub fn host_files(&self) -> Vec<PathBuf> {
         self.tree.host_files()
+    }
+
+    /// Whether a content of mapped files is a file of the host.
+    #[must_use]
+    pub fn is_hosts(&self, at: ContentRef) -> bool {
+        match self.contents.get(at.0 as usize) {
+            Some(SavedContent::Host(_)) => true,
+            Some(SavedContent::Memory(..)) | None => false,
+        }
     }
 
     /// Processors the guest was told about; 1 to 1024, whatever the records say.

@@ -128,7 +128,7 @@ impl Sched {
 }
 
 impl Queues {
-    fn at_rest(&self) -> bool {
+    pub(super) fn at_rest(&self) -> bool {
         self.turns.running() == 0 && !self.in_round
     }
 }

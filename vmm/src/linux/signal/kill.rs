@@ -249,7 +249,7 @@ mod tests {
             path: Vec::new(),
         });
         for pid in 2..5 {
-            state.procs.insert(pid, process(pid, [0; 3]));
+            state.procs.insert(pid, Box::new(process(pid, [0; 3])));
         }
         let me = state.process(3).unwrap();
         assert_eq!(targets(&state, me, -1), Ok(vec![2, 4]));

@@ -2,7 +2,7 @@
 
 use super::super::Errno;
 use super::super::call::{Arg, Args, Ctx, Entry, Restart, Stop, SysResult, Wait};
-use super::super::process::{Pid, Process};
+use super::super::process::Pid;
 use super::{Clock, SECOND, Timespec, Timeval};
 use std::sync::atomic::Ordering;
 
@@ -151,7 +151,7 @@ fn read(c: &Ctx<'_>, kind: ClockKind) -> Result<u64, Errno> {
             c.k.state()
                 .procs
                 .get(&pid)
-                .map(Process::cpu_ns)
+                .map(|p| p.cpu_ns())
                 .ok_or(Errno::INVAL)
         }
         ClockKind::ThreadCpu(tid) => c

@@ -41,12 +41,12 @@ impl Clock {
         }
     }
 
-    /// Goes on from a saved clock, now. The page is still to be published: a program that was saved while it
-    /// read the page must see that it has changed.
+    /// Goes on from a saved clock, now. A page is still to be published: a program that was saved while it
+    /// read the page must see that it has changed. Without one, programs find no clock there, and ask.
     pub(in crate::linux) fn go_on_from(
         &self,
         saved: &SavedClock,
-        page: &VolatileSlice<'_>,
+        page: Option<&VolatileSlice<'_>>,
     ) -> Result<(), Damaged> {
         let small = saved.monotonic < LATEST && saved.boot_offset < LATEST;
         require(small, "the clock")?;
@@ -59,7 +59,9 @@ impl Clock {
             Source::Counter(tracker) => tracker.shift(by),
             Source::Host { floor } => *floor = saved.monotonic,
         }
-        data::set_seq(page, saved.seq);
+        if let Some(page) = page {
+            data::set_seq(page, saved.seq);
+        }
         Ok(())
     }
 }
@@ -84,7 +86,7 @@ mod tests {
                 saved.monotonic = monotonic;
                 let clock = Clock::new(info);
                 let real = clock.realtime();
-                clock.go_on_from(&saved, &page(&mut new)).unwrap();
+                clock.go_on_from(&saved, Some(&page(&mut new))).unwrap();
                 let after = clock.monotonic() - monotonic;
                 assert!(after < 1_000_000_000, "{after}");
                 assert!(clock.realtime().abs_diff(real) < 1_000_000_000);
@@ -109,6 +111,6 @@ mod tests {
             seq: 0,
         };
         let clock = Clock::default();
-        assert!(clock.go_on_from(&saved, &page(&mut bytes)).is_err());
+        assert!(clock.go_on_from(&saved, Some(&page(&mut bytes))).is_err());
     }
 }

@@ -13,7 +13,9 @@ use crate::locks::{Mutex, rank};
 use crate::memory::{AccessError, Backing, FRAME, Intent, Memory, Space, VmmPlatform};
 use crate::snapshot::format::{PartKind, StoredPage};
 use crate::snapshot::read::{ReadError, Snapshot};
-use crate::snapshot::records::{BytesRef, LoadContents, LoadMemory, MemoryError, Page, SpaceRef};
+use crate::snapshot::records::{
+    BytesRef, ContentRef, LoadContents, LoadMemory, MemoryError, Page, SpaceRef,
+};
 use shadow_mm::{
     Charge, CreateError, ImageError, MapError, MapKind, MapRequest, PfnRange, Placement, Prot,
     Section, SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn, VpnRange,
@@ -114,7 +116,14 @@ pub struct ImageLoader {
 #[derive(Debug, Default)]
 pub struct Loaded {
     content: OnceLock<Arc<ImageContent>>,
-    sets: Mutex<rank::WorkingSets, Vec<WorkingSet>>,
+    made: Mutex<rank::WorkingSets, Made>,
+}
+
+/// The spaces that were made, until somebody takes them.
+#[derive(Debug, Default)]
+struct Made {
+    sets: Vec<WorkingSet>,
+    spaces: Vec<(SpaceRef, Arc<Space<VmmPlatform>>)>,
 }
 
 impl Loaded {
@@ -127,7 +136,13 @@ impl Loaded {
     /// What is to be read ahead; once.
     #[must_use]
     pub fn take_working_sets(&self) -> Vec<WorkingSet> {
-        std::mem::take(&mut self.sets.lock())
+        std::mem::take(&mut self.made.lock().sets)
+    }
+
+    /// The spaces that were made; once.
+    #[must_use]
+    pub fn take_spaces(&self) -> Vec<(SpaceRef, Arc<Space<VmmPlatform>>)> {
+        std::mem::take(&mut self.made.lock().spaces)
     }
 }
 
@@ -160,6 +175,38 @@ impl ImageLoader {
         })
     }
 
+    /// For other spaces with the same pages: what one has read, all find in memory.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self {
+            memory: Arc::clone(&self.memory),
+            of: Arc::clone(&self.of),
+            image: self.image.clone(),
+            sections: vec![None; self.of.data.sections.len()],
+            loaded: Arc::default(),
+        }
+    }
+
+    /// Whether forks of the image's spaces are the same as spaces loaded anew: all they share with one another is
+    /// theirs to share, files of the host (`is_hosts`), and a fork loses no mapping.
+    pub fn can_be_forked(&self, is_hosts: impl Fn(ContentRef) -> bool) -> bool {
+        let hosts = |section: u32| {
+            let section = self.of.data.sections.get(section as usize);
+            section.and_then(|s| s.content).is_some_and(&is_hosts)
+        };
+        let alike = |vad: &VadData| {
+            let lost = VadFlags::DONT_FORK.bits();
+            let shares = match vad.kind {
+                KindData::Anonymous => true,
+                KindData::Private { section, .. } | KindData::Shared { section, .. } => {
+                    hosts(section)
+                }
+            };
+            shares && vad.flags & lost == 0
+        };
+        self.of.data.spaces.iter().all(|s| s.vads.iter().all(alike))
+    }
+
     fn load_space(
         &mut self,
         at: SpaceRef,
@@ -177,13 +224,16 @@ impl ImageLoader {
             return Err(error);
         }
         manager.set_working_set(&space, data.limits.0, data.limits.1);
+        let mut made = self.loaded.made.lock();
+        made.spaces.push((at, Arc::clone(&space)));
         // What is mapped and not read comes a table at a time, when it is wanted.
         if !self.image.is_frozen() {
-            self.loaded.sets.lock().push(WorkingSet {
+            made.sets.push(WorkingSet {
                 space: Arc::clone(&space),
                 pages: data.working_set.clone(),
             });
         }
+        drop(made);
         Ok(space)
     }
 
@@ -332,8 +382,8 @@ impl ImageLoader {
         }
     }
 
-    fn load_bytes(
-        &mut self,
+    pub(super) fn load_bytes(
+        &self,
         at: BytesRef,
         page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
     ) -> Result<u64, MemoryError> {

@@ -10,6 +10,7 @@
 //! and anonymous shared memory are, and are read at once.
 
 mod content;
+mod forked;
 mod load;
 mod look;
 mod save;
@@ -24,6 +25,7 @@ use super::format::StoredPage;
 use super::records::ContentRef;
 
 pub use content::ImageContent;
+pub use forked::{SeedLoader, Seeds};
 pub use load::{Image, ImageLoader, LoadError, Loaded, Pages, WorkingSet};
 pub use save::{ImageWriter, SaveError, Saved};
 

@@ -92,6 +92,11 @@ pub trait SaveContents {
 
 /// Gives the records their memory back.
 pub trait LoadMemory {
+    /// Whether spaces are made over contents that the records open.
+    fn needs_contents(&self) -> bool {
+        true
+    }
+
     /// An address space, made anew; each is asked for once.
     ///
     /// # Errors

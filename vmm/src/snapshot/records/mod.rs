@@ -10,7 +10,9 @@
 pub mod memory;
 
 pub use crate::linux::fs::saved::HostDirectory;
-pub use crate::linux::saved::{Damaged, Parts, Records, Refused, RestoreError, restore, save};
+pub use crate::linux::saved::{
+    Damaged, Parts, Place, Records, Refused, RestoreError, restore, save,
+};
 pub use memory::{
     BytesRef, ContentRef, LoadContents, LoadMemory, MemoryError, PAGE_BYTES, Page, SaveContents,
     SaveMemory, SpaceRef, SparseBytes,

@@ -123,7 +123,7 @@ pub(super) fn boot(state: &State) -> u64 {
 /// Nanoseconds that all processes of the machine have used.
 fn cpu_time(state: &State) -> u64 {
     let running = |p: &crate::linux::process::Process| p.cpu_ns() + p.children_usage.cpu_ns;
-    state.procs.values().map(running).sum()
+    state.procs.values().map(|p| running(p)).sum()
 }
 
 fn uptime(c: &Caller<'_>) -> String {

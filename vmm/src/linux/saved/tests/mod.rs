@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Parts, Records, Refused, RestoreError, restore, save};
+use super::{Parts, Place, Records, Refused, RestoreError, restore, save};
 use crate::linux::fs::{MountKind, MountSpec};
 use crate::linux::process::FdTable;
 use crate::linux::testing::{self, DATA, Machine, Turn, XSAVE};
@@ -157,8 +157,9 @@ struct Saved {
     fds: BTreeMap<&'static str, u64>,
 }
 
-fn parts() -> Parts {
+fn parts() -> Parts<'static> {
     Parts {
+        place: Place::Alone,
         memory: testing::memory(),
         sched: Arc::default(),
         files: FdTable::default(),

@@ -1,0 +1,265 @@
+//! A machine that many guests of one template share: isolation by process.
+//!
+//! The machine is made once, with the template's image in it: a guest, the *seed*, that never runs. Every other guest
+//! is a [`Tenant`]: a Linux layer of its own, made of the template's records, with address spaces that are forks of the
+//! seed's ([`Seeds`]). A tenant has no virtual CPU and no thread of the host: the machine's workers run it when it has
+//! something to do. One that waits is its records and the roots of its page tables.
+//!
+//! What tenants share, and what follows from it:
+//!
+//! * the virtual machine and this process. What keeps them apart is what keeps processes apart: page tables, and
+//!   this crate's care with numbers. Each has its own process numbers, descriptors, files in memory, sockets;
+//! * guest memory, first come, first served, and promised to nobody: a tenant that takes all of it makes others wait for
+//!   frames, and whoever finds none is killed, as with overcommitment;
+//! * workers, in turn ([`crate::linux::sched::roster`]);
+//! * the vDSO's page, which has no clock: programs make the call.
+//!
+//! An ended tenant gives back all it had of the machine when it is waited for or dropped.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::builder::Machine;
+use super::guests::Guests;
+use super::hardware::Hardware;
+use super::report::MemoryReport;
+use super::restored::load;
+use super::stats::Counters;
+use super::strace::Strace;
+use super::worker::{Limit, Shared};
+use super::{
+    After, HostSide, ProcessSignals, RunError, STATUS_FAILURE, STATUS_TIMEOUT, Wanted, exit_status,
+};
+use crate::linux::events::Events;
+use crate::linux::kernel::Kernel;
+use crate::linux::sched::Sched;
+use crate::linux::stdio::{self, Ends, Given};
+use crate::linux::table::Table;
+use crate::linux::thread::XsaveArea;
+use crate::linux::time::TscInfo;
+use crate::linux::vdso::{self, data};
+use crate::locks::{Mutex, rank};
+use crate::snapshot::image::{Image, Loaded, Seeds};
+use crate::snapshot::records::{Identity, Parts, Place, Records, restore};
+
+/// A machine that guests of one template share.
+pub struct SharedMachine {
+    /// Until the end; its guest is the seed.
+    machine: Mutex<rank::MachineThreads, Option<Machine>>,
+    guests: Arc<Guests>,
+    seed: Arc<Shared>,
+    supervisor_tables: u64,
+    seeds: Seeds,
+    records: Records,
+    fpu: (XsaveArea, u64),
+    events: Arc<Events>,
+    strace: bool,
+    /// Guests made so far.
+    made: AtomicU64,
+}
+
+/// How long a worker may take to leave a guest that has ended.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Guests that are made before flushes are waited for.
+const PACE: u64 = 32;
+
+/// A guest to be.
+#[derive(Debug, Default)]
+pub struct Wish {
+    /// Which one it is.
+    pub identity: Identity,
+    /// Its descriptors 0 to 2.
+    pub ends: Ends,
+    /// It ends after this long.
+    pub timeout: Option<Duration>,
+}
+
+/// A guest in a shared machine. Dropping it ends it.
+pub struct Tenant {
+    machine: Arc<SharedMachine>,
+    guest: Arc<Shared>,
+}
+
+impl SharedMachine {
+    /// Makes the machine, without tenants. Its memory is promised to nobody, whatever `wanted` says.
+    ///
+    /// # Errors
+    /// The host cannot make a machine, the snapshot is damaged, or a guest of it cannot be.
+    pub fn start(
+        wanted: &Wanted,
+        image: &Arc<Image>,
+        records: Records,
+    ) -> Result<Arc<Self>, RunError> {
+        let wanted = Wanted {
+            commit: crate::config::Commit::Over,
+            fork: crate::config::ForkMode::Shared,
+            ..wanted.clone()
+        };
+        let loaded = Arc::new(Loaded::default());
+        let seeds = |hardware: &Hardware| load(hardware, image, &loaded);
+        let host = HostSide {
+            stdio: Given::inherited().map_err(RunError::Stdio)?,
+            signals: ProcessSignals::LeftAlone,
+        };
+        let mut machine = Machine::restore(&wanted, &records, Identity::default(), host, seeds)?;
+        // Its world stands still, and nobody lets it go.
+        let seed = Arc::clone(&machine.shared);
+        let memory = &seed.kernel.memory;
+        data::publish(&vdso::page(memory), None, seed.cpu_source);
+        let again = load(&machine.bare.hardware, image, &Arc::default());
+        let again = again.map_err(RunError::Image)?;
+        let seeds = Seeds::new(memory, again, &loaded, |at| records.is_hosts(at));
+        machine.bare.staff().map_err(RunError::Thread)?;
+        let components = machine.bare.hardware.profile.state_components;
+        Ok(Arc::new(Self {
+            seeds,
+            records,
+            fpu: (machine.bare.fresh().clone(), components),
+            events: Arc::default(),
+            strace: wanted.strace,
+            made: AtomicU64::new(0),
+            guests: Arc::clone(&machine.bare.guests),
+            supervisor_tables: machine.bare.supervisor_tables(),
+            seed,
+            machine: Mutex::new(Some(machine)),
+        }))
+    }
+
+    fn seed(&self) -> &Arc<Kernel> {
+        &self.seed.kernel
+    }
+
+    /// Makes a guest, which goes on where the template was frozen.
+    ///
+    /// # Errors
+    /// There is no memory for it, or a file is not what it was.
+    pub fn fork(self: &Arc<Self>, wish: Wish) -> Result<Tenant, RunError> {
+        let seed = self.seed();
+        let sched = Arc::new(Sched::new(seed.sched.roster()));
+        // Until the machine knows it.
+        sched.stop();
+        let stdio = stdio::open_shared(&wish.ends, &sched, &self.events);
+        let parts = Parts {
+            place: Place::Beside(seed),
+            memory: Arc::clone(&seed.memory),
+            sched: Arc::clone(&sched),
+            files: stdio.files,
+            tty: stdio.tty,
+            tsc: TscInfo::unusable(),
+            info: seed.info,
+            fpu: self.fpu.clone(),
+        };
+        let mut memory = self.seeds.loader();
+        let kernel = restore(&self.records, parts, &mut memory, wish.identity)?;
+        self.pace();
+        let guest = Arc::new(Shared {
+            kernel: Arc::new(kernel),
+            table: Table::shared(),
+            counters: Counters::default(),
+            strace: self.strace.then(Strace::default),
+            cpu_source: self.seed.cpu_source,
+            limit: Limit::default(),
+        });
+        if let Some(timeout) = wish.timeout {
+            guest.end_after(timeout);
+        }
+        self.guests.add(&guest);
+        sched.go_on();
+        let machine = Arc::clone(self);
+        Ok(Tenant { machine, guest })
+    }
+
+    /// A fork gives the seed another root too, and the old one comes back with its flush. On hosts where some virtual
+    /// CPU must do that, they would pile up.
+    fn pace(&self) {
+        if self.made.fetch_add(1, Ordering::Relaxed) % PACE == PACE - 1 {
+            self.seed().memory.finish_flushes();
+        }
+    }
+
+    /// What the machine's memory is used for, that of the seed included.
+    #[must_use]
+    pub fn memory(&self) -> MemoryReport {
+        let stats = self.seed().memory.manager.stats();
+        MemoryReport::new(&stats, self.supervisor_tables)
+    }
+
+    /// Whether guests are forks of the seed, as most are.
+    #[must_use]
+    pub fn forks(&self) -> bool {
+        self.seeds.are_forked()
+    }
+}
+
+impl Drop for SharedMachine {
+    /// Nobody is in it any more: every tenant keeps it.
+    fn drop(&mut self) {
+        let Some(mut machine) = self.machine.lock().take() else {
+            return;
+        };
+        let dismissed = machine.bare.dismiss();
+        self.events.stop();
+        if let Some(error) = machine.bare.take_failure() {
+            tracing::error!(%error, "the machine of many guests failed");
+        }
+        match dismissed {
+            Ok(()) => _ = machine.take_down(After::End),
+            Err(left) => {
+                tracing::error!("threads of a machine do not end: {}", left.join(", "));
+                // They still use what the machine is made of.
+                std::mem::forget(machine);
+            }
+        }
+    }
+}
+
+impl Tenant {
+    /// Its Linux layer.
+    #[must_use]
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.guest.kernel
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.kernel().sched.has_ended()
+    }
+
+    /// Waits for its end, and gives back what it had. The exit status: the program's, 128 + the signal that ended it, 124 when
+    /// its time was up, 125 when the machine failed.
+    #[must_use]
+    pub fn wait(self) -> u8 {
+        let kernel = self.kernel();
+        kernel.sched.wait_for_end();
+        let status = kernel.state().main_status;
+        match status {
+            Some(status) => exit_status(status),
+            None if self.guest.limit.has_passed() => STATUS_TIMEOUT,
+            None => STATUS_FAILURE,
+        }
+    }
+}
+
+impl Drop for Tenant {
+    fn drop(&mut self) {
+        let kernel = &self.guest.kernel;
+        kernel.sched.end();
+        if !kernel.sched.wait_until_left(PATIENCE) {
+            tracing::error!("a worker does not come back from a guest that has ended");
+            return;
+        }
+        self.machine.guests.remove(&self.guest);
+        self.machine.events.forget(kernel.sched.guest());
+        kernel.take_down();
+        let memory = &kernel.memory;
+        if memory.sections.untidy() {
+            memory.views_changed();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
