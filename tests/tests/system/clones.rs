@@ -374,10 +374,9 @@ fn processes(words: &[&str]) -> Result<usize, String> {
 fn abandoned(context: &Context) -> Checked {
     let line = "echo freeze > /dev/vmm; while :; do sleep 1; done";
     let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])?;
-    // A word that no other process of the machine has.
-    let mark = format!("MARK={}", context.work().display());
     for round in 0..kills(10) {
-        let mut fork = command(context, &["fork", "warm", "-n", "8", "--env", &mark]);
+        let words = ["fork", "warm", "-n", "8", "--per-process", "3"];
+        let mut fork = command(context, &words);
         let fork = fork.stderr(Stdio::null()).spawn();
         let mut fork = fork.map_err(|e| e.to_string())?;
         std::thread::sleep(Duration::from_micros(u64::from(round * 7919 % 61) * 1000));
@@ -385,19 +384,17 @@ fn abandoned(context: &Context) -> Checked {
             .and_then(|()| fork.wait())
             .map_err(|e| e.to_string())?;
         let until = Instant::now() + context.timeout / 4;
-        let equal = format!("--env={mark}");
-        while processes(&["restore", &equal])? != 0 {
+        let parent = fork.id().to_string();
+        while processes(&["run-clones", "--parent", &parent])? != 0 {
             if Instant::now() > until {
                 return Err(format!("round {round}: clones are left"));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-    let path = snapshot(context)?;
     let vmm = context.setup.vmm.to_string_lossy();
     let parent = (std::process::id() + 1).to_string();
-    let line =
-        format!("exec {vmm} restore --template 3 --clone 1/1/warm --parent {parent} 3< {path}");
+    let line = format!("exec {vmm} run-clones --parent {parent}");
     let alone = context.native(&Launch::new("/bin/sh", &["-c", &line]))?;
     if alone.status != 125 || !alone.err().contains("has ended") || alone.err().lines().count() != 1
     {
