@@ -102,8 +102,9 @@ fn memory(context: &Context) -> Checked {
     }
 }
 
-/// Clones in one machine: a few at once, each with an input and an end of its own, one of them by its time.
-fn one_machine(context: &Context) -> Checked {
+/// Clones in machines of their own, and in one: a few at once, each with an input and an end of its own, one of them by its
+/// time.
+fn ends(context: &Context) -> Checked {
     let line = "echo freeze > /dev/vmm; read -r role n rest < /dev/vmm; \
                 while read -r l; do echo $l; done; [ $role = clone ] || exit 0; \
                 [ $n = 5 ] && while :; do :; done; [ $n = 7 ] && kill -9 $$; [ $n != 6 ] || exit 9";
@@ -114,19 +115,23 @@ fn one_machine(context: &Context) -> Checked {
         context.write(&format!("in.{n}"), format!("line {n}\n"), 0o644)?;
     }
     let (input, output) = (path("in.%i"), path("out.%i"));
-    let words = |count| {
-        let words = ["fork", "warm", "--isolation", "process", "-n", count];
+    let words = |isolation, count| {
+        let words = ["fork", "warm", "--isolation", isolation, "-n", count];
         let streams = ["-j", "3", "--stdin", &input, "--stdout", &output];
         [&words[..], &streams[..], &["--timeout", "3"]].concat()
     };
-    for (count, status) in [("4", 0), ("8", 124)] {
-        let ended = vmm_with(context, &words(count), b"")?;
-        expect(&ended, status, "")?;
-    }
-    for n in 1..=8 {
-        let printed = fs::read_to_string(path(&format!("out.{n}"))).map_err(|e| e.to_string())?;
-        if printed != format!("line {n}\n") {
-            return Err(format!("clone {n}: {printed:?}"));
+    for isolation in ISOLATIONS {
+        for (count, status) in [("4", 0), ("8", 124)] {
+            let ended = vmm_with(context, &words(isolation, count), b"")?;
+            expect(&ended, status, "")?;
+        }
+        for n in 1..=8 {
+            let path = path(&format!("out.{n}"));
+            let printed = fs::read_to_string(&path).map_err(|e| e.to_string())?;
+            if printed != format!("line {n}\n") {
+                return Err(format!("clone {n} ({isolation}): {printed:?}"));
+            }
+            fs::remove_file(path).map_err(|e| e.to_string())?;
         }
     }
     let named = ["fork", "warm", "--isolation", "process", "--name", "x"];
@@ -425,7 +430,7 @@ fn alone() -> [Case; 2] {
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases: Vec<_> = [
         ("clones/shell", shell as fn(&Context) -> Checked, "busybox"),
-        ("clones/one-machine", one_machine, "busybox"),
+        ("clones/ends", ends, "busybox"),
         ("clones/shared-memory", memory, "python3"),
         ("clones/together", together, "busybox"),
         ("clones/layers", layers, "busybox"),
