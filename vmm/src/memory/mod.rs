@@ -15,7 +15,7 @@ pub use guard::{GuardCounters, GuardReport};
 pub use layer::{Layer, is_frozen};
 pub use page_file::{PageFile, PageFileError};
 pub use paging::Fault;
-pub use pool::{FRAME, Pool, PoolError};
+pub use pool::{FRAME, OpenFrames, Pool, PoolError};
 pub use reclaim::Room;
 pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;
