@@ -151,4 +151,6 @@ ranks! {
     ReadyBell,
     /// Whether the thread that writes mapped files back has something to do.
     WritebackBell,
+    /// A thread that looks after memory: whether it was started.
+    Aide,
 }

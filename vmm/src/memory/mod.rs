@@ -20,8 +20,8 @@ pub use reclaim::Room;
 pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;
 pub use stored::{Stored, StoredError};
-pub use writeback::Writeback;
 
+mod aides;
 mod content;
 mod flushes;
 mod guard;
@@ -71,6 +71,7 @@ pub struct Memory {
     /// The files that are mapped.
     pub sections: Sections,
     bell: writeback::Bell,
+    aides: aides::Aides,
 }
 
 impl Debug for Memory {
@@ -91,6 +92,7 @@ impl Memory {
             guard: OnceLock::new(),
             sections: Sections::default(),
             bell: writeback::Bell::default(),
+            aides: aides::Aides::default(),
             page_file: OnceLock::new(),
             reads: paging::Event::default(),
             reclaim: reclaim::Reclaim::default(),
@@ -248,6 +250,7 @@ impl Memory {
         for flush in flushes {
             self.manager.flushed(flush);
         }
+        self.frames_came_back();
     }
 
     /// Performs one read of the memory manager: the file's bytes into its frames.
@@ -259,6 +262,7 @@ impl Memory {
     /// A shared mapping may have gone: what was stored to it is to be written soon, and what nobody
     /// maps let go.
     pub fn views_changed(&self) {
+        self.call_writeback();
         self.bell.ring();
     }
 

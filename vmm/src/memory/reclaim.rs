@@ -94,6 +94,7 @@ impl Memory {
     pub(super) fn watch_level(&self) {
         let available = self.manager.available();
         if available < self.low() && !self.reclaim.called.swap(true, Ordering::SeqCst) {
+            self.call_pager();
             self.reclaim.wanted.notify();
         }
     }
@@ -120,6 +121,7 @@ impl Memory {
     }
 
     fn call_pager_and_wait(&self) {
+        self.call_pager();
         let seen = self.reclaim.round.seen();
         self.reclaim.called.store(true, Ordering::SeqCst);
         self.reclaim.wanted.notify();
@@ -129,7 +131,7 @@ impl Memory {
     /// Waits for frames, for a moment only. No lock should be held.
     pub fn wait_for_room(&self) -> Room {
         let reclaim = &self.reclaim;
-        if !reclaim.running.load(Ordering::SeqCst) {
+        if !self.call_pager() && !reclaim.running.load(Ordering::SeqCst) {
             return Room::Never;
         }
         self.call_pager_and_wait();
@@ -302,6 +304,11 @@ impl Memory {
         let pages = ticket.frames().len() as u64;
         let _ = self.manager.complete_write(ticket, result);
         result.map(|()| pages)
+    }
+
+    /// Whether there are frames to be zeroed.
+    pub(super) fn has_to_zero(&self) -> bool {
+        self.manager.stats().data.free > ZEROER_LEAVES
     }
 
     /// The zeroer thread: returns when [`Self::end_paging`] is called.
