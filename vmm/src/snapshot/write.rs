@@ -174,6 +174,12 @@ impl Writer {
         }
     }
 
+    /// Pages added so far.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
     /// Adds a page, and says which it is.
     ///
     /// # Errors
