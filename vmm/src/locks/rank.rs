@@ -55,6 +55,8 @@ ranks! {
     Template,
     /// Pages to be read ahead.
     WorkingSets,
+    /// Who is told when a page of a snapshot cannot be had.
+    ImageFailure,
     /// A machine as its first program's end found it.
     LastLook,
     /// The thread that waits for the host's descriptors.

@@ -20,6 +20,7 @@ pub mod guests;
 pub mod hardware;
 pub mod host_io;
 mod inspector;
+mod kept;
 pub mod kick;
 pub mod program;
 pub mod report;
@@ -304,11 +305,16 @@ impl Machine {
     }
 
     /// Ends every process, whatever it was doing, and counts what is left.
-    fn take_down(&self, after: After) -> Report {
+    fn take_down(&mut self, after: After) -> Report {
         let kernel = &self.shared.kernel;
         let memory = &kernel.memory;
-        kernel.take_down();
-        memory.sections.close(memory);
+        match (after, self.keeps.take()) {
+            (After::Keep, Some(keeps)) => self.bare.kept = kept::leave(&self.shared, keeps),
+            (After::Keep | After::End, _) => kernel.take_down(),
+        }
+        if self.bare.kept.is_none() {
+            memory.sections.close(memory);
+        }
         match after {
             // No virtual CPU will run again.
             After::End => memory.acknowledge(memory.flushes.drain()),

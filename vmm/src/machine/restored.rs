@@ -8,11 +8,12 @@ use shadow_mm::{Access, Vpn};
 
 use super::hardware::{Hardware, HardwareError};
 use super::inspector::{self, Observed};
+use super::kept::Kept;
 use super::{After, Bare, Ended, HostSide, Machine, RunError, Wanted};
 use crate::linux::sched::Sched;
 use crate::memory::{Memory, PoolError};
 use crate::snapshot::guest::MachineData;
-use crate::snapshot::image::{Image, ImageLoader, Loaded, Pages, WorkingSet};
+use crate::snapshot::image::{Image, ImageLoader, KeptMemory, Loaded, Pages, WorkingSet};
 use crate::snapshot::read::Snapshot;
 use crate::snapshot::records::{Identity, MemoryError, Records};
 
@@ -134,15 +135,24 @@ impl Revived {
     /// # Errors
     /// The guest cannot be made of what the snapshot has.
     pub(crate) fn new(
-        bare: Bare,
+        mut bare: Bare,
         image: &Arc<Image>,
         records: &Records,
         identity: Identity,
         host: HostSide,
     ) -> Result<Self, RunError> {
-        let loaded = Arc::new(Loaded::default());
-        let load = |hardware: &Hardware| load(hardware, image, &loaded);
-        let machine = Machine::restore_in(bare, records, identity, host, load)?;
+        let (mut memory, tree) = match bare.take_kept(image, records) {
+            Some(Kept { memory, tree }) => (memory, Some(tree)),
+            None => {
+                let loader = load(&bare.hardware, image, &Arc::default());
+                let loader = loader.map_err(RunError::Image)?;
+                (KeptMemory::new(loader), None)
+            }
+        };
+        let mut machine = Machine::restore_in(bare, records, identity, host, (&mut memory, tree))?;
+        memory.is_given();
+        let loaded = Arc::clone(memory.loaded());
+        machine.keeps = Some(memory);
         let broken = watch(&machine, &loaded);
         Ok(Self {
             machine,
@@ -203,7 +213,7 @@ fn watch(machine: &Machine, loaded: &Loaded) -> Broken {
     let broken = Broken::default();
     if let Some(content) = loaded.content() {
         let (told, sched) = (Arc::clone(&broken), Arc::downgrade(&machine.kernel().sched));
-        content.on_failure(Box::new(move |error| {
+        content.on_failure(Arc::new(move |error| {
             let _first = told.set(error.to_string());
             if let Some(sched) = sched.upgrade() {
                 sched.end();
