@@ -103,10 +103,10 @@ impl<'a> Looking<'a> {
 }
 
 /// Where in its section a page is that is `page` here.
-fn section_page<'a>(
-    (section, start, first): (&'a Section<Backing>, Vpn, u64),
+fn section_page(
+    (section, start, first): (&Section<Backing>, Vpn, u64),
     page: Vpn,
-) -> (&'a Section<Backing>, u64) {
+) -> (&Section<Backing>, u64) {
     (section, first + (page.get() - start.get()))
 }
 
