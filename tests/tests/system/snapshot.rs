@@ -3,6 +3,7 @@
 //! `VMM_KILLS` sets how often the VMM is killed in the cases that kill it at random moments.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -271,43 +272,90 @@ fn damaged(context: &Context) -> Checked {
     let path = snapshot(context)?;
     drop(guest);
     let whole = fs::read(&path).map_err(text)?;
-    let refused = |bytes: &[u8], word: &str, what: String| -> Result<(), String> {
-        fs::write(&path, bytes).map_err(text)?;
-        let output = vmm(context, &["restore", "--verify", &path])?;
-        let one_line = output.err().lines().count() == 1 && output.err().contains(word);
-        if output.status != 125 || !one_line || !output.stdout.is_empty() {
-            let (out, err) = (output.out(), output.err());
-            return Err(format!("{what}: {} {out} {err}", output.status));
-        }
-        Ok(())
-    };
     let lengths = (0..24).map(|n| whole.len() * n / 24);
     for length in lengths.chain([7, 4095, 4096, whole.len() - 1]) {
-        refused(&whole[..length], "vmm: ", format!("{length} bytes"))?;
+        fs::write(&path, &whole[..length]).map_err(text)?;
+        nothing_runs(context, &path, "vmm: ").map_err(|e| format!("{length} bytes: {e}"))?;
     }
-    for n in 0..48 {
-        let mut bad = whole.clone();
-        let at = (whole.len() - 1) * n / 47;
-        bad[at] ^= 1 << (n % 8);
-        refused(&bad, "vmm: ", format!("byte {at}"))?;
-    }
-    let mut newer = whole.clone();
-    newer[8] = 200;
-    refused(&newer, "newer vmm", "version 200".to_owned())?;
     fs::write(&path, &whole).map_err(text)?;
-    let again = vmm_with(context, &["restore", &path], b"x\n")?;
-    if again.status != 0 || !again.out().starts_with("warm x ") {
-        return Err(format!("undamaged: {} {}", again.out(), again.err()));
+    let file = fs::File::options().write(true).open(&path);
+    let file = file.map_err(text)?;
+    let put = |at: usize, byte: u8| file.write_all_at(&[byte], at as u64).map_err(text);
+    // All over it: the pages, the tables behind them, the records, the header.
+    let spread = (0..FLIPS).map(|n| (whole.len() - 1) * n / (FLIPS - 1));
+    let header = (0..40).map(|n| n * 5);
+    let tail = (1..60).map(|n| whole.len() - n * 31);
+    for (n, at) in spread.chain(header).chain(tail).enumerate() {
+        put(at, whole[at] ^ 1 << (n % 8))?;
+        nothing_runs(context, &path, "vmm: ").map_err(|e| format!("byte {at}: {e}"))?;
+        put(at, whole[at])?;
     }
+    put(8, 200)?;
+    nothing_runs(context, &path, "newer vmm")?;
+    put(8, whole[8])?;
+    goes_on(context, &path, &[])
+}
+
+/// Places over all of a snapshot in which a bit is flipped.
+const FLIPS: usize = 240;
+
+/// A restore is refused with one line that has `word` in it, and nothing of the guest has run.
+fn nothing_runs(context: &Context, path: &str, word: &str) -> Result<(), String> {
+    let output = vmm_with(context, &["restore", path], b"x\n")?;
+    let one_line = output.err().lines().count() == 1 && output.err().contains(word);
+    if output.status == 125 && one_line && output.stdout.is_empty() {
+        return Ok(());
+    }
+    let (out, err) = (output.out(), output.err());
+    Err(format!("{} {out} {err}", output.status))
+}
+
+/// A restore goes on as it should.
+fn goes_on(context: &Context, path: &str, more: &[&str]) -> Checked {
+    let words = [&["restore", path], more].concat();
+    let again = vmm_with(context, &words, b"x\n")?;
+    match again.status == 0 && again.out().starts_with("warm x ") {
+        true => Ok(PASSED),
+        false => Err(format!("{words:?}: {} {}", again.out(), again.err())),
+    }
+}
+
+/// A copy goes on as what it is a copy of; a damaged base is refused like a damaged snapshot.
+fn copied(context: &Context) -> Checked {
+    let guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
+    let path = snapshot(context)?;
+    drop(guest);
+    let place = |name: &str| context.work().join(name).to_string_lossy().into_owned();
+    let (copy, difference) = (place("copy"), place("difference"));
+    fs::copy(&path, &copy).map_err(text)?;
+    goes_on(context, &copy, &[])?;
+    let mut again = command(context, &["restore", &path, "--name", "again"]);
+    let again = again.stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let mut again = again.map_err(text)?;
+    let written = succeed(
+        context,
+        &["snapshot", "again", &difference, "--base", &path],
+    );
+    drop(again.stdin.take());
+    process::wait_within(&mut again, context.timeout)?;
+    written?;
+    goes_on(context, &difference, &["--base", &copy])?;
+    let mut bytes = fs::read(&copy).map_err(text)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 32;
+    fs::write(&copy, &bytes).map_err(text)?;
+    let words = ["restore", &difference, "--base", &copy];
+    refused(context, &words, "damaged")?;
     Ok(PASSED)
 }
 
-/// A page that turns out to be damaged while the guest runs ends it, and never shows wrong bytes.
+/// A page that the disk has lost while the guest runs ends it, and never shows wrong bytes.
 fn damaged_page(context: &Context) -> Checked {
     let guest = Guest::start(context, &["busybox", "sh", "-c", WARM])?;
     let path = snapshot(context)?;
     drop(guest);
     let mut bytes = fs::read(&path).map_err(text)?;
+    let time = fs::metadata(&path).and_then(|found| found.modified());
     // Every page, so that the first that is touched is one.
     let mut at = 4096;
     while at + 4096 < bytes.len() && at < bytes.len() * 3 / 4 {
@@ -315,6 +363,11 @@ fn damaged_page(context: &Context) -> Checked {
         at += 4096;
     }
     fs::write(&path, &bytes).map_err(text)?;
+    nothing_runs(context, &path, "damaged")?;
+    // A disk does not set the time.
+    let file = fs::File::options().write(true).open(&path);
+    let set = file.and_then(|file| file.set_modified(time?));
+    set.map_err(text)?;
     let output = vmm_with(context, &["restore", &path], b"x\n")?;
     let said = output
         .err()
@@ -324,6 +377,7 @@ fn damaged_page(context: &Context) -> Checked {
         let (out, err) = (output.out(), output.err());
         return Err(format!("{} {out} {err}", output.status));
     }
+    refused(context, &["restore", "--verify", &path], "damaged")?;
     Ok(PASSED)
 }
 
@@ -493,7 +547,8 @@ pub(crate) fn cases() -> Vec<Case> {
         ("shell", shell as fn(&Context) -> Checked, 60),
         ("pipes", pipes, 60),
         ("fork", fork, 120),
-        ("damaged", damaged, 120),
+        ("damaged", damaged, 300),
+        ("copied", copied, 120),
         ("damaged-page", damaged_page, 60),
         ("killed", killed, 900),
         ("refusals", refusals, 60),

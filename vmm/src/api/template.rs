@@ -19,7 +19,7 @@ use crate::machine::restored::{Choice, Revived, lay_under, wanted};
 use crate::machine::{After, HostSide, ProcessSignals, Wanted};
 use crate::snapshot::guest::{MachineData, open_guest};
 use crate::snapshot::image::Image;
-use crate::snapshot::read::{Snapshot, Trust};
+use crate::snapshot::read::{Check, Snapshot, Trust};
 use crate::snapshot::records::{Identity, Records, Role};
 
 /// A frozen guest: what guests are made of, as many as one likes, at once or one after the other.
@@ -59,14 +59,16 @@ impl std::fmt::Debug for Pool {
 
 impl Template {
     /// Opens a snapshot that `vmm snapshot` has written as a template. Its pages are read as they are used, and each is
-    /// compared with its checksum.
+    /// compared with its checksum. One that somebody may have written to since, or that is a copy, is read as a whole first.
     ///
     /// A snapshot names directories and files of this host that its guests will see: open only what you would run.
     ///
     /// # Errors
-    /// It cannot be read, or is damaged anywhere but in its pages.
+    /// It cannot be read, or is damaged. (A page of a file that nobody has written to, and that the disk lost, is noticed
+    /// when it is read: that ends the guest.)
     pub fn open(path: impl AsRef<Path>) -> Result<Self, FreezeError> {
         let snapshot = Snapshot::open(path.as_ref(), None)?;
+        snapshot.check(Check::Changed, &mut |_| ())?;
         Self::new(snapshot, "-", None)
     }
 
@@ -88,6 +90,7 @@ impl Template {
             Ok(_) | Err(_) => Trust::Verify,
         };
         let snapshot = Snapshot::from_file(file, "the template".to_owned(), trust, None)?;
+        snapshot.check(Check::Changed, &mut |_| ())?;
         Self::new(snapshot, name, pause)
     }
 

@@ -1,19 +1,21 @@
 //! Reading a snapshot.
 //!
-//! Opening one verifies the header and every part, and nothing of the pages: those are verified cluster
-//! by cluster as they are read. So a damaged page is an error of the read that wants it, never wrong
-//! bytes.
+//! Opening one verifies the header and every part. The pages are verified cluster by cluster as they are read, so a damaged
+//! one is an error of the read that wants it, never wrong bytes. Who is about to make a guest of it calls
+//! [`Snapshot::check`] before: that looks at all pages of a file that is not as it was finished (`super::seal`).
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use super::format::{
     CLUSTER, HEADER, Header, HeaderError, Part, PartKind, SnapshotId, StoredPage, checksum,
     page_offset,
 };
+use super::seal;
 use super::write::Base;
 use crate::memory::{FRAME, Layer, PoolError, is_frozen};
 
@@ -73,6 +75,18 @@ pub enum Trust {
     Sealed,
 }
 
+/// Which snapshots are looked at as a whole before a guest is made of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Check {
+    /// Those that somebody may have written to since they were finished, and copies.
+    #[default]
+    Changed,
+    /// All.
+    All,
+    /// None.
+    Nothing,
+}
+
 /// An open snapshot.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -81,6 +95,10 @@ pub struct Snapshot {
     header: Header,
     sums: Vec<u64>,
     trust: Trust,
+    /// It was as it was finished when it was opened.
+    unchanged: bool,
+    /// Bytes read of this file.
+    read: AtomicU64,
     base: Option<Arc<Snapshot>>,
     /// Its pages, once somebody wanted them mapped.
     layer: OnceLock<Layer>,
@@ -100,22 +118,24 @@ fn open_file(path: &Path) -> Result<File, ReadError> {
     })
 }
 
-/// Reads the header of a file.
-fn header_of(file: &File, path: &str) -> Result<Header, ReadError> {
+/// Reads the header of a file, and says whether its seal holds.
+fn header_of(file: &File, path: &str) -> Result<(Header, bool), ReadError> {
     let mut block = [0; HEADER];
-    let length = file.metadata().and_then(|found| {
+    let found = file.metadata().and_then(|found| {
         let there = found.len().min(HEADER as u64) as usize;
         file.read_exact_at(&mut block[..there], 0)?;
-        Ok(found.len())
+        Ok(found)
     });
-    let length = length.map_err(|source| ReadError::Host {
+    let found = found.map_err(|source| ReadError::Host {
         path: path.to_owned(),
         source,
     })?;
-    Header::decode(&block, length).map_err(|error| ReadError::Header {
+    let header = Header::decode(&block, found.len()).map_err(|error| ReadError::Header {
         path: path.to_owned(),
         error,
-    })
+    })?;
+    let holds = seal::holds(&found, header.seal);
+    Ok((header, holds))
 }
 
 /// Which snapshot the file `path` is, whatever it builds on.
@@ -123,7 +143,7 @@ fn header_of(file: &File, path: &str) -> Result<Header, ReadError> {
 /// # Errors
 /// It cannot be read, or its header is not one.
 pub fn number_of_file(path: &Path) -> Result<SnapshotId, ReadError> {
-    let header = header_of(&open_file(path)?, &path.display().to_string())?;
+    let (header, _) = header_of(&open_file(path)?, &path.display().to_string())?;
     Ok(header.id)
 }
 
@@ -147,13 +167,15 @@ impl Snapshot {
         trust: Trust,
         base: Option<Arc<Snapshot>>,
     ) -> Result<Self, ReadError> {
-        let header = header_of(&file, &path)?;
+        let (header, sealed) = header_of(&file, &path)?;
         let mut snapshot = Self {
             file,
             path,
             header,
             sums: Vec::new(),
             trust,
+            unchanged: sealed || trust == Trust::Sealed,
+            read: AtomicU64::new(HEADER as u64),
             base,
             layer: OnceLock::new(),
         };
@@ -213,6 +235,7 @@ impl Snapshot {
             path: self.path.clone(),
             source,
         })?;
+        self.read.fetch_add(part.length, Relaxed);
         if checksum(&bytes) == part.sum {
             Ok(bytes)
         } else {
@@ -324,6 +347,7 @@ impl Snapshot {
         let pages = (self.header.pages - first).min(CLUSTER as u64);
         buffer.resize(pages as usize * FRAME, 0);
         self.file.read_exact_at(buffer, page_offset(first))?;
+        self.read.fetch_add(buffer.len() as u64, Relaxed);
         let right = || self.sums.get(cluster as usize) == Some(&checksum(buffer));
         if self.trust == Trust::Sealed || right() {
             return Ok(());
@@ -336,15 +360,47 @@ impl Snapshot {
         Err(io::Error::new(io::ErrorKind::InvalidData, what))
     }
 
-    /// Compares every page with its checksum, those of what it builds on too. `progress` is told the
-    /// bytes done.
+    /// Bytes read of this file since it was opened, again and again included.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Relaxed)
+    }
+
+    /// Bytes that [`Self::check`] will read of this and of what it builds on.
+    #[must_use]
+    pub fn bytes_to_check(&self, which: Check) -> u64 {
+        let below = self.base.as_ref();
+        let below = below.map_or(0, |base| base.bytes_to_check(which));
+        match self.is_to_be_checked(which) {
+            true => below + self.header.pages * FRAME as u64,
+            false => below,
+        }
+    }
+
+    fn is_to_be_checked(&self, which: Check) -> bool {
+        match which {
+            Check::Changed => !self.unchanged,
+            Check::All => true,
+            Check::Nothing => false,
+        }
+    }
+
+    /// Compares every page with its checksum, if this snapshot is one of those, and the pages of what it builds on.
+    /// `progress` is told the bytes done.
     ///
     /// # Errors
     /// A page is damaged or cannot be read.
-    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<(), ReadError> {
+    pub fn check(&self, which: Check, progress: &mut dyn FnMut(u64)) -> Result<(), ReadError> {
         if let Some(base) = &self.base {
-            base.verify(progress)?;
+            base.check(which, progress)?;
         }
+        match self.is_to_be_checked(which) {
+            true => self.check_pages(progress),
+            false => Ok(()),
+        }
+    }
+
+    fn check_pages(&self, progress: &mut dyn FnMut(u64)) -> Result<(), ReadError> {
         let mut buffer = Vec::new();
         for cluster in 0..self.header.clusters() {
             let read = self.read_cluster(cluster, &mut buffer);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::format::{PartKind, StoredPage};
-use super::read::{ReadError, Snapshot, Trust};
+use super::read::{Check, ReadError, Snapshot, Trust};
 use super::write::{WriteError, Writer};
 use crate::memory::FRAME;
 
@@ -131,31 +131,106 @@ fn truncated_file_is_refused() {
     assert!(Snapshot::open(&path, None).is_err());
 }
 
+/// Opens it, as who is about to make a guest of it does.
+fn open(path: &Path, base: Option<&Arc<Snapshot>>) -> Result<Snapshot, ReadError> {
+    let snapshot = Snapshot::open(path, base.cloned())?;
+    snapshot.check(Check::Changed, &mut |_| ())?;
+    Ok(snapshot)
+}
+
+fn modified(path: &Path) -> std::time::SystemTime {
+    fs::metadata(path).unwrap().modified().unwrap()
+}
+
+fn set_modified(path: &Path, time: std::time::SystemTime) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(time).unwrap();
+}
+
 #[test]
-fn flipped_bit_is_refused_or_an_error_of_the_read() {
+fn any_flipped_bit_is_refused_before_a_guest_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a");
     write(&path, 0..18, None);
     let whole = fs::read(&path).unwrap();
-    let pages = 4096..4096 + 18 * FRAME;
     for at in (0..whole.len()).step_by(97).chain([whole.len() - 1]) {
         let mut bad = whole.clone();
         bad[at] ^= 1 << (at % 8);
         fs::write(&path, &bad).unwrap();
-        let opened = Snapshot::open(&path, None);
-        if !pages.contains(&at) {
-            assert!(opened.is_err(), "byte {at}");
-            continue;
-        }
-        let snapshot = opened.unwrap();
-        let of = StoredPage::new(((at - pages.start) / FRAME) as u64);
+        assert!(open(&path, None).is_err(), "byte {at}");
+    }
+    fs::write(&path, &whole).unwrap();
+    check(&open(&path, None).unwrap(), 18);
+}
+
+/// What a disk does that loses bits: nobody wrote to the file.
+#[test]
+fn bit_lost_under_a_seal_is_an_error_of_the_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    write(&path, 0..18, None);
+    let (whole, time) = (fs::read(&path).unwrap(), modified(&path));
+    for at in (4096..4096 + 18 * FRAME).step_by(1931) {
+        let mut bad = whole.clone();
+        bad[at] ^= 1 << (at % 8);
+        fs::write(&path, &bad).unwrap();
+        set_modified(&path, time);
+        let snapshot = open(&path, None).unwrap();
+        let of = StoredPage::new(((at - 4096) / FRAME) as u64);
         let read = snapshot.read_pages(of, &mut [0; FRAME]);
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::InvalidData);
-        assert!(matches!(
-            snapshot.verify(&mut |_| {}),
-            Err(ReadError::Damaged { .. })
-        ));
+        let checked = snapshot.check(Check::All, &mut |_| {});
+        assert!(matches!(checked, Err(ReadError::Damaged { .. })));
     }
+}
+
+#[test]
+fn only_what_is_as_it_was_finished_is_not_read_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, copy) = (dir.path().join("a"), dir.path().join("copy"));
+    let pages = 3000 * FRAME as u64;
+    write(&path, 0..3000, None);
+    let read = |path: &Path| open(path, None).unwrap().bytes_read();
+    // The header, the checksums, the two short parts.
+    assert!(read(&path) < 40 * FRAME as u64);
+    let snapshot = open(&path, None).unwrap();
+    let (before, mut one) = (snapshot.bytes_read(), [0; FRAME]);
+    snapshot.read_pages(StoredPage::new(77), &mut one).unwrap();
+    assert_eq!(snapshot.bytes_read() - before, 16 * FRAME as u64);
+    // A copy, and one that kept the time.
+    fs::copy(&path, &copy).unwrap();
+    assert!(read(&copy) > pages);
+    set_modified(&copy, modified(&path));
+    assert!(read(&copy) > pages);
+    // Another name of the same file is the same file.
+    let moved = dir.path().join("moved");
+    fs::rename(&path, &moved).unwrap();
+    assert!(read(&moved) < pages);
+    // Written to, with what was there.
+    let first = fs::read(&moved).unwrap()[0];
+    let file = fs::File::options().write(true).open(&moved).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[first], 0).unwrap();
+    assert!(read(&moved) > pages);
+}
+
+#[test]
+fn changed_base_is_looked_at_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    write(&a, 0..21, None);
+    let first = Arc::new(Snapshot::open(&a, None).unwrap());
+    write(&b, 21..40, Some(&first));
+    let second = open(&b, Some(&first)).unwrap();
+    assert_eq!(second.bytes_to_check(Check::Changed), 0);
+    assert_eq!(second.bytes_to_check(Check::All), 40 * FRAME as u64);
+    let mut bytes = fs::read(&a).unwrap();
+    bytes[4096 + 5 * FRAME] ^= 1;
+    fs::write(&a, &bytes).unwrap();
+    let first = Arc::new(Snapshot::open(&a, None).unwrap());
+    assert!(matches!(
+        open(&b, Some(&first)),
+        Err(ReadError::Damaged { path, .. }) if path.ends_with("/a")
+    ));
 }
 
 #[test]

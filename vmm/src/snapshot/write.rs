@@ -15,8 +15,9 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, MemfdFlags, Mode, OFlags, SealFla
 use rustix::io::Errno;
 
 use super::format::{
-    CLUSTER, HEADER, Header, Part, PartKind, SnapshotId, StoredPage, checksum, page_offset,
+    CLUSTER, HEADER, Header, Part, PartKind, Seal, SnapshotId, StoredPage, checksum, page_offset,
 };
+use super::seal;
 use crate::memory::FRAME;
 
 /// How often somebody else's temporary name is taken away before giving up.
@@ -223,12 +224,14 @@ impl Writer {
             });
             offset += bytes.len() as u64;
         }
+        let seal = self.seal()?;
         let header = Header {
             length: offset,
             pages: self.pages,
             base_pages: self.base.map_or(0, |base| base.pages),
             id: self.id,
             base: self.base.map(|base| base.id),
+            seal,
             parts: lines,
         };
         // Over what a snapshot that was never finished may have left behind.
@@ -238,7 +241,7 @@ impl Writer {
             .and_then(|()| self.file.set_len(offset));
         written.map_err(|error| self.host(error))?;
         debug_assert!(offset >= HEADER as u64);
-        self.publish()?;
+        self.publish(seal)?;
         Ok(Written {
             file: self.file.try_clone().map_err(|e| self.host(e))?,
             bytes: offset,
@@ -247,14 +250,30 @@ impl Writer {
         })
     }
 
-    /// Makes it durable, then gives it its name, then makes that durable.
-    fn publish(&mut self) -> Result<(), WriteError> {
+    /// The seal it will have. What is only in memory needs none: nobody can write to it.
+    fn seal(&self) -> Result<Option<Seal>, WriteError> {
+        match self.target {
+            Target::File { .. } => {
+                let seal = seal::now(&self.file).map_err(|error| self.host(error))?;
+                Ok(Some(seal))
+            }
+            Target::Memory => Ok(None),
+        }
+    }
+
+    /// Makes it durable, then gives it its name, then makes that durable. The time of its seal is set once everything is
+    /// written: a server that has the file may else set another one later.
+    fn publish(&mut self, seal: Option<Seal>) -> Result<(), WriteError> {
         let Target::File { path, made } = &mut self.target else {
             let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
             let sealed = rustix::fs::fcntl_add_seals(&self.file, seals);
             return sealed.map_err(|errno| self.host(errno.into()));
         };
         let done = self.file.sync_all().and_then(|()| {
+            if let Some(seal) = seal {
+                seal::set(&self.file, seal)?;
+                self.file.sync_all()?;
+            }
             match made.take() {
                 Some(temporary) => std::fs::rename(temporary, &*path)?,
                 None => name_it(&self.file, path)?,

@@ -1,0 +1,152 @@
+//! The same history with both kinds of fork, in lockstep: a fork by fresh roots must not be told from a full clone by
+//! any byte, nor by any count that is not about page tables and clone blocks themselves.
+//!
+//! Each world is held against the model by itself as well. What makes choices of its own is left out, because it may choose
+//! differently: the trimmer, and with it the page file. Frames, page file and commit never run out here.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use shadow_mm::{Access, CommitLimit, ForkMode, FrameStore, PAGE_SIZE, SpaceUsage};
+
+use super::cases;
+use super::common::range;
+use super::ops::{self, Op};
+use super::world::{Outcome, World};
+
+/// Frames of each kind: more than any history needs.
+const PLENTY: u32 = 2000;
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: cases() / 4,
+        failure_persistence: None,
+        max_shrink_iters: 4000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn shared_forks_are_not_told_from_full_clones(
+        ops in prop::collection::vec(ops::any_op().prop_filter("it chooses", chooses_nothing), 1..100),
+    ) {
+        let mut pair = Pair::new();
+        for (step, op) in ops.iter().enumerate() {
+            pair.apply(*op).map_err(|e| TestCaseError::fail(format!("step {step}, {op:?}: {e}")))?;
+        }
+        pair.close().map_err(|e| TestCaseError::fail(format!("at the end: {e}")))?;
+    }
+}
+
+fn chooses_nothing(op: &Op) -> bool {
+    !matches!(
+        op,
+        Op::Trim(..)
+            | Op::StartWrite
+            | Op::FinishWrite(..)
+            | Op::StartPageIn(..)
+            | Op::FinishPageIn(..)
+    )
+}
+
+/// The same history twice.
+struct Pair {
+    shared: World,
+    eager: World,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let world = |mode| World::new(mode, (PLENTY, PLENTY), 0, CommitLimit::Unlimited);
+        Self {
+            shared: world(ForkMode::Shared),
+            eager: world(ForkMode::Eager),
+        }
+    }
+
+    fn apply(&mut self, op: Op) -> Outcome {
+        self.shared.apply(&op)?;
+        self.eager.apply(&op)?;
+        self.compare()
+    }
+
+    fn compare(&self) -> Outcome {
+        let (shared, eager) = (counts(&self.shared), counts(&self.eager));
+        if shared != eager {
+            return Err(format!("shared {shared:?}, eager {eager:?}"));
+        }
+        for which in 0..self.shared.processes.len() {
+            let (shared, eager) = (resident(&self.shared, which), resident(&self.eager, which));
+            if let Some(page) = differing(&shared, &eager) {
+                return Err(format!("page {page:#x} of process {which} differs"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every page there is, so that what is in no frame yet is compared too; then everything goes.
+    fn close(mut self) -> Outcome {
+        for world in [&mut self.shared, &mut self.eager] {
+            for which in 0..world.processes.len() {
+                let pages: Vec<u64> = world.processes[which].pages.keys().copied().collect();
+                for page in pages.into_iter().filter(|page| *page < 1 << 35) {
+                    world.access(which, page, Access::Read, |_| {})?;
+                }
+            }
+        }
+        self.compare()?;
+        self.shared.close()?;
+        self.eager.close()
+    }
+}
+
+/// What must be the same of all, and of each process. The whole of what is promised has the page tables in it, of which
+/// one kind needs others than the other: what each process is charged for its mappings is compared.
+fn counts(world: &World) -> ([u64; 8], Vec<SpaceUsage>) {
+    let stats = world.mm.stats();
+    let all = [
+        stats.data.total,
+        // Which frames still wait for a flush depends on who made a page again where.
+        stats.data.available() + stats.data.in_flight,
+        stats.data.active,
+        stats.data.modified,
+        stats.data.modified_no_write,
+        stats.sections,
+        stats.section_pages,
+        stats.forks,
+    ];
+    let usage = |which: usize| SpaceUsage {
+        // A space counts what is in tables of its own. What it sees through shared ones is compared page by page.
+        private: 0,
+        tables: 0,
+        resident: 0,
+        peak_resident: 0,
+        ..world.mm.usage(&world.processes[which].cpu.space)
+    };
+    (all, (0..world.processes.len()).map(usage).collect())
+}
+
+/// The resident pages of a process, whole.
+fn resident(world: &World, which: usize) -> BTreeMap<u64, Box<[u8]>> {
+    let mut frames = Vec::new();
+    let space = &world.processes[which].cpu.space;
+    world
+        .mm
+        .resident_pages(space, range(0, 1 << 35), |vpn, page| {
+            frames.push((vpn.get(), page.frame));
+        });
+    let content = |frame| {
+        let mut bytes = vec![0; PAGE_SIZE].into_boxed_slice();
+        world.mm.store().read(frame, 0, &mut bytes);
+        bytes
+    };
+    frames
+        .into_iter()
+        .map(|(page, frame)| (page, content(frame)))
+        .collect()
+}
+
+/// A page that only one of them has, or that differs.
+fn differing(one: &BTreeMap<u64, Box<[u8]>>, other: &BTreeMap<u64, Box<[u8]>>) -> Option<u64> {
+    let mut pages = one.keys().chain(other.keys());
+    pages.find(|page| one.get(page) != other.get(page)).copied()
+}
