@@ -1,7 +1,7 @@
 //! What a guest leaves in its machine for the next guest of the same template: address spaces as the template has them
 //! ([`KeptMemory`]), and the host's part of the file tree, open. A machine in which nothing is left has neither.
 //!
-//! The next guest need not be of that template, and the host's files may have changed meanwhile: [`Kept::fit`] looks. What does
+//! The next guest need not be of that template, and the host's files may have changed meanwhile: [`Bare::take_kept`] looks. What does
 //! not fit is given up, and the machine is as new.
 
 use std::sync::Arc;
