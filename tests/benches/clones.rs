@@ -1,7 +1,8 @@
 //! The benchmark of clones: a template of so many MiB, its clones and resets in a warm machine of this process, beside
 //! native forks of the same program and `vmm restore` of the same template from a file.
 //!
-//! Times are medians and noisy; exits and ioctls are counted and exact. `cargo bench -p tests --bench clones [MIB]...`.
+//! Times are medians and noisy; exits and ioctls are counted and exact.
+//! `cargo bench -p tests --bench clones -- [MIB]... [warm] [reset] [idle] [cold] [native]`.
 #![expect(unsafe_code, reason = "the time stamp counter")]
 
 use std::error::Error;
@@ -71,6 +72,24 @@ fn answer(clone: &mut Clone) -> Result<u64> {
         .read_exact(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
 }
+
+/// A part of the benchmark.
+#[derive(Clone, Copy)]
+enum Part {
+    Warm,
+    Reset,
+    Idle,
+    Cold,
+    Native,
+}
+
+const PARTS: [(&str, Part); 5] = [
+    ("warm", Part::Warm),
+    ("reset", Part::Reset),
+    ("idle", Part::Idle),
+    ("cold", Part::Cold),
+    ("native", Part::Native),
+];
 
 struct Bench {
     program: PathBuf,
@@ -281,18 +300,23 @@ impl Bench {
         Ok(())
     }
 
-    fn run(&self, dir: &Path) -> Result<()> {
+    fn run(&self, parts: &[Part], dir: &Path) -> Result<()> {
         let template = self.template()?;
         let mut fork = template.fork();
         fork.stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         template.warm(1)?;
-        self.warm(&fork)?;
-        self.reset(&fork)?;
-        self.idle(&template, &fork)?;
-        self.cold(&template, dir)?;
-        self.native()
+        for part in parts {
+            match part {
+                Part::Warm => self.warm(&fork)?,
+                Part::Reset => self.reset(&fork)?,
+                Part::Idle => self.idle(&template, &fork)?,
+                Part::Cold => self.cold(&template, dir)?,
+                Part::Native => self.native()?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -307,10 +331,15 @@ fn available() -> Result<u64> {
 }
 
 fn bench() -> Result<()> {
-    let sizes = std::env::args().skip(1).filter_map(|arg| arg.parse().ok());
-    let mut sizes: Vec<u64> = sizes.collect();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut sizes: Vec<u64> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
     if sizes.is_empty() {
         sizes = vec![4, 64, 1024];
+    }
+    let named = |(name, _): &&(&str, Part)| args.iter().any(|arg| arg == name);
+    let mut parts: Vec<Part> = PARTS.iter().filter(named).map(|(_, part)| *part).collect();
+    if parts.is_empty() {
+        parts = PARTS.map(|(_, part)| part).to_vec();
     }
     let dir = tempfile::tempdir()?;
     let (program, vmm) = (
@@ -324,7 +353,7 @@ fn bench() -> Result<()> {
             mib,
             ticks: ticks(),
         };
-        bench.run(dir.path())?;
+        bench.run(&parts, dir.path())?;
     }
     Ok(())
 }

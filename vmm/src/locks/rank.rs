@@ -41,6 +41,8 @@ ranks! {
     StraceOpen,
     /// How a guest of the library's ended.
     Finish,
+    /// Who takes a guest of the library's down.
+    TakeDown,
     /// What a process that runs clones says to `vmm fork`.
     CloneNews,
     /// Machines there whose clones have ended.

@@ -24,6 +24,7 @@ use super::strace::Strace;
 use super::worker::{Limit, Shared};
 use crate::config::{Commit, ForkMode, PageFileConfig};
 use crate::hv::kvm::vcpu::Vcpu;
+use crate::linux::events::Events;
 use crate::linux::exec::MachineInfo;
 use crate::linux::fs::Vfs;
 use crate::linux::kernel::Kernel;
@@ -67,6 +68,8 @@ pub(crate) struct Bare {
     /// Its threads, once there are any.
     pub(super) staff: Option<Staff>,
     pub(super) failure: Failure,
+    /// Watches the descriptors of the host that guests wait for.
+    pub(super) events: Arc<Events>,
     supervisor_tables: u64,
     tsc: TscInfo,
     /// The FPU state of a virtual CPU that has run nothing.
@@ -120,6 +123,7 @@ impl Bare {
             guests,
             staff: None,
             failure: Failure::default(),
+            events: Arc::default(),
             supervisor_tables,
             tsc,
             fresh,
@@ -247,7 +251,7 @@ impl Machine {
         (image, tree): (&mut dyn LoadMemory, Option<Vfs>),
     ) -> Result<Self, RunError> {
         let sched = bare.sched();
-        let stdio = stdio::open_all(host.stdio, &sched).map_err(RunError::Stdio)?;
+        let stdio = stdio::open_all(host.stdio, &sched, &bare.events).map_err(RunError::Stdio)?;
         let memory = Arc::clone(&bare.hardware.memory);
         let parts = Parts {
             place: Place::Alone,

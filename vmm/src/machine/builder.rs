@@ -79,7 +79,7 @@ impl Machine {
             bare.hardware.memory.guard.get_or_init(Default::default);
         }
         let sched = bare.sched();
-        let stdio = stdio::open_all(host.stdio, &sched).map_err(RunError::Stdio)?;
+        let stdio = stdio::open_all(host.stdio, &sched, &bare.events).map_err(RunError::Stdio)?;
         let kernel = Kernel::new(KernelParts {
             memory: Arc::clone(&bare.hardware.memory),
             sched,
