@@ -1,18 +1,15 @@
-//! The threads that look after a machine's memory, each started when it is first wanted: a machine that waits for
-//! something may never want any, and thousands of them do not wake for nothing.
+//! The threads that look after a machine's memory. The pager and the one that writes mapped files back are started when
+//! they are first wanted: most machines that wait for something never want them.
 //!
 //! A thread is there from its first call until the machine ends. One that the host refuses is asked for again at
 //! the next call; whoever wanted it makes do without it meanwhile.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
 use super::Memory;
 use crate::locks::{Mutex, rank};
-
-/// Flushes after which somebody looks whether there is something to zero.
-const LOOK: u32 = 16;
 
 /// Where a thread is in its life.
 #[derive(Debug, Default)]
@@ -90,8 +87,6 @@ pub(super) struct Aides {
     pager: Aide,
     zeroer: Aide,
     writeback: Aide,
-    /// Flushes since somebody looked whether there is something to zero.
-    flushes: AtomicU32,
 }
 
 impl Default for Aides {
@@ -100,23 +95,23 @@ impl Default for Aides {
             pager: Aide::new("pager", Memory::run_pager),
             zeroer: Aide::new("zeroer", Memory::run_zeroer),
             writeback: Aide::new("writeback", Memory::run_writeback),
-            flushes: AtomicU32::new(0),
         }
     }
 }
 
 impl Memory {
-    /// From now on the threads that look after this memory are started when they are wanted.
+    /// From now on the threads that look after this memory are started when they are wanted; the zeroer at once, which is
+    /// not called by anybody.
     pub fn open_aides(self: &Arc<Self>) {
         let Aides {
             pager,
             zeroer,
             writeback,
-            ..
         } = &self.aides;
         for aide in [pager, zeroer, writeback] {
             *aide.state.lock() = State::Ready(Arc::downgrade(self));
         }
+        zeroer.call();
     }
 
     /// Ends those that were started, and waits for them. What is left to write back to files is written by
@@ -126,7 +121,6 @@ impl Memory {
             pager,
             zeroer,
             writeback,
-            ..
         } = &self.aides;
         let threads = [writeback, pager, zeroer].map(Aide::close);
         self.bell.end();
@@ -146,17 +140,6 @@ impl Memory {
     pub(super) fn call_writeback(&self) {
         self.aides.writeback.call();
     }
-
-    /// Flushes were acknowledged, so frames may have become free: calls the zeroer if there are many.
-    pub(super) fn frames_came_back(&self) {
-        let aides = &self.aides;
-        if !aides.zeroer.there.load(Ordering::Relaxed)
-            && aides.flushes.fetch_add(1, Ordering::Relaxed) % LOOK == LOOK - 1
-            && self.has_to_zero()
-        {
-            aides.zeroer.call();
-        }
-    }
 }
 
 #[cfg(test)]
@@ -174,7 +157,7 @@ mod tests {
             assert!(memory.call_pager());
         }
         let running = |aide: &Aide| matches!(*aide.state.lock(), State::Running(_));
-        assert!(running(&memory.aides.pager) && !running(&memory.aides.zeroer));
+        assert!(running(&memory.aides.pager) && !running(&memory.aides.writeback));
         memory.views_changed();
         assert!(running(&memory.aides.writeback));
         memory.close_aides();

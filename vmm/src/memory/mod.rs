@@ -269,7 +269,6 @@ impl Memory {
         for flush in flushes {
             self.manager.flushed(flush);
         }
-        self.frames_came_back();
     }
 
     /// Performs one read of the memory manager: the file's bytes into its frames.

@@ -318,11 +318,6 @@ impl Memory {
         result.map(|()| pages)
     }
 
-    /// Whether there are frames to be zeroed.
-    pub(super) fn has_to_zero(&self) -> bool {
-        self.manager.stats().data.free > ZEROER_LEAVES
-    }
-
     /// The zeroer thread: returns when [`Self::end_paging`] is called.
     pub fn run_zeroer(&self) {
         // Only for the host's comfort: what is refused here does no harm.
