@@ -35,6 +35,7 @@ pub(super) fn run(args: &ForkArgs, template: &File) -> Result<u8, ForkError> {
         template,
         most: args.jobs.unwrap_or(args.count).min(args.count) as usize,
         workers: Vec::new(),
+        leaving: Vec::new(),
         next: 1,
         failed: None,
     };
@@ -54,6 +55,9 @@ struct Fleet<'a> {
     /// Clones at once.
     most: usize,
     workers: Vec<Worker>,
+    /// Those that have nothing left to do and were told to end. The host takes its time for their machines, and is waited
+    /// for once all are told.
+    leaving: Vec<Worker>,
     /// The next clone.
     next: u32,
     /// The first that did not end with 0, and its status.
@@ -71,6 +75,12 @@ struct Worker {
 }
 
 impl Worker {
+    /// Tells it to end.
+    fn end(&mut self) {
+        // One that has ended already was what is wanted.
+        let _ = self.process.kill();
+    }
+
     fn has_room(&self, most: usize) -> bool {
         self.waiting.len() < AHEAD && self.clones.len() < most
     }
@@ -78,8 +88,15 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        self.end();
         let _ = self.process.wait();
+    }
+}
+
+impl Drop for Fleet<'_> {
+    fn drop(&mut self) {
+        // All before one is waited for.
+        self.workers.iter_mut().for_each(Worker::end);
     }
 }
 
@@ -106,7 +123,11 @@ impl Fleet<'_> {
             };
             self.give(at)?;
         }
-        self.workers.retain(|worker| !worker.clones.is_empty());
+        let idle = |worker: &mut Worker| worker.clones.is_empty();
+        for mut worker in self.workers.extract_if(.., idle) {
+            worker.end();
+            self.leaving.push(worker);
+        }
         Ok(())
     }
 
