@@ -96,6 +96,7 @@ impl Memory {
     pub(super) fn watch_level(&self) {
         let available = self.manager.available();
         if available < self.low() && !self.reclaim.called.swap(true, Ordering::SeqCst) {
+            self.call_pager();
             self.reclaim.wanted.notify();
         }
     }
@@ -122,6 +123,7 @@ impl Memory {
     }
 
     fn call_pager_and_wait(&self) {
+        self.call_pager();
         let seen = self.reclaim.round.seen();
         self.reclaim.called.store(true, Ordering::SeqCst);
         self.reclaim.wanted.notify();
@@ -141,7 +143,7 @@ impl Memory {
 
     fn look_for_room(&self) -> Room {
         let reclaim = &self.reclaim;
-        if !reclaim.running.load(Ordering::SeqCst) {
+        if !self.call_pager() && !reclaim.running.load(Ordering::SeqCst) {
             return Room::Never;
         }
         self.call_pager_and_wait();
