@@ -12,6 +12,7 @@ mod carried;
 mod clones;
 mod confinement;
 mod examples;
+mod freeze;
 mod guard;
 mod inspect;
 mod isolation;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         snapshot::cases(),
         carried::cases(),
         clones::cases(),
+        freeze::cases(),
         isolation::cases(),
         killed::cases(),
         examples::cases(),
