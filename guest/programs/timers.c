@@ -91,6 +91,31 @@ static void overruns(void)
 	is(timer_delete(timer), 0, "the timer is deleted");
 }
 
+/* The signal of a timer that is no more stays queued or goes (as of Linux 6.13): the next timer's is another one. */
+static void deleted_with_its_signal(void)
+{
+	block(SIGRTMIN + 3);
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 3 };
+	timer_t timer;
+	timer_create(CLOCK_MONOTONIC, &event, &timer);
+	struct itimerspec spec = in_ms(1, 0);
+	timer_settime(timer, 0, &spec, NULL);
+	sigset_t pending;
+	do {
+		usleep(1000);
+		sigpending(&pending);
+	} while (!sigismember(&pending, SIGRTMIN + 3));
+	is(timer_delete(timer), 0, "a timer is deleted with its signal queued");
+	event.sigev_signo = SIGRTMIN;
+	handled = 0;
+	timer_create(CLOCK_MONOTONIC, &event, &timer);
+	timer_settime(timer, 0, &spec, NULL);
+	for (int i = 0; i < 5000 && !handled; i++)
+		usleep(1000);
+	is(handled, 1, "the next one is heard of all the same");
+	timer_delete(timer);
+}
+
 static volatile int in_thread;
 
 static void notified(union sigval value)
@@ -234,6 +259,7 @@ int main(void)
 	deadline(60);
 	signals_of_timers();
 	overruns();
+	deleted_with_its_signal();
 	threads_of_timers();
 	bad_timers();
 	reading_signals();

@@ -249,3 +249,26 @@ fn layers_are_beyond_the_pool_and_lie_under_mappings_only() {
     let mapped = mm.map(&space, request(BASE + 0x1000, 1, RW, view));
     assert_eq!(mapped.err(), Some(MapError::Frozen));
 }
+
+#[test]
+fn stores_in_order_copy_ahead() {
+    for read_first in [true, false] {
+        let mm = manager(64, 64);
+        let (space, _section) = over_layer(&mm);
+        let mut cpu = Cpu::new(&space);
+        if read_first {
+            assert_eq!(cpu.load(&mm, BASE), Ok(1));
+        }
+        for page in 0..7 {
+            cpu.store(&mm, BASE + page, 99).expect("a store");
+        }
+        let stats = mm.stats();
+        assert_eq!((stats.faults_copy_on_write, stats.pages_copied), (3, 7));
+        assert_eq!(mm.usage(&space).private, 7);
+        for page in 0..u64::from(LAYER) {
+            let byte = if page < 7 { 99 } else { page as u8 + 1 };
+            assert_eq!(cpu.load(&mm, BASE + page), Ok(byte));
+        }
+        mm.check(&[space]).expect("invariants");
+    }
+}

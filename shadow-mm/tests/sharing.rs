@@ -293,3 +293,51 @@ fn store_waits_until_all_know_of_the_fork() {
         assert_eq!(mm.check(&[space, forked.child]), Ok(()));
     }
 }
+
+/// Faults that stores to these pages take, and pages they copied.
+fn faults_of_stores(mm: &Mm, cpu: &mut Cpu, pages: impl Iterator<Item = u64>) -> (u64, u64) {
+    let faults = |mm: &Mm| mm.stats().faults_copy_on_write + mm.stats().faults_made_writable;
+    let before = (faults(mm), mm.stats().pages_copied);
+    pages.for_each(|page| cpu.store(mm, page, 2).expect("a store"));
+    (faults(mm) - before.0, mm.stats().pages_copied - before.1)
+}
+
+#[test]
+fn stores_in_order_copy_ahead_and_others_copy_what_they_store_to() {
+    let mm = manager(1000, 64);
+    mm.set_fork_mode(ForkMode::Eager);
+    let (mut parent, mut child) = forked(&mm, 200);
+    // 1, 2, 4, 8, 16 and then 16 at a time.
+    assert_eq!(
+        faults_of_stores(&mm, &mut parent, BASE..BASE + 111),
+        (4 + 6, 111)
+    );
+    // What nobody else has any more needs no copy, and no more faults either.
+    assert_eq!(
+        faults_of_stores(&mm, &mut child, BASE..BASE + 111),
+        (4 + 6, 0)
+    );
+    let scattered = (BASE + 120..BASE + 200).step_by(2);
+    assert_eq!(faults_of_stores(&mm, &mut child, scattered), (40, 40));
+    let backwards = (BASE + 112..BASE + 116).rev();
+    assert_eq!(faults_of_stores(&mm, &mut child, backwards), (4, 4));
+    for page in BASE..BASE + 200 {
+        let stored = page < BASE + 111;
+        assert_eq!(parent.load(&mm, page), Ok(if stored { 2 } else { 1 }));
+    }
+    assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));
+}
+
+#[test]
+fn nothing_is_copied_ahead_where_a_store_would_not_copy() {
+    let mm = manager(64, 32);
+    let (mut parent, child) = forked(&mm, 12);
+    // The third page is somebody's own already; from the seventh on nothing may be stored.
+    parent.store(&mm, BASE + 2, 9).expect("a store");
+    let read_only = mm.protect(&parent.space, range(BASE + 6, 6), Prot::READ);
+    parent.flush(&mm, read_only.flush);
+    read_only.result.expect("a change of rights");
+    let (_, copied) = faults_of_stores(&mm, &mut parent, BASE..BASE + 6);
+    assert_eq!(copied, 5);
+    assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));
+}

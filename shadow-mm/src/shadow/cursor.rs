@@ -102,6 +102,20 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         decoded.unwrap_or(UpperEntry::Empty)
     }
 
+    /// The entries in use of an upper table that translate pages of the range, each with its pages. The range lies below
+    /// the one entry of the next level up, so there are at most 512.
+    pub(crate) fn children(
+        &self,
+        (table, level): (Pfn, Level),
+        range: VpnRange,
+    ) -> impl Iterator<Item = (EntryIndex, VpnRange, UpperEntry)> {
+        let ends = [range.start(), range.last()].map(|vpn| vpn.index(level));
+        let found = EntryIndex::through(ends[0], ends[1])
+            .map(move |index| (index, self.upper(table, index)))
+            .filter(|(_, entry)| *entry != UpperEntry::Empty);
+        found.filter_map(move |(index, entry)| Some((index, part_of(level, range, index)?, entry)))
+    }
+
     /// The entry of a leaf table.
     pub(crate) fn leaf(&self, table: Pfn, index: EntryIndex) -> Entry {
         decode_leaf(self.store.load(table, index))
@@ -179,8 +193,8 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         let Some(below) = level.below() else {
             return visit(above);
         };
-        for (index, range) in parts(level, above.range) {
-            let (table, shared) = match self.upper(above.table, index) {
+        for (_, range, entry) in self.children((above.table, level), above.range) {
+            let (table, shared) = match entry {
                 UpperEntry::Table(table) => (table, above.shared),
                 UpperEntry::Shared(table) => (table, true),
                 UpperEntry::Empty | UpperEntry::Large(_) => continue,
@@ -367,19 +381,12 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
     }
 }
 
-/// The entries of one table that translate pages of the range, each with its pages. The range lies below
-/// the one entry of the next level up, so there are at most 512.
-pub(crate) fn parts(level: Level, range: VpnRange) -> impl Iterator<Item = (EntryIndex, VpnRange)> {
+/// The pages of the range that an entry of a table translates. The range lies below the one entry of the next level up.
+fn part_of(level: Level, range: VpnRange, index: EntryIndex) -> Option<VpnRange> {
     let first = range.start().index(level);
-    let last = range.last().index(level);
-    EntryIndex::through(first, last).filter_map(move |index| {
-        let base = (range.start().get() >> level.shift()) - first.get() as u64 + index.get() as u64;
-        let start = Vpn::new(base << level.shift())?;
-        Some((
-            index,
-            VpnRange::new(start, level.pages())?.intersect(range)?,
-        ))
-    })
+    let base = (range.start().get() >> level.shift()) - first.get() as u64 + index.get() as u64;
+    let start = Vpn::new(base << level.shift())?;
+    VpnRange::new(start, level.pages())?.intersect(range)
 }
 
 /// Rewrites the entry of a page in transition, in whatever space it is. The PFN lock alone protects it

@@ -4,7 +4,7 @@ mod cursor;
 mod prune;
 mod share;
 
-pub(crate) use cursor::{Cursor, LeafRun, TableCount, parts, retarget};
+pub(crate) use cursor::{Cursor, LeafRun, TableCount, retarget};
 
 use crate::addr::EntryIndex;
 

@@ -1,6 +1,6 @@
 //! Freeing tables that became empty.
 
-use super::cursor::{Cursor, parts};
+use super::cursor::Cursor;
 use crate::addr::{Level, Pfn, VpnRange};
 use crate::backend::FrameStore;
 use crate::flush::{Flush, TableEdits};
@@ -27,8 +27,8 @@ impl<S: FrameStore> Cursor<'_, S> {
         let Some(below) = level.below() else { return 0 };
         let mut freed = 0;
         let mut edits = TableEdits::new(table);
-        for (index, part) in parts(level, range) {
-            let UpperEntry::Table(child) = self.upper(table, index) else {
+        for (index, part, entry) in self.children((table, level), range) {
+            let UpperEntry::Table(child) = entry else {
                 continue;
             };
             freed += self.prune_below(db, (child, below), part, flush);

@@ -10,11 +10,12 @@ use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOutcome, Resolution};
 use crate::pfn::{Original, Owner, Want};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::space::ahead::note_made;
 use crate::space::own::Owning;
 use crate::space::transition::Absent;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
-use crate::vad::{FaultAround, MapKind};
+use crate::vad::MapKind;
 
 /// Pages a first demand-zero fault maps.
 pub(super) const AROUND_FIRST: u8 = 1;
@@ -178,14 +179,11 @@ impl<P: Platform> Manager<P> {
             .map(|frame| self.zeroed(frame))
             .collect();
         let mapped = frames.len();
-        let Some(vad) = state.vads.find_mut(vpn) else {
+        let Some(vad) = state.vads.find(vpn) else {
             return FaultOutcome::Denied(Denied::NotMapped);
         };
-        vad.around = FaultAround {
-            next: vpn.get() + mapped as u64,
-            window: mapped as u8,
-        };
         let flags = EntryFlags::private(vad.prot);
+        note_made(state, vpn, mapped);
         let mut outcome = resolution(space, FaultKind::DemandZero, mapped as u32);
         let mut db = self.pfns.lock();
         let owning = Owning {

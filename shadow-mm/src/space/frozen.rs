@@ -15,12 +15,14 @@ use alloc::vec::Vec;
 
 use crate::access::{Access, Denied, Prot};
 use crate::addr::{EntryIndex, Level, Pfn, Vpn, VpnRange};
-use crate::backend::Platform;
+use crate::backend::{FrameStore, Platform};
 use crate::flush::TableEdits;
 use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOutcome};
 use crate::pfn::Owner;
 use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::shadow::Cursor;
+use crate::space::ahead::{copied_ahead, note_made};
 use crate::space::fault::{resolution, used};
 use crate::space::own::{Owning, span};
 use crate::space::view::view_flags;
@@ -68,7 +70,8 @@ impl<P: Platform> Manager<P> {
         FaultOutcome::Resolved(outcome)
     }
 
-    /// A store to a page of a layer, mapped or not: gives the space a copy of its own.
+    /// A store to a page of a layer, mapped or not: gives the space a copy of its own, and of the layer's pages after it if
+    /// the guest stores to one after the other ([`crate::space::ahead`]).
     pub(super) fn copy_frozen(
         &self,
         space: &Arc<Space<P>>,
@@ -78,60 +81,101 @@ impl<P: Platform> Manager<P> {
     ) -> FaultOutcome<P> {
         let cursor = space.cursor(&self.store);
         let needs = self.needs(space, vpn);
-        let demand = Demand {
-            tables: needs.tables(),
-            ..Demand::one_page()
-        };
         let Some(vad) = state.vads.find(vpn) else {
             return FaultOutcome::Denied(Denied::NotMapped);
         };
-        let flags = EntryFlags::private(vad.prot) | used(Access::Write);
+        let flags = EntryFlags::private(vad.prot);
         let mapped = cursor
             .lookup(vpn)
             .filter(|found| found.entry.present().is_some());
         if let Some(found) = mapped.filter(|_| cfg!(mutant = "frozen_in_place")) {
+            let flags = flags | used(Access::Write);
             cursor.rewrite(found.table, found.index, |entry| entry.with_flags(flags));
             return FaultOutcome::Resolved(resolution(space, FaultKind::MadeWritable, 1));
         }
+        let sources = frozen_run(state, &cursor, (vpn, from));
+        let demand = Demand {
+            tables: needs.tables(),
+            extra: sources.len() - 1,
+            ..Demand::one_page()
+        };
         let Some(mut reserve) = self.reserve_for(needs, demand) else {
             return FaultOutcome::NoMemory;
         };
-        let Some(frame) = reserve.data.pop() else {
-            self.give_back(reserve);
-            return FaultOutcome::NoMemory;
-        };
-        let copy = frame.forget_content().copy_of(from, &self.store);
-        let mut outcome = resolution(space, FaultKind::CopyOnWrite, 1);
+        let frames = core::mem::take(&mut reserve.data).into_iter().zip(sources);
+        let copies: Vec<_> = frames
+            .map(|(frame, (vpn, from))| (vpn, frame.forget_content().copy_of(from, &self.store)))
+            .collect();
+        let made = copies.len();
+        let mut outcome = resolution(space, FaultKind::CopyOnWrite, made as u32);
         let mut db = self.pfns.lock();
         let owning = Owning {
             tables: &mut reserve.tables,
             flush: &mut outcome.flush,
         };
         let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
-        let index = vpn.index(Level::Leaf);
         let mut edits = TableEdits::new(table);
-        match cursor.remove(&mut db, table, index) {
-            Entry::Empty => {}
-            old => {
-                debug_assert!(
-                    matches!(old, Entry::Frozen(_)),
-                    "{vpn:?}: {old:?} is copied"
-                );
-                if cfg!(not(mutant = "frozen_unflushed")) {
-                    edits.add(index, vpn);
+        let mut now = used(Access::Write);
+        for (vpn, copy) in copies {
+            let index = vpn.index(Level::Leaf);
+            match cursor.remove(&mut db, table, index) {
+                Entry::Empty => {}
+                old => {
+                    debug_assert!(
+                        matches!(old, Entry::Frozen(_)),
+                        "{vpn:?}: {old:?} is copied"
+                    );
+                    if cfg!(not(mutant = "frozen_unflushed")) {
+                        edits.add(index, vpn);
+                    }
                 }
             }
+            let (frame, flags) = (
+                db.activate(copy, Owner::Entry { table, index }),
+                flags | now,
+            );
+            cursor.install(&mut db, table, index, ValidEntry { frame, flags });
+            now = EntryFlags::DIRTY;
         }
-        let frame = db.activate(copy, Owner::Entry { table, index });
-        cursor.install(&mut db, table, index, ValidEntry { frame, flags });
         drop(db);
         outcome.flush.absorb(edits);
         self.give_back(reserve);
-        state.gained_private(1);
-        add(&self.counters.pages_copied, 1);
-        add(&self.counters.entries_written, 1);
+        state.gained_private(made as u64);
+        note_made(state, vpn, made);
+        add(&self.counters.pages_copied, made as u64);
+        add(&self.counters.entries_written, made as u64);
         FaultOutcome::Resolved(outcome)
     }
+}
+
+/// The pages a store copies, each with the layer's frame: the page that is stored to first.
+fn frozen_run<B: Clone + Eq, S: FrameStore>(
+    state: &SpaceState<B>,
+    cursor: &Cursor<'_, S>,
+    (vpn, from): (Vpn, Pfn),
+) -> Vec<(Vpn, Pfn)> {
+    let table = cursor.find_leaf(vpn);
+    let entry = |vpn: Vpn| {
+        table.map_or(Entry::Empty, |table| {
+            cursor.leaf(table, vpn.index(Level::Leaf))
+        })
+    };
+    let run = state.images.find(vpn);
+    let ahead = copied_ahead(state, vpn).iter().skip(1);
+    let ahead = ahead.map_while(|vpn| match entry(vpn) {
+        Entry::Frozen(entry) => Some((vpn, entry.frame)),
+        Entry::Empty => {
+            let run = run.filter(|run| run.range.contains(vpn))?;
+            Some((vpn, run.section.frozen(run.page(vpn)?)?))
+        }
+        Entry::Valid(_)
+        | Entry::Transition(_)
+        | Entry::PageFile(_)
+        | Entry::Prototype(_)
+        | Entry::DemandZero(_)
+        | Entry::Decommitted => None,
+    });
+    core::iter::once((vpn, from)).chain(ahead).collect()
 }
 
 /// The pages of layers that the leaf table of `vpn` can translate, each with the entry it gets.

@@ -5,7 +5,7 @@ use crate::backend::Platform;
 use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::pte::UpperEntry;
-use crate::shadow::{Cursor, LeafRun, parts};
+use crate::shadow::{Cursor, LeafRun};
 use crate::space::books::Books;
 use crate::space::own::count_tables;
 use crate::space::{Space, SpaceState};
@@ -45,8 +45,8 @@ impl<P: Platform> Manager<P> {
             return false;
         };
         let mut found = false;
-        for (index, part) in parts(level, range) {
-            match cursor.upper(table, index) {
+        for (index, part, entry) in cursor.children((table, level), range) {
+            match entry {
                 UpperEntry::Table(child) => {
                     let below = ((child, below), part, leaving);
                     found |= self.drop_shared_below(cursor, state, below, flush);

@@ -1,6 +1,7 @@
 //! Address spaces. One verb a file; each is an `impl` block of [`crate::Manager`].
 
 mod advise;
+mod ahead;
 mod books;
 mod clone_leaf;
 mod copy;

@@ -28,7 +28,7 @@ use crate::manager::{Demand, Manager, Reserve};
 use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
 use crate::proto::HeaderId;
 use crate::pte::{Entry, EntryFlags, UpperEntry};
-use crate::shadow::{Cursor, parts};
+use crate::shadow::Cursor;
 use crate::space::clone_leaf::{Twin, move_to_block, share_entry};
 use crate::space::{Space, SpaceState};
 use crate::stats::{Counters, add};
@@ -336,8 +336,7 @@ fn count_range<S: FrameStore>(
     needs: &mut Needs,
 ) {
     let Some(below) = level.below() else { return };
-    for (index, part) in parts(level, range) {
-        let found = cursor.upper(table, index);
+    for (_, part, found) in cursor.children((table, level), range) {
         let Some(child) = found.table() else { continue };
         let mut here = above;
         here.shared |= matches!(found, UpperEntry::Shared(_));
@@ -370,10 +369,12 @@ pub(super) fn count_tables<S: FrameStore>(
     range: VpnRange,
 ) -> usize {
     let Some(below) = level.below() else { return 0 };
-    let counted = parts(level, range).map(|(index, part)| {
-        let child = cursor.upper(table, index).table();
-        child.map_or(0, |child| 1 + count_tables(cursor, (child, below), part))
-    });
+    let counted = cursor
+        .children((table, level), range)
+        .map(|(_, part, found)| {
+            let child = found.table();
+            child.map_or(0, |child| 1 + count_tables(cursor, (child, below), part))
+        });
     counted.sum()
 }
 

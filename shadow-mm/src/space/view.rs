@@ -22,6 +22,7 @@ use crate::pfn::{Owner, Taken, Want};
 use crate::proto::{Pending, Proto, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::section::NoSpace;
+use crate::space::ahead::{copied_ahead, note_made};
 use crate::space::books::Books;
 use crate::space::fault::{resolution, used, window};
 use crate::space::file_read::{Started, note_read, read_window};
@@ -31,7 +32,7 @@ use crate::space::view_in::ViewIn;
 use crate::space::zap::drop_page;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
-use crate::vad::{FaultAround, Sharing};
+use crate::vad::Sharing;
 
 /// Pages of the aligned window within which one fault maps all that is resident. Twenty times a shell
 /// starting `true` took 758 faults with 16 pages, 647 with 32, 571 with 64, 501 with 128, which also
@@ -133,12 +134,7 @@ impl<P: Platform> Manager<P> {
                         Err(Unmade::NoMemory) => return FaultOutcome::NoMemory,
                         Err(Unmade::NoSpace) => return FaultOutcome::Denied(Denied::NoSpace),
                     };
-                    if let Some(vad) = state.vads.find_mut(vpn) {
-                        vad.around = FaultAround {
-                            next: vpn.get() + made,
-                            window: made as u8,
-                        };
-                    }
+                    note_made(state, vpn, made as usize);
                 }
             }
         }
@@ -203,7 +199,12 @@ impl<P: Platform> Manager<P> {
             return FaultOutcome::Denied(Denied::NotMapped);
         };
         let flags = EntryFlags::private(source.prot);
-        let mut sources = self.hold_sources(space, &source, (vpn, from));
+        let window = match source.origin {
+            Origin::View => aligned(source.range, vpn, COPY_AROUND),
+            // A clone is to have only what it changes.
+            Origin::Image => copied_ahead(state, vpn),
+        };
+        let mut sources = self.hold_sources(space, (&source, window), (vpn, from));
         let demand = Demand {
             tables: needs.tables(),
             data: 1,
@@ -254,9 +255,13 @@ impl<P: Platform> Manager<P> {
         outcome.flush.absorb(edits);
         self.give_back(reserve);
         state.gained_private(made);
+        if source.origin == Origin::Image {
+            note_made(state, vpn, made as usize);
+        }
         add(&self.counters.entries_written, made);
         FaultOutcome::Resolved(outcome)
     }
+
     /// A store to a valid entry that maps a section's own frame.
     pub(super) fn break_view(
         &self,
@@ -274,18 +279,13 @@ impl<P: Platform> Manager<P> {
     fn hold_sources(
         &self,
         space: &Space<P>,
-        source: &Source<P::Backing>,
+        (source, window): (&Source<P::Backing>, VpnRange),
         wanted: (Vpn, Pfn),
     ) -> Vec<(Vpn, Pfn)> {
         let cursor = space.cursor(&self.store);
         let table = cursor.find_leaf(wanted.0);
         let mut sources = Vec::from([wanted]);
         let mut db = self.pfns.lock();
-        let window = match source.origin {
-            Origin::View => aligned(source.range, wanted.0, COPY_AROUND),
-            // A clone is to have only what it changes.
-            Origin::Image => aligned(source.range, wanted.0, 1),
-        };
         for vpn in window.iter().filter(|vpn| *vpn != wanted.0) {
             let entry = table.map_or(Entry::Empty, |table| {
                 cursor.leaf(table, vpn.index(Level::Leaf))
@@ -298,9 +298,13 @@ impl<P: Platform> Manager<P> {
                 Entry::Valid(entry) if db.is_sections(entry) => Some(entry.frame),
                 _ => None,
             };
-            if let Some(frame) = frame {
-                db.hold(frame);
-                sources.push((vpn, frame));
+            match (frame, source.origin) {
+                (Some(frame), _) => {
+                    db.hold(frame);
+                    sources.push((vpn, frame));
+                }
+                (None, Origin::View) => {}
+                (None, Origin::Image) => break,
             }
         }
         sources

@@ -102,8 +102,9 @@ fn memory(context: &Context) -> Checked {
     }
 }
 
-/// Clones in one machine: a few at once, each with an input and an end of its own, one of them by its time.
-fn one_machine(context: &Context) -> Checked {
+/// Clones in machines of their own, and in one: a few at once, each with an input and an end of its own, one of them by its
+/// time.
+fn ends(context: &Context) -> Checked {
     let line = "echo freeze > /dev/vmm; read -r role n rest < /dev/vmm; \
                 while read -r l; do echo $l; done; [ $role = clone ] || exit 0; \
                 [ $n = 5 ] && while :; do :; done; [ $n = 7 ] && kill -9 $$; [ $n != 6 ] || exit 9";
@@ -114,19 +115,23 @@ fn one_machine(context: &Context) -> Checked {
         context.write(&format!("in.{n}"), format!("line {n}\n"), 0o644)?;
     }
     let (input, output) = (path("in.%i"), path("out.%i"));
-    let words = |count| {
-        let words = ["fork", "warm", "--isolation", "process", "-n", count];
+    let words = |isolation, count| {
+        let words = ["fork", "warm", "--isolation", isolation, "-n", count];
         let streams = ["-j", "3", "--stdin", &input, "--stdout", &output];
         [&words[..], &streams[..], &["--timeout", "3"]].concat()
     };
-    for (count, status) in [("4", 0), ("8", 124)] {
-        let ended = vmm_with(context, &words(count), b"")?;
-        expect(&ended, status, "")?;
-    }
-    for n in 1..=8 {
-        let printed = fs::read_to_string(path(&format!("out.{n}"))).map_err(|e| e.to_string())?;
-        if printed != format!("line {n}\n") {
-            return Err(format!("clone {n}: {printed:?}"));
+    for isolation in ISOLATIONS {
+        for (count, status) in [("4", 0), ("8", 124)] {
+            let ended = vmm_with(context, &words(isolation, count), b"")?;
+            expect(&ended, status, "")?;
+        }
+        for n in 1..=8 {
+            let path = path(&format!("out.{n}"));
+            let printed = fs::read_to_string(&path).map_err(|e| e.to_string())?;
+            if printed != format!("line {n}\n") {
+                return Err(format!("clone {n} ({isolation}): {printed:?}"));
+            }
+            fs::remove_file(path).map_err(|e| e.to_string())?;
         }
     }
     let named = ["fork", "warm", "--isolation", "process", "--name", "x"];
@@ -374,10 +379,9 @@ fn processes(words: &[&str]) -> Result<usize, String> {
 fn abandoned(context: &Context) -> Checked {
     let line = "echo freeze > /dev/vmm; while :; do sleep 1; done";
     let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])?;
-    // A word that no other process of the machine has.
-    let mark = format!("MARK={}", context.work().display());
     for round in 0..kills(10) {
-        let mut fork = command(context, &["fork", "warm", "-n", "8", "--env", &mark]);
+        let words = ["fork", "warm", "-n", "8", "--per-process", "3"];
+        let mut fork = command(context, &words);
         let fork = fork.stderr(Stdio::null()).spawn();
         let mut fork = fork.map_err(|e| e.to_string())?;
         std::thread::sleep(Duration::from_micros(u64::from(round * 7919 % 61) * 1000));
@@ -385,19 +389,17 @@ fn abandoned(context: &Context) -> Checked {
             .and_then(|()| fork.wait())
             .map_err(|e| e.to_string())?;
         let until = Instant::now() + context.timeout / 4;
-        let equal = format!("--env={mark}");
-        while processes(&["restore", &equal])? != 0 {
+        let parent = fork.id().to_string();
+        while processes(&["run-clones", "--parent", &parent])? != 0 {
             if Instant::now() > until {
                 return Err(format!("round {round}: clones are left"));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-    let path = snapshot(context)?;
     let vmm = context.setup.vmm.to_string_lossy();
     let parent = (std::process::id() + 1).to_string();
-    let line =
-        format!("exec {vmm} restore --template 3 --clone 1/1/warm --parent {parent} 3< {path}");
+    let line = format!("exec {vmm} run-clones --parent {parent}");
     let alone = context.native(&Launch::new("/bin/sh", &["-c", &line]))?;
     if alone.status != 125 || !alone.err().contains("has ended") || alone.err().lines().count() != 1
     {
@@ -428,7 +430,7 @@ fn alone() -> [Case; 2] {
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases: Vec<_> = [
         ("clones/shell", shell as fn(&Context) -> Checked, "busybox"),
-        ("clones/one-machine", one_machine, "busybox"),
+        ("clones/ends", ends, "busybox"),
         ("clones/shared-memory", memory, "python3"),
         ("clones/together", together, "busybox"),
         ("clones/layers", layers, "busybox"),

@@ -10,6 +10,7 @@ mod boot_input;
 mod boot_linux;
 mod carried;
 mod clones;
+mod clones_workers;
 mod confinement;
 mod examples;
 mod freeze;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         carried::cases(),
         clones::cases(),
         freeze::cases(),
+        clones_workers::cases(),
         isolation::cases(),
         killed::cases(),
         examples::cases(),

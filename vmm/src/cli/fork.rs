@@ -1,19 +1,23 @@
-//! `vmm fork`: live copies of a running guest, each in a machine and a process of its own, or all in one.
+//! `vmm fork`: live copies of a running guest, each in a machine of its own, or all in one.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
+
+use rustix::fs::SealFlags;
 
 use super::snapshot::{VerbError, frozen};
 use super::{STATUS_FAILURE, Size, complain};
 use crate::control::protocol::Request;
 use crate::control::rundir::{RunDirError, check_name};
 use crate::machine::hardware::{MAX_MEMORY, MIN_MEMORY};
+use crate::snapshot::read::{ReadError, Snapshot, Trust};
 
+mod apart;
 mod together;
+mod wire;
+pub(super) mod worker;
 
 /// Copies in machines of their own that are started at most.
 const MOST_APART: u32 = 10_000;
@@ -68,6 +72,10 @@ pub(super) struct ForkArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     cpus: Option<u8>,
 
+    /// Most machines that share a process of the host, 1 to 100; if that fails, all clones in it end [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(apart::MOST_IN_A_PROCESS)))]
+    per_process: Option<u8>,
+
     /// End each after this many seconds, with status 124
     #[arg(long, value_name = "SECONDS", value_parser = super::seconds)]
     timeout: Option<std::time::Duration>,
@@ -80,7 +88,7 @@ pub(super) struct ForkArgs {
 /// What keeps the copies apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Isolation {
-    /// A virtual machine, and a process of the host, for each
+    /// A virtual machine for each; --per-process of them share a process of the host
     Vm,
     /// Page tables: all are in one virtual machine, and in this process, as processes are
     Process,
@@ -94,6 +102,8 @@ enum ForkError {
     Many(u32),
     #[error("--memory is for copies that share a machine: add --isolation process")]
     Memory,
+    #[error("--per-process is for copies with machines of their own (--isolation vm)")]
+    PerProcess,
     #[error("--memory {0}: a machine has 8M to 512G")]
     MemorySize(Size),
     #[error(transparent)]
@@ -129,8 +139,9 @@ fn run(args: &ForkArgs) -> Result<u8, ForkError> {
     check_memory(args)?;
     match args.isolation {
         Isolation::Vm if args.count > MOST_APART => Err(ForkError::Many(args.count)),
-        Isolation::Vm => run_apart(args, &template(args)?),
+        Isolation::Vm => apart::run(args, &template(args)?),
         Isolation::Process if args.name.is_some() => Err(ForkError::Nameless),
+        Isolation::Process if args.per_process.is_some() => Err(ForkError::PerProcess),
         Isolation::Process => together::run(args, template(args)?),
     }
 }
@@ -143,61 +154,6 @@ fn check_memory(args: &ForkArgs) -> Result<(), ForkError> {
         Isolation::Vm => Err(ForkError::Memory),
         Isolation::Process if (MIN_MEMORY..=MAX_MEMORY).contains(&memory.0) => Ok(()),
         Isolation::Process => Err(ForkError::MemorySize(memory)),
-    }
-}
-
-/// Runs the copies in processes of their own.
-fn run_apart(args: &ForkArgs, template: &File) -> Result<u8, ForkError> {
-    // The copies get the descriptor under the number it has here.
-    let inherited = rustix::io::fcntl_dupfd_cloexec(template, 3).map_err(|e| start(e.into()))?;
-    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty())
-        .map_err(|e| start(e.into()))?;
-    let mut copies = Copies::default();
-    let most = args.jobs.unwrap_or(args.count) as usize;
-    for number in 1..=args.count {
-        if copies.running.len() >= most {
-            copies.wait_for_one()?;
-        }
-        let child = copy(args, number, inherited.as_raw_fd())?;
-        copies.running.push_back(child);
-    }
-    drop(inherited);
-    while !copies.running.is_empty() {
-        copies.wait_for_one()?;
-    }
-    Ok(copies.status)
-}
-
-/// The copies that were started; they are ended if not all could be.
-#[derive(Default)]
-struct Copies {
-    running: VecDeque<Child>,
-    /// That of the first that did not end with 0.
-    status: u8,
-}
-
-impl Copies {
-    /// Waits for the one that was started first of those that run.
-    fn wait_for_one(&mut self) -> Result<(), ForkError> {
-        let Some(child) = self.running.front_mut() else {
-            return Ok(());
-        };
-        let ended = child.wait().map_err(start)?;
-        self.running.pop_front();
-        if self.status == 0 {
-            let code = ended.code().and_then(|code| u8::try_from(code).ok());
-            self.status = code.unwrap_or(STATUS_FAILURE);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Copies {
-    fn drop(&mut self) {
-        for child in &mut self.running {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 
@@ -219,40 +175,11 @@ fn numbered(text: &str, number: u32) -> String {
     text.replace("%i", &number.to_string())
 }
 
-fn copy(args: &ForkArgs, number: u32, template: i32) -> Result<Child, ForkError> {
-    let open = |pattern: &String, create: bool| {
-        let path = PathBuf::from(numbered(pattern, number));
-        let opened = if create {
-            File::create(&path)
-        } else {
-            File::open(&path)
-        };
-        opened.map_err(|source| ForkError::File { path, source })
+/// A template that was handed over.
+fn opened(template: File) -> Result<Snapshot, ReadError> {
+    let trust = match rustix::fs::fcntl_get_seals(&template) {
+        Ok(seals) if seals.contains(SealFlags::WRITE) => Trust::Sealed,
+        Ok(_) | Err(_) => Trust::Verify,
     };
-    let vmm = std::env::current_exe().map_err(start)?;
-    let mut command = Command::new(vmm);
-    command.args(["restore", "--template", &template.to_string()]);
-    let clone = format!("{number}/{}/{}", args.count, args.guest);
-    command.args(["--clone", &clone]);
-    command.args(["--parent", &std::process::id().to_string()]);
-    for setting in &args.env {
-        command.arg(format!("--env={}", numbered(setting, number)));
-    }
-    if let Some(name) = &args.name {
-        command.args(["--name", &format!("{name}-{number}")]);
-    }
-    if let Some(cpus) = args.cpus {
-        command.args(["--cpus", &cpus.to_string()]);
-    }
-    if let Some(timeout) = args.timeout {
-        command.args(["--timeout", &timeout.as_secs_f64().to_string()]);
-    }
-    command.stdin(match &args.stdin {
-        Some(pattern) => Stdio::from(open(pattern, false)?),
-        None => Stdio::null(),
-    });
-    if let Some(pattern) = &args.stdout {
-        command.stdout(open(pattern, true)?);
-    }
-    command.spawn().map_err(start)
+    Snapshot::from_file(template, "the template".to_owned(), trust, None)
 }

@@ -45,6 +45,8 @@ enum Command {
     Restore(Box<restore::RestoreArgs>),
     Freeze(snapshot::FreezeArgs),
     Fork(fork::ForkArgs),
+    #[command(hide = true)]
+    RunClones(fork::worker::WorkerArgs),
 }
 
 /// How `--stats` is printed.
@@ -87,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Restore(args) => restore::main(&args),
         Command::Freeze(args) => snapshot::freeze(&args),
         Command::Fork(args) => fork::main(&args),
+        Command::RunClones(args) => fork::worker::main(&args),
     }
 }
 

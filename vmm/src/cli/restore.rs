@@ -1,7 +1,5 @@
 //! `vmm restore`: a guest out of a snapshot.
 
-use std::fs::File;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +11,7 @@ use super::{STATUS_FAILURE, Size, StatsFormat, complain, say, seconds};
 use crate::machine::hardware;
 use crate::machine::restored::{Choice, RestoreConfig, restore};
 use crate::snapshot::guest::{OpenError, open_guest};
-use crate::snapshot::read::{Check, ReadError, Snapshot, Trust};
+use crate::snapshot::read::{Check, ReadError, Snapshot};
 use crate::snapshot::records::{Identity, Records, Role};
 
 /// Go on with the guest of a snapshot
@@ -27,8 +25,8 @@ Exit status: as of `vmm run`; 125 if the snapshot is damaged, in which case noth
 a file nobody writes to is noticed when the page is read: the guest then ends with 125, and has seen no wrong byte.")]
 pub(super) struct RestoreArgs {
     /// The snapshot's file
-    #[arg(value_name = "FILE", required_unless_present = "template")]
-    file: Option<PathBuf>,
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
 
     /// The snapshot that FILE builds on (repeatable: the one that builds on none first)
     #[arg(long, value_name = "FILE")]
@@ -78,18 +76,6 @@ pub(super) struct RestoreArgs {
     /// Something the guest reads from /dev/vmm (repeatable)
     #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = setting)]
     env: Vec<String>,
-
-    /// A template that this process was given as a descriptor: how `vmm fork` starts its clones
-    #[arg(long, value_name = "FD", hide = true, conflicts_with_all = ["file", "base"])]
-    template: Option<RawFd>,
-
-    /// Which clone of which template this is
-    #[arg(long, value_name = "NUMBER/COUNT/TEMPLATE", hide = true, value_parser = clone)]
-    clone: Option<Role>,
-
-    /// The process that waits for this clone, and with which it ends
-    #[arg(long, value_name = "PID", hide = true, requires = "clone", value_parser = clap::value_parser!(i32).range(1..))]
-    parent: Option<i32>,
 }
 
 /// When all of a snapshot is looked at before anything runs.
@@ -103,40 +89,12 @@ enum Verify {
     Never,
 }
 
-/// What `vmm fork` says of a clone.
-fn clone(text: &str) -> Result<Role, String> {
-    let mut parts = text.splitn(3, '/');
-    let mut number = || parts.next()?.parse::<u32>().ok();
-    let (number, of) = (number(), number());
-    match (number, of, parts.next()) {
-        (Some(number), Some(of), Some(template)) => Ok(Role::Clone {
-            number,
-            of,
-            template: template.to_owned(),
-        }),
-        _ => Err("not a clone".to_owned()),
-    }
-}
-
 /// A line that the guest will read.
 pub(super) fn setting(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         _ if text.contains('\n') => Err("a value has no ends of lines".to_owned()),
         Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
         _ => Err("write NAME=VALUE".to_owned()),
-    }
-}
-
-/// A clone does not outlive the `vmm fork` that waits for it, however that ends.
-fn end_with_parent(parent: Option<i32>) -> Result<(), RefusedError> {
-    use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
-    if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
-        tracing::warn!(%error, "this clone will not end with vmm fork");
-    }
-    // There is no signal for one that had ended before; but then the parent is another process by now.
-    match parent {
-        Some(parent) if getppid().map(Pid::as_raw_pid) != Some(parent) => Err(RefusedError::Alone),
-        _ => Ok(()),
     }
 }
 
@@ -155,16 +113,10 @@ enum RefusedError {
         owner: u32,
         what: String,
     },
-    #[error("the vmm fork that started this clone has ended")]
-    Alone,
 }
 
 pub(super) fn main(args: &RestoreArgs) -> ExitCode {
-    let parent = match args.clone {
-        Some(_) => end_with_parent(args.parent),
-        None => Ok(()),
-    };
-    let opened = parent.and_then(|()| Ok(open(args)?));
+    let opened = open(args).map_err(RefusedError::from);
     let opened = opened.and_then(|snapshot| {
         let guest = open_guest(&snapshot)?;
         check_host_files(args, &snapshot, &guest.1)?;
@@ -187,7 +139,7 @@ pub(super) fn main(args: &RestoreArgs) -> ExitCode {
     let config = RestoreConfig {
         snapshot: Arc::new(snapshot),
         identity: Identity {
-            role: args.clone.clone().unwrap_or_default(),
+            role: Role::Restored,
             settings: args.env.iter().map(|pair| pair.clone().into()).collect(),
         },
         choice: Choice {
@@ -209,9 +161,6 @@ fn check_host_files(
     snapshot: &Snapshot,
     records: &Records,
 ) -> Result<(), RefusedError> {
-    if args.template.is_some() {
-        return Ok(());
-    }
     let directories = records.host_directories();
     let files = records.host_files();
     let shown = |path: &Path| path.display().to_string().replace(char::is_control, "?");
@@ -243,15 +192,11 @@ fn check_host_files(
 }
 
 fn open(args: &RestoreArgs) -> Result<Snapshot, ReadError> {
-    if let Some(fd) = args.template {
-        return template(fd);
-    }
     let mut base = None;
     for path in &args.base {
         base = Some(Arc::new(Snapshot::open(path, base.take())?));
     }
-    let file = args.file.clone().unwrap_or_default();
-    let snapshot = Snapshot::open(&file, base)?;
+    let snapshot = Snapshot::open(&args.file, base)?;
     let which = match args.verify {
         Verify::Auto => Check::Changed,
         Verify::Always => Check::All,
@@ -266,32 +211,4 @@ fn open(args: &RestoreArgs) -> Result<Snapshot, ReadError> {
         checked?;
     }
     Ok(snapshot)
-}
-
-#[expect(unsafe_code, reason = "a descriptor that the parent says it left open")]
-fn template(fd: RawFd) -> Result<Snapshot, ReadError> {
-    let path = "the template".to_owned();
-    let bad = |source| ReadError::Host {
-        path: path.clone(),
-        source,
-    };
-    // Not one of ours: those are opened after this.
-    let open = rustix::fs::fcntl_getfl(
-        // SAFETY: only looked at; what is not open is answered with an error.
-        unsafe { rustix::fd::BorrowedFd::borrow_raw(fd.max(0)) },
-    );
-    if fd < 3 || open.is_err() {
-        return Err(bad(std::io::ErrorKind::NotFound.into()));
-    }
-    // SAFETY: it is open, as was just seen, and nothing else in this process knows of it.
-    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    let _ = rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC);
-    let seals =
-        rustix::fs::fcntl_get_seals(&file).unwrap_or_else(|_| rustix::fs::SealFlags::empty());
-    let trust = if seals.contains(rustix::fs::SealFlags::WRITE) {
-        Trust::Sealed
-    } else {
-        Trust::Verify
-    };
-    Snapshot::from_file(file, path, trust, None)
 }

@@ -8,6 +8,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -28,7 +29,7 @@ const SOCKET_PATH_MAX: usize = 108;
 pub enum RunDirError {
     /// The name cannot be one.
     #[error(
-        "--name {0}: a name has 1 to {NAME_MAX} letters, digits, `.`, `-` or `_`, begins with none of `.-`, and is not only digits"
+        "--name {0}: a name has 1 to {NAME_MAX} letters, digits, `.`, `-` or `_`, begins with none of `.-`, and is not only digits and `.`"
     )]
     BadName(String),
     /// It is taken.
@@ -64,7 +65,7 @@ fn host(path: &Path) -> impl FnOnce(io::Error) -> RunDirError + '_ {
 /// It cannot be one.
 pub fn check_name(name: &str) -> Result<(), RunDirError> {
     let good = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
-    let number = name.chars().all(|c| c.is_ascii_digit());
+    let number = name.chars().all(|c| c.is_ascii_digit() || c == '.');
     let length = (1..=NAME_MAX).contains(&name.len());
     if length && !number && name.chars().all(good) && !name.starts_with(['.', '-']) {
         Ok(())
@@ -83,6 +84,34 @@ pub fn folder() -> PathBuf {
     }
 }
 
+/// What a guest is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Called<'a> {
+    /// As a person said.
+    Name(&'a str),
+    /// By the number of its VMM's process.
+    Process,
+    /// By that and its own: one of the clones in this process.
+    Clone(u32),
+}
+
+impl<'a> From<Option<&'a str>> for Called<'a> {
+    fn from(name: Option<&'a str>) -> Self {
+        name.map_or(Self::Process, Self::Name)
+    }
+}
+
+impl Called<'_> {
+    fn id(self) -> Result<String, RunDirError> {
+        let process = std::process::id();
+        match self {
+            Self::Name(name) => check_name(name).map(|()| name.to_owned()),
+            Self::Process => Ok(process.to_string()),
+            Self::Clone(number) => Ok(format!("{process}.{number}")),
+        }
+    }
+}
+
 /// A running guest's directory, removed when this is dropped.
 #[derive(Debug)]
 pub struct RunDir {
@@ -94,26 +123,30 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes one in `folder`, which is made if need be. Without a name it has the VMM's number.
+    /// Makes one in `folder`, which is made if need be.
     ///
     /// # Errors
     /// The name is bad or taken, or the host refuses.
-    pub fn create(folder: &Path, name: Option<&str>) -> Result<Self, RunDirError> {
-        let id = match name {
-            Some(name) => {
-                check_name(name)?;
-                name.to_owned()
-            }
-            None => std::process::id().to_string(),
-        };
+    pub fn create<'a>(folder: &Path, called: impl Into<Called<'a>>) -> Result<Self, RunDirError> {
+        // A process with many guests need not look again for each.
+        static SWEPT: Once = Once::new();
+        let id = called.into().id()?;
         let path = folder.join(&id);
         if path.join(SOCKET).as_os_str().len() >= SOCKET_PATH_MAX {
             return Err(RunDirError::TooLong(path));
         }
         make_private(folder)?;
         let _serialised = lock_folder(folder)?;
-        remove_stale(folder);
-        match DirBuilder::new().mode(0o700).create(&path) {
+        SWEPT.call_once(|| remove_stale(folder));
+        let make = || DirBuilder::new().mode(0o700).create(&path);
+        let made = make().or_else(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                remove_stale(folder);
+                make()
+            }
+            _ => Err(error),
+        });
+        match made {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(RunDirError::Taken(id));
@@ -260,9 +293,9 @@ mod tests {
     fn name_is_one_guests_at_a_time() {
         let tmp = tempfile::tempdir().unwrap();
         let folder = tmp.path().join("vmm");
-        let first = RunDir::create(&folder, Some("warm")).unwrap();
+        let first = RunDir::create(&folder, Called::Name("warm")).unwrap();
         assert!(matches!(
-            RunDir::create(&folder, Some("warm")),
+            RunDir::create(&folder, Called::Name("warm")),
             Err(RunDirError::Taken(_))
         ));
         assert_eq!(list(&folder).unwrap(), ["warm"]);
@@ -270,14 +303,14 @@ mod tests {
         assert_eq!((mode(&folder), mode(&folder.join("warm"))), (0o700, 0o700));
         drop(first);
         assert_eq!(list(&folder).unwrap(), [""; 0]);
-        RunDir::create(&folder, Some("warm")).unwrap();
+        RunDir::create(&folder, Called::Name("warm")).unwrap();
     }
 
     #[test]
     fn directory_whose_vmm_is_gone_is_removed() {
         let tmp = tempfile::tempdir().unwrap();
         let folder = tmp.path().join("vmm");
-        let dir = RunDir::create(&folder, Some("old")).unwrap();
+        let dir = RunDir::create(&folder, Called::Name("old")).unwrap();
         // As if the VMM had been killed: the lock is gone, the files are not.
         let path = dir.path.clone();
         fs::write(dir.socket(), "").unwrap();
@@ -294,14 +327,14 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
         for result in [
-            RunDir::create(&folder, None).map(drop),
+            RunDir::create(&folder, Called::Process).map(drop),
             list(&folder).map(drop),
         ] {
             assert!(matches!(result, Err(RunDirError::Unsafe(_))), "{result:?}");
         }
         let link = tmp.path().join("link");
         std::os::unix::fs::symlink(tmp.path(), &link).unwrap();
-        assert!(RunDir::create(&link, None).is_err());
+        assert!(RunDir::create(&link, Called::Process).is_err());
     }
 
     #[test]
@@ -309,6 +342,7 @@ mod tests {
         for name in [
             "",
             "12",
+            "12.3",
             ".x",
             "-x",
             "a/b",

@@ -171,10 +171,11 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::time::Instant;
 
+    use super::super::rundir::Called;
     use super::*;
 
     fn server(folder: &std::path::Path) -> (Server, std::path::PathBuf) {
-        let dir = RunDir::create(folder, Some("test")).unwrap();
+        let dir = RunDir::create(folder, Called::Name("test")).unwrap();
         let socket = dir.socket();
         let answer: Answer = Arc::new(|request, _| Response::failed(format!("{request:?}")).into());
         (Server::start(dir, answer).unwrap(), socket)

@@ -41,6 +41,10 @@ ranks! {
     StraceOpen,
     /// How a guest of the library's ended.
     Finish,
+    /// What a process that runs clones says to `vmm fork`.
+    CloneNews,
+    /// Machines there whose clones have ended.
+    FreeMachines,
     /// Machines that wait for a clone of a template.
     WarmMachines,
     /// A machine that guests share, until its end.

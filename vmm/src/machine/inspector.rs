@@ -12,7 +12,7 @@ use super::verbs::{Tell, Verbs};
 use super::{Counts, Machine, RunError};
 use crate::control::protocol::{Hello, PROTOCOL, Reply, Request, Response};
 use crate::control::ready::Ready;
-use crate::control::rundir::{self, RunDir};
+use crate::control::rundir::{self, Called, RunDir};
 use crate::control::server::{Answer, Server};
 use crate::inspect::collect::{self, Detail, Given};
 use crate::inspect::{About, Inspection};
@@ -31,15 +31,15 @@ pub(super) struct Inspector {
 }
 
 /// A machine as those see it who ask.
-pub(super) struct Observed {
+pub(crate) struct Observed {
     /// What it is.
-    pub(super) machine: MachineData,
+    pub(crate) machine: MachineData,
     /// The snapshot it came from.
-    pub(super) origin: Option<Arc<Snapshot>>,
+    pub(crate) origin: Option<Arc<Snapshot>>,
     /// What it does when it is ready.
-    pub(super) ready: Option<Ready>,
+    pub(crate) ready: Option<Ready>,
     /// Whether what its first program's end finds is kept, for a report.
-    pub(super) keeps_last: bool,
+    pub(crate) keeps_last: bool,
 }
 
 /// The file that `--report` names.
@@ -119,7 +119,7 @@ impl Inspector {
 
 impl Machine {
     /// Makes what looks at the machine, and the socket others ask on.
-    pub(super) fn observe(&mut self, observed: Observed, dir: Option<RunDir>) {
+    pub(crate) fn observe(&mut self, observed: Observed, dir: Option<RunDir>) {
         let pid = std::process::id();
         let Observed {
             machine,
@@ -177,10 +177,11 @@ impl Machine {
 }
 
 /// The run directory. Only a name that was asked for must have one.
-pub(super) fn run_dir(name: Option<&str>) -> Result<Option<RunDir>, RunError> {
-    match RunDir::create(&rundir::folder(), name) {
+pub(crate) fn run_dir<'a>(called: impl Into<Called<'a>>) -> Result<Option<RunDir>, RunError> {
+    let called = called.into();
+    match RunDir::create(&rundir::folder(), called) {
         Ok(dir) => Ok(Some(dir)),
-        Err(error) if name.is_some() => Err(RunError::RunDir(error)),
+        Err(error) if matches!(called, Called::Name(_)) => Err(RunError::RunDir(error)),
         Err(error) => {
             tracing::info!(%error, "vmm inspect will not find this guest");
             Ok(None)

@@ -38,7 +38,7 @@ pub use builder::Machine;
 pub(crate) use counts::Counts;
 use hardware::HardwareError;
 pub use host_io::{HostSide, ProcessSignals};
-use inspector::Observed;
+pub(crate) use inspector::{Observed, run_dir};
 pub(crate) use kick::take_no_signals;
 use report::Report;
 pub(crate) use verbs::Verbs;

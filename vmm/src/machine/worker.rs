@@ -330,7 +330,9 @@ impl Worker {
     /// A stay in the guest.
     fn enter(&mut self, shared: &Shared, thread: &mut Thread) -> Result<Turn, CpuError> {
         let memory = &shared.kernel.memory;
-        identity::renew(memory, &thread.mm);
+        if identity::renew(memory, &thread.mm) {
+            trap::foresee(memory, thread);
+        }
         self.fpu.enter(&self.cpu, thread, &shared.counters)?;
         let entry = memory.flushes.enter(self.index, &thread.mm.space);
         let flush = if entry.needed {

@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{ForkArgs, ForkError, numbered, start};
+use super::{ForkArgs, ForkError, numbered, opened, start};
 use crate::config::{Commit, ForkMode, PageFileConfig};
 use crate::linux::stdio::{Ends, HostEnd, copy};
 use crate::machine::hardware::MAX_MEMORY;
@@ -15,7 +15,7 @@ use crate::machine::shared::{SharedMachine, Tenant, Wish};
 use crate::machine::{RunError, Wanted};
 use crate::snapshot::guest::{MachineData, OpenError, open_guest};
 use crate::snapshot::image::Image;
-use crate::snapshot::read::{ReadError, Snapshot, Trust};
+use crate::snapshot::read::ReadError;
 use crate::snapshot::records::{Identity, Records, Role};
 
 /// Memory that a copy is counted with at least: a few page tables, and as many again of its own.
@@ -77,12 +77,7 @@ impl Copies {
 }
 
 fn machine(args: &ForkArgs, template: File) -> Result<Arc<SharedMachine>, TogetherError> {
-    let trust = match rustix::fs::fcntl_get_seals(&template) {
-        Ok(seals) if seals.contains(rustix::fs::SealFlags::WRITE) => Trust::Sealed,
-        Ok(_) | Err(_) => Trust::Verify,
-    };
-    let snapshot = Snapshot::from_file(template, "the template".to_owned(), trust, None)?;
-    let snapshot = Arc::new(snapshot);
+    let snapshot = Arc::new(opened(template)?);
     let (data, records) = open_guest(&snapshot)?;
     let wanted = wanted(args, &data, &records);
     let image = Arc::new(Image::read(&snapshot).map_err(|error| RunError::Image(error.into()))?);

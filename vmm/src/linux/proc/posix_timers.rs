@@ -144,6 +144,9 @@ impl PosixTimer {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PosixTimers {
     timers: BTreeMap<i32, PosixTimer>,
+    /// The number of the next one, as on Linux one above the last: the signal of a timer that is no more may still be queued,
+    /// and must not be taken for another timer's.
+    next_id: i32,
 }
 
 impl PosixTimers {
@@ -176,13 +179,17 @@ impl PosixTimers {
     pub(super) fn are_sound(&self) -> bool {
         let sound =
             |timer: &PosixTimer| (1..=SIGNALS as i32).contains(&timer.signo) && timer.overrun >= 0;
-        self.timers.keys().all(|&id| id >= 0) && self.timers.values().all(sound)
+        self.timers.keys().all(|&id| id >= 0)
+            && self.next_id >= 0
+            && self.timers.values().all(sound)
     }
 
-    fn free_id(&self) -> Result<i32, Errno> {
-        (0..)
-            .find(|id| !self.timers.contains_key(id))
-            .ok_or(Errno::AGAIN)
+    fn new_id(&mut self) -> Result<i32, Errno> {
+        let ids = (self.next_id..=i32::MAX).chain(0..self.next_id);
+        let id = { ids }.find(|id| !self.timers.contains_key(id));
+        let id = id.ok_or(Errno::AGAIN)?;
+        self.next_id = id.checked_add(1).unwrap_or(0);
+        Ok(id)
     }
 
     fn get(&mut self, id: i32) -> Result<&mut PosixTimer, Errno> {
@@ -316,7 +323,6 @@ fn sys_timer_create(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         va => Some(c.mem().read_obj(va)?),
     };
     let id = c.with_process(|p| {
-        let id = p.posix_timers.free_id()?;
         let made = p.posix_timers.timers.len() as u64;
         if made >= p.rlimits[limits::SIGPENDING].0.min(MOST_TIMERS) {
             return Err(Errno::AGAIN);
@@ -326,6 +332,7 @@ fn sys_timer_create(c: &mut Ctx<'_>, a: &Args) -> SysResult {
         {
             return Err(Errno::INVAL);
         }
+        let id = p.posix_timers.new_id()?;
         let (tells, signo, value) = told(p, id, event)?;
         let timer = PosixTimer {
             clock,
@@ -452,6 +459,15 @@ mod tests {
             (once.expire(500), once.expire(600), once.left(600)),
             (1, 0, 0)
         );
+    }
+
+    #[test]
+    fn number_of_a_timer_that_is_no_more_is_not_given_again_at_once() {
+        let mut timers = PosixTimers::default();
+        assert_eq!([(); 2].map(|()| timers.new_id().unwrap()), [0, 1]);
+        timers.next_id = i32::MAX;
+        timers.timers.insert(0, timer(None, 0));
+        assert_eq!([(); 2].map(|()| timers.new_id().unwrap()), [i32::MAX, 1]);
     }
 
     #[test]

@@ -2,8 +2,7 @@
 //!
 //! * The sixteen random bytes at `AT_RANDOM` are new in every address space. The C library has taken its stack
 //!   guard from the old ones when the program started, and keeps it; who asks `getauxval` later gets new
-//!   ones. In a machine of many guests they are made when a program first runs: a guest that only waits has no page
-//!   of its own.
+//!   ones. They are made when a program first runs: a guest that only waits has no page of its own.
 //! * Ranges with `MADV_WIPEONFORK` are empty, as in a fork's child: random number generators keep their
 //!   state there so that no copy of it is ever used.
 //! * `getrandom(2)` and `/dev/urandom` ask the host each time and need nothing.
@@ -19,20 +18,9 @@ use crate::linux::user_mem::UserMem;
 use crate::memory::Memory;
 use std::sync::Arc;
 
-/// Makes this guest another one than its siblings.
+/// Makes this guest another one than its siblings, but for what can wait until a program runs: [`renew`] is called before it
+/// does.
 pub(super) fn tell_apart(l: &Loader<'_>) -> Result<(), RestoreError> {
-    for mm in l.spaces() {
-        wipe(l, mm)?;
-        new_random(&l.k.memory, mm).map_err(|source| RestoreError::Room {
-            what: "random bytes",
-            source,
-        })?;
-    }
-    Ok(())
-}
-
-/// The same, but for what can wait until a program runs: [`renew`] is then called before it does.
-pub(super) fn tell_apart_later(l: &Loader<'_>) -> Result<(), RestoreError> {
     for mm in l.spaces() {
         wipe(l, mm)?;
         mm.renew_later();
@@ -40,13 +28,14 @@ pub(super) fn tell_apart_later(l: &Loader<'_>) -> Result<(), RestoreError> {
     Ok(())
 }
 
-/// Does what was put off, if it was. No lock may be held.
-pub fn renew(memory: &Memory, mm: &Arc<AddressSpace>) {
-    if mm.take_renewal()
-        && let Err(error) = new_random(memory, mm)
-    {
+/// Does what was put off, and says whether it was: a program runs for the first time since it was made again. No lock may
+/// be held.
+pub fn renew(memory: &Memory, mm: &Arc<AddressSpace>) -> bool {
+    let first = mm.take_renewal();
+    if first && let Err(error) = new_random(memory, mm) {
         tracing::error!(%error, "a guest shares random bytes with another one");
     }
+    first
 }
 
 fn new_random(memory: &Memory, mm: &Arc<AddressSpace>) -> Result<(), Errno> {

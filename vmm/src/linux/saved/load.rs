@@ -187,10 +187,7 @@ pub fn restore(
     let threads = super::people::load(&loader, records)?;
     let first = kernel.identity.set(identity).is_ok();
     debug_assert!(first, "a guest is made once");
-    match parts.place {
-        Place::Alone => super::identity::tell_apart(&loader)?,
-        Place::Beside(_) => super::identity::tell_apart_later(&loader)?,
-    }
+    super::identity::tell_apart(&loader)?;
     if let (Some(saved), Some(tty)) = (&machine.tty, &kernel.tty) {
         saved.load(tty)?;
     }
