@@ -63,13 +63,18 @@ impl Began {
 }
 
 fn answer(clone: &mut Clone) -> Result<u64> {
+    read_number(clone.stdout.as_mut().ok_or("no pipe")?)
+}
+
+fn read_number(from: &mut impl Read) -> Result<u64> {
     let mut bytes = [0; 8];
-    clone
-        .stdout
-        .as_mut()
-        .ok_or("no pipe")?
-        .read_exact(&mut bytes)?;
+    from.read_exact(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+/// How long the guest stood still that a template was made of, in microseconds.
+fn pause(template: &Template) -> f64 {
+    template.pause().unwrap_or_default().as_secs_f64() * 1e6
 }
 
 struct Bench {
@@ -90,13 +95,55 @@ impl Bench {
             .stdout(Stdio::null())
             .spawn()?;
         let template = warm.freeze()?;
-        let pause = template.pause().unwrap_or_default();
         self.row(
-            "freeze: the guest stands still",
-            pause.as_secs_f64() * 1e6,
+            "freeze of a guest that waits: it stands still",
+            pause(&template),
             "",
         );
         Ok(template)
+    }
+
+    /// A guest that stores to all of its pages while it is frozen.
+    fn live(&self) -> Result<()> {
+        let mut warm = Guest::builder(&self.program)
+            .arg(self.mib.to_string())
+            .memory((self.mib + ROOM_MIB) << 20)
+            .cpus(1)
+            .ready_freeze()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        drop(warm.freeze()?);
+        let (mut stdin, mut stdout) = (warm.stdin.take(), warm.stdout.take());
+        let (stdin, stdout) = (
+            stdin.as_mut().ok_or("no pipe")?,
+            stdout.as_mut().ok_or("no pipe")?,
+        );
+        read_number(stdout)?;
+        let mut stores = |froze: bool| -> Result<(f64, f64, u64)> {
+            let before = warm.report().exits.page_faults;
+            stdin.write_all(b"W")?;
+            let stood = if froze { pause(&warm.freeze()?) } else { 0.0 };
+            let took = read_number(stdout)? as f64 / 1000.0;
+            Ok((stood, took, warm.report().exits.page_faults - before))
+        };
+        stores(false)?;
+        let (_, took, faults) = stores(false)?;
+        self.row("100 % stored to", took, &format!("{faults} faults"));
+        let (stood, took, faults) = stores(true)?;
+        self.row("freeze of a guest that stores: it stands still", stood, "");
+        self.row(
+            "100 % stored to, and frozen meanwhile",
+            took,
+            &format!("{faults} faults"),
+        );
+        let (_, took, faults) = stores(false)?;
+        self.row(
+            "100 % stored to, the next time",
+            took,
+            &format!("{faults} faults"),
+        );
+        Ok(())
     }
 
     fn row(&self, what: &str, micros: f64, more: &str) {
@@ -261,6 +308,7 @@ impl Bench {
     }
 
     fn run(&self, dir: &Path) -> Result<()> {
+        self.live()?;
         let template = self.template()?;
         let mut fork = template.fork();
         fork.stdin(Stdio::piped())
