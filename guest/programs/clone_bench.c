@@ -1,8 +1,9 @@
 /* What the benchmark of clones (tests/benches/clones.rs) forks: MIB of memory, written before it is frozen.
  *
  * clone_bench MIB          freezes itself; then says the time stamp counter at its first instruction (8 bytes), and does what
- *                          it reads: t(en pages stored to), w (1 % stored to), W (all stored to), r (all read). Each is
- *                          answered by its nanoseconds (8 bytes); c(ounter) by the time stamp counter.
+ *                          it reads: n(othing), t(en pages stored to), T(housand pages stored to), w (1 % stored to), W (all
+ *                          stored to), r (all read). Each is answered by its nanoseconds (8 bytes); c(ounter) by the time
+ *                          stamp counter.
  * clone_bench MIB native N forks N times instead, and prints the mean from fork() to the child's first instruction, in
  *                          nanoseconds, and the means of w, W and r in a child of its own each. */
 #define _GNU_SOURCE
@@ -32,11 +33,15 @@ static void store(size_t every) {
   for (size_t i = 0; i < pages; i += every) memory[i * PAGE]++;
 }
 
+static void store_to(size_t wanted) { store(pages < wanted ? 1 : pages / wanted); }
+
 static uint64_t run(char what) {
   uint64_t from = now();
   unsigned sum = 0;
   switch (what) {
-  case 't': store(pages < 10 ? 1 : pages / 10); break;
+  case 'n': break;
+  case 't': store_to(10); break;
+  case 'T': store_to(1000); break;
   case 'w': store(100); break;
   case 'W': store(1); break;
   case 'r': for (size_t i = 0; i < pages; i++) sum += memory[i * PAGE]; break;

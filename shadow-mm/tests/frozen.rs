@@ -182,6 +182,8 @@ fn space_that_goes_back_has_nothing_of_its_own_and_needs_no_fault_to_read() {
             let flush = mm.reset_to_image(&space).expect("a reset");
             assert!(!flush.is_empty());
             cpu.flush(&mm, flush);
+            let usage = mm.usage(&space);
+            assert_eq!((usage.private, usage.peak_resident), (0, usage.resident));
             let faults = mm.stats().faults_mapped;
             for page in 0..LAYER {
                 assert_eq!(cpu.load(&mm, BASE + u64::from(page)), Ok(page as u8 + 1));

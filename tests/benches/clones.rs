@@ -1,7 +1,8 @@
 //! The benchmark of clones: a template of so many MiB, its clones and resets in a warm machine of this process, beside
 //! native forks of the same program and `vmm restore` of the same guest from a file.
 //!
-//! Times are medians and noisy; exits and ioctls are counted and exact. `cargo bench -p tests --bench clones [MIB]...`.
+//! Times are medians and noisy; exits and ioctls are counted and exact.
+//! `cargo bench -p tests --bench clones -- [MIB]... [warm] [reset] [idle] [cold] [native]`.
 #![expect(unsafe_code, reason = "the time stamp counter")]
 
 use std::error::Error;
@@ -76,6 +77,26 @@ fn read_number(from: &mut impl Read) -> Result<u64> {
 fn pause(template: &Template) -> f64 {
     template.pause().unwrap_or_default().as_secs_f64() * 1e6
 }
+
+/// A part of the benchmark.
+#[derive(Clone, Copy)]
+enum Part {
+    Freeze,
+    Warm,
+    Reset,
+    Idle,
+    Cold,
+    Native,
+}
+
+const PARTS: [(&str, Part); 6] = [
+    ("freeze", Part::Freeze),
+    ("warm", Part::Warm),
+    ("reset", Part::Reset),
+    ("idle", Part::Idle),
+    ("cold", Part::Cold),
+    ("native", Part::Native),
+];
 
 struct Bench {
     program: PathBuf,
@@ -189,22 +210,76 @@ impl Bench {
         Ok(())
     }
 
-    /// Ten pages are stored to, the clone goes back, and stores to them again.
+    /// Pages are stored to, and the clone goes back; then it does something else.
     fn reset(&self, fork: &Fork) -> Result<()> {
-        let mut began = Began::of(fork.spawn()?)?;
-        let (mut reset, mut call) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            began.has_done(b't')?;
-            let started = Instant::now();
-            began.clone.reset()?;
-            reset.push(micros(started));
-            began.first = answer(&mut began.clone)?;
-            began.has_done(b't')?;
-            call.push(micros(started));
+        for (dirties, what) in [(b'n', "no page"), (b't', "10 pages"), (b'T', "1000 pages")] {
+            let rounds = if dirties == b'T' { COLD_ROUNDS } else { ROUNDS };
+            let went = (0..rounds).map(|_| self.reset_once(fork, dirties, b'n'));
+            let went: Vec<_> = went.collect::<Result<_>>()?;
+            let counted = went.last().map(|(_, counted, _)| counted.as_str());
+            self.row(
+                &format!("reset, {what} stored to before"),
+                median(went.iter().map(|(times, _, _)| times[0]).collect()),
+                "",
+            );
+            self.row(
+                "  and its first output",
+                median(went.iter().map(|(times, _, _)| times[1]).collect()),
+                "",
+            );
+            self.row(
+                "  and its answer to the next request",
+                median(went.iter().map(|(times, _, _)| times[2]).collect()),
+                counted.unwrap_or_default(),
+            );
         }
-        self.row("reset after ten pages were stored to", median(reset), "");
-        self.row("reset, and the next call to its answer", median(call), "");
+        for (then, what) in [
+            (b't', "10 pages stored to"),
+            (b'w', "1 % stored to"),
+            (b'W', "100 % stored to"),
+            (b'r', "all pages read once"),
+        ] {
+            let rounds = if self.mib > 100 { 3 } else { COLD_ROUNDS };
+            let went = (0..rounds).map(|_| self.reset_once(fork, b't', then));
+            let took = went.map(|went| went.map(|(_, _, own)| own));
+            let took = median(took.collect::<Result<_>>()?);
+            self.row(
+                &format!("after a reset: {what}, by the clone's clock"),
+                took,
+                "",
+            );
+        }
         Ok(())
+    }
+
+    /// A clone that has done something goes back and does something else: microseconds until it is reset, its first output,
+    /// and its answer; what was counted until then; and the time that the answer says.
+    fn reset_once(&self, fork: &Fork, first: u8, then: u8) -> Result<([f64; 3], String, f64)> {
+        let mut began = Began::of(fork.spawn()?)?;
+        began.has_done(first)?;
+        // As any that is not the first.
+        began.clone.reset()?;
+        began.first = answer(&mut began.clone)?;
+        began.has_done(first)?;
+        let started = Instant::now();
+        began.clone.reset()?;
+        let reset = micros(started);
+        began.first = answer(&mut began.clone)?;
+        let output = micros(started);
+        let took = began.has_done(then)?;
+        let answered = micros(started);
+        let report = began.clone.report();
+        let exits = report.exits;
+        let counted = format!(
+            "{} ioctls, {} calls, {} faults, {} kicks, {} FPU loads, {} FPU saves",
+            report.ioctls,
+            exits.syscalls,
+            exits.page_faults,
+            exits.kicks,
+            exits.fpu_loads,
+            exits.fpu_saves
+        );
+        Ok(([reset, output, answered], counted, took))
     }
 
     /// Memory of the host that a clone takes which waits.
@@ -307,20 +382,24 @@ impl Bench {
         Ok(())
     }
 
-    fn run(&self, dir: &Path) -> Result<()> {
-        self.live()?;
+    fn run(&self, parts: &[Part], dir: &Path) -> Result<()> {
         let template = self.template()?;
         let mut fork = template.fork();
         fork.stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         template.warm(1)?;
-        self.warm(&fork)?;
-        self.reset(&fork)?;
-        self.idle(&template, &fork)?;
-        drop((fork, template));
-        self.restored(dir)?;
-        self.native()
+        for part in parts {
+            match part {
+                Part::Freeze => self.live()?,
+                Part::Warm => self.warm(&fork)?,
+                Part::Reset => self.reset(&fork)?,
+                Part::Idle => self.idle(&template, &fork)?,
+                Part::Cold => self.restored(dir)?,
+                Part::Native => self.native()?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -335,10 +414,15 @@ fn available() -> Result<u64> {
 }
 
 fn bench() -> Result<()> {
-    let sizes = std::env::args().skip(1).filter_map(|arg| arg.parse().ok());
-    let mut sizes: Vec<u64> = sizes.collect();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut sizes: Vec<u64> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
     if sizes.is_empty() {
         sizes = vec![4, 64, 1024];
+    }
+    let named = |(name, _): &&(&str, Part)| args.iter().any(|arg| arg == name);
+    let mut parts: Vec<Part> = PARTS.iter().filter(named).map(|(_, part)| *part).collect();
+    if parts.is_empty() {
+        parts = PARTS.map(|(_, part)| part).to_vec();
     }
     let dir = tempfile::tempdir()?;
     let (program, vmm) = (
@@ -352,7 +436,7 @@ fn bench() -> Result<()> {
             mib,
             ticks: ticks(),
         };
-        bench.run(dir.path())?;
+        bench.run(&parts, dir.path())?;
     }
     Ok(())
 }

@@ -80,6 +80,7 @@ impl<P: Platform> Manager<P> {
         for range in emptied {
             state.tables -= cursor.prune(&mut self.pfns.lock(), range, &mut flush);
         }
+        state.forget_peaks();
         add(&self.counters.resets, 1);
         Ok(flush.finish())
     }

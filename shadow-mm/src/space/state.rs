@@ -143,6 +143,11 @@ impl<B: Clone + Eq> SpaceState<B> {
         self.gained_resident(resident);
     }
 
+    /// The most it has been is what it is now.
+    pub(crate) fn forget_peaks(&mut self) {
+        (self.peak_resident, self.peak_pages) = (self.visible(), self.vads.pages());
+    }
+
     /// Mappings were added.
     pub(crate) fn update_peak_pages(&mut self) {
         self.peak_pages = self.peak_pages.max(self.vads.pages());

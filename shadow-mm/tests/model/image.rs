@@ -127,7 +127,7 @@ impl World {
                 found.pages.insert(page.get(), bytes);
             }
         }
-        let mut noted = Ok(());
+        let (mut noted, mut views) = (Ok(()), Vec::new());
         let mut from = Some(range(0, 1 << 35));
         while let Some(part) = from {
             let next = self.mm.saved_pages(space, part, 3, |vpn, page| {
@@ -138,6 +138,11 @@ impl World {
                         (Some(key), bytes.copied().unwrap_or([0xbb; 3]))
                     }
                     SavedPage::Zero => (None, Bytes::default()),
+                    // Its section has it; but it must be what the section has.
+                    SavedPage::View(key, frame) => {
+                        views.push((vpn.get(), key, self.bytes(frame)));
+                        return;
+                    }
                     SavedPage::Busy => {
                         found.busy.push(vpn.get());
                         return;
@@ -149,6 +154,14 @@ impl World {
                 }
             });
             from = next.and_then(|next| VpnRange::between(next, 1 << 35));
+        }
+        for (page, key, bytes) in views {
+            if let (Some(shown), Ok(())) = (found.pages.get(&page), &noted) {
+                noted = agree("a page of an image", bytes, *shown);
+            }
+            if noted.is_ok() {
+                noted = note(key, bytes);
+            }
         }
         noted.map(|()| found)
     }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use super::error::{OutputError, SpawnError};
 use super::guest::{Guest, Started};
-use super::host::Host;
+use super::host::{Host, Job, TakeDown};
 use super::running::{Known, Running, Seen};
 use super::stdio::{Stdio, Three};
 use crate::config::{Commit, ForkMode, Mount, PageFileConfig, ReadyWhen, RunConfig};
 use crate::control::rundir::check_name;
-use crate::machine::{After, HostSide, Machine, ProcessSignals, machine_data};
+use crate::machine::{After, HostSide, Machine, ProcessSignals, RunError, machine_data};
 
 /// Memory of a machine, if nothing else is said.
 const MEMORY: u64 = 1 << 30;
@@ -280,8 +280,12 @@ impl Builder {
             home: None,
         };
         let (seen, timeout) = (Seen::of(&machine), config.timeout);
-        let play = Box::new(move || machine.play(timeout, After::End, || ()));
-        let running = Running::start(seen, known, host_thread, play);
+        let begin = move || -> Result<(TakeDown, Job), RunError> {
+            let playing = machine.begin(timeout)?;
+            let take_down = Box::new(move || playing.finish(After::End));
+            Ok((take_down, Box::new(|| ())))
+        };
+        let running = Running::start(seen, known, host_thread, begin)?;
         Ok(Guest::new(running, ends, Started::new()))
     }
 

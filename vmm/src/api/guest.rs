@@ -185,9 +185,7 @@ impl Guest<Forked> {
 
     fn restart(&mut self, fork: Fork) -> Result<(), SpawnError> {
         drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
-        self.running.kill();
-        // However it ended.
-        let _ = self.running.wait();
+        self.running.end();
         let (running, ends) = fork.start_in(self.running.take_left(), fork.three())?;
         self.running = running;
         let Ends {

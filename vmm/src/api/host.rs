@@ -1,4 +1,4 @@
-//! The thread of this process that waits for a guest's end.
+//! The thread of this process that waits for a guest's end, and who takes the guest down.
 
 use std::io;
 use std::sync::Arc;
@@ -8,11 +8,12 @@ use std::thread::{self, JoinHandle};
 use parking_lot::Condvar;
 
 use super::ready::Bell;
-use crate::locks::{WaitMutex, rank};
+use crate::linux::kernel::Kernel;
+use crate::locks::{Mutex, WaitMutex, rank};
 use crate::machine::{Bare, Ended, RunError, take_no_signals};
 
 /// What such a thread is given to do.
-type Job = Box<dyn FnOnce() + Send>;
+pub(super) type Job = Box<dyn FnOnce() + Send>;
 
 /// The thread, for one guest after the other. It ends when this is dropped.
 #[derive(Debug)]
@@ -41,25 +42,26 @@ impl Host {
         })
     }
 
-    /// Has `run` done there, and its end told; `bell` is rung then.
-    pub(super) fn run(&self, bell: Arc<Bell>, run: Play) -> Arc<Finish> {
+    /// Has `meanwhile` done there, and the guest taken down when it has ended, unless somebody else does. Its end is told, and
+    /// `bell` is rung then.
+    pub(super) fn watch(
+        &self,
+        guest: &Arc<Played>,
+        bell: Arc<Bell>,
+        meanwhile: Job,
+    ) -> Arc<Finish> {
         let finish = Arc::new(Finish::default());
         let tells = Tells {
             finish: Arc::clone(&finish),
             bell,
         };
+        let guest = Arc::clone(guest);
         let job = Box::new(move || {
-            let played = run();
-            tells.finish.settle(match played {
-                Ok((ended, left)) => Finished {
-                    how: How::Ended(Box::new(ended)),
-                    left,
-                },
-                Err(error) => Finished {
-                    how: How::Failed(error),
-                    left: None,
-                },
-            });
+            meanwhile();
+            guest.kernel.sched.wait_for_end();
+            if let Some(finished) = guest.finish() {
+                tells.finish.settle(finished);
+            }
         });
         // A thread that has panicked takes no job: what is dropped with it says so.
         let _gone = self.jobs.as_ref().map(|jobs| jobs.send(job));
@@ -77,8 +79,38 @@ impl Drop for Host {
     }
 }
 
-/// Runs a guest to its end.
-pub(super) type Play = Box<dyn FnOnce() -> Result<(Ended, Option<Bare>), RunError> + Send>;
+/// Takes down a guest that has ended or ends soon.
+pub(super) type TakeDown = Box<dyn FnOnce() -> Result<(Ended, Option<Bare>), RunError> + Send>;
+
+/// A guest that runs. Whoever comes first takes it down.
+pub(super) struct Played {
+    pub(super) kernel: Arc<Kernel>,
+    take_down: Mutex<rank::TakeDown, Option<TakeDown>>,
+}
+
+impl Played {
+    pub(super) fn new(kernel: &Arc<Kernel>, take_down: TakeDown) -> Self {
+        Self {
+            kernel: Arc::clone(kernel),
+            take_down: Mutex::new(Some(take_down)),
+        }
+    }
+
+    /// Takes it down here, unless somebody does already.
+    pub(super) fn finish(&self) -> Option<Finished> {
+        let take_down = self.take_down.lock().take()?;
+        Some(match take_down() {
+            Ok((ended, left)) => Finished {
+                how: How::Ended(Box::new(ended)),
+                left,
+            },
+            Err(error) => Finished {
+                how: How::Failed(error),
+                left: None,
+            },
+        })
+    }
+}
 
 /// How it ended.
 #[derive(Debug)]

@@ -5,13 +5,13 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 
 use super::error::{FreezeError, SignalError, SpawnError, WaitError};
-use super::host::{Finish, Finished, Host, How, Play};
+use super::host::{Finish, Finished, Host, How, Job, Played, TakeDown};
 use super::ready::Ready;
 use super::template::Template;
 use crate::config::ReadyWhen;
 use crate::linux::kernel::Kernel;
 use crate::machine::report::Report;
-use crate::machine::{Bare, Counts, End, Ended, Machine, Verbs, Wanted};
+use crate::machine::{Bare, Counts, End, Ended, Machine, RunError, Verbs, Wanted, without_signals};
 use crate::snapshot::guest::MachineData;
 
 /// What others know a guest by.
@@ -57,7 +57,7 @@ pub(super) struct Running {
 }
 
 struct Live {
-    kernel: Arc<Kernel>,
+    played: Arc<Played>,
     counts: Counts,
     verbs: Verbs,
     ready: Ready,
@@ -71,16 +71,26 @@ struct Over {
 }
 
 impl Running {
-    /// Lets a guest run; `play` does it, in `host`.
-    pub(super) fn start(seen: Seen, known: Known<'_>, host: Host, play: Play) -> Self {
+    /// Lets a guest run: `begin` does it, and gives what takes it down, and what the thread of `host` does beside it.
+    ///
+    /// # Errors
+    /// `begin`'s.
+    pub(super) fn start(
+        seen: Seen,
+        known: Known<'_>,
+        host: Host,
+        begin: impl FnOnce() -> Result<(TakeDown, Job), RunError>,
+    ) -> Result<Self, RunError> {
         let Seen { kernel, counts } = seen;
         let ready = Ready::watch(&kernel, known.ready, known.name);
         let verbs = Verbs::new(&kernel, known.data, None, None);
-        let finish = host.run(Arc::clone(ready.bell()), play);
-        Self {
+        let (take_down, meanwhile) = without_signals(begin)?;
+        let played = Arc::new(Played::new(&kernel, take_down));
+        let finish = host.watch(&played, Arc::clone(ready.bell()), meanwhile);
+        Ok(Self {
             name: known.name.to_owned(),
             live: Some(Live {
-                kernel,
+                played,
                 counts,
                 verbs,
                 ready,
@@ -90,17 +100,50 @@ impl Running {
             left: None,
             host: Some(host),
             home: known.home,
-        }
+        })
     }
 
     /// Ends the guest, as if its first program had been killed. It takes effect soon.
     pub(super) fn kill(&self) {
         if let Some(live) = &self.live {
-            let mut state = live.kernel.state();
+            let mut state = live.played.kernel.state();
             state.main_status.get_or_insert(libc::SIGKILL);
             drop(state);
-            live.kernel.sched.end();
+            live.played.kernel.sched.end();
         }
+    }
+
+    /// Ends it, as [`Self::kill`] does, and takes it down, in this thread if it is the first that comes to it.
+    pub(super) fn end(&mut self) {
+        self.kill();
+        let here = self.live.as_ref();
+        let here = here.and_then(|live| without_signals(|| live.played.finish()));
+        if let Some((finished, live)) = here.and_then(|done| Some((done, self.live.take()?))) {
+            live.ready.bell().ring();
+            self.is_over(&live, finished);
+        } else {
+            // However it ended.
+            let _ = self.wait();
+        }
+    }
+
+    fn is_over(&mut self, live: &Live, finished: Finished) {
+        let Finished { how, left } = finished;
+        self.left = left;
+        self.over = Some(match how {
+            How::Ended(ended) => Over {
+                how: status(&ended),
+                report: ended.report,
+            },
+            How::Failed(error) => Over {
+                how: Err(WaitError::Machine(Arc::new(error))),
+                report: live.counts.report(),
+            },
+            How::Panicked => Over {
+                how: Err(WaitError::Failed),
+                report: live.counts.report(),
+            },
+        });
     }
 
     pub(super) fn signal(&self, signo: i32) -> Result<(), SignalError> {
@@ -118,22 +161,8 @@ impl Running {
     /// Waits for its end, and gives back what it had.
     pub(super) fn wait(&mut self) -> Result<ExitStatus, WaitError> {
         if let Some(live) = self.live.take() {
-            let Finished { how, left } = live.finish.wait();
-            self.left = left;
-            self.over = Some(match how {
-                How::Ended(ended) => Over {
-                    how: status(&ended),
-                    report: ended.report,
-                },
-                How::Failed(error) => Over {
-                    how: Err(WaitError::Machine(Arc::new(error))),
-                    report: live.counts.report(),
-                },
-                How::Panicked => Over {
-                    how: Err(WaitError::Failed),
-                    report: live.counts.report(),
-                },
-            });
+            let finished = live.finish.wait();
+            self.is_over(&live, finished);
         }
         match &self.over {
             Some(over) => over.how.clone(),
@@ -152,7 +181,7 @@ impl Running {
     pub(super) fn wait_until_ready(&self) -> Result<(), FreezeError> {
         let live = self.live.as_ref().ok_or(FreezeError::Ended)?;
         live.ready
-            .wait(&live.kernel)
+            .wait(&live.played.kernel)
             .map_err(|_| FreezeError::Ended)
     }
 
@@ -162,7 +191,7 @@ impl Running {
         let (file, told) = live
             .verbs
             .hand_out_template(&self.name)
-            .map_err(|error| match live.kernel.sched.has_ended() {
+            .map_err(|error| match live.played.kernel.sched.has_ended() {
                 true => FreezeError::Ended,
                 false => error.into(),
             })?;
@@ -202,9 +231,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.kill();
-        // However it ended.
-        let _ = self.wait();
+        self.end();
         if let (Some(home), Some(left)) = (self.home.take(), self.take_left()) {
             home.take_back(left);
         }

@@ -11,12 +11,13 @@ use std::time::Duration;
 use super::builder::{check_cpus, setting};
 use super::error::{FreezeError, OutputError, SpawnError};
 use super::guest::{Clone as Made, Guest};
+use super::host::{Job, TakeDown};
 use super::running::{Known, Running, Seen, Warm};
 use super::stdio::{Ends, Stdio, Three};
 use crate::config::ReadyWhen;
 use crate::locks::{Mutex, rank};
 use crate::machine::restored::{Choice, Revived, lay_under, wanted};
-use crate::machine::{After, HostSide, ProcessSignals, Wanted};
+use crate::machine::{After, HostSide, ProcessSignals, RunError, Wanted};
 use crate::snapshot::guest::{MachineData, open_guest};
 use crate::snapshot::image::Image;
 use crate::snapshot::read::{Check, Snapshot, Trust};
@@ -350,8 +351,12 @@ impl Fork {
             home: Some(self.template.clone()),
         };
         let (seen, timeout) = (Seen::of(&revived.machine), self.timeout);
-        let play = Box::new(move || revived.run(timeout, After::Keep));
-        Ok((Running::start(seen, known, host, play), ends))
+        let begin = move || -> Result<(TakeDown, Job), RunError> {
+            let (going, ahead) = revived.begin(timeout)?;
+            let take_down = Box::new(move || going.finish(After::Keep));
+            Ok((take_down, Box::new(move || ahead.read())))
+        };
+        Ok((Running::start(seen, known, host, begin)?, ends))
     }
 
     /// The same, with a number.

@@ -11,7 +11,7 @@ use super::sched::Sched;
 use super::time::Clock;
 use super::tty::Tty;
 use crate::locks::{Mutex, MutexGuard, rank};
-use crate::memory::Memory;
+use crate::memory::{Memory, Space, VmmPlatform};
 use crate::snapshot::records::Identity;
 
 /// Limits a person sets.
@@ -110,6 +110,20 @@ impl Kernel {
         // Dropped without the lock: descriptors wake what waits for them.
         drop(processes);
         self.vfs.close();
+    }
+
+    /// Before [`Self::take_down`]: the address spaces of processes that `wants` says, for the caller to delete or to use. Nothing
+    /// of the guest runs any more.
+    pub fn leave_spaces(
+        &self,
+        wants: impl Fn(&Arc<Space<VmmPlatform>>) -> bool,
+    ) -> Vec<Arc<Space<VmmPlatform>>> {
+        let state = self.state();
+        let spaces = state.procs.values().filter_map(|p| p.mm.as_ref());
+        spaces
+            .filter(|mm| wants(&mm.space))
+            .filter_map(|mm| mm.leave())
+            .collect()
     }
 
     /// Locks the process tree. Never held across the virtual CPU, a host file operation or a fault

@@ -100,6 +100,12 @@ impl AddressSpace {
         }
     }
 
+    /// Leaves the space to somebody else, to delete or to use. None if it is deleted already. Its process has ended.
+    pub(super) fn leave(&self) -> Option<Arc<Space<VmmPlatform>>> {
+        let deleted = self.deleted.swap(true, Ordering::SeqCst);
+        (!deleted).then(|| Arc::clone(&self.space))
+    }
+
     fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::SeqCst)
     }

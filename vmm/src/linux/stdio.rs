@@ -71,15 +71,15 @@ pub struct Stdio {
     pub events: Arc<Events>,
 }
 
-/// Makes a guest's standard descriptors of what it is given.
+/// Makes a guest's standard descriptors of what it is given. `events` watches what can block.
 ///
 /// # Errors
 /// The host does not say what they are.
-pub fn open_all(given: Given, sched: &Arc<Sched>) -> std::io::Result<Stdio> {
+pub fn open_all(given: Given, sched: &Arc<Sched>, events: &Arc<Events>) -> std::io::Result<Stdio> {
     let ends = Ends::new(given)?;
     let mut fds = ends.0.iter().flatten();
     let tty = fds.find_map(|end| Tty::of(end.fd.as_fd())).map(Arc::new);
-    Ok(open_ends(&ends, (sched, &Arc::default()), tty))
+    Ok(open_ends(&ends, (sched, events), tty))
 }
 
 /// The same of what other guests have too, without a terminal: one there is a stream. `events` watches what can block.

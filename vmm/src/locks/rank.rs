@@ -41,6 +41,8 @@ ranks! {
     StraceOpen,
     /// How a guest of the library's ended.
     Finish,
+    /// Who takes a guest of the library's down.
+    TakeDown,
     /// What a process that runs clones says to `vmm fork`.
     CloneNews,
     /// Machines there whose clones have ended.
@@ -59,6 +61,8 @@ ranks! {
     Template,
     /// Pages to be read ahead.
     WorkingSets,
+    /// Who is told when a page of a snapshot cannot be had.
+    ImageFailure,
     /// A machine as its first program's end found it.
     LastLook,
     /// The thread that waits for the host's descriptors.

@@ -17,13 +17,16 @@ use super::builder::Machine;
 use super::guests::Guests;
 use super::hardware::{Hardware, HardwareError};
 use super::host_io::{HostIo, HostSide};
+use super::kept::Kept;
 use super::staff::{Failure, Staff};
 use super::stats::Counters;
 use super::strace::Strace;
 use super::worker::{Limit, Shared};
 use crate::config::{Commit, ForkMode, PageFileConfig};
 use crate::hv::kvm::vcpu::Vcpu;
+use crate::linux::events::Events;
 use crate::linux::exec::MachineInfo;
+use crate::linux::fs::Vfs;
 use crate::linux::kernel::Kernel;
 use crate::linux::sched::Sched;
 use crate::linux::sched::roster::Roster;
@@ -65,10 +68,14 @@ pub(crate) struct Bare {
     /// Its threads, once there are any.
     pub(super) staff: Option<Staff>,
     pub(super) failure: Failure,
+    /// Watches the descriptors of the host that guests wait for.
+    pub(super) events: Arc<Events>,
     supervisor_tables: u64,
     tsc: TscInfo,
     /// The FPU state of a virtual CPU that has run nothing.
     fresh: XsaveArea,
+    /// What the last guest has left for the next one.
+    pub(super) kept: Option<Kept>,
 }
 
 impl Bare {
@@ -116,9 +123,11 @@ impl Bare {
             guests,
             staff: None,
             failure: Failure::default(),
+            events: Arc::default(),
             supervisor_tables,
             tsc,
             fresh,
+            kept: None,
         })
     }
 
@@ -182,6 +191,7 @@ impl Bare {
             ioctls_before: self.ioctls_before(),
             bare: self,
             io,
+            keeps: None,
             inspector: None,
             control: None,
             freezer: None,
@@ -224,24 +234,25 @@ impl Machine {
         host: HostSide,
         image: impl FnOnce(&Hardware) -> Result<L, MemoryError>,
     ) -> Result<Self, RunError> {
-        Self::restore_in(Bare::new(wanted)?, records, identity, host, image)
+        let bare = Bare::new(wanted)?;
+        let mut image = image(&bare.hardware).map_err(RunError::Image)?;
+        Self::restore_in(bare, records, identity, host, (&mut image, None))
     }
 
-    /// The same, in a machine that is there. It is ended if the guest cannot be made.
+    /// The same, in a machine that is there, with a file tree if there is one. The machine is ended if the guest cannot be made.
     ///
     /// # Errors
     /// The guest cannot be made again.
-    pub(crate) fn restore_in<L: LoadMemory>(
+    pub(crate) fn restore_in(
         bare: Bare,
         records: &Records,
         identity: Identity,
         host: HostSide,
-        image: impl FnOnce(&Hardware) -> Result<L, MemoryError>,
+        (image, tree): (&mut dyn LoadMemory, Option<Vfs>),
     ) -> Result<Self, RunError> {
         let sched = bare.sched();
-        let stdio = stdio::open_all(host.stdio, &sched).map_err(RunError::Stdio)?;
+        let stdio = stdio::open_all(host.stdio, &sched, &bare.events).map_err(RunError::Stdio)?;
         let memory = Arc::clone(&bare.hardware.memory);
-        let mut image = image(&bare.hardware).map_err(RunError::Image)?;
         let parts = Parts {
             place: Place::Alone,
             memory,
@@ -249,10 +260,11 @@ impl Machine {
             files: stdio.files,
             tty: stdio.tty,
             tsc: bare.tsc(),
+            tree,
             info: bare.info(),
             fpu: (bare.fresh.clone(), bare.hardware.profile.state_components),
         };
-        let kernel = restore(records, parts, &mut image, identity)?;
+        let kernel = restore(records, parts, image, identity)?;
         Ok(bare.with(kernel, HostIo::new(stdio.events, host.signals)))
     }
 }

@@ -18,6 +18,7 @@ use crate::linux::proc::{FirstProcess, first_process};
 use crate::linux::process::Credentials;
 use crate::linux::stdio;
 use crate::linux::time::Clock;
+use crate::snapshot::image::KeptMemory;
 
 /// Threads a machine may have, for each process it may have.
 const THREADS_PER_PROCESS: usize = 16;
@@ -31,6 +32,8 @@ pub struct Machine {
     /// ioctls that were made before anybody asked for the guest.
     pub(super) ioctls_before: u64,
     pub(super) io: HostIo,
+    /// The memory that the guest was made of, for the next one of its template.
+    pub(super) keeps: Option<KeptMemory>,
     /// Looks at it from outside.
     pub(super) inspector: Option<Arc<Inspector>>,
     /// The thread that answers those who ask.
@@ -76,7 +79,7 @@ impl Machine {
             bare.hardware.memory.guard.get_or_init(Default::default);
         }
         let sched = bare.sched();
-        let stdio = stdio::open_all(host.stdio, &sched).map_err(RunError::Stdio)?;
+        let stdio = stdio::open_all(host.stdio, &sched, &bare.events).map_err(RunError::Stdio)?;
         let kernel = Kernel::new(KernelParts {
             memory: Arc::clone(&bare.hardware.memory),
             sched,

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use super::After;
 use crate::linux::events::Events;
 use crate::linux::kernel::Kernel;
+use crate::linux::sched::roster::GuestId;
 use crate::linux::stdio::Given;
 use crate::linux::tty::HostSignals;
 
@@ -49,6 +51,7 @@ pub struct HostIo {
 /// The watchers, running.
 pub struct Watching {
     events: Arc<Events>,
+    guest: GuestId,
     signals: Option<HostSignals>,
 }
 
@@ -75,15 +78,19 @@ impl HostIo {
         };
         Watching {
             events: Arc::clone(&self.events),
+            guest: kernel.sched.guest(),
             signals,
         }
     }
 }
 
 impl Watching {
-    /// Stops, and gives the terminal back.
-    pub fn stop(self) {
-        self.events.stop();
+    /// Stops, and gives the terminal back. The watcher of descriptors is the machine's, and ends with it.
+    pub(super) fn stop(self, after: After) {
+        match after {
+            After::End => self.events.stop(),
+            After::Keep => self.events.forget(self.guest),
+        }
         if let Some(signals) = self.signals {
             signals.stop();
         }

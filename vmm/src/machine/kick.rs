@@ -34,6 +34,26 @@ pub(crate) fn take_no_signals() {
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
 }
 
+/// Does something as a thread does that takes no signals, and so do the threads it starts.
+pub(crate) fn without_signals<R>(does: impl FnOnce() -> R) -> R {
+    struct Restore(libc::sigset_t);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            // SAFETY: the mask is the one that the thread had.
+            unsafe {
+                libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut())
+            };
+        }
+    }
+    let mut mask = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: no set is given, so that nothing changes; the mask is written, which cannot fail.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), mask.as_mut_ptr()) };
+    // SAFETY: it was just written.
+    let _restore = Restore(unsafe { mask.assume_init() });
+    take_no_signals();
+    does()
+}
+
 /// Kicks one worker.
 #[derive(Debug)]
 pub struct Kicker {

@@ -20,6 +20,7 @@ pub mod guests;
 pub mod hardware;
 pub mod host_io;
 mod inspector;
+mod kept;
 pub mod kick;
 pub mod program;
 pub mod report;
@@ -37,9 +38,10 @@ pub use bare::Wanted;
 pub use builder::Machine;
 pub(crate) use counts::Counts;
 use hardware::HardwareError;
+use host_io::Watching;
 pub use host_io::{HostSide, ProcessSignals};
 pub(crate) use inspector::{Observed, run_dir};
-pub(crate) use kick::take_no_signals;
+pub(crate) use kick::{take_no_signals, without_signals};
 use report::Report;
 pub(crate) use verbs::Verbs;
 
@@ -249,17 +251,34 @@ impl Machine {
     /// # Errors
     /// A virtual CPU or a host thread failed.
     pub(crate) fn play(
-        mut self,
+        self,
         timeout: Option<Duration>,
         after: After,
         meanwhile: impl FnOnce(),
     ) -> Result<(Ended, Option<Bare>), RunError> {
         let kernel = Arc::clone(&self.shared.kernel);
-        self.bare.staff().map_err(RunError::Thread)?;
-        let host = self.io.start(&kernel);
-        self.seat(timeout);
+        let playing = self.begin(timeout)?;
         meanwhile();
         kernel.sched.wait_for_end();
+        playing.finish(after)
+    }
+
+    /// Lets the guest run.
+    ///
+    /// # Errors
+    /// The host has no threads.
+    pub(crate) fn begin(mut self, timeout: Option<Duration>) -> Result<Playing, RunError> {
+        self.bare.staff().map_err(RunError::Thread)?;
+        let host = self.io.start(&self.shared.kernel);
+        self.seat(timeout);
+        Ok(Playing {
+            machine: self,
+            host,
+        })
+    }
+
+    fn finish(mut self, host: Watching, after: After) -> Result<(Ended, Option<Bare>), RunError> {
+        let kernel = Arc::clone(&self.shared.kernel);
         let after = match after {
             After::Keep if self.bare.vacate(&self.shared) => After::Keep,
             After::Keep | After::End => After::End,
@@ -268,7 +287,7 @@ impl Machine {
             After::Keep => Ok(()),
             After::End => self.bare.dismiss(),
         };
-        host.stop();
+        host.stop(after);
         if let Err(left) = left {
             // They still use what the machine is made of.
             std::mem::forget(self);
@@ -304,19 +323,43 @@ impl Machine {
     }
 
     /// Ends every process, whatever it was doing, and counts what is left.
-    fn take_down(&self, after: After) -> Report {
+    fn take_down(&mut self, after: After) -> Report {
         let kernel = &self.shared.kernel;
         let memory = &kernel.memory;
-        kernel.take_down();
-        memory.sections.close(memory);
+        match (after, self.keeps.take()) {
+            (After::Keep, Some(keeps)) => self.bare.kept = kept::leave(&self.shared, keeps),
+            (After::Keep | After::End, _) => kernel.take_down(),
+        }
+        if self.bare.kept.is_none() {
+            memory.sections.close(memory);
+        }
         match after {
             // No virtual CPU will run again.
             After::End => memory.acknowledge(memory.flushes.drain()),
+            // Spaces that stay are flushed when the next guest enters them, as at any time.
+            After::Keep if self.bare.kept.is_some() => {}
             After::Keep => {
                 memory.finish_flushes();
             }
         }
         self.counts().report()
+    }
+}
+
+/// A guest that runs, in its machine.
+pub(crate) struct Playing {
+    machine: Machine,
+    host: Watching,
+}
+
+impl Playing {
+    /// Takes down the guest, which has ended or ends soon. What is left of the machine can take another one, if that was asked
+    /// for and nothing went wrong.
+    ///
+    /// # Errors
+    /// A virtual CPU failed, or a thread does not come back.
+    pub(crate) fn finish(self, after: After) -> Result<(Ended, Option<Bare>), RunError> {
+        self.machine.finish(self.host, after)
     }
 }
 

@@ -8,11 +8,13 @@ use shadow_mm::{Access, Vpn};
 
 use super::hardware::{Hardware, HardwareError};
 use super::inspector::{self, Observed};
-use super::{After, Bare, Ended, HostSide, Machine, RunError, Wanted};
+use super::kept::Kept;
+use super::{After, Bare, Ended, HostSide, Machine, Playing, RunError, Wanted};
+use crate::linux::kernel::Kernel;
 use crate::linux::sched::Sched;
 use crate::memory::{Memory, PoolError};
 use crate::snapshot::guest::MachineData;
-use crate::snapshot::image::{Image, ImageLoader, Loaded, Pages, WorkingSet};
+use crate::snapshot::image::{Image, ImageLoader, KeptMemory, Loaded, Pages, WorkingSet};
 use crate::snapshot::read::Snapshot;
 use crate::snapshot::records::{Identity, MemoryError, Records};
 
@@ -134,15 +136,24 @@ impl Revived {
     /// # Errors
     /// The guest cannot be made of what the snapshot has.
     pub(crate) fn new(
-        bare: Bare,
+        mut bare: Bare,
         image: &Arc<Image>,
         records: &Records,
         identity: Identity,
         host: HostSide,
     ) -> Result<Self, RunError> {
-        let loaded = Arc::new(Loaded::default());
-        let load = |hardware: &Hardware| load(hardware, image, &loaded);
-        let machine = Machine::restore_in(bare, records, identity, host, load)?;
+        let (mut memory, tree) = match bare.take_kept(image, records) {
+            Some(Kept { memory, tree }) => (memory, Some(tree)),
+            None => {
+                let loader = load(&bare.hardware, image, &Arc::default());
+                let loader = loader.map_err(RunError::Image)?;
+                (KeptMemory::new(loader), None)
+            }
+        };
+        let mut machine = Machine::restore_in(bare, records, identity, host, (&mut memory, tree))?;
+        memory.is_given();
+        let loaded = Arc::clone(memory.loaded());
+        machine.keeps = Some(memory);
         let broken = watch(&machine, &loaded);
         Ok(Self {
             machine,
@@ -160,18 +171,62 @@ impl Revived {
         timeout: Option<Duration>,
         after: After,
     ) -> Result<(Ended, Option<Bare>), RunError> {
-        let sets = self.loaded.take_working_sets();
         let kernel = self.machine.kernel();
-        let ahead = || {
-            for set in &sets {
-                read_set(&kernel.memory, &kernel.sched, set);
-            }
+        let (going, ahead) = self.begin(timeout)?;
+        ahead.read();
+        kernel.sched.wait_for_end();
+        going.finish(after)
+    }
+
+    /// Lets it run; some of its pages are still to be read ahead.
+    ///
+    /// # Errors
+    /// The host has no threads.
+    pub(crate) fn begin(self, timeout: Option<Duration>) -> Result<(Going, Ahead), RunError> {
+        let ahead = Ahead {
+            sets: self.loaded.take_working_sets(),
+            kernel: self.machine.kernel(),
         };
-        let ended = self.machine.play(timeout, after, ahead);
-        if let Some(error) = self.broken.get() {
-            return Err(RunError::Snapshot(std::io::Error::other(error.clone())));
+        let going = Going {
+            playing: self.machine.begin(timeout)?,
+            broken: self.broken,
+        };
+        Ok((going, ahead))
+    }
+}
+
+/// A guest of a snapshot that runs.
+pub(crate) struct Going {
+    playing: Playing,
+    broken: Broken,
+}
+
+impl Going {
+    /// Takes it down: it has ended, or ends soon.
+    ///
+    /// # Errors
+    /// A page of the snapshot could not be read, or the host failed.
+    pub(crate) fn finish(self, after: After) -> Result<(Ended, Option<Bare>), RunError> {
+        let ended = self.playing.finish(after);
+        match self.broken.get() {
+            Some(error) => Err(RunError::Snapshot(std::io::Error::other(error.clone()))),
+            None => ended,
         }
-        ended
+    }
+}
+
+/// Pages that a guest had in use.
+pub(crate) struct Ahead {
+    sets: Vec<WorkingSet>,
+    kernel: Arc<Kernel>,
+}
+
+impl Ahead {
+    /// Reads them, while the guest runs.
+    pub(crate) fn read(&self) {
+        for set in &self.sets {
+            read_set(&self.kernel.memory, &self.kernel.sched, set);
+        }
     }
 }
 
@@ -203,7 +258,7 @@ fn watch(machine: &Machine, loaded: &Loaded) -> Broken {
     let broken = Broken::default();
     if let Some(content) = loaded.content() {
         let (told, sched) = (Arc::clone(&broken), Arc::downgrade(&machine.kernel().sched));
-        content.on_failure(Box::new(move |error| {
+        content.on_failure(Arc::new(move |error| {
             let _first = told.set(error.to_string());
             if let Some(sched) = sched.upgrade() {
                 sched.end();

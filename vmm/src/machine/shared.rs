@@ -148,6 +148,7 @@ impl SharedMachine {
             files: stdio.files,
             tty: stdio.tty,
             tsc: TscInfo::unusable(),
+            tree: None,
             info: seed.info,
             fpu: self.fpu.clone(),
         };

@@ -161,7 +161,7 @@ impl Bare {
         self.failure.lock().take()
     }
 
-    /// Whether nothing of a guest is left in it.
+    /// Whether nothing of a guest is left in it but what the next one can have.
     pub(super) fn is_as_new(&self) -> bool {
         let memory = &self.hardware.memory;
         let stats = memory.manager.stats();
@@ -169,11 +169,28 @@ impl Bare {
         let held =
             |zone: &ZoneStats| zone.active + zone.standby + zone.modified + zone.modified_no_write;
         let left = held(&stats.data) + held(&stats.tables);
-        let left = left.saturating_sub(self.supervisor_tables());
-        let clean = left == 0 && stats.commit_charged == 0 && !memory.flushes.pending();
+        let kept = self.kept.as_ref().map(|kept| kept.holdings(memory));
+        let kept = kept.unwrap_or_default();
+        // The pages of sections are counted by these: there are no others than those of mapped files.
+        let pages = if kept.sections == 0 {
+            0
+        } else {
+            stats.section_pages
+        };
+        let left = left.saturating_sub(self.supervisor_tables() + pages + kept.tables);
+        let sections = stats.sections.saturating_sub(kept.sections);
+        let committed = stats.commit_charged.saturating_sub(kept.charged);
+        // The flushes of spaces that stay are done when they are entered.
+        let flushed = self.kept.is_some() || !memory.flushes.pending();
+        let clean = left + sections + committed + kept.private == 0 && flushed;
         if !clean {
-            let committed = stats.commit_charged;
-            tracing::info!(left, committed, "a machine is not used again");
+            tracing::info!(
+                left,
+                sections,
+                committed,
+                private = kept.private,
+                "a machine is not used again"
+            );
         }
         clean && !self.guests.is_closed()
     }

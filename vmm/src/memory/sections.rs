@@ -164,6 +164,30 @@ impl Sections {
         files.len() > KEPT || files.values().any(|f| f.is_stored_to() || !f.keeps())
     }
 
+    /// Writes back what was stored to mapped files, and lets go of the sections nobody maps: those who did are gone.
+    pub fn release(&self, memory: &Memory) {
+        if !self.any.load(Ordering::Acquire) {
+            return;
+        }
+        self.tidy(memory);
+        let mut gone = Vec::new();
+        self.files.lock().retain(|_, file| {
+            let keeps = file.is_mapped();
+            if !keeps {
+                gone.push(Arc::clone(file));
+            }
+            keeps
+        });
+        // Descriptors are closed without the lock.
+        drop(gone);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.files.lock().len() as u64
+    }
+
     /// Lets go of everything, for the end of the machine: nothing is mapped any more.
     pub fn close(&self, memory: &Memory) {
         self.tidy(memory);

@@ -141,6 +141,12 @@ impl Writer {
         Self::new(file.into(), Target::Memory, name.to_owned(), None)
     }
 
+    /// Whether it is [`Self::in_memory`].
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.target, Target::Memory)
+    }
+
     fn new(
         file: File,
         target: Target,

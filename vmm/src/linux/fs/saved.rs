@@ -287,6 +287,15 @@ impl SavedHostFile {
         mapping.map_err(|_| Damaged("a mapping of what is no file").into())
     }
 
+    /// Whether an open file has the content this one had.
+    pub(in crate::linux) fn is_still(&self, opened: &Backing) -> bool {
+        let (seconds, nanoseconds) = self.modified;
+        opened.0.version().is_ok_and(|version| {
+            let [modified, _] = version.changed;
+            (version.size, modified) == (self.size, (seconds, i64::from(nanoseconds)))
+        })
+    }
+
     fn open_same(&self, k: &Kernel, same: Same) -> Result<Arc<dyn File>, RestoreError> {
         require(is_clean(&self.at.path), "a file's place")?;
         require(self.flags & !(3 | O_APPEND) == 0, "a file's flags")?;

@@ -30,6 +30,14 @@ impl SavedContent {
         host::saved_content(&any, s).expect("there are two kinds")
     }
 
+    /// Whether what was opened for it has not changed since.
+    pub(super) fn is_still(&self, opened: &Backing) -> bool {
+        match self {
+            Self::Host(file) => file.is_still(opened),
+            Self::Memory(..) => false,
+        }
+    }
+
     pub(super) fn load(&self, l: &Loader<'_>) -> Result<Backing, RestoreError> {
         match self {
             Self::Host(file) => file.load_content(l.k),

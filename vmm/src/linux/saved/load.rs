@@ -16,6 +16,7 @@ use crate::linux::exec::MachineInfo;
 use crate::linux::fd::epoll::Epoll;
 use crate::linux::fd::pipe::Pipe;
 use crate::linux::file::{Description, File, Location};
+use crate::linux::fs::Vfs;
 use crate::linux::fs::memfs::Inode;
 use crate::linux::fs::memfs::saved::check_trees;
 use crate::linux::fs::saved::{check_place, load_device};
@@ -55,6 +56,8 @@ pub struct Parts<'a> {
     pub tty: Option<Arc<Tty>>,
     /// The time stamp counter.
     pub tsc: TscInfo,
+    /// The file tree, if there is one of a guest of the same records that has ended; its parts in memory are empty.
+    pub tree: Option<Vfs>,
     /// What programs are told about this machine.
     pub info: MachineInfo,
     /// The FPU state of a fresh virtual CPU, and the components the guest may use.
@@ -156,9 +159,10 @@ pub fn restore(
     }
     require(machine.next_key < 1 << 62, "the objects' numbers")?;
     parts.sched.keys_from(machine.next_key);
-    let (tree, clock) = match parts.place {
-        Place::Alone => (records.tree.build()?, Clock::new(parts.tsc)),
-        Place::Beside(other) => (other.vfs.another()?, Clock::default()),
+    let (tree, clock) = match (parts.place, parts.tree) {
+        (Place::Alone, Some(tree)) => (tree, Clock::new(parts.tsc)),
+        (Place::Alone, None) => (records.tree.build()?, Clock::new(parts.tsc)),
+        (Place::Beside(other), _) => (other.vfs.another()?, Clock::default()),
     };
     let kernel = Kernel::new(KernelParts {
         memory: parts.memory,

@@ -20,6 +20,7 @@ use crate::linux::proc::saved::{SavedProcess, SavedThread};
 use crate::linux::process::{MmLayout, Pid, TtyState};
 use crate::linux::time::saved::SavedClock;
 use crate::linux::tty::SavedTty;
+use crate::memory::Backing;
 use crate::snapshot::records::{ContentRef, SpaceRef};
 
 /// A stopped guest's records. They are checked when a guest is made of them.
@@ -63,6 +64,13 @@ impl Records {
             Some(SavedContent::Host(_)) => true,
             Some(SavedContent::Memory(..)) | None => false,
         }
+    }
+
+    /// Whether a file of the host that was opened as a content of mapped files has not changed since.
+    #[must_use]
+    pub fn is_still(&self, at: ContentRef, opened: &Backing) -> bool {
+        let content = self.contents.get(at.0 as usize);
+        content.is_some_and(|content| content.is_still(opened))
     }
 
     /// Processors the guest was told about; 1 to 1024, whatever the records say.

@@ -1,19 +1,20 @@
 //! A snapshot's pages as the content of a section.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use crate::locks::{Mutex, rank};
 use crate::memory::{Content, FRAME, FileId, Version};
 use crate::snapshot::format::StoredPage;
 use crate::snapshot::read::Snapshot;
 
 /// Told when a page cannot be had.
-type Failed = Box<dyn Fn(&io::Error) + Send + Sync>;
+type Failed = Arc<dyn Fn(&io::Error) + Send + Sync>;
 
 /// The pages of a snapshot, read-only.
 pub struct ImageContent {
     snapshot: Arc<Snapshot>,
-    failed: OnceLock<Failed>,
+    failed: Mutex<rank::ImageFailure, Option<Failed>>,
 }
 
 impl std::fmt::Debug for ImageContent {
@@ -30,7 +31,7 @@ impl ImageContent {
     pub fn new(snapshot: Arc<Snapshot>) -> Self {
         Self {
             snapshot,
-            failed: OnceLock::new(),
+            failed: Mutex::default(),
         }
     }
 
@@ -41,10 +42,9 @@ impl ImageContent {
     }
 
     /// Has `failed` told of every read that fails: a guest whose memory is gone must not go on, and it is
-    /// not the guest's fault. Once only.
+    /// not the guest's fault. Whoever was told before is told no more.
     pub fn on_failure(&self, failed: Failed) {
-        let first = self.failed.set(failed).is_ok();
-        debug_assert!(first, "who is told of a failure is known already");
+        *self.failed.lock() = Some(failed);
     }
 }
 
@@ -53,8 +53,12 @@ impl Content for ImageContent {
         debug_assert_eq!(offset % FRAME as u64, 0, "sections are read by the page");
         let first = StoredPage::new(offset / FRAME as u64);
         let read = self.snapshot.read_pages(first, buf);
-        if let (Err(error), Some(failed)) = (&read, self.failed.get()) {
-            failed(error);
+        if let Err(error) = &read {
+            let failed = self.failed.lock().clone();
+            // Without the lock: it ends a machine.
+            if let Some(failed) = failed {
+                failed(error);
+            }
         }
         read
     }

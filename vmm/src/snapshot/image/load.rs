@@ -3,6 +3,7 @@
 //! What a snapshot says is not believed: a range that guests may not map, a page the snapshot does not
 //! have, a section that is not there are errors, before anything runs.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use super::scratch::Scratch;
@@ -91,6 +92,10 @@ impl Image {
     pub fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
     }
+
+    pub(super) fn data(&self) -> &ImageData {
+        &self.data
+    }
 }
 
 /// How a guest comes to its pages.
@@ -109,6 +114,8 @@ pub struct ImageLoader {
     /// The section over the snapshot's pages.
     image: Section<Backing>,
     sections: Vec<Option<Section<Backing>>>,
+    /// The files of the host that sections were opened over.
+    contents: BTreeMap<ContentRef, Backing>,
     loaded: Arc<Loaded>,
 }
 
@@ -170,6 +177,7 @@ impl ImageLoader {
             memory: Arc::clone(memory),
             image,
             sections: vec![None; of.data.sections.len()],
+            contents: BTreeMap::new(),
             of,
             loaded,
         })
@@ -183,8 +191,32 @@ impl ImageLoader {
             of: Arc::clone(&self.of),
             image: self.image.clone(),
             sections: vec![None; self.of.data.sections.len()],
+            contents: BTreeMap::new(),
             loaded: Arc::default(),
         }
+    }
+
+    /// The image.
+    pub(super) fn image(&self) -> &Arc<Image> {
+        &self.of
+    }
+
+    pub(super) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// The files of the host that sections were opened over.
+    pub(super) fn contents(&self) -> impl Iterator<Item = (ContentRef, &Backing)> {
+        self.contents.iter().map(|(at, backing)| (*at, backing))
+    }
+
+    pub(super) fn loaded(&self) -> &Arc<Loaded> {
+        &self.loaded
+    }
+
+    /// Sections without a file are somebody's memory: the next guest's are others.
+    pub(super) fn forget_sections(&mut self) {
+        self.sections.fill(None);
     }
 
     /// Whether forks of the image's spaces are the same as spaces loaded anew: all they share with one another is
@@ -328,13 +360,18 @@ impl ImageLoader {
 
     /// A section over a file.
     fn open_section(
-        &self,
+        &mut self,
         data: &SectionData,
         contents: &dyn LoadContents,
     ) -> Result<Section<Backing>, MemoryError> {
-        let open = |content, intent| -> Result<_, MemoryError> {
+        let (memory, files) = (Arc::clone(&self.memory), &mut self.contents);
+        let mut open = |content, intent| -> Result<_, MemoryError> {
             let backing = contents.content(content)?;
-            let opened = self.memory.sections.open(&self.memory, &backing, intent);
+            let opened = memory.sections.open(&memory, &backing, intent);
+            // A file in memory is one guest's.
+            if backing.0.storage().is_none() {
+                files.insert(content, backing);
+            }
             Ok(opened.map_err(LoadError::File)?)
         };
         let mut section = None;

@@ -10,10 +10,14 @@
 //! and anonymous shared memory are, and are read at once.
 
 mod content;
+#[cfg(test)]
+pub(crate) mod dump;
 mod forked;
+mod kept;
 mod load;
 mod look;
 mod pages;
+mod reshape;
 mod save;
 mod scratch;
 #[cfg(test)]
@@ -27,6 +31,7 @@ use super::records::ContentRef;
 
 pub use content::ImageContent;
 pub use forked::{SeedLoader, Seeds};
+pub use kept::{KeptMemory, Left};
 pub use load::{Image, ImageLoader, LoadError, Loaded, Pages, WorkingSet};
 pub use save::{ImageWriter, SaveError, Saved};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shadow_mm::{ImageRun, MapKind, Section, SectionPage, VadInfo, Vpn, VpnRange};
 
-use super::look::{Look, is_zero};
+use super::look::{Look, Views, is_zero};
 use super::save::{ImageWriter, Later, SaveError, whole};
 use super::{ImageContent, Runs, SpaceData};
 use crate::memory::{Backing, FRAME, Space, VmmPlatform};
@@ -51,6 +51,7 @@ impl ImageWriter<'_> {
         runs: &mut Runs,
     ) -> Result<(), SaveError> {
         let memory = self.memory;
+        let views = self.views(vad);
         let mut at = vad.range.start();
         let mut part = Some(vad.range);
         while let Some(range) = part {
@@ -58,7 +59,11 @@ impl ImageWriter<'_> {
             let next = memory
                 .manager
                 .saved_pages(space, range, AT_ONCE, |vpn, page| {
-                    looks.push((vpn, Look::new(memory, page)));
+                    let views = match is_over(images, vpn) {
+                        true => Views::Left,
+                        false => views,
+                    };
+                    looks.extend(Look::new(memory, page, views).map(|look| (vpn, look)));
                 });
             for (vpn, look) in looks {
                 self.save_image(images, VpnRange::between(at, vpn.get()), runs)?;
@@ -68,6 +73,19 @@ impl ImageWriter<'_> {
             part = next.and_then(|next| whole(range, next));
         }
         self.save_image(images, whole(vad.range, at), runs)
+    }
+
+    /// A template has the pages of programs and libraries too that the guest has mapped: its clones need not read them, and
+    /// have them together. Not of files that the guest maps to be written to: those stay the files' to keep.
+    fn views(&self, vad: &VadInfo<Backing>) -> Views {
+        let MapKind::View { section, .. } = &vad.kind else {
+            return Views::Left;
+        };
+        let file = self.memory.sections.of(section);
+        match file.is_some_and(|file| file.writer().is_none()) && self.is_template() {
+            true => Views::Taken,
+            false => Views::Left,
+        }
     }
 
     /// One page that has an entry.
@@ -167,4 +185,12 @@ impl ImageWriter<'_> {
         }
         set
     }
+}
+
+/// Whether a page lies over one of the runs, which rise.
+fn is_over(images: &[ImageRun<Backing>], vpn: Vpn) -> bool {
+    let after = images.partition_point(|run| run.range.start() <= vpn);
+    images[..after]
+        .last()
+        .is_some_and(|run| run.range.contains(vpn))
 }

@@ -119,6 +119,11 @@ impl<'a> ImageWriter<'a> {
         self.writer.pages()
     }
 
+    /// Whether it is written for clones on this host, and not to a disk.
+    pub(super) fn is_template(&self) -> bool {
+        self.writer.is_in_memory()
+    }
+
     /// Writes what was kept, and ends the image. The guest may go on before.
     ///
     /// # Errors

@@ -165,6 +165,7 @@ fn parts() -> Parts<'static> {
         files: FdTable::default(),
         tty: None,
         tsc: TscInfo::unusable(),
+        tree: None,
         info: crate::linux::exec::MachineInfo::default(),
         fpu: (fpu_area(), 7),
     }
