@@ -2,7 +2,7 @@
 //! native forks of the same program and `vmm restore` of the same guest from a file.
 //!
 //! Times are medians and noisy; exits and ioctls are counted and exact.
-//! `cargo bench -p tests --bench clones -- [MIB]... [warm] [reset] [idle] [cold] [native]`.
+//! `cargo bench -p tests --bench clones -- [MIB]... [freeze] [warm] [reset] [idle] [cold] [native]`.
 #![expect(unsafe_code, reason = "the time stamp counter")]
 
 use std::error::Error;
