@@ -13,6 +13,7 @@ mod clones;
 mod clones_workers;
 mod confinement;
 mod examples;
+mod freeze;
 mod guard;
 mod inspect;
 mod isolation;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         snapshot::cases(),
         carried::cases(),
         clones::cases(),
+        freeze::cases(),
         clones_workers::cases(),
         isolation::cases(),
         killed::cases(),

@@ -132,8 +132,10 @@ impl Memory {
 
     /// Waits for frames, for a moment only. No lock should be held.
     pub fn wait_for_room(&self) -> Room {
+        // Asked before: what its end gives back may come just after the look.
+        let copying = self.is_copying();
         match self.look_for_room() {
-            Room::Never if self.is_copying() => {
+            Room::Never if copying => {
                 std::thread::sleep(TABLELESS_WAIT);
                 Room::Wait
             }
