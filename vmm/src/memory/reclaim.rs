@@ -41,8 +41,10 @@ const TABLELESS_WAIT: Duration = Duration::from_millis(2);
 const ZEROER_LEAVES: u64 = 64;
 /// Frames the zeroer zeroes before it looks again.
 const ZEROER_BATCH: usize = 64;
-/// How often the zeroer looks.
+/// How soon the zeroer looks again when there was something to do...
 const ZEROER_LOOK: Duration = Duration::from_millis(50);
+/// ... and at last, when there is nothing for long.
+const ZEROER_REST: Duration = Duration::from_secs(2);
 
 /// Whether waiting for frames helped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pub(super) struct Reclaim {
     wanted: Event,
     /// A round is over.
     round: Event,
+    /// The threads are to end.
+    end: Event,
     /// The pager is wanted already.
     called: AtomicBool,
     ending: AtomicBool,
@@ -324,7 +328,12 @@ impl Memory {
     pub fn run_zeroer(&self) {
         // Only for the host's comfort: what is refused here does no harm.
         let _ = rustix::process::setpriority_process(None, 19);
-        while !self.reclaim.ending.load(Ordering::SeqCst) {
+        let mut rest = ZEROER_LOOK;
+        loop {
+            let seen = self.reclaim.end.seen();
+            if self.reclaim.ending.load(Ordering::SeqCst) {
+                return;
+            }
             let StatsSnapshot { data, .. } = self.manager.stats();
             let zeroed = if data.free > ZEROER_LEAVES {
                 let most = (data.free - ZEROER_LEAVES).min(ZEROER_BATCH as u64) as usize;
@@ -333,7 +342,10 @@ impl Memory {
                 0
             };
             if zeroed == 0 {
-                std::thread::sleep(ZEROER_LOOK);
+                self.reclaim.end.wait_for(seen, rest);
+                rest = (rest * 2).min(ZEROER_REST);
+            } else {
+                rest = ZEROER_LOOK;
             }
         }
     }
@@ -342,5 +354,6 @@ impl Memory {
     pub fn end_paging(&self) {
         self.reclaim.ending.store(true, Ordering::SeqCst);
         self.reclaim.wanted.notify();
+        self.reclaim.end.notify();
     }
 }
