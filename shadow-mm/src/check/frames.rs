@@ -25,7 +25,7 @@ fn check_owners(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
     for (frame, entry) in db.zone(ZoneKind::Data).iter() {
         let state = entry.state();
         let named = match entry.owner {
-            Owner::None => entry.share() == 0,
+            Owner::None => entry.share() == 0 || seen.lost.contains(&frame),
             // Of a mapped frame the walk has looked at the owner.
             Owner::Entry { table, index } => {
                 state == PfnState::Active || seen.transition.remove(&frame) == Some((table, index))

@@ -11,7 +11,7 @@ use crate::pfn::{Owner, PfnDatabase};
 use crate::proto::{BlockContent, BlockId, HeaderId};
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::SUPERVISOR_SLOT;
-use crate::space::{ForkMode, Space, SpaceState, frozen_flags, view_flags};
+use crate::space::{ForkMode, Purpose, Space, SpaceState, frozen_flags, view_flags};
 use crate::vad::{Sharing, Vad};
 
 /// What the walk found in all spaces.
@@ -29,6 +29,8 @@ pub(super) struct Seen {
     pub(super) headers: BTreeMap<HeaderId, u32>,
     /// Private pages in transition: each frame's entry.
     pub(super) transition: BTreeMap<Pfn, (Pfn, EntryIndex)>,
+    /// Frames without an owner that spaces map which are kept as they were.
+    pub(super) lost: BTreeSet<Pfn>,
     /// Slots of the page file that entries name.
     pub(super) slots: BTreeSet<Slot>,
     /// Entries of upper tables that name each table.
@@ -385,6 +387,12 @@ impl<P: Platform> Walk<'_, P> {
                     return Err(Violation::SharedPin { table, frame });
                 }
                 self.count_private(reach);
+            }
+            // A page that its section has lost stays with a space that is kept as it was.
+            Owner::None if self.state.purpose == Purpose::Keep => {
+                let source = self.state.source(vpn).ok_or(wrong_owner)?;
+                expected = view_flags(source.prot, source.sharing);
+                self.seen.lost.insert(frame);
             }
             _ => return Err(wrong_owner),
         }

@@ -10,11 +10,12 @@ use crate::manager::Manager;
 use crate::proto::{Proto, Section, SectionPage};
 use crate::section::viewers::View;
 use crate::section::{Charge, SectionError, whole_pages};
+use crate::space::Purpose;
 
 impl<P: Platform> Manager<P> {
     /// Sets where a section ends: what is over zeroes ends with a whole page. Pages wholly beyond go, from the
-    /// section and from every view of it, copies that private views made of them included; the rest of a file's
-    /// last page is zeroed. Gives back what each space with a view must flush.
+    /// section and from every view of it, copies that private views made of them included, but for spaces that are kept
+    /// as they were; the rest of a file's last page is zeroed. Gives back what each space with a view must flush.
     ///
     /// # Errors
     /// [`SectionError::NoCommit`] if shared memory is to grow; nothing has changed then.
@@ -35,6 +36,9 @@ impl<P: Platform> Manager<P> {
             self.pfns.lock().release(last);
         }
         self.for_each_viewer(section, |space, state, views| {
+            if state.purpose == Purpose::Keep && cfg!(not(mutant = "kept_truncated")) {
+                return;
+            }
             let mut flush = space.no_flush();
             for range in views.iter().filter_map(|view| beyond(view, first_gone)) {
                 self.own_edges_now((space, &mut *state), range, &mut flush);

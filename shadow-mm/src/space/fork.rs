@@ -17,7 +17,7 @@ use crate::manager::{Demand, Manager, Reserve};
 use crate::pfn::{PfnDatabase, Want};
 use crate::proto::{CloneTableFull, Header, HeaderId};
 use crate::shadow::TableCount;
-use crate::space::state::Descriptors;
+use crate::space::state::{Descriptors, Purpose};
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
 use crate::vad::{ImageSet, Vad, VadFlags, VadSet};
@@ -69,6 +69,9 @@ pub enum ForkError {
         /// Pages the child could write to.
         pages: u64,
     },
+    /// Forks do not share tables here ([`ForkMode::Eager`]), and a space that is kept has no others.
+    #[error("address spaces do not share page tables")]
+    NotShared,
     /// Memory for the copies of the mappings ran out.
     #[error("no memory for {mappings} mappings")]
     NoMappings {
@@ -122,8 +125,16 @@ impl<P: Platform> Manager<P> {
         }
         match self.fork_mode() {
             ForkMode::Eager => self.fork_eagerly(parent, &mut state),
-            ForkMode::Shared => self.fork_shared(parent, &mut state),
+            ForkMode::Shared => self.fork_shared(parent, &mut state, Purpose::Run),
         }
+        .inspect(|forked| self.count_fork(forked))
+    }
+
+    fn count_fork(&self, forked: &Forked<P>) {
+        let touched = forked.entries_touched;
+        add(&self.counters.forks, 1);
+        add(&self.counters.fork_entries, touched);
+        self.counters.fork_entries_last.store(touched, Relaxed);
     }
 
     fn fork_eagerly(
@@ -163,9 +174,6 @@ impl<P: Platform> Manager<P> {
         flush: Flush,
         touched: u64,
     ) -> Forked<P> {
-        add(&self.counters.forks, 1);
-        add(&self.counters.fork_entries, touched);
-        self.counters.fork_entries_last.store(touched, Relaxed);
         let child = self.publish(child_root, child);
         self.add_viewers(child.id(), &parent.vads);
         Forked {

@@ -14,9 +14,12 @@ use crate::space::Space;
 use crate::vad::ImageRun;
 
 /// Tells pages of several spaces that are one page from those that only look alike. Means nothing once
-/// any of the spaces has changed.
+/// any of the spaces has changed; of kept spaces ([`Manager::keep`]) it means the same until one of them is deleted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PageKey(u64, u64);
+
+/// In the second half of the keys of sections' pages.
+const VIEW: u64 = 1 << 63;
 
 /// Where the content of a page is that a space has for itself, or shares with its forks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +29,8 @@ pub enum SavedPage {
     /// In this slot of the page file, as long as the space is locked; if the page still is there
     /// once the slot was read, what was read is its content.
     Slot(PageKey, Slot),
+    /// A section's, and in this frame as long as the visit lasts: the space has no page of its own there.
+    View(PageKey, Pfn),
     /// Nowhere: zeroes.
     Zero,
     /// On its way into memory: ask again.
@@ -39,8 +44,8 @@ impl<P: Platform> Manager<P> {
         space.state.lock().images.iter().cloned().collect()
     }
 
-    /// Calls `visit` for pages of the range whose content is neither a section's, nor a layer's, nor absent, rising, at
-    /// most about `most` of them; gives back where to go on. The space is locked meanwhile: `visit` must
+    /// Calls `visit` for pages of the range whose content is neither a layer's nor absent, rising, at most about `most` of
+    /// them, sections' pages only if they are mapped; gives back where to go on. The space is locked meanwhile: `visit` must
     /// not call the manager, but for its store.
     pub fn saved_pages(
         &self,
@@ -70,7 +75,7 @@ impl<P: Platform> Manager<P> {
                     seen += 1;
                     visit(vpn, page);
                 }
-                if let Some(SavedPage::Frame(_, frame)) = page
+                if let Some(SavedPage::Frame(_, frame) | SavedPage::View(_, frame)) = page
                     && cfg!(not(mutant = "unheld_save"))
                 {
                     self.pfns.lock().release(frame);
@@ -83,14 +88,14 @@ impl<P: Platform> Manager<P> {
 
 /// Keeps a page's frame while it is looked at: who shares the table may trim the page, which others may take then.
 fn hold(db: &mut PfnDatabase, page: Option<SavedPage>) {
-    if let Some(SavedPage::Frame(_, frame)) = page
+    if let Some(SavedPage::Frame(_, frame) | SavedPage::View(_, frame)) = page
         && cfg!(not(mutant = "unheld_save"))
     {
         db.hold(frame);
     }
 }
 
-/// What an entry says of its page's content, unless a section has it.
+/// What an entry says of its page's content.
 fn saved(db: &PfnDatabase, (table, index): (Pfn, EntryIndex), entry: Entry) -> Option<SavedPage> {
     let private = PageKey(u64::from(table.get()) << 9 | index.get() as u64, 0);
     let (key, content) = match entry {
@@ -99,11 +104,11 @@ fn saved(db: &PfnDatabase, (table, index): (Pfn, EntryIndex), entry: Entry) -> O
         Entry::Valid(valid) => match db.entry(valid.frame).owner {
             Owner::Clone(block) => (block_key(block), BlockContent::Resident(valid.frame)),
             Owner::Entry { .. } => (private, BlockContent::Resident(valid.frame)),
-            Owner::Section { .. }
-            | Owner::None
-            | Owner::Tables
-            | Owner::Root
-            | Owner::Supervisor => return None,
+            Owner::Section { section, page } => {
+                let key = PageKey(section.get().into(), VIEW | page.get());
+                return Some(SavedPage::View(key, valid.frame));
+            }
+            Owner::None | Owner::Tables | Owner::Root | Owner::Supervisor => return None,
         },
         Entry::Transition(frame) => (private, BlockContent::Resident(frame)),
         Entry::PageFile(slot) => (private, BlockContent::PageFile(slot)),

@@ -29,8 +29,9 @@ use crate::pte::{EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::{Cursor, SUPERVISOR_SLOT};
 use crate::space::clone_leaf::{Pinned, Twin, share_entry, twin_flags};
 use crate::space::fork::{ForkError, Forked, inherited_image};
+use crate::space::keep::is_kept;
 use crate::space::own::{Owning, Unsharing, count_tables, span};
-use crate::space::state::Descriptors;
+use crate::space::state::{Descriptors, Purpose};
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
 use crate::vad::{VadFlags, VadSet};
@@ -112,9 +113,10 @@ impl<P: Platform> Manager<P> {
         &self,
         parent: &Arc<Space<P>>,
         state: &mut SpaceState<P::Backing>,
+        purpose: Purpose,
     ) -> Result<Forked<P>, ForkError> {
         let mut flush = parent.fork_flush();
-        let mut plan = self.plan_shared(parent, state)?;
+        let mut plan = self.plan_shared(parent, state, purpose)?;
         let mut root = || {
             let frame = plan.reserve.tables.pop();
             self.make_root(frame.expect("two roots were reserved"))
@@ -122,7 +124,11 @@ impl<P: Platform> Manager<P> {
         let (old, new, child_root) = (parent.root(), root(), root());
         let mut child = SpaceState::new(plan.vads, Descriptors::default());
         child.inherit_limits(state);
-        child.images = inherited_image(state);
+        child.purpose = purpose;
+        child.images = match purpose {
+            Purpose::Run => inherited_image(state),
+            Purpose::Keep => Arc::clone(&state.images),
+        };
 
         let mut db = self.pfns.lock();
         let owning = Owning {
@@ -173,10 +179,14 @@ impl<P: Platform> Manager<P> {
         &self,
         parent: &Space<P>,
         state: &SpaceState<P::Backing>,
+        purpose: Purpose,
     ) -> Result<Plan<P::Backing>, ForkError> {
-        let (vads, _) = self.inherited(state)?;
+        let vads = match purpose {
+            Purpose::Run => self.inherited(state)?.0,
+            Purpose::Keep => self.kept(state)?,
+        };
         let cursor = parent.cursor(&self.store);
-        let apart = self.apart(&cursor, state);
+        let apart = self.apart(&cursor, state, purpose);
         let pages = vads.charged();
         {
             let mut db = self.pfns.lock();
@@ -219,9 +229,18 @@ impl<P: Platform> Manager<P> {
     }
 
     /// What the child will not share.
-    fn apart(&self, cursor: &Cursor<'_, P::Store>, state: &SpaceState<P::Backing>) -> Apart {
+    fn apart(
+        &self,
+        cursor: &Cursor<'_, P::Store>,
+        state: &SpaceState<P::Backing>,
+        purpose: Purpose,
+    ) -> Apart {
         let apart = VadFlags::DONT_FORK | VadFlags::WIPE_ON_FORK;
-        let hidden = state.vads.iter().filter(|vad| vad.flags.intersects(apart));
+        let hidden = state.vads.iter().filter(|vad| match purpose {
+            Purpose::Run => vad.flags.intersects(apart),
+            Purpose::Keep if cfg!(mutant = "kept_as_child") => vad.flags.intersects(apart),
+            Purpose::Keep => !is_kept(vad),
+        });
         let db = self.pfns.lock();
         let pinned = db.write_pinned().iter();
         let mut apart = Apart {

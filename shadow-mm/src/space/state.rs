@@ -32,6 +32,17 @@ pub(crate) struct SpaceState<B> {
     pub(crate) working_set: WorkingSet,
     /// The most its mappings may be charged.
     pub(crate) quota: CommitLimit,
+    /// What the space is there for.
+    pub(crate) purpose: Purpose,
+}
+
+/// What a space is there for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// Something runs in it.
+    Run,
+    /// Its pages are looked at, and nothing changes in it (`super::keep`).
+    Keep,
 }
 
 /// What is known of a space's working set besides its entries.
@@ -80,6 +91,7 @@ impl<B: Clone + Eq> SpaceState<B> {
             peak_resident: 0,
             working_set: WorkingSet::DEFAULT,
             quota: CommitLimit::Unlimited,
+            purpose: Purpose::Run,
         }
     }
 

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use shadow_mm::{ImageError, Pfn, ResetError, SavedPage, SectionPage, VpnRange};
+use shadow_mm::{ImageError, PageKey, Pfn, ResetError, SavedPage, SectionPage, VpnRange};
 
-use super::common::{LAYER, layer, range, vpn};
+use super::common::{Guest, LAYER, layer, range, vpn};
 use super::ops::FROZEN;
 use super::verbs::{agree, fresh};
-use super::world::{Bytes, Outcome, World};
+use super::world::{Bytes, Outcome, PageModel, World};
 
 impl World {
     pub(crate) fn attach(
@@ -88,49 +88,106 @@ impl World {
     /// Puts the content of a space together from what a snapshot would keep.
     pub(crate) fn save(&mut self, which: usize) -> Outcome {
         let space = self.processes[which].cpu.space.clone();
-        let mut found: BTreeMap<u64, Bytes> = BTreeMap::new();
-        for run in self.mm.image_runs(&space) {
+        let found = self.found_in(&space, |_, _| Ok(()))?;
+        found.compare(&self.to_be_kept(which))
+    }
+
+    /// What a snapshot would keep of a process: of each of its own pages.
+    pub(crate) fn to_be_kept(&self, which: usize) -> BTreeMap<u64, ToKeep> {
+        let pages = self.processes[which].pages.iter();
+        let private = pages.filter(|(at, model)| {
+            **at < 1 << 35 && !model.view.is_some_and(|view| view.is_shared())
+        });
+        let content = |model: &PageModel| match model.own {
+            Some(own) => Some(own),
+            None => model
+                .image
+                .map(|(image, page)| self.files[image].bytes(page)),
+        };
+        let kept = private.map(|(at, model)| {
+            let bytes = content(model);
+            let absent = fresh(model.view);
+            (*at, ToKeep { bytes, absent })
+        });
+        kept.collect()
+    }
+
+    /// What a snapshot would find in a space. `note` is told of each page that has a key.
+    pub(crate) fn found_in(
+        &self,
+        space: &Guest,
+        mut note: impl FnMut(PageKey, Bytes) -> Outcome,
+    ) -> Result<Found, String> {
+        let mut found = Found::default();
+        for run in self.mm.image_runs(space) {
             for (ahead, page) in run.range.iter().enumerate() {
                 let file = self.files.iter().find(|file| file.section == run.section);
                 let file = file.ok_or("an image of no section")?;
                 let bytes = file.bytes(run.first.get() + ahead as u64);
-                found.insert(page.get(), bytes);
+                found.pages.insert(page.get(), bytes);
             }
         }
-        let mut busy = Vec::new();
+        let (mut noted, mut views) = (Ok(()), Vec::new());
         let mut from = Some(range(0, 1 << 35));
         while let Some(part) = from {
-            let next = self.mm.saved_pages(&space, part, 3, |vpn, page| {
-                let bytes = match page {
-                    SavedPage::Frame(_, frame) => self.bytes(frame),
-                    SavedPage::Slot(_, slot) => {
+            let next = self.mm.saved_pages(space, part, 3, |vpn, page| {
+                let (key, bytes) = match page {
+                    SavedPage::Frame(key, frame) => (Some(key), self.bytes(frame)),
+                    SavedPage::Slot(key, slot) => {
                         let bytes = self.page_file.get(&slot.offset());
-                        bytes.copied().unwrap_or([0xbb; 3])
+                        (Some(key), bytes.copied().unwrap_or([0xbb; 3]))
                     }
-                    SavedPage::Zero => Bytes::default(),
+                    SavedPage::Zero => (None, Bytes::default()),
+                    // Its section has it; but it must be what the section has.
+                    SavedPage::View(key, frame) => {
+                        views.push((vpn.get(), key, self.bytes(frame)));
+                        return;
+                    }
                     SavedPage::Busy => {
-                        busy.push(vpn.get());
+                        found.busy.push(vpn.get());
                         return;
                     }
                 };
-                found.insert(vpn.get(), bytes);
+                found.pages.insert(vpn.get(), bytes);
+                if let (Some(key), Ok(())) = (key, &noted) {
+                    noted = note(key, bytes);
+                }
             });
             from = next.and_then(|next| VpnRange::between(next, 1 << 35));
         }
-        for (at, model) in &self.processes[which].pages {
-            let shared = model.view.is_some_and(|view| view.is_shared());
-            if *at >= 1 << 35 || shared || busy.contains(at) {
-                continue;
+        for (page, key, bytes) in views {
+            if let (Some(shown), Ok(())) = (found.pages.get(&page), &noted) {
+                noted = agree("a page of an image", bytes, *shown);
             }
-            let zeroes = fresh(model.view);
-            let kept = found.remove(at).or(zeroes);
-            let expected = match model.own {
-                Some(own) => Some(own),
-                None => model
-                    .image
-                    .map(|(image, page)| self.files[image].bytes(page)),
-            };
-            if kept != expected {
+            if noted.is_ok() {
+                noted = note(key, bytes);
+            }
+        }
+        noted.map(|()| found)
+    }
+}
+
+/// A page that a snapshot would keep: what it has, and what it has if nothing is found of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ToKeep {
+    bytes: Option<Bytes>,
+    absent: Option<Bytes>,
+}
+
+/// What a snapshot would find.
+#[derive(Default)]
+pub(crate) struct Found {
+    pages: BTreeMap<u64, Bytes>,
+    /// On their way into memory.
+    busy: Vec<u64>,
+}
+
+impl Found {
+    pub(crate) fn compare(mut self, expected: &BTreeMap<u64, ToKeep>) -> Outcome {
+        for (at, page) in expected.iter().filter(|(at, _)| !self.busy.contains(at)) {
+            let kept = self.pages.remove(at).or(page.absent);
+            if kept != page.bytes {
+                let expected = page.bytes;
                 return Err(format!("page {at:#x}: keeps {kept:?}, not {expected:?}"));
             }
         }

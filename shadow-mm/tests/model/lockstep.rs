@@ -45,6 +45,8 @@ fn chooses_nothing(op: &Op) -> bool {
             | Op::FinishWrite(..)
             | Op::StartPageIn(..)
             | Op::FinishPageIn(..)
+            // Only one kind can.
+            | Op::Keep(_)
     )
 }
 

@@ -8,6 +8,7 @@ mod bytes;
 mod common;
 mod files;
 mod image;
+mod keep;
 mod lockstep;
 mod ops;
 mod paging;

@@ -44,6 +44,11 @@ pub(crate) enum Op {
     Reset(Which),
     /// Looks where all of a space's content is.
     Save(Which),
+    /// Keeps a space as it is.
+    Keep(Which),
+    /// Looks whether what is kept is as it was.
+    LookAtKept(u8),
+    DropKept(u8),
     Advise(Which, Page, u64, VadAdvice),
     Remap {
         which: Which,
@@ -117,6 +122,9 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         2 => (which(), page(), count()).prop_map(|(w, p, n)| Op::Discard(w, p, n)),
         6 => (which(), page(), 1u64..9, image()).prop_map(|(w, p, n, f)| Op::Attach(w, p, n, f)),
         2 => which().prop_map(Op::Save),
+        3 => which().prop_map(Op::Keep),
+        3 => any::<u8>().prop_map(Op::LookAtKept),
+        1 => any::<u8>().prop_map(Op::DropKept),
         2 => which().prop_map(Op::Reset),
         2 => (which(), page(), count(), any_advice()).prop_map(|(w, p, n, a)| Op::Advise(w, p, n, a)),
         3 => any_remap(),

@@ -33,6 +33,8 @@ impl World {
             Op::Unpin(n, byte) => return self.unpin(usize::from(n), byte),
             Op::FinishRead(n, end) => return self.finish_read(usize::from(n), end),
             Op::StartWrite => return self.start_write(),
+            Op::LookAtKept(n) => return self.look_at_kept(usize::from(n)),
+            Op::DropKept(n) => return self.drop_kept(usize::from(n)),
             Op::FinishWrite(n, written) => return self.finish_write(usize::from(n), written),
             Op::FinishPageIn(n, end) => return self.finish_page_in(usize::from(n), end),
             Op::Acknowledge => {
@@ -53,6 +55,7 @@ impl World {
             Op::Attach(w, p, n, first) => self.attach(pick(w), span(p, n), first),
             Op::Reset(w) => self.reset(pick(w)),
             Op::Save(w) => self.save(pick(w)),
+            Op::Keep(w) => self.keep(pick(w)),
             Op::Advise(w, p, n, advice) => self.advise(pick(w), span(p, n), advice),
             Op::Remap {
                 which,
@@ -97,6 +100,8 @@ impl World {
             Op::StartPageIn(w, p) => self.start_read(pick(w), place(p).get()),
             Op::Trim(w, goal, mode) => self.trim(pick(w), goal.into(), mode),
             Op::Unpin(..)
+            | Op::LookAtKept(..)
+            | Op::DropKept(..)
             | Op::FinishRead(..)
             | Op::Acknowledge
             | Op::StartWrite

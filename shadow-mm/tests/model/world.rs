@@ -12,6 +12,7 @@ use shadow_mm::{
 use super::bytes::Room;
 use super::common::{Cpu, Mm, Sim, manager, range, va, vpn};
 use super::files::{FileModel, ViewPage};
+use super::keep::Keeper;
 use super::ops::{FROZEN, Op, PAGES, Page, ReadEnd};
 use super::quota::Quota;
 
@@ -89,6 +90,7 @@ pub(crate) struct World {
     pub(crate) page_file: BTreeMap<u64, Bytes>,
     /// All there ever were.
     pub(crate) rooms: Vec<Arc<Room>>,
+    pub(crate) keeper: Keeper,
     next_id: u64,
     frames: (u64, u64),
 }
@@ -122,6 +124,7 @@ impl World {
             page_ins: Vec::new(),
             writes: Vec::new(),
             page_file: BTreeMap::new(),
+            keeper: Keeper::default(),
             next_id: 0,
             frames: (u64::from(data), active),
         };
@@ -152,7 +155,8 @@ impl World {
     }
 
     pub(crate) fn check(&mut self) -> Outcome {
-        let spaces: Vec<_> = self.processes.iter().map(|p| p.cpu.space.clone()).collect();
+        let spaces = self.processes.iter().map(|p| &p.cpu.space);
+        let spaces: Vec<_> = spaces.chain(self.keeper.spaces()).cloned().collect();
         self.mm
             .check(&spaces)
             .map_err(|violation| format!("{violation}"))?;
@@ -192,6 +196,7 @@ impl World {
         while !self.pins.is_empty() {
             self.perform(Op::Unpin(0, 1))?;
         }
+        self.drop_all_kept()?;
         self.finish_transfers()?;
         self.perform(Op::Acknowledge)?;
         self.check()?;

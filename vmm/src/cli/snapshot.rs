@@ -23,7 +23,7 @@ const APPEARS: Duration = Duration::from_secs(2);
 
 /// Write a running guest to a file
 ///
-/// The guest stands still while its memory is written, and goes on. The file appears under its name once all
+/// The guest stands still for a moment, and goes on while its memory is written as it was then. The file appears under its name once all
 /// of it is on the disk; until then what was there before stays. A guest that was started with --ready-line
 /// is waited for.
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,8 @@ pub(super) struct SnapshotArgs {
 
 /// Make a template of a running guest, in memory, for `vmm fork`
 ///
-/// The guest goes on. A guest that was started with --ready-line is waited for.
+/// The guest stands still for a moment, and goes on while its memory is copied as it was then. A guest that was started
+/// with --ready-line is waited for.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit status: 0, or 125 if the guest could not be frozen.")]
 pub(super) struct FreezeArgs {
@@ -79,12 +80,24 @@ pub(super) fn main(args: &SnapshotArgs) -> ExitCode {
 pub(super) fn freeze(args: &FreezeArgs) -> ExitCode {
     settled(frozen(&args.guest, &Request::Freeze).map(|(frozen, _)| {
         say(&format!(
-            "vmm: froze {}, {} MiB; it stood still for {:.1} ms\n",
+            "vmm: froze {}, {} MiB; it stood still for {}\n",
             args.guest,
             mib(frozen.bytes),
-            frozen.pause_us as f64 / 1000.0
+            pause(frozen.pause_us, frozen.pause_pages)
         ));
     }))
+}
+
+/// How long a guest stood still, and what was copied in that time.
+fn pause(us: u64, pages: u64) -> String {
+    let milliseconds = us as f64 / 1000.0;
+    match pages {
+        0 => format!("{milliseconds:.1} ms"),
+        pages => {
+            let copied = mib(pages * FRAME as u64);
+            format!("{milliseconds:.1} ms, while {copied} MiB of it were copied")
+        }
+    }
 }
 
 fn mib(bytes: u64) -> u64 {
@@ -106,10 +119,10 @@ fn write(args: &SnapshotArgs) -> Result<(), VerbError> {
     match answer {
         Response::Written { written, .. } => {
             say(&format!(
-                "vmm: wrote {}, {} MiB; the guest stood still for {:.1} ms\n",
+                "vmm: wrote {}, {} MiB; the guest stood still for {}\n",
                 args.file.display(),
                 mib(written.bytes),
-                written.pause_us as f64 / 1000.0
+                pause(written.pause_us, written.pause_pages)
             ));
             Ok(())
         }

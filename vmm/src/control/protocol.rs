@@ -123,6 +123,9 @@ pub struct Written {
     pub bytes: u64,
     /// How long the guest stood still.
     pub pause_us: u64,
+    /// Pages that were copied in that time; the others were when it had gone on.
+    #[serde(default)]
+    pub pause_pages: u64,
 }
 
 /// A guest that was frozen.
@@ -134,6 +137,9 @@ pub struct Frozen {
     pub bytes: u64,
     /// How long the guest stood still.
     pub pause_us: u64,
+    /// Pages that were copied in that time; the others were when it had gone on.
+    #[serde(default)]
+    pub pause_pages: u64,
 }
 
 /// Who is there.

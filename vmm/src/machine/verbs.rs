@@ -199,6 +199,7 @@ impl Verbs {
                 pages: written.pages,
                 bytes: written.bytes,
                 pause_us: written.pause_us,
+                pause_pages: written.pause_pages,
             },
         };
         *self.template.lock() = Some(template.clone());
@@ -226,6 +227,7 @@ fn told(saved: &SavedGuest) -> Written {
         pages: saved.written.pages,
         bytes: saved.written.bytes,
         pause_us: saved.pause.as_micros() as u64,
+        pause_pages: saved.copied_in_pause,
     }
 }
 

@@ -5,13 +5,14 @@ use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
 use shadow_mm::{
-    Access, Denied, FaultOutcome, Flush, ForkError, GuestVa, Manager, Pending, Pfn, Pin,
+    Access, Denied, FaultOutcome, Flush, ForkError, Forked, GuestVa, Manager, Pending, Pfn, Pin,
     PinOutcome, Progress,
 };
 
 pub use content::{Backing, Content, FileId, Version};
 pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
 pub use guard::{GuardCounters, GuardReport};
+pub use keep::{Copying, Kept};
 pub use layer::{Layer, is_frozen};
 pub use page_file::{PageFile, PageFileError};
 pub use paging::Fault;
@@ -25,6 +26,7 @@ pub use writeback::Writeback;
 mod content;
 mod flushes;
 mod guard;
+mod keep;
 mod layer;
 mod page_file;
 mod pager;
@@ -206,14 +208,31 @@ impl Memory {
         &self,
         parent: &Arc<Space<VmmPlatform>>,
     ) -> Result<Arc<Space<VmmPlatform>>, ForkError> {
-        let mut forked = self.manager.fork(parent)?;
+        let forked = match self.manager.fork(parent) {
+            // What a copy was promised comes back.
+            Err(
+                ForkError::NoMemory { .. }
+                | ForkError::NoCommit { .. }
+                | ForkError::NoCloneBlocks { .. },
+            ) if self.wait_for_copies() => self.manager.fork(parent),
+            tried => tried,
+        };
+        Ok(self.forked(parent, forked?))
+    }
+
+    /// Has a fork's flush done; gives back the child.
+    fn forked(
+        &self,
+        parent: &Space<VmmPlatform>,
+        mut forked: Forked<VmmPlatform>,
+    ) -> Arc<Space<VmmPlatform>> {
         let under_way = forked.flush.take_fork();
         self.submit(forked.flush);
         self.quiesce(parent);
         // Who wants to copy one of the parent's pages waits for this as for a read.
         drop(under_way);
         self.reads.notify();
-        Ok(forked.child)
+        forked.child
     }
 
     /// Waits until no virtual CPU runs `space` with translations that were taken away before this call.

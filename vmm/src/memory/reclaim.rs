@@ -4,7 +4,7 @@
 //! Two marks drive the pager: below the *low* one it is woken, at the *high* one it rests. Its rounds get harder
 //! as long as frames are lacking: pages not used for long, then pages not used lately, then any. Whoever
 //! finds no frame at all waits for it here, and is told when waiting is of no use: when a
-//! round, at its hardest, gained nothing.
+//! round, at its hardest, gained nothing, and no copy of kept spaces is under way, whose end gives frames back.
 //!
 //! The pager holds no lock while it waits for flushes or for the disk. On hosts that shadow page tables
 //! a flush takes a worker: those that wait here run errands meanwhile ([`crate::machine::worker`]). A
@@ -70,6 +70,8 @@ pub(super) struct Reclaim {
     barren: AtomicU32,
     /// Waits in a row that found too few table frames.
     tableless: AtomicU32,
+    /// Copies of kept spaces under way (`super::keep`).
+    pub(super) copies: AtomicU32,
     /// The space the next round begins with.
     turn: AtomicUsize,
 }
@@ -98,7 +100,7 @@ impl Memory {
         }
     }
 
-    fn low(&self) -> u64 {
+    pub(super) fn low(&self) -> u64 {
         (u64::from(self.manager.layout().data.count) / LOW_DIVISOR).max(16)
     }
 
@@ -128,6 +130,16 @@ impl Memory {
 
     /// Waits for frames, for a moment only. No lock should be held.
     pub fn wait_for_room(&self) -> Room {
+        match self.look_for_room() {
+            Room::Never if self.is_copying() => {
+                std::thread::sleep(TABLELESS_WAIT);
+                Room::Wait
+            }
+            room => room,
+        }
+    }
+
+    fn look_for_room(&self) -> Room {
         let reclaim = &self.reclaim;
         if !reclaim.running.load(Ordering::SeqCst) {
             return Room::Never;

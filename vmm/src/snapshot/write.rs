@@ -141,6 +141,12 @@ impl Writer {
         Self::new(file.into(), Target::Memory, name.to_owned(), None)
     }
 
+    /// Whether it is [`Self::in_memory`].
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.target, Target::Memory)
+    }
+
     fn new(
         file: File,
         target: Target,
@@ -172,6 +178,12 @@ impl Writer {
             path: self.name.clone(),
             source,
         }
+    }
+
+    /// Pages added so far.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.pages
     }
 
     /// Adds a page, and says which it is.

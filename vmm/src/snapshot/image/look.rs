@@ -25,11 +25,20 @@ pub(super) enum Look {
     Busy,
 }
 
+/// What to do about a page that a section has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Views {
+    /// It is the section's to keep.
+    Left,
+    Taken,
+}
+
 impl Look {
-    /// With the space locked: copies what is in a frame.
-    pub(super) fn new(memory: &Memory, page: SavedPage) -> Self {
-        match page {
-            SavedPage::Frame(key, frame) => {
+    /// With the space locked: copies what is in a frame. `None` for what is not taken.
+    pub(super) fn new(memory: &Memory, page: SavedPage, views: Views) -> Option<Self> {
+        Some(match page {
+            SavedPage::View(..) if views == Views::Left => return None,
+            SavedPage::Frame(key, frame) | SavedPage::View(key, frame) => {
                 let mut bytes = Box::new([0; FRAME]);
                 memory.manager.store().read(frame, 0, &mut bytes[..]);
                 Self::Bytes(key, bytes)
@@ -37,13 +46,13 @@ impl Look {
             SavedPage::Slot(key, slot) => Self::Slot(key, slot),
             SavedPage::Zero => Self::Zero,
             SavedPage::Busy => Self::Busy,
-        }
+        })
     }
 
     fn again(memory: &Memory, space: &Space<VmmPlatform>, vpn: Vpn) -> Self {
         let mut look = Self::Zero;
         if let Some(one) = VpnRange::new(vpn, 1) {
-            let visit = |_, page| look = Self::new(memory, page);
+            let visit = |_, page| look = Self::new(memory, page, Views::Left).unwrap_or(Self::Zero);
             let _next = memory.manager.saved_pages(space, one, 1, visit);
         }
         look

@@ -1,8 +1,8 @@
 //! The memory image of a snapshot: which pages the spaces, the sections and the files in memory have, and
 //! where in the snapshot each page is.
 //!
-//! [`ImageWriter`] makes it of a stopped guest. A page that several of them share, because they were
-//! forked, is written once; free frames and zeroes are not written at all. [`ImageLoader`] makes spaces
+//! [`ImageWriter`] makes it of a guest that stands still for the beginning of that. A page that several of them share, because
+//! they were forked, is written once; free frames and zeroes are not written at all. [`ImageLoader`] makes spaces
 //! of it again: their mappings at once, their pages when they are touched (`docs/mm-model.md`, "Images"),
 //! out of a section over the snapshot ([`ImageContent`]).
 //!
@@ -16,6 +16,7 @@ mod forked;
 mod kept;
 mod load;
 mod look;
+mod pages;
 mod reshape;
 mod save;
 mod scratch;

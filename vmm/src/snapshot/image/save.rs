@@ -1,29 +1,29 @@
-//! Writing the memory image of a stopped guest.
+//! Writing the memory image of a guest.
+//!
+//! While the guest stands still, only what cannot be had later is copied: what its processes share, and files in memory.
+//! The private pages of its spaces are *kept* ([`Memory::keep`]) and written by [`ImageWriter::finish`], which is called once
+//! the guest goes on ([`super::pages`]). A space that cannot be kept (there is no room for the promises, or spaces do not
+//! share tables) has its pages copied at once, too.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
 use shadow_mm::{
-    Charge, ImageRun, MapKind, PageKey, Section, SectionId, SectionPage, Sharing, VadInfo, Vpn,
-    VpnRange,
+    Charge, MapKind, PageKey, Section, SectionId, SectionPage, Sharing, VadInfo, Vpn, VpnRange,
 };
 
-use super::look::{Look, is_zero};
+use super::look::is_zero;
 use super::scratch::Scratch;
 use super::{
-    BytesData, ImageContent, ImageData, KindData, Run, Runs, SectionData, SectionRef, SpaceData,
-    VadData,
+    BytesData, ImageData, KindData, Run, Runs, SectionData, SectionRef, SpaceData, VadData,
 };
-use crate::memory::{Backing, FRAME, Memory, Space, VmmPlatform};
+use crate::memory::{Backing, FRAME, Kept, Memory, Space, VmmPlatform};
 use crate::snapshot::format::{SnapshotId, StoredPage};
 use crate::snapshot::records::{
     BytesRef, ContentRef, MemoryError, Page, SaveContents, SaveMemory, SpaceRef, SparseBytes,
 };
 use crate::snapshot::write::{Base, WriteError, Writer};
-
-/// Entries looked at in one go, with the space locked.
-const AT_ONCE: usize = 512;
 
 /// Why an image could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -57,19 +57,29 @@ pub struct Saved {
     pub spaces: Vec<u8>,
 }
 
+/// A space whose pages are written when the guest goes on.
+pub(super) struct Later<'a> {
+    pub(super) at: SpaceRef,
+    pub(super) kept: Kept<'a>,
+    /// Its private mappings.
+    pub(super) private: Vec<VadInfo<Backing>>,
+}
+
 /// Where a page is that a section has.
-type SectionKey = (SectionId, SectionPage);
+pub(super) type SectionKey = (SectionId, SectionPage);
 
 /// Writes an image.
 pub struct ImageWriter<'a> {
-    memory: &'a Memory,
+    pub(super) memory: &'a Memory,
     writer: Writer,
     /// The snapshot that the new one builds on.
-    base: Option<SnapshotId>,
-    data: ImageData,
-    written: HashMap<PageKey, StoredPage>,
-    copied: HashMap<SectionKey, StoredPage>,
+    pub(super) base: Option<SnapshotId>,
+    pub(super) data: ImageData,
+    pub(super) written: HashMap<PageKey, StoredPage>,
+    pub(super) copied: HashMap<SectionKey, StoredPage>,
     sections: HashMap<SectionId, SectionRef>,
+    /// Spaces whose pages are still to be written.
+    later: Vec<Later<'a>>,
     /// Told of the pages written.
     progress: &'a mut dyn FnMut(u64),
 }
@@ -78,7 +88,7 @@ fn number(count: usize, what: &'static str) -> Result<u32, SaveError> {
     u32::try_from(count).map_err(|_| SaveError::TooMany(what))
 }
 
-fn whole(range: VpnRange, from: Vpn) -> Option<VpnRange> {
+pub(super) fn whole(range: VpnRange, from: Vpn) -> Option<VpnRange> {
     VpnRange::between(from, range.end())
 }
 
@@ -98,21 +108,41 @@ impl<'a> ImageWriter<'a> {
             written: HashMap::new(),
             copied: HashMap::new(),
             sections: HashMap::new(),
+            later: Vec::new(),
             progress,
         }
     }
 
-    /// Ends the image.
+    /// Pages written so far.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.writer.pages()
+    }
+
+    /// Whether it is written for clones on this host, and not to a disk.
+    pub(super) fn is_template(&self) -> bool {
+        self.writer.is_in_memory()
+    }
+
+    /// Writes what was kept, and ends the image. The guest may go on before.
     ///
     /// # Errors
-    /// It cannot be encoded.
-    pub fn finish(self) -> Result<Saved, SaveError> {
+    /// As saving a space; it cannot be encoded.
+    pub fn finish(mut self) -> Result<Saved, SaveError> {
+        // Of pages that were looked at while the guest stood still, keys mean nothing any more.
+        self.written.clear();
+        // All of them stay until the last one is written: as long is a key of one a key of all.
+        let later = std::mem::take(&mut self.later);
+        for kept in &later {
+            self.save_kept(kept)?;
+        }
+        drop(later);
         let spaces = postcard::to_stdvec(&self.data).map_err(SaveError::Encode)?;
         let writer = self.writer;
         Ok(Saved { writer, spaces })
     }
 
-    fn add_page(&mut self, bytes: &[u8; FRAME]) -> Result<StoredPage, SaveError> {
+    pub(super) fn add_page(&mut self, bytes: &[u8; FRAME]) -> Result<StoredPage, SaveError> {
         (self.progress)(1);
         Ok(self.writer.add_page(bytes)?)
     }
@@ -124,12 +154,14 @@ impl<'a> ImageWriter<'a> {
     ) -> Result<SpaceRef, MemoryError> {
         let at = SpaceRef(number(self.data.spaces.len(), "address spaces")?);
         let usage = self.memory.manager.usage(space);
+        let kept = self.memory.keep(space).inspect_err(|error| {
+            tracing::debug!(%error, "a space is copied while the guest stands still");
+        });
         let mut data = SpaceData {
             limits: (usage.working_set_min, usage.working_set_max),
-            working_set: self.working_set(space),
             ..SpaceData::default()
         };
-        let images = self.memory.manager.image_runs(space);
+        let mut private = Vec::new();
         let mut from = Vpn::new(0);
         while let Some(vad) = from.and_then(|from| self.memory.manager.query(space, from)) {
             from = Vpn::new(vad.range.end());
@@ -143,8 +175,12 @@ impl<'a> ImageWriter<'a> {
                 kind,
             });
             if vad.sharing() == Sharing::Private {
-                self.save_pages(space, &vad, &images, &mut data.pages)?;
+                private.push(vad);
             }
+        }
+        match kept {
+            Ok(kept) => self.later.push(Later { at, kept, private }),
+            Err(_) => self.save_private(space, &private, &mut data)?,
         }
         self.data.spaces.push(data);
         Ok(at)
@@ -168,132 +204,6 @@ impl<'a> ImageWriter<'a> {
             Sharing::Private => KindData::Private { section, offset },
             Sharing::Shared => KindData::Shared { section, offset },
         })
-    }
-
-    /// The pages of one private mapping: what has an entry, and what only the image has.
-    fn save_pages(
-        &mut self,
-        space: &Space<VmmPlatform>,
-        vad: &VadInfo<Backing>,
-        images: &[ImageRun<Backing>],
-        runs: &mut Runs,
-    ) -> Result<(), SaveError> {
-        let memory = self.memory;
-        let mut at = vad.range.start();
-        let mut part = Some(vad.range);
-        while let Some(range) = part {
-            let mut looks = Vec::new();
-            let next = memory
-                .manager
-                .saved_pages(space, range, AT_ONCE, |vpn, page| {
-                    looks.push((vpn, Look::new(memory, page)));
-                });
-            for (vpn, look) in looks {
-                self.save_image(images, VpnRange::between(at, vpn.get()), runs)?;
-                self.save_page(space, vad, (vpn, look), runs)?;
-                at = Vpn::new(vpn.get() + 1).unwrap_or(vpn);
-            }
-            part = next.and_then(|next| whole(range, next));
-        }
-        self.save_image(images, whole(vad.range, at), runs)
-    }
-
-    /// One page that has an entry.
-    fn save_page(
-        &mut self,
-        space: &Space<VmmPlatform>,
-        vad: &VadInfo<Backing>,
-        (vpn, look): (Vpn, Look),
-        runs: &mut Runs,
-    ) -> Result<(), SaveError> {
-        let bytes = look.settle(self.memory, space, vpn)?;
-        let zeroes = bytes.as_ref().is_none_or(|(_, bytes)| is_zero(bytes));
-        if zeroes && vad.kind == MapKind::Anonymous {
-            return Ok(());
-        }
-        let stored = match bytes {
-            None => self.add_page(&[0; FRAME])?,
-            Some((key, bytes)) => match self.written.get(&key) {
-                Some(stored) => *stored,
-                None => {
-                    let stored = self.add_page(&bytes)?;
-                    self.written.insert(key, stored);
-                    stored
-                }
-            },
-        };
-        runs.push(vpn.get(), stored);
-        Ok(())
-    }
-
-    /// Pages that are still as the snapshot has them that the guest came from.
-    fn save_image(
-        &mut self,
-        images: &[ImageRun<Backing>],
-        range: Option<VpnRange>,
-        runs: &mut Runs,
-    ) -> Result<(), SaveError> {
-        let Some(range) = range else { return Ok(()) };
-        for run in images {
-            let Some(part) = run.range.intersect(range) else {
-                continue;
-            };
-            for vpn in part.iter() {
-                let ahead = vpn.get() - run.range.start().get();
-                let page = SectionPage::new(run.first.get() + ahead);
-                let page = page.ok_or(SaveError::TooMany("pages"))?;
-                let stored = self.image_page(&run.section, page)?;
-                runs.push(vpn.get(), stored);
-            }
-        }
-        Ok(())
-    }
-
-    /// Where a page of the old snapshot is in the new one: where it was, if the new one builds on it.
-    fn image_page(
-        &mut self,
-        section: &Section<Backing>,
-        page: SectionPage,
-    ) -> Result<StoredPage, SaveError> {
-        let key = (section.id(), page);
-        if let Some(stored) = self.copied.get(&key) {
-            return Ok(*stored);
-        }
-        let gone = || SaveError::Read(io::ErrorKind::NotFound.into());
-        let content = section.backing().ok_or_else(gone)?;
-        let image = Arc::clone(&content.0).as_any();
-        let image = image.downcast_ref::<ImageContent>();
-        if self.base.is_some() && image.map(|image| image.snapshot().id()) == self.base {
-            return Ok(StoredPage::new(page.get()));
-        }
-        let mut bytes = Box::new([0; FRAME]);
-        let read = content.0.read_at(page.offset(), &mut bytes[..]);
-        read.map_err(SaveError::Read)?;
-        let stored = self.add_page(&bytes)?;
-        self.copied.insert(key, stored);
-        Ok(stored)
-    }
-
-    /// Pages used lately, in runs.
-    fn working_set(&self, space: &Space<VmmPlatform>) -> Vec<(u64, u64)> {
-        let mut set: Vec<(u64, u64)> = Vec::new();
-        let end = self.memory.manager.limits().user_end.vpn().get();
-        let mut part = Vpn::new(0).and_then(|zero| VpnRange::between(zero, end));
-        while let Some(range) = part {
-            let visit = |vpn: Vpn, page: shadow_mm::PageInfo| {
-                if !page.accessed && page.age > 0 {
-                    return;
-                }
-                match set.last_mut() {
-                    Some((start, count)) if *start + *count == vpn.get() => *count += 1,
-                    Some(_) | None => set.push((vpn.get(), 1)),
-                }
-            };
-            let manager = &self.memory.manager;
-            let next = manager.resident_from(space, range, AT_ONCE, visit);
-            part = next.and_then(|next| whole(range, next));
-        }
-        set
     }
 
     fn save_section(
