@@ -106,7 +106,7 @@ impl Revived {
     /// is left, or in another one if that cannot be.
     ///
     /// # Errors
-    /// See [`Revived::run`]; the guest cannot be made again.
+    /// A page of the snapshot cannot be read, the host fails, or the guest cannot be made again.
     pub(crate) fn run_again(
         mut self,
         timeout: Option<Duration>,

@@ -166,22 +166,6 @@ impl Revived {
         })
     }
 
-    /// Runs it to its end.
-    ///
-    /// # Errors
-    /// A page of the snapshot cannot be read, or the host fails.
-    pub(crate) fn run(
-        self,
-        timeout: Option<Duration>,
-        after: After,
-    ) -> Result<(Ended, Option<Bare>), RunError> {
-        let kernel = self.machine.kernel();
-        let (going, ahead) = self.begin(timeout)?;
-        ahead.read();
-        kernel.sched.wait_for_end();
-        going.finish(after)
-    }
-
     /// Lets it run; some of its pages are still to be read ahead.
     ///
     /// # Errors
