@@ -2,7 +2,7 @@
 
 use core::fmt::Debug;
 
-use crate::addr::{EntryIndex, Pfn};
+use crate::addr::{EntryIndex, Pfn, PfnRange};
 
 /// The embedder's types.
 pub trait Platform: 'static {
@@ -75,6 +75,13 @@ pub trait FrameStore: Send + Sync {
         current: u64,
         new: u64,
     ) -> Result<u64, u64>;
+    /// Data frames that were never used are about to be: from now on guests may reach them. Called once for each, in order,
+    /// with the PFN lock held; what makes frames reachable may so be made as they are used. False if that cannot be:
+    /// then these frames and those after them do not exist.
+    fn open(&self, frames: PfnRange) -> bool {
+        let _all_are_reachable = frames;
+        true
+    }
     /// Fills a frame with zeroes.
     fn zero(&self, frame: Pfn);
     /// Copies a whole frame.

@@ -332,7 +332,7 @@ impl<P: Platform> Manager<P> {
     /// them for the moment.
     pub(crate) fn take_promised(&self, copies: usize) -> Vec<ZeroedFrame> {
         let mut db = self.pfns.lock();
-        let taken = (0..copies).map_while(|_| db.take_promised());
+        let taken = (0..copies).map_while(|_| db.take_promised(self.store()));
         let taken: Vec<_> = taken.collect();
         drop(db);
         taken.into_iter().map(|frame| self.zeroed(frame)).collect()

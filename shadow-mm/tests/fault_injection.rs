@@ -241,6 +241,21 @@ fn failed_fork_that_shares_leaves_no_trace() {
     assert!(failures >= 8, "only {failures} allocations could fail");
 }
 
+#[test]
+fn failed_keep_leaves_no_trace() {
+    let failures = exhaust_in(ForkMode::Shared, |scene| {
+        match scene.mm.keep(&scene.parent) {
+            Ok(kept) => {
+                scene.mm.flushed(kept.flush);
+                (true, vec![kept.child])
+            }
+            Err(_) => (false, Vec::new()),
+        }
+    });
+    // The mappings, the clone blocks, two roots, the path to the pinned page, a copy of it.
+    assert!(failures >= 7, "only {failures} allocations could fail");
+}
+
 /// After another fork, everything the parent has is shared but for the pinned page's path.
 #[test]
 fn failed_unsharing_leaves_no_trace() {

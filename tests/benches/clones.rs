@@ -2,7 +2,7 @@
 //! native forks of the same program and `vmm restore` of the same guest from a file.
 //!
 //! Times are medians and noisy; exits and ioctls are counted and exact.
-//! `cargo bench -p tests --bench clones -- [MIB]... [warm] [reset] [idle] [cold] [native]`.
+//! `cargo bench -p tests --bench clones -- [MIB]... [freeze] [warm] [reset] [idle] [cold] [native]`.
 #![expect(unsafe_code, reason = "the time stamp counter")]
 
 use std::error::Error;
@@ -64,18 +64,24 @@ impl Began {
 }
 
 fn answer(clone: &mut Clone) -> Result<u64> {
+    read_number(clone.stdout.as_mut().ok_or("no pipe")?)
+}
+
+fn read_number(from: &mut impl Read) -> Result<u64> {
     let mut bytes = [0; 8];
-    clone
-        .stdout
-        .as_mut()
-        .ok_or("no pipe")?
-        .read_exact(&mut bytes)?;
+    from.read_exact(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+/// How long the guest stood still that a template was made of, in microseconds.
+fn pause(template: &Template) -> f64 {
+    template.pause().unwrap_or_default().as_secs_f64() * 1e6
 }
 
 /// A part of the benchmark.
 #[derive(Clone, Copy)]
 enum Part {
+    Freeze,
     Warm,
     Reset,
     Idle,
@@ -83,7 +89,8 @@ enum Part {
     Native,
 }
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
+    ("freeze", Part::Freeze),
     ("warm", Part::Warm),
     ("reset", Part::Reset),
     ("idle", Part::Idle),
@@ -109,13 +116,55 @@ impl Bench {
             .stdout(Stdio::null())
             .spawn()?;
         let template = warm.freeze()?;
-        let pause = template.pause().unwrap_or_default();
         self.row(
-            "freeze: the guest stands still",
-            pause.as_secs_f64() * 1e6,
+            "freeze of a guest that waits: it stands still",
+            pause(&template),
             "",
         );
         Ok(template)
+    }
+
+    /// A guest that stores to all of its pages while it is frozen.
+    fn live(&self) -> Result<()> {
+        let mut warm = Guest::builder(&self.program)
+            .arg(self.mib.to_string())
+            .memory((self.mib + ROOM_MIB) << 20)
+            .cpus(1)
+            .ready_freeze()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        drop(warm.freeze()?);
+        let (mut stdin, mut stdout) = (warm.stdin.take(), warm.stdout.take());
+        let (stdin, stdout) = (
+            stdin.as_mut().ok_or("no pipe")?,
+            stdout.as_mut().ok_or("no pipe")?,
+        );
+        read_number(stdout)?;
+        let mut stores = |froze: bool| -> Result<(f64, f64, u64)> {
+            let before = warm.report().exits.page_faults;
+            stdin.write_all(b"W")?;
+            let stood = if froze { pause(&warm.freeze()?) } else { 0.0 };
+            let took = read_number(stdout)? as f64 / 1000.0;
+            Ok((stood, took, warm.report().exits.page_faults - before))
+        };
+        stores(false)?;
+        let (_, took, faults) = stores(false)?;
+        self.row("100 % stored to", took, &format!("{faults} faults"));
+        let (stood, took, faults) = stores(true)?;
+        self.row("freeze of a guest that stores: it stands still", stood, "");
+        self.row(
+            "100 % stored to, and frozen meanwhile",
+            took,
+            &format!("{faults} faults"),
+        );
+        let (_, took, faults) = stores(false)?;
+        self.row(
+            "100 % stored to, the next time",
+            took,
+            &format!("{faults} faults"),
+        );
+        Ok(())
     }
 
     fn row(&self, what: &str, micros: f64, more: &str) {
@@ -342,6 +391,7 @@ impl Bench {
         template.warm(1)?;
         for part in parts {
             match part {
+                Part::Freeze => self.live()?,
                 Part::Warm => self.warm(&fork)?,
                 Part::Reset => self.reset(&fork)?,
                 Part::Idle => self.idle(&template, &fork)?,

@@ -59,7 +59,7 @@ impl PfnDatabase {
     /// The database of two zones whose frames read as zero; `None` if it does not fit in memory.
     pub(crate) fn new(data: PfnRange, tables: PfnRange) -> Option<Self> {
         Some(Self {
-            data: Zone::new(data)?,
+            data: Zone::opening(data)?,
             tables: Zone::new(tables)?,
             clones: CloneTable::default(),
             sections: SectionTable::default(),
@@ -102,26 +102,26 @@ impl PfnDatabase {
         match (kind, want) {
             (ZoneKind::Data, Want::Zeroes) => (zone.pop(PfnState::Zeroed).map(zeroed))
                 .or_else(|| zone.pop(PfnState::Free).map(free))
-                .or_else(|| zone.take_untouched().map(zeroed))
+                .or_else(|| zone.take_untouched(store).map(zeroed))
                 .or_else(|| self.take_standby(store).map(free)),
             (ZoneKind::Data, Want::Anything) => (zone.pop(PfnState::Free).map(free))
                 .or_else(|| zone.pop(PfnState::Zeroed).map(zeroed))
-                .or_else(|| zone.take_untouched().map(zeroed))
+                .or_else(|| zone.take_untouched(store).map(zeroed))
                 .or_else(|| self.take_standby(store).map(free)),
-            (ZoneKind::Tables, _) => self.take_table(),
+            (ZoneKind::Tables, _) => self.take_table(store),
         }
     }
 
     /// Takes a table frame that was promised; a test cannot make that fail.
-    pub(crate) fn take_promised(&mut self) -> Option<Taken> {
-        self.take_table()
+    pub(crate) fn take_promised(&mut self, store: &impl FrameStore) -> Option<Taken> {
+        self.take_table(store)
     }
 
-    fn take_table(&mut self) -> Option<Taken> {
+    fn take_table(&mut self, store: &impl FrameStore) -> Option<Taken> {
         let zone = &mut self.tables;
         let free = |pfn| Taken::Free(FreeFrame::new(pfn));
         let zeroed = |pfn| Taken::Zeroed(ZeroedFrame::new(pfn));
-        (zone.take_untouched().map(zeroed))
+        (zone.take_untouched(store).map(zeroed))
             .or_else(|| zone.pop(PfnState::Zeroed).map(zeroed))
             .or_else(|| zone.pop(PfnState::Free).map(free))
     }

@@ -1,12 +1,19 @@
 //! One zone of the pool: its entries and its lists.
 //!
 //! Entries of frames that were never used do not exist yet: the vector grows as the pool is used for
-//! the first time, so a manager of a million frames is made at once.
+//! the first time, so a manager of a million frames is made at once. Nor need these frames be reachable for guests: those of a
+//! zone that opens as it is used ([`Zone::opening`]) are opened in runs that get longer ([`FrameStore::open`]).
 
 use alloc::vec::Vec;
 
 use super::entry::{NO_LINK, Original, Owner, PfnEntry, PfnFlags, PfnState};
 use crate::addr::{Pfn, PfnRange};
+use crate::backend::FrameStore;
+
+/// Frames that are opened at first; then as many as there are, so that a zone of any size takes few runs.
+const FIRST_RUN: u32 = 2048;
+/// Runs end at a multiple of this: a large frame is in one.
+const RUN_END: u32 = 512;
 
 /// A doubly linked list through the frames' entries.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +35,8 @@ impl List {
 #[derive(Debug)]
 pub(crate) struct Zone {
     range: PfnRange,
+    /// Frames of the range, from its start, that guests can reach: not fewer than were used.
+    opened: u32,
     /// Entries of the frames used so far; frames past the end are untouched.
     entries: Vec<PfnEntry>,
     /// By `PfnState as usize`; the last two stay empty.
@@ -43,10 +52,36 @@ impl Zone {
         entries.try_reserve_exact(range.count as usize).ok()?;
         Some(Self {
             range,
+            opened: range.count,
             entries,
             lists: [List::EMPTY; PfnState::COUNT],
             states: [0; PfnState::COUNT],
         })
+    }
+
+    /// The same, of frames that guests cannot reach before they are opened.
+    pub(crate) fn opening(range: PfnRange) -> Option<Self> {
+        let zone = Self::new(range)?;
+        Some(Self { opened: 0, ..zone })
+    }
+
+    /// Opens a run of frames. If that is refused, the zone ends here.
+    fn open_more(&mut self, store: &impl FrameStore) -> bool {
+        let start = self.range.start.get() + self.opened;
+        let wanted = start.saturating_add(self.opened.max(FIRST_RUN));
+        let end = (wanted.checked_next_multiple_of(RUN_END).unwrap_or(wanted))
+            .min(self.range.start.get() + self.range.count);
+        let run = PfnRange {
+            start: Pfn::new(start),
+            count: end - start,
+        };
+        let opened = store.open(run);
+        if opened {
+            self.opened += run.count;
+        } else {
+            self.range.count = self.opened;
+        }
+        opened
     }
 
     pub(crate) fn range(&self) -> PfnRange {
@@ -172,8 +207,14 @@ impl Zone {
     }
 
     /// Takes the next frame that was never used.
-    pub(super) fn take_untouched(&mut self) -> Option<Pfn> {
+    pub(super) fn take_untouched(&mut self, store: &impl FrameStore) -> Option<Pfn> {
         if self.untouched() == 0 {
+            return None;
+        }
+        if self.entries.len() as u32 == self.opened
+            && !cfg!(mutant = "never_opened")
+            && !self.open_more(store)
+        {
             return None;
         }
         let pfn = self.pfn(self.entries.len() as u32);
@@ -256,7 +297,46 @@ impl Zone {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
     use super::*;
+    use crate::addr::EntryIndex;
+
+    /// Remembers what was opened, and refuses what ends beyond a frame. It has no content.
+    struct Opening {
+        runs: Mutex<Vec<(u32, u32)>>,
+        end: u32,
+    }
+
+    impl Opening {
+        fn until(end: u32) -> Self {
+            Self {
+                runs: Mutex::default(),
+                end,
+            }
+        }
+    }
+
+    impl FrameStore for Opening {
+        fn open(&self, frames: PfnRange) -> bool {
+            let end = frames.start.get() + frames.count;
+            self.runs.lock().push((frames.start.get(), end));
+            end <= self.end
+        }
+        fn load(&self, _: Pfn, _: EntryIndex) -> u64 {
+            unreachable!("no content")
+        }
+        fn swap(&self, _: Pfn, _: EntryIndex, _: u64) -> u64 {
+            unreachable!("no content")
+        }
+        fn compare_exchange(&self, _: Pfn, _: EntryIndex, _: u64, _: u64) -> Result<u64, u64> {
+            unreachable!("no content")
+        }
+        fn zero(&self, _: Pfn) {}
+        fn copy(&self, _: Pfn, _: Pfn) {}
+        fn read(&self, _: Pfn, _: usize, _: &mut [u8]) {}
+        fn write(&self, _: Pfn, _: usize, _: &[u8]) {}
+    }
 
     fn zone(frames: u32) -> Zone {
         let start = Pfn::new(100);
@@ -266,7 +346,7 @@ mod tests {
         })
         .expect("entries");
         for _ in 0..frames {
-            let pfn = zone.take_untouched().expect("untouched");
+            let pfn = zone.take_untouched(&Opening::until(0)).expect("untouched");
             *zone.entry_mut(pfn).refs_mut() = 0;
         }
         zone
@@ -289,6 +369,44 @@ mod tests {
         zone.push_owned(Pfn::new(102), PfnState::Standby);
         assert_eq!(standby(&zone), [101, 103, 102]);
         assert_eq!(zone.in_state(PfnState::InFlight), 2);
+    }
+
+    #[test]
+    fn frames_are_opened_in_longer_and_longer_runs_before_they_are_used() {
+        let range = PfnRange {
+            start: Pfn::new(700),
+            count: 20_000,
+        };
+        let mut zone = Zone::opening(range).expect("entries");
+        assert_eq!((zone.opened, zone.available()), (0, 20_000));
+        let store = Opening::until(u32::MAX);
+        for n in 0..range.count {
+            let pfn = zone.take_untouched(&store).expect("untouched");
+            let opened = store.runs.lock().last().copied().expect("a run");
+            assert_eq!(pfn.get(), 700 + n);
+            assert!(pfn.get() < opened.1, "{pfn:?} is beyond {opened:?}");
+        }
+        let runs = [(700, 3072), (3072, 5632), (5632, 10_752), (10_752, 20_700)];
+        assert_eq!(*store.runs.lock(), runs);
+        assert_eq!((zone.take_untouched(&store), zone.opened), (None, 20_000));
+    }
+
+    #[test]
+    fn zone_ends_where_no_more_can_be_opened() {
+        let range = PfnRange {
+            start: Pfn::new(0),
+            count: 20_000,
+        };
+        let mut zone = Zone::opening(range).expect("entries");
+        let store = Opening::until(5000);
+        for _ in 0..4096 {
+            assert!(zone.take_untouched(&store).is_some());
+        }
+        assert_eq!(zone.available(), 20_000 - 4096);
+        assert_eq!(zone.take_untouched(&store), None);
+        assert_eq!((zone.available(), zone.range().count), (0, 4096));
+        assert_eq!(zone.take_untouched(&store), None);
+        assert_eq!(store.runs.lock().len(), 3, "it is not asked again");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod clones_reset;
 mod clones_workers;
 mod confinement;
 mod examples;
+mod freeze;
 mod guard;
 mod inspect;
 mod isolation;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         carried::cases(),
         clones::cases(),
         clones_reset::cases(),
+        freeze::cases(),
         clones_workers::cases(),
         isolation::cases(),
         killed::cases(),

@@ -78,7 +78,8 @@ fn serve(listener: &UnixListener, stopped: &UnixStream, answer: &Answer) {
     }
 }
 
-/// Waits until `what` is ready. Fails when the machine ends, or after `patience`.
+/// Waits until `what` is ready. Fails when the machine ends, but for an answer that can be given at once, or after
+/// `patience`.
 fn wait(
     what: &impl AsFd,
     ready: PollFlags,
@@ -96,6 +97,7 @@ fn wait(
         ];
         match poll(&mut fds, timeout.as_ref()) {
             Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) if ready == PollFlags::OUT && fds[0].revents() == PollFlags::OUT => return Ok(()),
             Ok(_) if !fds[1].revents().is_empty() => {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }

@@ -127,8 +127,6 @@ ranks! {
     TimerSchedule,
     /// A template that is being laid under a machine.
     Layering,
-    /// What must live as long as the virtual machine.
-    VmOwners,
     /// What guards an address space's mappings; held while it maps.
     Guards,
     /// The files that are mapped.
@@ -143,6 +141,8 @@ ranks! {
     Section,
     /// The PFN database, and all clone blocks.
     Pfns,
+    /// What must live as long as the virtual machine: a slot is added when the PFN database gives out its first frame.
+    VmOwners,
     /// The list of address spaces.
     SpaceRegistry,
     /// Who waits for a read, a write or free frames.
@@ -159,4 +159,6 @@ ranks! {
     ReadyBell,
     /// Whether the thread that writes mapped files back has something to do.
     WritebackBell,
+    /// A thread that looks after memory: whether it was started.
+    Aide,
 }

@@ -9,7 +9,7 @@ use shadow_mm::{
     CreateError, GuestVa, LayoutError, Limits, Manager, NonPagedPool, Pfn, PfnRange, PoolFull,
     PoolLayout, PoolMode, SupervisorError, SupervisorRights,
 };
-use vm_memory::Bytes;
+use vm_memory::{Bytes, MmapRegion};
 
 use crate::hv::kvm::area::CpuArea;
 use crate::hv::kvm::vcpu::{CpuSetup, Vcpu};
@@ -145,7 +145,9 @@ impl Hardware {
         let frames = u64::from(layout.data.start.get()) + u64::from(layout.data.count);
         let pool = Pool::new(frames)?;
         let vm = Arc::new(Vm::new(&kvm)?);
-        add_slots(&vm, &pool, layout)?;
+        let first = u64::from(layout.data.start.get());
+        vm.add_slot(slot(pool.region(), 0, first))?;
+        let pool = pool_of(pool, &vm);
         if profile.paging == Paging::Shadow {
             vm.set_shadow_pages(u64::from(layout.tables.count) + LARGE)?;
         }
@@ -270,20 +272,30 @@ impl Hardware {
     }
 }
 
-/// The monitor's zone and the tables are one slot, the data another, so that a clone can map them
-/// differently.
-fn add_slots(vm: &Vm, pool: &Pool, layout: PoolLayout) -> Result<(), VmError> {
-    let data = u64::from(layout.data.start.get());
-    let owner = || Arc::clone(pool.region()) as Arc<dyn std::any::Any + Send + Sync>;
-    for (first, end) in [(0, data), (data, pool.frames())] {
-        vm.add_slot(Slot {
-            gpa: first * FRAME as u64,
-            host: pool.host_address(first),
-            bytes: (end - first) * FRAME as u64,
-            owner: owner(),
-        })?;
+/// The pool's frames from `first` to `end`, as a slot.
+fn slot(region: &Arc<MmapRegion>, first: u64, end: u64) -> Slot {
+    Slot {
+        gpa: first * FRAME as u64,
+        host: region.as_ptr() as u64 + first * FRAME as u64,
+        bytes: (end - first) * FRAME as u64,
+        owner: Arc::clone(region) as _,
     }
-    Ok(())
+}
+
+/// The pool of a machine. The monitor's zone and the tables are one slot that is there from the start. Of the data zone
+/// a slot is made when its first frame is used: KVM keeps something for each page of a slot, and most
+/// machines never use most of their memory.
+fn pool_of(pool: Pool, vm: &Arc<Vm>) -> Pool {
+    // Who has the pool does not keep the machine; and without that nobody needs the slot.
+    let (vm, region) = (Arc::downgrade(vm), Arc::clone(pool.region()));
+    pool.opened_by(Box::new(move |frames: PfnRange| {
+        let Some(vm) = vm.upgrade() else { return true };
+        let added = vm.add_slot(slot(&region, frames.start.get().into(), frames.end()));
+        if let Err(error) = &added {
+            tracing::warn!(%error, "the machine's memory ends here");
+        }
+        added.is_ok()
+    }))
 }
 
 fn put(pool: &Pool, first: u64, bytes: &[u8]) {

@@ -1,9 +1,8 @@
-//! A machine's threads: workers, the spare virtual CPU's, the clock's, and those that keep memory available. They
-//! belong to no guest, and end with the machine.
+//! A machine's threads: workers, the spare virtual CPU's, the clock's. They belong to no guest, and end with the machine.
+//! Those that look after its memory are started when they are wanted (`crate::memory::aides`).
 
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use shadow_mm::ZoneStats;
@@ -16,7 +15,6 @@ use super::kick::take_no_signals;
 use super::worker::{Shared, Worker};
 use crate::hv::CpuError;
 use crate::locks::{Mutex, rank};
-use crate::memory::{Memory, Writeback};
 
 /// How long the threads may take to leave a guest that has ended: longer than the host takes to write out what a system
 /// call was asked to.
@@ -29,8 +27,6 @@ pub(super) type Failure = Arc<Mutex<rank::MachineFailure, Option<CpuError>>>;
 pub(super) struct Staff {
     /// Those that run guests.
     crew: Crew,
-    paging: Vec<JoinHandle<()>>,
-    writeback: Writeback,
 }
 
 impl Bare {
@@ -42,8 +38,7 @@ impl Bare {
         if self.staff.is_some() {
             return Ok(());
         }
-        let memory = &self.hardware.memory;
-        let writeback = Writeback::start(memory)?;
+        self.hardware.memory.open_aides();
         let mut crew = Crew::new();
         let started = self
             .start_workers(&mut crew)
@@ -51,11 +46,7 @@ impl Bare {
         if started.is_err() {
             self.guests.close();
         }
-        self.staff = Some(Staff {
-            crew,
-            paging: self.start_paging(),
-            writeback,
-        });
+        self.staff = Some(Staff { crew });
         started
     }
 
@@ -97,32 +88,6 @@ impl Bare {
         })
     }
 
-    /// The pager and the zeroer. Without them memory is only tighter: the host may have no thread for
-    /// them.
-    fn start_paging(&self) -> Vec<JoinHandle<()>> {
-        let start = |name: &str, body: fn(&Memory)| {
-            let memory = Arc::clone(&self.hardware.memory);
-            thread::Builder::new().name(name.into()).spawn(move || {
-                take_no_signals();
-                body(&memory);
-            })
-        };
-        let threads = [
-            start("pager", Memory::run_pager),
-            start("zeroer", Memory::run_zeroer),
-        ];
-        threads
-            .into_iter()
-            .filter_map(|thread| match thread {
-                Ok(handle) => Some(handle),
-                Err(error) => {
-                    tracing::warn!(%error, "no thread to keep memory available with");
-                    None
-                }
-            })
-            .collect()
-    }
-
     /// Takes a guest that has ended out of the machine, which can have another one then. False if that cannot be.
     pub(super) fn vacate(&self, guest: &Shared) -> bool {
         let left = guest.kernel.sched.wait_until_left(PATIENCE);
@@ -141,18 +106,8 @@ impl Bare {
         let Some(staff) = self.staff.take() else {
             return Ok(());
         };
-        let Staff {
-            crew,
-            paging,
-            writeback,
-        } = staff;
-        crew.join()?;
-        writeback.stop();
-        self.hardware.memory.end_paging();
-        for handle in paging {
-            // A panic has said itself what it was.
-            let _ = handle.join();
-        }
+        staff.crew.join()?;
+        self.hardware.memory.close_aides();
         Ok(())
     }
 

@@ -16,13 +16,13 @@ pub use keep::{Copying, Kept};
 pub use layer::{Layer, is_frozen};
 pub use page_file::{PageFile, PageFileError};
 pub use paging::Fault;
-pub use pool::{FRAME, Pool, PoolError};
+pub use pool::{FRAME, OpenFrames, Pool, PoolError};
 pub use reclaim::Room;
 pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;
 pub use stored::{Stored, StoredError};
-pub use writeback::Writeback;
 
+mod aides;
 mod content;
 mod flushes;
 mod guard;
@@ -73,6 +73,7 @@ pub struct Memory {
     /// The files that are mapped.
     pub sections: Sections,
     bell: writeback::Bell,
+    aides: aides::Aides,
 }
 
 impl Debug for Memory {
@@ -93,6 +94,7 @@ impl Memory {
             guard: OnceLock::new(),
             sections: Sections::default(),
             bell: writeback::Bell::default(),
+            aides: aides::Aides::default(),
             page_file: OnceLock::new(),
             reads: paging::Event::default(),
             reclaim: reclaim::Reclaim::default(),
@@ -278,6 +280,7 @@ impl Memory {
     /// A shared mapping may have gone: what was stored to it is to be written soon, and what nobody
     /// maps let go.
     pub fn views_changed(&self) {
+        self.call_writeback();
         self.bell.ring();
     }
 

@@ -13,7 +13,7 @@ use crate::hv::probe::Paging;
 const DATA_FRAMES: u64 = 96;
 const FIRST: u64 = 0x10_0000;
 
-fn memory(file: PageFile) -> Arc<Memory> {
+pub(super) fn memory(file: PageFile) -> Arc<Memory> {
     let zone = |start, count| PfnRange {
         start: Pfn::new(start),
         count,

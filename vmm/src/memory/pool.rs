@@ -59,13 +59,26 @@ pub enum PoolError {
 /// Most layers one pool lies above.
 const MAX_LAYERS: usize = 8;
 
+/// Makes frames reachable for guests; false if that cannot be.
+pub type OpenFrames = Box<dyn Fn(PfnRange) -> bool + Send + Sync>;
+
 /// The pool. Frame N of the guest-physical space is at byte `N * 4096` of the memfd.
-#[derive(Debug)]
 pub struct Pool {
     file: Arc<File>,
     region: Arc<MmapRegion>,
+    /// What is done before data frames are used for the first time.
+    open: OpenFrames,
     /// From the first on, with rising frames.
     layers: [OnceLock<(PfnRange, Layer)>; MAX_LAYERS],
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("region", &self.region)
+            .field("layers", &self.layers)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Pool {
@@ -87,8 +100,15 @@ impl Pool {
         Ok(Self {
             file,
             region: Arc::new(region),
+            open: Box::new(|_all_are_reachable| true),
             layers: [const { OnceLock::new() }; MAX_LAYERS],
         })
+    }
+
+    /// Has `open` make data frames reachable before they are used for the first time; without it they are from the start.
+    #[must_use]
+    pub fn opened_by(self, open: OpenFrames) -> Self {
+        Self { open, ..self }
     }
 
     /// Where a layer is, if it lies under the pool already.
@@ -146,16 +166,6 @@ impl Pool {
     #[must_use]
     pub fn region(&self) -> &Arc<MmapRegion> {
         &self.region
-    }
-
-    /// Host address of frame `frame`, for a memory slot.
-    ///
-    /// # Panics
-    /// If there is no such frame: our bug.
-    #[must_use]
-    pub fn host_address(&self, frame: u64) -> u64 {
-        assert!(frame < self.frames(), "frame {frame} outside the pool");
-        self.region.as_ptr() as u64 + frame * FRAME as u64
     }
 
     /// The bytes of a frame of the pool.
@@ -233,6 +243,10 @@ impl FrameStore for Pool {
     ) -> Result<u64, u64> {
         self.entry(table, index)
             .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
+    }
+
+    fn open(&self, frames: PfnRange) -> bool {
+        (self.open)(frames)
     }
 
     fn zero(&self, frame: Pfn) {

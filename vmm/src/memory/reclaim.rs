@@ -96,6 +96,7 @@ impl Memory {
     pub(super) fn watch_level(&self) {
         let available = self.manager.available();
         if available < self.low() && !self.reclaim.called.swap(true, Ordering::SeqCst) {
+            self.call_pager();
             self.reclaim.wanted.notify();
         }
     }
@@ -122,6 +123,7 @@ impl Memory {
     }
 
     fn call_pager_and_wait(&self) {
+        self.call_pager();
         let seen = self.reclaim.round.seen();
         self.reclaim.called.store(true, Ordering::SeqCst);
         self.reclaim.wanted.notify();
@@ -130,8 +132,10 @@ impl Memory {
 
     /// Waits for frames, for a moment only. No lock should be held.
     pub fn wait_for_room(&self) -> Room {
+        // Asked before: what its end gives back may come just after the look.
+        let copying = self.is_copying();
         match self.look_for_room() {
-            Room::Never if self.is_copying() => {
+            Room::Never if copying => {
                 std::thread::sleep(TABLELESS_WAIT);
                 Room::Wait
             }
@@ -141,7 +145,7 @@ impl Memory {
 
     fn look_for_room(&self) -> Room {
         let reclaim = &self.reclaim;
-        if !reclaim.running.load(Ordering::SeqCst) {
+        if !self.call_pager() && !reclaim.running.load(Ordering::SeqCst) {
             return Room::Never;
         }
         self.call_pager_and_wait();

@@ -1,10 +1,8 @@
 //! The thread that writes back what guests stored through shared mappings of files.
 //!
 //! It runs once a second as long as a file is mapped so, and sleeps otherwise. A file that is mapped
-//! while the machine ends is written by [`Writeback::stop`].
+//! while the machine ends is written by [`super::Sections::close`].
 
-use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::Condvar;
@@ -35,7 +33,7 @@ impl Bell {
         self.rung.notify_one();
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         self.state.lock().ended = true;
         self.rung.notify_one();
     }
@@ -58,49 +56,12 @@ impl Bell {
     }
 }
 
-/// The running thread.
-#[derive(Debug)]
-pub struct Writeback {
-    memory: Arc<Memory>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Writeback {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// The host has no thread.
-    pub fn start(memory: &Arc<Memory>) -> std::io::Result<Self> {
-        let ours = Arc::clone(memory);
-        let thread = thread::Builder::new().name("writeback".into());
-        let thread = thread.spawn(move || {
-            let mut busy = false;
-            while ours.bell.wait(!busy) {
-                busy = ours.sections.tidy(&ours);
-            }
-        })?;
-        Ok(Self {
-            memory: Arc::clone(memory),
-            thread: Some(thread),
-        })
-    }
-
-    /// Ends it. What is left to write is written by [`super::Sections::close`].
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
-        self.memory.bell.end();
-        if let Some(thread) = self.thread.take() {
-            // Its panic has been said.
-            let _ = thread.join();
+impl Memory {
+    /// The thread that writes mapped files back: returns when its bell has been told to end.
+    pub(super) fn run_writeback(&self) {
+        let mut busy = false;
+        while self.bell.wait(!busy) {
+            busy = self.sections.tidy(self);
         }
-    }
-}
-
-impl Drop for Writeback {
-    fn drop(&mut self) {
-        self.end();
     }
 }

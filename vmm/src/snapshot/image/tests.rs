@@ -266,6 +266,114 @@ fn shared_memory_is_shared_again() {
     done(&new, &[&again[0], &again[1]]);
 }
 
+/// Forks that share tables: spaces are kept while they are written.
+fn sharing(frames: u32) -> Arc<Memory> {
+    let memory = memory(frames);
+    memory.manager.set_fork_mode(shadow_mm::ForkMode::Shared);
+    memory
+}
+
+#[test]
+fn what_is_stored_once_the_guest_goes_on_is_not_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.snap");
+    let old = sharing(2000);
+    let parent = old.manager.create_space().unwrap();
+    map(&old, &parent, range(START, PAGES), RW, MapKind::Anonymous);
+    (START..START + PAGES).for_each(|page| put(&old, &parent, page, page));
+    let child = old.fork(&parent).unwrap();
+    put(&old, &child, START, 1);
+    let mut pages = 0;
+    let mut progress = |n| pages += n;
+    let mut image = ImageWriter::new(
+        &old,
+        Writer::create(&path, None).unwrap(),
+        None,
+        &mut progress,
+    );
+    for space in [&parent, &child] {
+        image.space(space, &mut NoFiles).unwrap();
+    }
+    assert_eq!(image.pages(), 0, "nothing is copied before it goes on");
+    for space in [&parent, &child] {
+        (START + 10..START + PAGES).for_each(|page| put(&old, space, page, 99));
+        let gone = old.manager.unmap(space, range(START, 5)).unwrap();
+        old.submit(gone);
+    }
+    let saved = image.finish().unwrap();
+    assert_eq!(pages, PAGES + 1, "what both have is there once");
+    let parts = [(PartKind::Spaces, saved.spaces.as_slice())];
+    saved.writer.finish(&parts).unwrap();
+    let new = memory(2000);
+    let spaces = load(&new, &open(&path, None), 2);
+    for page in START..START + PAGES {
+        assert_eq!(get(&new, &spaces[0], page), page);
+        let value = if page == START { 1 } else { page };
+        assert_eq!(get(&new, &spaces[1], page), value);
+    }
+    done(&old, &[&parent, &child]);
+    assert_eq!(old.manager.stats().data.active, 0, "nothing is kept");
+    done(&new, &[&spaces[0], &spaces[1]]);
+}
+
+#[test]
+fn image_that_is_given_up_keeps_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = sharing(2000);
+    let space = old.manager.create_space().unwrap();
+    map(&old, &space, range(START, PAGES), RW, MapKind::Anonymous);
+    put(&old, &space, START, 1);
+    let writer = Writer::create(&dir.path().join("a"), None).unwrap();
+    let mut nobody = |_| ();
+    let mut image = ImageWriter::new(&old, writer, None, &mut nobody);
+    image.space(&space, &mut NoFiles).unwrap();
+    assert_eq!(old.manager.spaces().len(), 2);
+    drop(image);
+    assert_eq!(old.manager.spaces().len(), 1);
+    done(&old, &[&space]);
+    let stats = old.manager.stats();
+    assert_eq!((stats.data.active, stats.commit_charged), (0, 0));
+}
+
+#[test]
+fn who_finds_no_frame_while_pages_are_copied_waits_for_the_end_of_that() {
+    let old = sharing(100);
+    let pager = {
+        let old = Arc::clone(&old);
+        std::thread::spawn(move || old.run_pager())
+    };
+    let space = old.manager.create_space().unwrap();
+    map(&old, &space, range(START, 80), RW, MapKind::Anonymous);
+    (START..START + 80).for_each(|page| put(&old, &space, page, page));
+    let kept = old.keep(&space).unwrap();
+    let copying = old.begin_copy();
+    let (store, to) = (Arc::clone(&old), Arc::clone(&space));
+    let stores = std::thread::spawn(move || {
+        let put = |page| {
+            let put = |pool: &Pool, frame| pool.frame(frame).write_obj(7_u64, 8).unwrap();
+            store.with_page(&to, va(page), Access::Write, put)
+        };
+        (START..START + 80).try_for_each(put)
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!stores.is_finished(), "there are not so many frames");
+    drop(kept);
+    old.acknowledge(old.flushes.drain());
+    drop(copying);
+    assert_eq!(stores.join().unwrap(), Ok(()));
+    (START..START + 80).for_each(|page| assert_eq!(get(&old, &space, page), 7));
+    // And without a copy, who finds none is told so.
+    map(&old, &space, range(START + 80, 80), RW, MapKind::Anonymous);
+    let all = (START + 80..START + 160).try_for_each(|page| {
+        let put = |pool: &Pool, frame| pool.frame(frame).write_obj(7_u64, 8).unwrap();
+        old.with_page(&space, va(page), Access::Write, put)
+    });
+    assert_eq!(all, Err(AccessError::NoMemory));
+    done(&old, &[&space]);
+    old.end_paging();
+    pager.join().unwrap();
+}
+
 #[test]
 fn pages_in_the_page_file_are_saved_from_there() {
     let dir = tempfile::tempdir().unwrap();

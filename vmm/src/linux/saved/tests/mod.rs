@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Parts, Place, Records, Refused, RestoreError, restore, save};
+use super::{Parts, Place, Records, Refused, RestoreError, identity, restore, save};
 use crate::linux::fs::{MountKind, MountSpec};
 use crate::linux::process::FdTable;
 use crate::linux::testing::{self, DATA, Machine, Turn, XSAVE};
@@ -203,6 +203,8 @@ impl Saved {
         let at = threads.iter().position(|t| t.tid == main).unwrap();
         let t = Box::new(threads.remove(at));
         threads.sort_by_key(|t| t.tid);
+        // As before it goes on.
+        assert!(identity::renew(&m.k.memory, &t.mm));
         let Self { host, fds, .. } = self;
         (Guest { m, t, host, fds }, threads)
     }
