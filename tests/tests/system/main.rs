@@ -10,6 +10,7 @@ mod boot_input;
 mod boot_linux;
 mod carried;
 mod clones;
+mod clones_reset;
 mod clones_workers;
 mod confinement;
 mod examples;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         snapshot::cases(),
         carried::cases(),
         clones::cases(),
+        clones_reset::cases(),
         freeze::cases(),
         clones_workers::cases(),
         isolation::cases(),

@@ -463,7 +463,7 @@ fn refusals(context: &Context) -> Checked {
 }
 
 /// The command fails with this one line.
-fn refused(context: &Context, words: &[&str], part: &str) -> Result<(), String> {
+pub(crate) fn refused(context: &Context, words: &[&str], part: &str) -> Result<(), String> {
     let output = vmm(context, words)?;
     let one_line = output.err().lines().count() == 1;
     if output.status == 125 && one_line && output.err().contains(part) {

@@ -1,4 +1,4 @@
-//! `vmm ps` and `vmm kill`: the guests that run.
+//! `vmm ps`, `vmm kill` and `vmm reset`: the guests that run.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -28,6 +28,20 @@ pub(super) struct KillArgs {
     /// The signal's number or name
     #[arg(long, short = 's', value_name = "SIGNAL", default_value = "KILL", value_parser = signal)]
     signal: i32,
+}
+
+/// Have a guest go back to the template or the snapshot that it was made of
+///
+/// A copy that `vmm fork` has made, or a guest that `vmm restore` goes on with, goes on where it began, in the middle of whatever it
+/// does: it drops what it has stored to, and gets its processes, descriptors and files in memory anew. Its name, its standard
+/// input, output and error, and what it reads from /dev/vmm are the same.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit status: 0 once it goes on, 125 if it does not: there is no such guest, it has ended, or it was not made of a template or a snapshot.")]
+pub(super) struct ResetArgs {
+    /// The guest's name or number
+    #[arg(value_name = "GUEST")]
+    guest: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +142,10 @@ pub(super) fn kill(args: &KillArgs) -> ExitCode {
         signal: args.signal,
     };
     settled(client::ask(&rundir::folder(), &args.guest, &request).map(drop))
+}
+
+pub(super) fn reset(args: &ResetArgs) -> ExitCode {
+    settled(client::ask(&rundir::folder(), &args.guest, &Request::Reset).map(drop))
 }
 
 #[cfg(test)]

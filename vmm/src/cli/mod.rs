@@ -41,6 +41,7 @@ enum Command {
     Ps(guests::PsArgs),
     Inspect(inspect::InspectArgs),
     Kill(guests::KillArgs),
+    Reset(guests::ResetArgs),
     Snapshot(snapshot::SnapshotArgs),
     Restore(Box<restore::RestoreArgs>),
     Freeze(snapshot::FreezeArgs),
@@ -85,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Ps(args) => guests::ps(&args),
         Command::Inspect(args) => inspect::main(&args),
         Command::Kill(args) => guests::kill(&args),
+        Command::Reset(args) => guests::reset(&args),
         Command::Snapshot(args) => snapshot::main(&args),
         Command::Restore(args) => restore::main(&args),
         Command::Freeze(args) => snapshot::freeze(&args),
@@ -106,7 +108,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
     } else {
         let given = std::env::args().nth(1).unwrap_or_default();
         let known = [
-            "boot", "doctor", "fork", "freeze", "inspect", "kill", "ps", "restore", "snapshot",
+            "boot", "doctor", "fork", "freeze", "inspect", "kill", "ps", "reset", "restore",
+            "snapshot",
         ];
         let command = known.into_iter().find(|name| *name == given);
         let command = command.unwrap_or("run");

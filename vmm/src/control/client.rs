@@ -80,7 +80,7 @@ pub fn converse(
     line.push(b'\n');
     let patience = match request {
         // How long it takes nobody knows, and that the other side lives the connection shows.
-        Request::Snapshot { .. } | Request::Freeze => None,
+        Request::Snapshot { .. } | Request::Freeze | Request::Reset => None,
         Request::Hello | Request::Inspect { .. } | Request::Kill { .. } | Request::Template => {
             Some(PATIENCE)
         }

@@ -44,6 +44,8 @@ pub enum Request {
     Freeze,
     /// The template that was made last: the answer comes with a descriptor of it.
     Template,
+    /// Have the guest go back to the template or the snapshot that it was made of.
+    Reset,
 }
 
 fn sigkill() -> i32 {
@@ -96,7 +98,7 @@ pub enum Response {
         /// Why, in words.
         error: String,
     },
-    /// To [`Request::Kill`]. Last: nothing else is left of it.
+    /// To [`Request::Kill`] and [`Request::Reset`]. Last: nothing else is left of it.
     Done {
         /// True.
         ok: bool,

@@ -41,6 +41,8 @@ ranks! {
     StraceOpen,
     /// How a guest of the library's ended.
     Finish,
+    /// Where a guest is asked to go back.
+    ResetDoor,
     /// Who takes a guest of the library's down.
     TakeDown,
     /// What a process that runs clones says to `vmm fork`.
@@ -63,6 +65,8 @@ ranks! {
     WorkingSets,
     /// Who is told when a page of a snapshot cannot be had.
     ImageFailure,
+    /// Who looks at the guest of a name.
+    Inspectors,
     /// A machine as its first program's end found it.
     LastLook,
     /// The thread that waits for the host's descriptors.

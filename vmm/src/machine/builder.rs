@@ -6,7 +6,7 @@ use super::RunError;
 use super::bare::{Bare, Wanted};
 use super::freezer::Freezer;
 use super::host_io::{HostIo, HostSide};
-use super::inspector::Inspector;
+use super::inspector::Seen;
 use super::program;
 use super::worker::Shared;
 use crate::config::RunConfig;
@@ -35,7 +35,7 @@ pub struct Machine {
     /// The memory that the guest was made of, for the next one of its template.
     pub(super) keeps: Option<KeptMemory>,
     /// Looks at it from outside.
-    pub(super) inspector: Option<Arc<Inspector>>,
+    pub(super) inspector: Option<Arc<Seen>>,
     /// The thread that answers those who ask.
     pub(super) control: Option<Server>,
     /// The thread that freezes it when it asks for it.

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::freezer::Freezer;
 use super::report::Report;
+use super::resets::Door;
 use super::verbs::{Tell, Verbs};
 use super::{Counts, Machine, RunError};
 use crate::control::protocol::{Hello, PROTOCOL, Reply, Request, Response};
@@ -28,6 +29,25 @@ pub(super) struct Inspector {
     verbs: Verbs,
     /// The machine as its first program's end found it, if that is to be kept.
     last: Mutex<rank::LastLook, Option<Inspection>>,
+}
+
+/// The guest of a name, as others see it. When it goes back, there is another one to look at.
+pub(super) struct Seen {
+    now: Mutex<rank::Inspectors, Arc<Inspector>>,
+    pub(super) door: Door,
+    /// The name of its run directory, if somebody gave it that name.
+    name: Option<String>,
+}
+
+impl Seen {
+    fn now(&self) -> Arc<Inspector> {
+        Arc::clone(&self.now.lock())
+    }
+
+    /// Writes what was kept, with the machine's end.
+    pub(super) fn write_report(&self, file: &mut ReportFile, status: u8, counters: &Report) {
+        self.now().write_report(file, status, counters);
+    }
 }
 
 /// A machine as those see it who ask.
@@ -64,7 +84,7 @@ impl Inspector {
         collect::collect(&self.counts.shared.kernel, given, detail)
     }
 
-    fn answer(&self, request: &Request, tell: Tell<'_>) -> Reply {
+    fn answer(&self, door: &Door, request: &Request, tell: Tell<'_>) -> Reply {
         let response = match request {
             Request::Hello => Response::Hello {
                 ok: true,
@@ -79,6 +99,7 @@ impl Inspector {
             Request::Snapshot { path, base } => self.verbs.snapshot(path, base.as_deref(), tell),
             Request::Freeze => return self.verbs.freeze(&self.about.id, tell),
             Request::Template => return self.verbs.template(),
+            Request::Reset => door.ask(&self.counts.shared.kernel.sched),
             Request::Inspect { summary } => {
                 let detail = if *summary {
                     Detail::Summary
@@ -100,8 +121,7 @@ impl Inspector {
         *self.last.lock() = Some(seen);
     }
 
-    /// Writes what was kept, with the machine's end.
-    pub(super) fn write_report(&self, file: &mut ReportFile, status: u8, counters: &Report) {
+    fn write_report(&self, file: &mut ReportFile, status: u8, counters: &Report) {
         let kept = self.last.lock().take();
         let mut seen = kept.unwrap_or_else(|| self.look(Detail::Full));
         seen.status = Some(status);
@@ -120,7 +140,43 @@ impl Inspector {
 impl Machine {
     /// Makes what looks at the machine, and the socket others ask on.
     pub(crate) fn observe(&mut self, observed: Observed, dir: Option<RunDir>) {
-        let pid = std::process::id();
+        let id = dir.as_ref().map(|dir| dir.id().to_owned());
+        let id = id.unwrap_or_else(|| std::process::id().to_string());
+        let seen = Arc::new(Seen {
+            now: Mutex::new(self.inspect(observed, id)),
+            door: Door::default(),
+            name: dir.as_ref().and_then(RunDir::name).map(str::to_owned),
+        });
+        self.freeze_for(&seen);
+        if let Some(dir) = dir {
+            let asked = Arc::clone(&seen);
+            let answer: Answer =
+                Arc::new(move |request, tell| asked.now().answer(&asked.door, request, tell));
+            match Server::start(dir, answer) {
+                Ok(server) => self.control = Some(server),
+                Err(error) => tracing::warn!(%error, "vmm inspect will not find this guest"),
+            }
+        }
+        self.inspector = Some(seen);
+    }
+
+    /// The same of a guest that was made in the place of another one: with its name, and its socket.
+    pub(super) fn observe_as(
+        &mut self,
+        observed: Observed,
+        (seen, server): (&Arc<Seen>, Option<Server>),
+    ) {
+        let id = seen.now().about.id.clone();
+        let now = self.inspect(observed, id);
+        let before = std::mem::replace(&mut *seen.now.lock(), now);
+        // Not with the lock: it may be the last of a guest.
+        drop(before);
+        self.freeze_for(seen);
+        self.control = server;
+        self.inspector = Some(Arc::clone(seen));
+    }
+
+    fn inspect(&self, observed: Observed, id: String) -> Arc<Inspector> {
         let Observed {
             machine,
             origin,
@@ -135,8 +191,8 @@ impl Machine {
         let inspector = Arc::new(Inspector {
             counts: self.counts(),
             about: About {
-                id: dir.as_ref().map_or(pid.to_string(), |d| d.id().to_owned()),
-                pid,
+                id,
+                pid: std::process::id(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 command: words
                     .map(|word| String::from_utf8_lossy(word).into_owned())
@@ -156,23 +212,18 @@ impl Machine {
             });
             let _first = self.shared.kernel.main_ends.set(keep);
         }
-        if let Some(name) = dir.as_ref().and_then(RunDir::name) {
-            let asked = Arc::clone(&inspector);
-            let freeze = Box::new(move || asked.verbs.freeze_if_wanted(&asked.about.id));
-            match Freezer::start(&self.shared.kernel.freezes, name, freeze) {
-                Ok(freezer) => self.freezer = Some(freezer),
-                Err(error) => tracing::warn!(%error, "the guest cannot freeze itself"),
-            }
+        inspector
+    }
+
+    /// Lets a guest with a name freeze itself.
+    fn freeze_for(&mut self, seen: &Seen) {
+        let Some(name) = &seen.name else { return };
+        let asked = seen.now();
+        let freeze = Box::new(move || asked.verbs.freeze_if_wanted(&asked.about.id));
+        match Freezer::start(&self.shared.kernel.freezes, name, freeze) {
+            Ok(freezer) => self.freezer = Some(freezer),
+            Err(error) => tracing::warn!(%error, "the guest cannot freeze itself"),
         }
-        if let Some(dir) = dir {
-            let asked = Arc::clone(&inspector);
-            let answer: Answer = Arc::new(move |request, tell| asked.answer(request, tell));
-            match Server::start(dir, answer) {
-                Ok(server) => self.control = Some(server),
-                Err(error) => tracing::warn!(%error, "vmm inspect will not find this guest"),
-            }
-        }
-        self.inspector = Some(inspector);
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::config::{Commit, ReadyWhen, RunConfig};
 use crate::control::ready::{Ready, ReadyLine};
 use crate::control::rundir::RunDirError;
+use crate::control::server::Server;
 use crate::hv::CpuError;
 use crate::linux::kernel::Kernel;
 use crate::snapshot::guest::MachineData;
@@ -24,6 +25,7 @@ mod kept;
 pub mod kick;
 pub mod program;
 pub mod report;
+mod resets;
 pub mod restored;
 pub mod shared;
 mod staff;
@@ -353,6 +355,10 @@ pub(crate) struct Playing {
 }
 
 impl Playing {
+    fn leave_socket(&mut self) -> Option<Server> {
+        self.machine.control.take()
+    }
+
     /// Takes down the guest, which has ended or ends soon. What is left of the machine can take another one, if that was asked
     /// for and nothing went wrong.
     ///

@@ -10,6 +10,7 @@ use super::hardware::{Hardware, HardwareError};
 use super::inspector::{self, Observed};
 use super::kept::Kept;
 use super::{After, Bare, Ended, HostSide, Machine, Playing, RunError, Wanted};
+use crate::control::server::Server;
 use crate::linux::kernel::Kernel;
 use crate::linux::sched::Sched;
 use crate::memory::{Memory, PoolError};
@@ -70,22 +71,25 @@ pub fn restore(
     let mut file = inspector::report_file(config.report.as_deref())?;
     let dir = inspector::run_dir(config.name.as_deref())?;
     let wanted = wanted(&config.choice, &data, records.cpus());
-    let host = HostSide::whole_process().map_err(RunError::Stdio)?;
-    let identity = config.identity.clone();
     let image = Image::read(&config.snapshot).map_err(|e| RunError::Image(e.into()))?;
-    let bare = Bare::new(&wanted)?;
-    let mut revived = Revived::new(bare, &Arc::new(image), &records, identity, host)?;
-    revived.machine.observe(
-        Observed {
-            machine: data,
+    let image = Arc::new(image);
+    let revive = |left: Option<Bare>| {
+        let host = HostSide::whole_process().map_err(RunError::Stdio)?;
+        let bare = left.map_or_else(|| Bare::new(&wanted), Ok)?;
+        let identity = config.identity.clone();
+        let revived = Revived::new(bare, &image, &records, identity, host)?;
+        let observed = Observed {
+            machine: data.clone(),
             origin: Some(Arc::clone(&config.snapshot)),
             ready: None,
             keeps_last: config.report.is_some(),
-        },
-        dir,
-    );
+        };
+        Ok((revived, observed))
+    };
+    let (mut revived, observed) = revive(None)?;
+    revived.machine.observe(observed, dir);
     let inspector = revived.machine.inspector.clone();
-    let (ended, _) = revived.run(config.timeout, After::End)?;
+    let (ended, _) = revived.run_again(config.timeout, After::End, revive)?;
     if let (Some(inspector), Some(file)) = (inspector, &mut file) {
         inspector.write_report(file, ended.status(), &ended.report);
     }
@@ -162,22 +166,6 @@ impl Revived {
         })
     }
 
-    /// Runs it to its end.
-    ///
-    /// # Errors
-    /// A page of the snapshot cannot be read, or the host fails.
-    pub(crate) fn run(
-        self,
-        timeout: Option<Duration>,
-        after: After,
-    ) -> Result<(Ended, Option<Bare>), RunError> {
-        let kernel = self.machine.kernel();
-        let (going, ahead) = self.begin(timeout)?;
-        ahead.read();
-        kernel.sched.wait_for_end();
-        going.finish(after)
-    }
-
     /// Lets it run; some of its pages are still to be read ahead.
     ///
     /// # Errors
@@ -202,6 +190,11 @@ pub(crate) struct Going {
 }
 
 impl Going {
+    /// The socket on which others ask for it: it does not end with this guest.
+    pub(super) fn leave_socket(&mut self) -> Option<Server> {
+        self.playing.leave_socket()
+    }
+
     /// Takes it down: it has ended, or ends soon.
     ///
     /// # Errors

@@ -46,8 +46,6 @@ enum WorkerError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Machine(#[from] RunError),
-    #[error("standard input, output and error")]
-    Streams(#[source] io::Error),
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
 }
@@ -175,54 +173,72 @@ impl Worker {
             number,
             status: STATUS_FAILURE,
         };
-        let revived = match self.make(one, with) {
+        let revived = match self.make(&one, &with) {
             Ok(revived) => revived,
             Err(error) => return complain(&error),
         };
         let thread = std::thread::Builder::new().name(format!("clone{number}"));
-        match thread.spawn(|| run(revived, end)) {
+        match thread.spawn(move || run(revived, (&one, &with), end)) {
             Ok(_) => self.tell(News::Runs(number)),
             Err(error) => complain(&WorkerError::Thread(error)),
         }
     }
 
-    fn make(&self, one: One, with: Vec<OwnedFd>) -> Result<Revived, WorkerError> {
-        let stdio = given(&one, with).map_err(WorkerError::Streams)?;
+    fn make(&self, one: &One, with: &[OwnedFd]) -> Result<Revived, WorkerError> {
         let called = match &one.name {
             Some(name) => Called::Name(name),
             None => Called::Clone(one.number),
         };
         let dir = run_dir(called)?;
+        let free = self.free.lock().pop();
+        let (mut revived, observed) = self.revive(one, with, free)?;
+        revived.machine.observe(observed, dir);
+        Ok(revived)
+    }
+
+    /// Makes a clone, in the machine that another one has left if there is one.
+    fn revive(
+        &self,
+        one: &One,
+        with: &[OwnedFd],
+        left: Option<Bare>,
+    ) -> Result<(Revived, Observed), RunError> {
+        let stdio = given(one, with).map_err(RunError::Stdio)?;
         let identity = Identity {
             role: Role::Clone {
                 number: one.number,
                 of: self.lot.of,
                 template: self.lot.template.clone(),
             },
-            settings: one.settings.into_iter().map(String::into_bytes).collect(),
+            settings: one
+                .settings
+                .iter()
+                .map(|text| text.clone().into())
+                .collect(),
         };
         let host = HostSide {
             stdio,
             signals: ProcessSignals::LeftAlone,
         };
-        let free = self.free.lock().pop();
-        let bare = free.map_or_else(|| Bare::new(&self.wanted), Ok)?;
-        let mut revived = Revived::new(bare, &self.image, &self.records, identity, host)?;
+        let bare = left.map_or_else(|| Bare::new(&self.wanted), Ok)?;
+        let revived = Revived::new(bare, &self.image, &self.records, identity, host)?;
         let observed = Observed {
             machine: self.data.clone(),
             origin: Some(Arc::clone(self.image.snapshot())),
             ready: None,
             keeps_last: false,
         };
-        revived.machine.observe(observed, dir);
-        Ok(revived)
+        Ok((revived, observed))
     }
 }
 
-/// Descriptors 0 to 2 of a clone.
-fn given(one: &One, with: Vec<OwnedFd>) -> io::Result<Given> {
-    let mut with = with.into_iter();
-    let mut next = || with.next().ok_or(io::ErrorKind::InvalidData);
+/// Descriptors 0 to 2 of a clone, copies of those that came `with` its order: a clone that goes back gets them again.
+fn given(one: &One, with: &[OwnedFd]) -> io::Result<Given> {
+    let mut with = with.iter();
+    let mut next = || match with.next() {
+        Some(fd) => Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?),
+        None => Err(io::Error::from(io::ErrorKind::InvalidData)),
+    };
     let stdin = match one.stdin {
         true => next()?,
         false => File::open("/dev/null")?.into(),
@@ -235,10 +251,11 @@ fn given(one: &One, with: Vec<OwnedFd>) -> io::Result<Given> {
 }
 
 /// Runs a clone to its end, and keeps its machine for the next.
-fn run(revived: Revived, mut end: End) {
+fn run(revived: Revived, (one, with): (&One, &[OwnedFd]), mut end: End) {
     take_no_signals();
-    let timeout = end.worker.lot.timeout;
-    match revived.run(timeout, After::Keep) {
+    let worker = Arc::clone(&end.worker);
+    let again = |left| worker.revive(one, with, left);
+    match revived.run_again(worker.lot.timeout, After::Keep, again) {
         Ok((ended, left)) => {
             end.status = ended.status();
             end.worker.free.lock().extend(left);

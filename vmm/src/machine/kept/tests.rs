@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::restored::{Choice, Revived, wanted};
-use super::super::{After, HostSide, Machine, ProcessSignals, machine_data};
+use super::super::{After, HostSide, Machine, ProcessSignals, RunError, machine_data};
 use super::*;
 use crate::config::{Commit, ForkMode, Mount, RunConfig};
 use crate::linux::kernel::Kernel;
@@ -169,7 +169,8 @@ impl Frozen {
 /// Lets a guest change what it can, and ends it in the middle of that.
 fn run_and_end(guest: Revived, host: &Path) -> Bare {
     let kernel = guest.machine.kernel();
-    let runs = std::thread::spawn(move || guest.run(None, After::Keep));
+    let runs =
+        std::thread::spawn(move || guest.run_again(None, After::Keep, |_| Err(RunError::NoCpu)));
     std::fs::write(host.join("go"), b"").expect("a file");
     wait_for(&host.join("done"));
     kernel.sched.end();
