@@ -48,7 +48,7 @@ fn lines(context: &Context, path: &Path, count: usize) -> Result<Vec<String>, St
 /// no clone is left alone.
 fn clones(context: &Context) -> Checked {
     let line = "x=warm; echo warm > /tmp/file; echo freeze > /dev/vmm; read -r role n rest < /dev/vmm; \
-                echo $role $n $x $(cat /tmp/file) $(ls /tmp | wc -l); [ $role = clone ] || exit 0; \
+                echo $role $n $x $(cat /tmp/file) $(ls /tmp | wc -l); [ $role = clone ] || { read -r end; exit 0; }; \
                 x=cold; echo cold > /tmp/file; echo 1 > /tmp/other; sleep 1000 & \
                 echo changed; while :; do [ $n = 1 ] || sleep 1; done";
     let options = ["--ready-freeze", "--tmpfs", "/tmp"];
