@@ -31,6 +31,8 @@ pub mod shared;
 mod staff;
 pub mod stats;
 pub mod strace;
+#[cfg(test)]
+mod testing;
 pub mod trap;
 pub(crate) mod verbs;
 pub mod worker;

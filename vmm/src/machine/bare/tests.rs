@@ -6,56 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::config::{ForkMode, Mount, RunConfig};
+use crate::config::ForkMode;
 use crate::linux::kernel::Kernel;
 use crate::linux::saved::tests::image::Image;
 use crate::machine::Ended;
+use crate::machine::testing::{config, usable, wait_for};
 use crate::snapshot::records::save;
 
 const MEMORY: u64 = 192 << 20;
-
-fn usable() -> bool {
-    let options = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm");
-    if options.is_err() {
-        println!("skipped: /dev/kvm is not usable");
-    }
-    options.is_ok()
-}
-
-fn config(program: &[&str], host: &Path) -> RunConfig {
-    RunConfig {
-        memory: MEMORY,
-        page_file: None,
-        commit: Commit::Over,
-        process_memory: None,
-        fork: ForkMode::Shared,
-        root: Some("/".into()),
-        mounts: vec![
-            Mount::ReadWrite {
-                host: host.into(),
-                guest: b"/mnt".to_vec(),
-            },
-            Mount::Tmpfs {
-                guest: b"/tmp".to_vec(),
-            },
-        ],
-        workdir: b"/mnt".to_vec(),
-        env: Vec::new(),
-        strace: false,
-        timeout: None,
-        max_procs: 16,
-        guard_alloc: false,
-        name: None,
-        report: None,
-        ready: None,
-        cpus: 2,
-        program: program[0].into(),
-        args: program[1..].iter().map(|&a| a.into()).collect(),
-    }
-}
+/// How long a guest may take until it is ready.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn run(machine: Machine) -> (Arc<Kernel>, std::thread::JoinHandle<Ended>) {
     let kernel = machine.kernel();
@@ -66,15 +26,6 @@ fn run(machine: Machine) -> (Arc<Kernel>, std::thread::JoinHandle<Ended>) {
 
 fn host_side() -> HostSide {
     HostSide::whole_process().expect("descriptors")
-}
-
-/// Waits until the guest has made a file of that name.
-fn wait_for(path: &Path) {
-    let until = Instant::now() + Duration::from_secs(30);
-    while !path.exists() {
-        assert!(Instant::now() < until, "{} does not come", path.display());
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Runs a program until it has made `/mnt/ready`, writes it down, ends that machine, and lets the program go on in
@@ -89,11 +40,11 @@ fn carry_over_with(program: &[&str], root: Option<std::path::PathBuf>) -> Option
         return None;
     }
     let host = tempfile::tempdir().expect("a directory");
-    let mut config = config(program, host.path());
+    let mut config = config(program, host.path(), MEMORY);
     config.root = root;
     let machine = Machine::build(&config, host_side()).expect("a machine");
     let (kernel, runs) = run(machine);
-    wait_for(&host.path().join("ready"));
+    wait_for(&host.path().join("ready"), PATIENCE);
     std::thread::sleep(Duration::from_millis(50));
     let stopped = kernel.stop();
     let mut image = Image::new(&kernel.memory);

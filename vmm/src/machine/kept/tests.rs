@@ -2,14 +2,15 @@
 //! a usable `/dev/kvm` or python3.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::super::restored::{Choice, Revived, wanted};
 use super::super::{After, HostSide, Machine, ProcessSignals, RunError, machine_data};
 use super::*;
-use crate::config::{Commit, ForkMode, Mount, RunConfig};
+use crate::config::RunConfig;
 use crate::linux::kernel::Kernel;
 use crate::linux::stdio::Given;
+use crate::machine::testing::{self, wait_for};
 use crate::snapshot::guest::{MachineData, open_guest, save_guest};
 use crate::snapshot::image::dump::{Dump, Pages};
 use crate::snapshot::read::{Snapshot, Trust};
@@ -17,6 +18,8 @@ use crate::snapshot::records::Identity;
 use crate::snapshot::write::Writer;
 
 const MEMORY: u64 = 192 << 20;
+/// How long a guest may take until it is ready.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a program does before it is frozen, besides what all do, and once it goes on.
 #[derive(Clone, Copy)]
@@ -50,33 +53,11 @@ fn script(Program { before, changes }: Program) -> String {
 }
 
 fn config(program: Program, host: &Path) -> RunConfig {
-    let mount = Mount::ReadWrite {
-        host: host.into(),
-        guest: b"/mnt".to_vec(),
-    };
-    let tmpfs = Mount::Tmpfs {
-        guest: b"/tmp".to_vec(),
-    };
+    let script = script(program);
     RunConfig {
-        memory: MEMORY,
-        page_file: None,
-        commit: Commit::Over,
-        process_memory: None,
-        fork: ForkMode::Shared,
-        root: Some("/".into()),
-        mounts: vec![mount, tmpfs],
         workdir: b"/tmp".to_vec(),
-        env: Vec::new(),
-        strace: false,
-        timeout: None,
         max_procs: 64,
-        guard_alloc: false,
-        name: None,
-        report: None,
-        ready: None,
-        cpus: 2,
-        program: "python3".into(),
-        args: vec!["-c".into(), script(program).into()],
+        ..testing::config(&["python3", "-c", &script], host, MEMORY)
     }
 }
 
@@ -92,15 +73,6 @@ fn host_side() -> HostSide {
     HostSide {
         stdio: Given([null(), null(), null()]),
         signals: ProcessSignals::LeftAlone,
-    }
-}
-
-/// Waits until the guest has made a file of that name.
-fn wait_for(path: &Path) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while !path.exists() {
-        assert!(Instant::now() < until, "{} does not come", path.display());
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -137,7 +109,7 @@ impl Frozen {
         let machine = Machine::build(&config, host_side()).expect("a machine");
         let kernel = machine.kernel();
         let runs = std::thread::spawn(move || machine.run(Some(Duration::from_secs(100))));
-        wait_for(&host.join("ready"));
+        wait_for(&host.join("ready"), PATIENCE);
         let writer = Writer::in_memory("a guest").expect("memory");
         let frozen = Self::write(&kernel, machine_data(&config), writer);
         kernel.sched.end();
@@ -172,7 +144,7 @@ fn run_and_end(guest: Revived, host: &Path) -> Bare {
     let runs =
         std::thread::spawn(move || guest.run_again(None, After::Keep, |_| Err(RunError::NoCpu)));
     std::fs::write(host.join("go"), b"").expect("a file");
-    wait_for(&host.join("done"));
+    wait_for(&host.join("done"), PATIENCE);
     kernel.sched.end();
     let (_, bare) = runs.join().expect("no panic").expect("an end");
     for name in ["go", "done"] {

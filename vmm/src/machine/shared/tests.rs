@@ -1,68 +1,18 @@
 //! Guests of one template in one machine. Skipped, aloud, without a usable `/dev/kvm`.
 
 use std::path::Path;
-use std::time::Instant;
 
 use super::*;
-use crate::config::{Commit, ForkMode, Mount, RunConfig};
+use crate::config::{Commit, ForkMode};
+use crate::machine::testing::{config, usable, wait_for};
 use crate::snapshot::guest::{MachineData, open_guest, save_guest};
 use crate::snapshot::read::Trust;
 use crate::snapshot::records::Role;
 use crate::snapshot::write::Writer;
 
 const MEMORY: u64 = 64 << 20;
-
-fn usable() -> bool {
-    let options = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm");
-    if options.is_err() {
-        println!("skipped: /dev/kvm is not usable");
-    }
-    options.is_ok()
-}
-
-fn config(program: &[&str], host: &Path) -> RunConfig {
-    RunConfig {
-        memory: MEMORY,
-        page_file: None,
-        commit: Commit::Over,
-        process_memory: None,
-        fork: ForkMode::Shared,
-        root: Some("/".into()),
-        mounts: vec![
-            Mount::ReadWrite {
-                host: host.into(),
-                guest: b"/mnt".to_vec(),
-            },
-            Mount::Tmpfs {
-                guest: b"/tmp".to_vec(),
-            },
-        ],
-        workdir: b"/mnt".to_vec(),
-        env: Vec::new(),
-        strace: false,
-        timeout: None,
-        max_procs: 16,
-        guard_alloc: false,
-        name: None,
-        report: None,
-        ready: None,
-        cpus: 2,
-        program: program[0].into(),
-        args: program[1..].iter().map(|&a| a.into()).collect(),
-    }
-}
-
-/// Waits until the guest has made a file of that name.
-fn wait_for(path: &Path) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while !path.exists() {
-        assert!(Instant::now() < until, "{} does not come", path.display());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+/// How long a guest may take until it is ready.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a program in `host` until it has made `ready` there, freezes it, ends it, and makes a machine for many of it.
 fn frozen(program: &[&str], host: &Path) -> Arc<SharedMachine> {
@@ -71,11 +21,11 @@ fn frozen(program: &[&str], host: &Path) -> Arc<SharedMachine> {
             stdio: Given::inherited().expect("descriptors"),
             signals: ProcessSignals::LeftAlone,
         };
-        Machine::build(&config(program, host), host_side).expect("a machine")
+        Machine::build(&config(program, host, MEMORY), host_side).expect("a machine")
     };
     let kernel = machine.kernel();
     let runs = std::thread::spawn(move || machine.run(Some(Duration::from_secs(60))));
-    wait_for(&host.join("ready"));
+    wait_for(&host.join("ready"), PATIENCE);
     std::thread::sleep(Duration::from_millis(50));
     let data = MachineData {
         version: String::new(),
