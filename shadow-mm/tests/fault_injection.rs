@@ -303,8 +303,8 @@ fn failed_unsharing_leaves_no_trace() {
             moved.map(|done| scene.mm.flushed(done.flush)).is_ok()
         }),
         ("reset", 1, |scene| {
-            let back = scene.mm.reset_to_image(&scene.parent);
-            back.map(|flush| scene.mm.flushed(flush)).is_ok()
+            let back = scene.mm.reset_to_image(&scene.parent, 2);
+            back.map(|back| scene.mm.flushed(back.flush)).is_ok()
         }),
     ];
     for (name, least, verb) in verbs {

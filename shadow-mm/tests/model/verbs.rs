@@ -53,7 +53,7 @@ impl World {
             Op::Protect(w, p, n, prot) => self.protect(pick(w), span(p, n), prot),
             Op::Discard(w, p, n) => self.discard(pick(w), span(p, n)),
             Op::Attach(w, p, n, first) => self.attach(pick(w), span(p, n), first),
-            Op::Reset(w) => self.reset(pick(w)),
+            Op::Reset(w, most) => self.reset(pick(w), most),
             Op::Save(w) => self.save(pick(w)),
             Op::Keep(w) => self.keep(pick(w)),
             Op::Advise(w, p, n, advice) => self.advise(pick(w), span(p, n), advice),

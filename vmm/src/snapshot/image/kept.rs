@@ -1,7 +1,8 @@
 //! The memory of a guest that is made of an image again and again, in one machine.
 //!
 //! A guest that has ended leaves its address spaces here. They go back to the image, which gives up only what they have for
-//! themselves, and are the next guest's as they are: page tables, mapped pages of layers and of files included. If their
+//! themselves, and are the next guest's as they are: page tables, mapped pages of layers and of files included. Some pages
+//! that it has stored to they keep, with what the image has in them ([`MOST_KEPT`]). If their
 //! mappings are not what they were, as [`shadow_mm::Shape`] tells at once, those are made so first. Spaces that are gone, of
 //! processes that executed another program or ended, are loaded anew.
 //!
@@ -26,6 +27,10 @@ use crate::snapshot::records::{
 
 type GuestSpace = Arc<Space<VmmPlatform>>;
 
+/// Most pages that the spaces of a guest keep for the next one, which may never store to them: putting them back is copying
+/// 256 KiB, a few microseconds.
+const MOST_KEPT: u64 = 64;
+
 /// Spaces of an image, with what loads those that are not there.
 pub struct KeptMemory {
     image: ImageLoader,
@@ -42,6 +47,8 @@ struct KeptSpace {
     shape: Shape,
     /// What it has mapped.
     form: Form,
+    /// Pages it has for itself, as long as no guest has it.
+    pages: u64,
 }
 
 /// What became of the spaces of a guest.
@@ -51,6 +58,8 @@ pub struct Left {
     pub kept: usize,
     /// They were torn down.
     pub dropped: usize,
+    /// Pages that those which are kept have for themselves.
+    pub pages: u64,
 }
 
 impl KeptMemory {
@@ -91,7 +100,13 @@ impl KeptMemory {
             let known = self.spaces.get(&at);
             if known.is_none_or(|known| known.shape != shape) && self.can_be_kept(at) {
                 let form = Form::of(memory, &space);
-                self.spaces.insert(at, KeptSpace { space, shape, form });
+                let kept = KeptSpace {
+                    space,
+                    shape,
+                    form,
+                    pages: 0,
+                };
+                self.spaces.insert(at, kept);
             }
         }
         self.image.forget_sections();
@@ -117,11 +132,14 @@ impl KeptMemory {
         let memory = Arc::clone(self.image.memory());
         let mut report = Left::default();
         let theirs = |space: &GuestSpace| left.iter().any(|own| Arc::ptr_eq(own, space));
+        let mut most = MOST_KEPT;
         self.spaces.retain(|_, space| {
-            let kept = theirs(&space.space) && space.goes_back(&memory);
+            let kept = theirs(&space.space) && space.goes_back(&memory, most);
             report.kept += usize::from(kept);
+            most -= if kept { space.pages } else { 0 };
             kept
         });
+        report.pages = MOST_KEPT - most;
         for space in left {
             if !self.wants(space) {
                 memory.delete_space(space);
@@ -139,6 +157,11 @@ impl KeptMemory {
             .any(|own| Arc::ptr_eq(&own.space, space))
     }
 
+    /// Pages that the spaces have for themselves, while no guest has them.
+    pub fn pages(&self) -> u64 {
+        self.spaces.values().map(|own| own.pages).sum()
+    }
+
     /// The spaces that are there, while no guest has them.
     pub fn spaces(&self) -> impl Iterator<Item = &GuestSpace> {
         self.spaces.values().map(|own| &own.space)
@@ -154,8 +177,8 @@ impl KeptMemory {
 }
 
 impl KeptSpace {
-    /// Has it be what the image says. False if it cannot.
-    fn goes_back(&mut self, memory: &Memory) -> bool {
+    /// Has it be what the image says, with `most` pages of its own. False if it cannot.
+    fn goes_back(&mut self, memory: &Memory, most: u64) -> bool {
         if memory.manager.shape(&self.space) != self.shape {
             if let Err(error) = reshape(memory, &self.space, &self.form) {
                 tracing::debug!(%error, "a space is not kept");
@@ -163,9 +186,10 @@ impl KeptSpace {
             }
             self.shape = memory.manager.shape(&self.space);
         }
-        match memory.manager.reset_to_image(&self.space) {
-            Ok(flush) => {
-                memory.submit(flush);
+        match memory.manager.reset_to_image(&self.space, most) {
+            Ok(back) => {
+                memory.submit(back.flush);
+                self.pages = back.kept;
                 true
             }
             Err(error) => {
