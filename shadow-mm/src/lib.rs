@@ -97,7 +97,7 @@ pub use section::{
 };
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
-    AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, GoneBack, ImageError,
+    AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, GoneBack, ImageError, Keep,
     MapError, MapRequest, Mapped, PageInfo, PageKey, Placement, ProtectError, Protected,
     RemapError, RemapRequest, ResetError, SavedPage, Shape, Space, TrimMode, Trimmed, UnmapError,
     VadAdvice,

@@ -4,7 +4,9 @@ mod common;
 
 use common::page_file::{File, evict_all, trim};
 use common::{BASE, Cpu, Guest, LAYER, Mm, RW, manager, map_anon, over_layer, range, vpn};
-use shadow_mm::{Access, FaultOutcome, ForkMode, FrameStore, PageInfo, Pin, PinOutcome, Prot};
+use shadow_mm::{
+    Access, FaultOutcome, ForkMode, FrameStore, Keep, PageInfo, Pin, PinOutcome, Prot,
+};
 
 #[test]
 fn space_that_goes_back_has_nothing_of_its_own_and_needs_no_fault_to_read() {
@@ -25,7 +27,7 @@ fn space_that_goes_back_has_nothing_of_its_own_and_needs_no_fault_to_read() {
             cpu.store(&mm, BASE + 3, 1).expect("a store");
             mm.flushed(mm.delete_space(&forked.child));
             assert_eq!(mm.shape(&space), shape);
-            let back = mm.reset_to_image(&space, 0).expect("a reset");
+            let back = mm.reset_to_image(&space, Keep::NONE).expect("a reset");
             assert!(!back.flush.is_empty() && back.kept == 0);
             cpu.flush(&mm, back.flush);
             let usage = mm.usage(&space);
@@ -50,7 +52,7 @@ fn space_that_goes_back_has_nothing_of_its_own_and_needs_no_fault_to_read() {
 
 /// Gives up all it has.
 fn go_back(mm: &Mm, space: &Guest) {
-    let back = mm.reset_to_image(space, 0).expect("a reset");
+    let back = mm.reset_to_image(space, Keep::NONE).expect("a reset");
     mm.flushed(back.flush);
 }
 
@@ -72,7 +74,11 @@ fn tables_without_stores_are_not_looked_into() {
 
 /// Goes back, may keep so many pages; says how many it did, and whether nothing is to be flushed.
 fn keep(mm: &Mm, cpu: &mut Cpu, most: u64) -> (u64, bool) {
-    let back = mm.reset_to_image(&cpu.space, most).expect("a reset");
+    keep_stored(mm, cpu, Keep { most, unseen: 64 })
+}
+
+fn keep_stored(mm: &Mm, cpu: &mut Cpu, keep: Keep) -> (u64, bool) {
+    let back = mm.reset_to_image(&cpu.space, keep).expect("a reset");
     let quiet = back.flush.is_empty();
     cpu.flush(mm, back.flush);
     assert_eq!(mm.usage(&cpu.space).private, back.kept);
@@ -143,10 +149,38 @@ fn no_more_are_kept_than_may_be() {
     assert_eq!(keep(&mm, &mut cpu, 2), (2, false));
     check(&mm, &[&cpu]);
     for page in [1, 5, 9] {
-        assert_eq!(is_own(&mm, &cpu.space, BASE + page), page < 9);
+        assert_eq!(is_own(&mm, &cpu.space, BASE + page), page == 9);
         assert_eq!(cpu.load(&mm, BASE + page), Ok(page as u8 + 1));
     }
     assert_eq!(cpu.load(&mm, BASE + 101), Ok(0));
+}
+
+/// Of many, those that the guest has stored to since are worth keeping.
+#[test]
+fn pages_that_are_not_stored_to_again_are_given_up_if_there_are_many() {
+    let (mm, mut cpu) = scene();
+    let keep = Keep { most: 6, unseen: 3 };
+    for page in [1, 5, 9, 100] {
+        cpu.store(&mm, BASE + page, 77).expect("a store");
+    }
+    assert_eq!(keep_stored(&mm, &mut cpu, keep), (4, true));
+    check(&mm, &[&cpu]);
+    for page in [1, 100] {
+        cpu.store(&mm, BASE + page, 77).expect("a store");
+    }
+    assert_eq!(keep_stored(&mm, &mut cpu, keep), (2, false));
+    check(&mm, &[&cpu]);
+    // They are few now.
+    assert_eq!(keep_stored(&mm, &mut cpu, keep), (2, true));
+    for page in [1, 5, 9, 100] {
+        assert_eq!(
+            is_own(&mm, &cpu.space, BASE + page),
+            [1, 100].contains(&page)
+        );
+        let content = if page == 100 { 0 } else { page as u8 + 1 };
+        assert_eq!(cpu.load(&mm, BASE + page), Ok(content));
+    }
+    check(&mm, &[&cpu]);
 }
 
 /// The holder of a pin may store to the frame at any time.

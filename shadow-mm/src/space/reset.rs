@@ -6,7 +6,8 @@
 //! Some pages the space *keeps*: frames, entries and all, and what lies under them is copied there. That takes less than a
 //! fault, no entry changes and no virtual CPU has anything to flush; and who stores to the same pages again, as most do who
 //! are asked the same again, has them. Kept is what looks like a page that was just stored to for the first time: mapped, writable,
-//! nobody else's, and of no file. It counts as the space's own as before.
+//! nobody else's, and of no file. It counts as the space's own as before. How many there are is for the caller to say ([`Keep`]): a page that is kept
+//! and never stored to again costs a copy each time.
 //!
 //! Only what mappings can have is looked at, and leaf tables in which everything is a layer's are not looked into: their
 //! entries are counted ([`crate::pfn`]). So what it costs is a look at the entries of leaf tables that there are, and
@@ -18,7 +19,7 @@ use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
 use crate::access::Prot;
-use crate::addr::{Level, Pfn, TABLE_ENTRIES, Vpn, VpnRange};
+use crate::addr::{EntryIndex, Level, PAGE_SIZE, Pfn, TABLE_ENTRIES, Vpn, VpnRange};
 use crate::backend::{FrameStore, Platform};
 use crate::flush::{Flush, TableEdits};
 use crate::manager::{Demand, Manager};
@@ -60,12 +61,43 @@ pub struct GoneBack {
     pub kept: u64,
 }
 
+/// How many pages a space may keep when it goes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Keep {
+    /// Pages at most.
+    pub most: u64,
+    /// A space that has more than this for itself keeps those only that something was stored to: others are looked at, and given up.
+    pub unseen: u64,
+}
+
+impl Keep {
+    /// None.
+    pub const NONE: Self = Self { most: 0, unseen: 0 };
+
+    /// What other spaces may keep if one has kept so many.
+    #[must_use]
+    pub fn less(self, kept: u64) -> Self {
+        Self {
+            most: self.most.saturating_sub(kept),
+            unseen: self.unseen.saturating_sub(kept),
+        }
+    }
+}
+
 /// What is in a page of a space's own that nobody has stored to.
 #[derive(Clone, Copy, Debug)]
 enum Content {
     Zeroes,
     /// What a frame of a layer has.
     Of(Pfn),
+}
+
+/// A page of a space's own, and what it has if it is one to keep.
+#[derive(Clone, Copy, Debug)]
+struct Own {
+    index: EntryIndex,
+    vpn: Vpn,
+    kept: Option<(Pfn, Content)>,
 }
 
 /// A space on its way back.
@@ -75,8 +107,9 @@ struct Going<'a, P: Platform> {
     flush: Flush,
     /// Pages it may keep, besides those it does.
     spare: u64,
-    /// Frames that it keeps.
-    kept: Vec<(Pfn, Content)>,
+    /// It has so many that what was not stored to is given up.
+    looks: bool,
+    kept: u64,
     /// Whose tables have nothing in them any more.
     emptied: Vec<VpnRange>,
 }
@@ -90,12 +123,12 @@ impl<P: Platform> Manager<P> {
     }
 
     /// Gives up the pages that the space has for itself: what lies under them is seen again, the image, a private
-    /// view's file, or zeroes. Shared memory is as it is. Of those pages that can be stored to now, it keeps `most`, and
-    /// has what lies under them copied there.
+    /// view's file, or zeroes. Shared memory is as it is. Of those pages that can be stored to now, it keeps as many as `keep` says, the
+    /// upper ones (stacks) first, and has what lies under them copied there.
     ///
     /// # Errors
     /// See [`ResetError`]; nothing has changed then.
-    pub fn reset_to_image(&self, space: &Space<P>, most: u64) -> Result<GoneBack, ResetError> {
+    pub fn reset_to_image(&self, space: &Space<P>, keep: Keep) -> Result<GoneBack, ResetError> {
         let mut flush = space.no_flush();
         let mut state = space.state.lock();
         if !state.alive {
@@ -108,13 +141,14 @@ impl<P: Platform> Manager<P> {
         }
         let mut going = Going {
             cursor,
+            looks: state.private > keep.unseen,
             state: &mut *state,
             flush,
-            spare: most,
-            kept: Vec::new(),
+            spare: keep.most,
+            kept: 0,
             emptied: Vec::new(),
         };
-        for span in spans {
+        for span in spans.into_iter().rev() {
             let runs = space.cursor(&self.store);
             runs.for_each_leaf(span, |run| self.reset_leaf(&mut going, run));
         }
@@ -143,7 +177,7 @@ impl<P: Platform> Manager<P> {
         Ok(())
     }
 
-    /// Fills the pages that are kept, and frees the tables that are empty.
+    /// Frees the tables that are empty.
     fn end_reset(&self, going: Going<'_, P>) -> GoneBack {
         let Going {
             cursor,
@@ -153,64 +187,41 @@ impl<P: Platform> Manager<P> {
             emptied,
             ..
         } = going;
-        // The space is locked and the tables are its own: nobody else comes to these frames.
-        for (frame, content) in &kept {
-            match content {
-                Content::Of(_) if cfg!(mutant = "kept_unfilled") => {}
-                Content::Of(from) => self.store.copy(*from, *frame),
-                Content::Zeroes => self.store.zero(*frame),
-            }
-        }
         for range in emptied {
             state.tables -= cursor.prune(&mut self.pfns.lock(), range, &mut flush);
         }
         state.forget_peaks();
         add(&self.counters.resets, 1);
-        add(&self.counters.pages_put_back, kept.len() as u64);
-        GoneBack {
-            flush: flush.finish(),
-            kept: kept.len() as u64,
-        }
+        add(&self.counters.pages_put_back, kept);
+        let flush = flush.finish();
+        GoneBack { flush, kept }
     }
 
     /// Gives up the pages of one leaf table, but for those that are kept.
     fn reset_leaf(&self, going: &mut Going<'_, P>, run: LeafRun) {
-        let mut db = self.pfns.lock();
-        let unfrozen = db.entry(run.table).unfrozen();
-        if unfrozen == 0 {
+        let mut own = going.own_pages(&self.pfns.lock(), run);
+        // The space is locked and the table is its own: nobody else comes to these pages.
+        own.retain(|page| !page.kept.is_some_and(|kept| self.is_kept(going, kept)));
+        if own.is_empty() {
             return;
         }
+        let mut db = self.pfns.lock();
         let mut edits = TableEdits::new(run.table);
-        let (mut given_up, mut written) = ([false; TABLE_ENTRIES], 0);
-        for index in going.cursor.unfrozen(run.table, unfrozen) {
-            let Some(vpn) = run.page(index) else { continue };
-            match going.cursor.leaf(run.table, index) {
-                Entry::Empty | Entry::Frozen(_) => continue,
-                Entry::Valid(entry) if db.is_sections(entry) => continue,
-                Entry::Valid(entry) if going.keeps(&mut db, entry, vpn) => continue,
-                Entry::Valid(_)
-                | Entry::DemandZero(_)
-                | Entry::Decommitted
-                | Entry::Prototype(_)
-                | Entry::Transition(_)
-                | Entry::PageFile(_) => {}
-            }
-            let old = going.cursor.remove(&mut db, run.table, index);
+        let mut given_up = [false; TABLE_ENTRIES];
+        for Own { index, vpn, .. } in &own {
+            let old = going.cursor.remove(&mut db, run.table, *index);
             let books = &mut Books::Own(&mut *going.state);
             if drop_entry(&mut db, books, old, &mut going.flush) {
-                edits.add(index, vpn);
+                edits.add(*index, *vpn);
             }
             given_up[index.get()] = true;
-            written += 1;
         }
-        add(&self.counters.pages_reset, written);
-        if written > 0 {
-            let frozen = frozen_around(going.state, run.range().start());
-            for (index, entry) in frozen.into_iter().filter(|(i, _)| given_up[i.get()]) {
-                let place = (run.table, index);
-                going.cursor.put(&mut db, place, Entry::Frozen(entry));
-                written += 1;
-            }
+        let frozen = frozen_around(going.state, run.range().start());
+        let mut written = own.len() as u64;
+        for (index, entry) in frozen.into_iter().filter(|(i, _)| given_up[i.get()]) {
+            let place = (run.table, index);
+            going.cursor.put(&mut db, place, Entry::Frozen(entry));
+            written += 1;
         }
         // A table that has something has a share besides its own.
         if db.entry(run.table).share() == 1 {
@@ -218,43 +229,83 @@ impl<P: Platform> Manager<P> {
         }
         drop(db);
         going.flush.absorb(edits);
+        add(&self.counters.pages_reset, own.len() as u64);
         add(&self.counters.entries_written, written);
+    }
+
+    /// Keeps a page if it may, and puts back what lies under it.
+    fn is_kept(&self, going: &mut Going<'_, P>, (frame, content): (Pfn, Content)) -> bool {
+        if going.spare == 0 || (going.looks && self.has(frame, content)) {
+            return false;
+        }
+        match content {
+            Content::Of(_) if cfg!(mutant = "kept_unfilled") => {}
+            Content::Of(from) => self.store.copy(from, frame),
+            Content::Zeroes => self.store.zero(frame),
+        }
+        // What the page file has of it is out of date, whatever the dirty bit says.
+        if cfg!(not(mutant = "kept_clean")) {
+            self.pfns.lock().mark_modified(frame);
+        }
+        going.spare -= 1;
+        going.kept += 1;
+        true
+    }
+
+    /// Whether nothing else is in a frame.
+    fn has(&self, frame: Pfn, content: Content) -> bool {
+        let [mut has, mut had] = [[0; PAGE_SIZE]; 2];
+        self.store.read(frame, 0, &mut has);
+        if let Content::Of(from) = content {
+            self.store.read(from, 0, &mut had);
+        }
+        has == had
     }
 }
 
 impl<P: Platform> Going<'_, P> {
-    /// Whether the space keeps a page, which then has to be filled. It must be as a store to what lies under it
-    /// would make it, and nobody but the space may have its frame.
-    fn keeps(&mut self, db: &mut PfnDatabase, entry: ValidEntry, vpn: Vpn) -> bool {
-        let state = db.entry(entry.frame);
-        let alone = state.share() == 1 && (state.refs() == 0 || cfg!(mutant = "pinned_kept"));
-        if self.spare == 0 || !alone {
-            return false;
+    /// What of a leaf table is the space's own, and no section's: the upper pages first.
+    fn own_pages(&self, db: &PfnDatabase, run: LeafRun) -> Vec<Own> {
+        let unfrozen = db.entry(run.table).unfrozen();
+        if unfrozen == 0 {
+            return Vec::new();
         }
-        let Some(content) = self.untouched(entry, vpn) else {
-            return false;
-        };
-        self.spare -= 1;
-        self.kept.push((entry.frame, content));
-        // What the page file has of it is out of date, whatever the dirty bit says.
-        if cfg!(not(mutant = "kept_clean")) {
-            db.mark_modified(entry.frame);
+        let mut own = Vec::new();
+        for index in self.cursor.unfrozen(run.table, unfrozen) {
+            let Some(vpn) = run.page(index) else { continue };
+            let kept = match self.cursor.leaf(run.table, index) {
+                Entry::Empty | Entry::Frozen(_) => continue,
+                Entry::Valid(entry) if db.is_sections(entry) => continue,
+                Entry::Valid(entry) => self.to_keep(db, entry, vpn),
+                Entry::DemandZero(_)
+                | Entry::Decommitted
+                | Entry::Prototype(_)
+                | Entry::Transition(_)
+                | Entry::PageFile(_) => None,
+            };
+            own.push(Own { index, vpn, kept });
         }
-        true
+        own.reverse();
+        own
     }
 
-    /// What is in the page of an entry if nobody has stored to it, as far as that is at hand.
-    fn untouched(&self, entry: ValidEntry, vpn: Vpn) -> Option<Content> {
+    /// What is to be in a page that can be kept. It must be as a store to what lies under it would make it, and
+    /// nobody but the space may have its frame.
+    fn to_keep(&self, db: &PfnDatabase, entry: ValidEntry, vpn: Vpn) -> Option<(Pfn, Content)> {
+        let state = db.entry(entry.frame);
+        let alone = state.share() == 1 && (state.refs() == 0 || cfg!(mutant = "pinned_kept"));
         let vad = self.state.vads.find(vpn)?;
         let plain = entry.flags - EntryFlags::USE == EntryFlags::private(vad.prot);
-        if !vad.prot.contains(Prot::WRITE) || !(plain || cfg!(mutant = "kept_shared")) {
+        let plain = plain || cfg!(mutant = "kept_shared");
+        if !alone || !plain || !vad.prot.contains(Prot::WRITE) {
             return None;
         }
-        match self.state.images.find(vpn) {
-            Some(run) => run.section.frozen(run.page(vpn)?).map(Content::Of),
-            None if vad.view().is_none() => Some(Content::Zeroes),
-            None => None,
-        }
+        let content = match self.state.images.find(vpn) {
+            Some(run) => Content::Of(run.section.frozen(run.page(vpn)?)?),
+            None if vad.view().is_none() => Content::Zeroes,
+            None => return None,
+        };
+        Some((entry.frame, content))
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use shadow_mm::{GoneBack, ImageError, PageKey, Pfn, ResetError, SavedPage, SectionPage, VpnRange};
+use shadow_mm::{
+    GoneBack, ImageError, Keep, PageKey, Pfn, ResetError, SavedPage, SectionPage, VpnRange,
+};
 
 use super::common::{Guest, LAYER, layer, range, vpn};
 use super::ops::FROZEN;
@@ -51,11 +53,11 @@ impl World {
         Ok(())
     }
 
-    /// Gives up the pages that a space has for itself, but for `most`.
-    pub(crate) fn reset(&mut self, which: usize, most: u64) -> Outcome {
+    /// Gives up the pages that a space has for itself, but for those it may keep.
+    pub(crate) fn reset(&mut self, which: usize, keep: Keep) -> Outcome {
         let space = self.processes[which].cpu.space.clone();
         let shape = self.mm.shape(&space);
-        let GoneBack { flush, kept } = match self.mm.reset_to_image(&space, most) {
+        let GoneBack { flush, kept } = match self.mm.reset_to_image(&space, keep) {
             Ok(back) => back,
             Err(ResetError::NoMemory { .. }) => return Ok(()),
             Err(other) => return Err(other.to_string()),
@@ -68,7 +70,7 @@ impl World {
             model.own = fresh(model.view).filter(|_| model.image.is_none());
         }
         self.move_pins(id, |_| None);
-        agree("no more kept than may be", kept.min(most), kept)?;
+        agree("no more kept than may be", kept.min(keep.most), kept)?;
         agree("private", self.mm.usage(&space).private, kept)
     }
 

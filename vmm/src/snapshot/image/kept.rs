@@ -2,7 +2,7 @@
 //!
 //! A guest that has ended leaves its address spaces here. They go back to the image, which gives up only what they have for
 //! themselves, and are the next guest's as they are: page tables, mapped pages of layers and of files included. Some pages
-//! that it has stored to they keep, with what the image has in them ([`MOST_KEPT`]). If their
+//! that it has stored to they keep, with what the image has in them ([`KEPT`]). If their
 //! mappings are not what they were, as [`shadow_mm::Shape`] tells at once, those are made so first. Spaces that are gone, of
 //! processes that executed another program or ended, are loaded anew.
 //!
@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shadow_mm::Shape;
+use shadow_mm::{Keep, Shape};
 
 use super::KindData;
 use super::load::{Image, ImageLoader, Loaded};
@@ -27,9 +27,12 @@ use crate::snapshot::records::{
 
 type GuestSpace = Arc<Space<VmmPlatform>>;
 
-/// Most pages that the spaces of a guest keep for the next one, which may never store to them: putting them back is copying
-/// 256 KiB, a few microseconds.
-const MOST_KEPT: u64 = 64;
+/// Pages that the spaces of a guest keep for the next one: all, if there are few, since putting them back costs as little
+/// as looking whether they were stored to. Otherwise, up to 4 MiB of what was stored to.
+const KEPT: Keep = Keep {
+    most: 1024,
+    unseen: 64,
+};
 
 /// Spaces of an image, with what loads those that are not there.
 pub struct KeptMemory {
@@ -132,14 +135,16 @@ impl KeptMemory {
         let memory = Arc::clone(self.image.memory());
         let mut report = Left::default();
         let theirs = |space: &GuestSpace| left.iter().any(|own| Arc::ptr_eq(own, space));
-        let mut most = MOST_KEPT;
+        let mut keep = KEPT;
         self.spaces.retain(|_, space| {
-            let kept = theirs(&space.space) && space.goes_back(&memory, most);
+            let kept = theirs(&space.space) && space.goes_back(&memory, keep);
             report.kept += usize::from(kept);
-            most -= if kept { space.pages } else { 0 };
+            if kept {
+                report.pages += space.pages;
+                keep = keep.less(space.pages);
+            }
             kept
         });
-        report.pages = MOST_KEPT - most;
         for space in left {
             if !self.wants(space) {
                 memory.delete_space(space);
@@ -177,8 +182,8 @@ impl KeptMemory {
 }
 
 impl KeptSpace {
-    /// Has it be what the image says, with `most` pages of its own. False if it cannot.
-    fn goes_back(&mut self, memory: &Memory, most: u64) -> bool {
+    /// Has it be what the image says, with pages of its own as `keep` says. False if it cannot.
+    fn goes_back(&mut self, memory: &Memory, keep: Keep) -> bool {
         if memory.manager.shape(&self.space) != self.shape {
             if let Err(error) = reshape(memory, &self.space, &self.form) {
                 tracing::debug!(%error, "a space is not kept");
@@ -186,7 +191,7 @@ impl KeptSpace {
             }
             self.shape = memory.manager.shape(&self.space);
         }
-        match memory.manager.reset_to_image(&self.space, most) {
+        match memory.manager.reset_to_image(&self.space, keep) {
             Ok(back) => {
                 memory.submit(back.flush);
                 self.pages = back.kept;
