@@ -53,6 +53,8 @@ ranks! {
     WarmMachines,
     /// A machine that guests share, until its end.
     MachineThreads,
+    /// Who gives back memory because it is used up.
+    LeavingSpace,
     /// The guests of a machine.
     MachineGuests,
     /// What a machine failed with.
