@@ -45,6 +45,10 @@ ranks! {
     ResetDoor,
     /// Who takes a guest of the library's down.
     TakeDown,
+    /// Conversations of a pool.
+    PoolTalks,
+    /// Clones that a process runs for `vmm fork`.
+    RunningClones,
     /// What a process that runs clones says to `vmm fork`.
     CloneNews,
     /// Machines there whose clones have ended.
