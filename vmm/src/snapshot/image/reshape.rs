@@ -233,3 +233,6 @@ fn map(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
