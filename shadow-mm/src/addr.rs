@@ -238,11 +238,6 @@ impl EntryIndex {
         self.0 as usize
     }
 
-    /// The slots from `first` up to and including `last`.
-    pub(crate) fn through(first: Self, last: Self) -> impl Iterator<Item = Self> {
-        (first.0..=last.0).map(Self)
-    }
-
     /// The slots of a table from `first` on.
     pub(crate) fn onward(first: Self) -> impl Iterator<Item = Self> {
         (first.0..TABLE_ENTRIES as u16).map(Self)
@@ -251,6 +246,45 @@ impl EntryIndex {
     /// Every slot of a table.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..TABLE_ENTRIES as u16).map(Self)
+    }
+}
+
+const WORD_BITS: usize = u64::BITS as usize;
+
+/// Slots of a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsedEntries([u64; TABLE_ENTRIES / WORD_BITS]);
+
+impl UsedEntries {
+    /// Those with a word that is not zero.
+    #[must_use]
+    pub fn of(words: &[u64; TABLE_ENTRIES]) -> Self {
+        let mut used = Self::default();
+        for (bits, words) in used.0.iter_mut().zip(words.chunks(WORD_BITS)) {
+            for (n, word) in words.iter().enumerate() {
+                *bits |= u64::from(*word != 0) << n;
+            }
+        }
+        used
+    }
+
+    /// One more.
+    pub fn insert(&mut self, index: EntryIndex) {
+        self.0[index.get() / WORD_BITS] |= 1 << (index.get() % WORD_BITS);
+    }
+
+    /// All of them, rising.
+    pub fn iter(self) -> impl Iterator<Item = EntryIndex> {
+        self.0
+            .into_iter()
+            .zip(0_u16..)
+            .flat_map(|(mut bits, word)| {
+                core::iter::from_fn(move || {
+                    let bit = bits.trailing_zeros() as u16;
+                    bits &= bits.checked_sub(1)?;
+                    Some(EntryIndex(word * WORD_BITS as u16 + bit))
+                })
+            })
     }
 }
 

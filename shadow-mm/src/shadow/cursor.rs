@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
-use crate::addr::{EntryIndex, Level, Pfn, TABLE_ENTRIES, Vpn, VpnRange};
+use crate::addr::{EntryIndex, Level, Pfn, TABLE_ENTRIES, UsedEntries, Vpn, VpnRange};
 use crate::backend::FrameStore;
 use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
@@ -110,10 +110,23 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         range: VpnRange,
     ) -> impl Iterator<Item = (EntryIndex, VpnRange, UpperEntry)> {
         let ends = [range.start(), range.last()].map(|vpn| vpn.index(level));
-        let found = EntryIndex::through(ends[0], ends[1])
+        let mut used = UsedEntries::default();
+        if ends[0] == ends[1] {
+            used.insert(ends[0]);
+        } else {
+            used = self.store.used(table);
+        }
+        let found = used
+            .iter()
+            .filter(move |index| (ends[0]..=ends[1]).contains(index))
             .map(move |index| (index, self.upper(table, index)))
             .filter(|(_, entry)| *entry != UpperEntry::Empty);
         found.filter_map(move |(index, entry)| Some((index, part_of(level, range, index)?, entry)))
+    }
+
+    /// The slots of a table that are in use now, rising.
+    pub(crate) fn used(&self, table: Pfn) -> impl Iterator<Item = EntryIndex> + use<S> {
+        self.store.used(table).iter()
     }
 
     /// The entry of a leaf table.

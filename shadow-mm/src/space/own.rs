@@ -474,7 +474,7 @@ impl<S: FrameStore> Unsharing<'_, S> {
     /// Counts the pages of a leaf table that is its space's own now; true if some entries allow less.
     fn take_leaf(&mut self, table: Pfn) -> bool {
         let mut downgraded = false;
-        for index in EntryIndex::all() {
+        for index in self.cursor.used(table) {
             downgraded |= self.leave_to_pins((table, index));
             self.count_page(self.cursor.leaf(table, index));
         }
@@ -525,12 +525,9 @@ impl<S: FrameStore> Unsharing<'_, S> {
 
     /// Moves every entry of a leaf table. What is left behind is for stale translations to look at.
     fn move_leaf(&mut self, from: Pfn, to: Pfn) -> bool {
-        for index in EntryIndex::all() {
+        for index in self.cursor.used(from) {
             self.leave_to_pins((from, index));
             let entry = self.cursor.leaf(from, index);
-            if entry == Entry::Empty {
-                continue;
-            }
             self.cursor.put(self.db, (to, index), entry);
             self.count_page(entry);
             self.tally.entries += 1;
@@ -544,7 +541,7 @@ impl<S: FrameStore> Unsharing<'_, S> {
     /// Gives a new leaf table a twin of every entry; true if the old one's allow less now.
     fn copy_leaf(&mut self, from: Pfn, to: Pfn) -> bool {
         let mut downgraded = false;
-        for index in EntryIndex::all() {
+        for index in self.cursor.used(from) {
             match share_entry(self.db, &self.cursor, (from, index), Some(HeaderId::LAZY)) {
                 Twin::Nothing => {}
                 Twin::Pinned(entry) => {
@@ -574,7 +571,7 @@ impl<S: FrameStore> Unsharing<'_, S> {
 
     /// Gives a new upper table the entries of another, all shared; true if the old one's allow less now.
     fn copy_upper(&mut self, from: Pfn, to: Pfn, alone: bool) -> bool {
-        for index in EntryIndex::all() {
+        for index in self.cursor.used(from) {
             let Some(child) = self.cursor.upper(from, index).table() else {
                 continue;
             };

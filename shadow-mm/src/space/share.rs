@@ -323,7 +323,7 @@ fn children<S: FrameStore>(
     (table, level, start): (Pfn, Level, Vpn),
 ) -> impl Iterator<Item = (EntryIndex, Pfn, VpnRange)> {
     let guests = move |index: &EntryIndex| level != Level::Root || *index != SUPERVISOR_SLOT;
-    EntryIndex::all().filter(guests).filter_map(move |index| {
+    cursor.used(table).filter(guests).filter_map(move |index| {
         let child = cursor.upper(table, index).table()?;
         let first = start.checked_add(index.get() as u64 * level.pages())?;
         Some((index, child, span(level, first)?))
@@ -414,7 +414,7 @@ impl<S: FrameStore> Splitting<'_, S> {
     /// less now.
     fn copy_visible(&mut self, from: Pfn, to: Pfn, start: Vpn) -> bool {
         let mut downgraded = false;
-        for index in EntryIndex::all() {
+        for index in self.unsharing.cursor.used(from) {
             let Some(vpn) = start.checked_add(index.get() as u64) else {
                 continue;
             };
