@@ -2,7 +2,7 @@
 
 use core::fmt::Debug;
 
-use crate::addr::{EntryIndex, Pfn, PfnRange, UsedEntries};
+use crate::addr::{EntryIndex, Pfn, PfnRange, TABLE_ENTRIES, UsedEntries};
 
 /// The embedder's types.
 pub trait Platform: 'static {
@@ -70,6 +70,12 @@ pub trait FrameStore: Send + Sync {
             used.insert(index);
         }
         used
+    }
+    /// Fills a table of zeroes that nobody else knows of yet: hardware has not seen it.
+    fn fill(&self, table: Pfn, entries: &[u64; TABLE_ENTRIES]) {
+        for (index, new) in EntryIndex::all().zip(entries).filter(|(_, new)| **new != 0) {
+            self.swap(table, index, *new);
+        }
     }
     /// Replaces one table entry and gives back what it was.
     fn swap(&self, table: Pfn, index: EntryIndex, new: u64) -> u64;

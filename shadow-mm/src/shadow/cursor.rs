@@ -46,6 +46,20 @@ impl LeafRun {
     pub(crate) fn range(self) -> VpnRange {
         self.range
     }
+
+    /// Those of the entries that are in use now, and their pages.
+    pub(crate) fn used<S: FrameStore>(
+        self,
+        cursor: &Cursor<'_, S>,
+    ) -> impl Iterator<Item = (EntryIndex, Vpn)> + use<S> {
+        let first = self.range.start();
+        let below = first.index(Level::Leaf).get();
+        let pages = cursor.used(self.table).filter_map(move |index| {
+            let page = index.get().checked_sub(below)?;
+            Some((index, first.checked_add(page as u64)?))
+        });
+        pages.take_while(move |(_, vpn)| self.range.contains(*vpn))
+    }
 }
 
 /// The entry that translates a page.
@@ -368,7 +382,17 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         index: EntryIndex,
         change: impl Fn(ValidEntry) -> ValidEntry,
     ) -> Option<(ValidEntry, ValidEntry)> {
-        let mut raw = self.store.load(table, index);
+        let raw = self.store.load(table, index);
+        self.rewrite_from((table, index), raw, change)
+    }
+
+    /// As [`Self::rewrite`], of an entry that has just been looked at: it was `raw`.
+    pub(crate) fn rewrite_from(
+        &self,
+        (table, index): (Pfn, EntryIndex),
+        mut raw: u64,
+        change: impl Fn(ValidEntry) -> ValidEntry,
+    ) -> Option<(ValidEntry, ValidEntry)> {
         loop {
             let found = decode_leaf(raw);
             let old = found.present()?;
@@ -417,6 +441,7 @@ pub(crate) fn retarget(
     );
 }
 
+#[inline]
 fn decode_leaf(raw: u64) -> Entry {
     let decoded = Entry::decode(raw);
     debug_assert!(decoded.is_some(), "undecodable leaf entry {raw:#x}");

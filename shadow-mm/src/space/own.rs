@@ -29,7 +29,7 @@ use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
 use crate::proto::HeaderId;
 use crate::pte::{Entry, EntryFlags, UpperEntry};
 use crate::shadow::Cursor;
-use crate::space::clone_leaf::{Twin, move_to_block, share_entry};
+use crate::space::clone_leaf::{LeafCopy, Twin, move_to_block, share_entry};
 use crate::space::{Space, SpaceState};
 use crate::stats::{Counters, add};
 
@@ -540,33 +540,29 @@ impl<S: FrameStore> Unsharing<'_, S> {
 
     /// Gives a new leaf table a twin of every entry; true if the old one's allow less now.
     fn copy_leaf(&mut self, from: Pfn, to: Pfn) -> bool {
-        let mut downgraded = false;
+        let mut copy = LeafCopy::new();
         for index in self.cursor.used(from) {
             match share_entry(self.db, &self.cursor, (from, index), Some(HeaderId::LAZY)) {
                 Twin::Nothing => {}
                 Twin::Pinned(entry) => {
                     debug_assert!(false, "{entry:?} is write-pinned in a shared table");
                 }
-                Twin::Entry(shared) => downgraded |= self.put_twin((to, index), &shared),
+                Twin::Entry(shared) => copy.add(index, &shared),
             }
         }
-        downgraded
+        self.finish_copy(to, &copy)
     }
 
-    /// Fills an entry of a copy of a shared table; true if the other one allows less now.
-    pub(super) fn put_twin(
-        &mut self,
-        place: (Pfn, EntryIndex),
-        shared: &super::clone_leaf::Shared,
-    ) -> bool {
-        self.cursor.put(self.db, place, shared.entry);
-        self.tally.entries += 1 + u64::from(shared.made);
-        self.tally.resident += u64::from(matches!(shared.entry, Entry::Valid(_)));
-        if shared.made {
-            self.tally.blocks += 1;
-            self.db.unpromise_blocks(1);
+    /// Fills a copy of a shared leaf table; true if the other one's entries allow less now.
+    pub(super) fn finish_copy(&mut self, to: Pfn, copy: &LeafCopy) -> bool {
+        self.cursor.fill(self.db, to, &copy.leaf);
+        self.tally.entries += u64::from(copy.leaf.used()) + copy.made;
+        self.tally.resident += copy.resident;
+        self.tally.blocks += copy.made;
+        if cfg!(not(mutant = "promises_kept")) {
+            self.db.unpromise_blocks(copy.made);
         }
-        shared.downgraded
+        copy.downgraded
     }
 
     /// Gives a new upper table the entries of another, all shared; true if the old one's allow less now.

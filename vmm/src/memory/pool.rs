@@ -236,6 +236,10 @@ impl FrameStore for Pool {
         UsedEntries::of(&words)
     }
 
+    fn fill(&self, table: Pfn, entries: &[u64; TABLE_ENTRIES]) {
+        self.frame(table).copy_from(entries);
+    }
+
     fn swap(&self, table: Pfn, index: EntryIndex, new: u64) -> u64 {
         self.entry(table, index).swap(new, Ordering::SeqCst)
     }
