@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use super::victim::Leaving;
 use super::worker::Shared;
 use crate::linux::sched::roster::{GuestId, Roster};
 use crate::locks::{Mutex, rank};
@@ -20,6 +21,8 @@ pub struct Guests {
     /// The memory they share.
     pub memory: Arc<Memory>,
     all: Mutex<rank::MachineGuests, HashMap<GuestId, Arc<Shared>>>,
+    /// Who gives back memory, if somebody had to.
+    pub(super) leaving: Mutex<rank::LeavingSpace, Leaving>,
     /// The machine has failed or ended: nobody comes any more.
     closed: AtomicBool,
 }
@@ -32,6 +35,7 @@ impl Guests {
             roster,
             memory,
             all: Mutex::default(),
+            leaving: Mutex::default(),
             closed: AtomicBool::new(false),
         }
     }
@@ -65,11 +69,15 @@ impl Guests {
         self.all.lock().get(&id).map(Arc::clone)
     }
 
+    /// All of them.
+    pub(super) fn everyone(&self) -> Vec<Arc<Shared>> {
+        self.all.lock().values().map(Arc::clone).collect()
+    }
+
     /// Ends the machine and all guests in it.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        let all: Vec<_> = self.all.lock().values().map(Arc::clone).collect();
-        for guest in all {
+        for guest in self.everyone() {
             guest.kernel.sched.end();
         }
         self.roster.close();
