@@ -210,6 +210,25 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         self.leaves_below(root, Level::Root, &mut visit)
     }
 
+    /// As [`Self::for_each_leaf`], until `visit` has told of `most` pages or more; gives back where to go on.
+    pub(crate) fn some_leaves(
+        &self,
+        range: VpnRange,
+        most: usize,
+        mut visit: impl FnMut(LeafRun) -> usize,
+    ) -> Option<Vpn> {
+        let (mut seen, mut next) = (0, None);
+        let _ = self.for_each_leaf_until(range, |run| {
+            if seen >= most {
+                next = Some(run.range().start());
+                return ControlFlow::Break(());
+            }
+            seen += visit(run);
+            ControlFlow::Continue(())
+        });
+        next
+    }
+
     /// `above` is the part of a table of the given level that the range covers.
     fn leaves_below(
         &self,
