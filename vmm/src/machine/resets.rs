@@ -121,7 +121,9 @@ impl Revived {
             if let Some(seen) = &seen {
                 seen.door.tell(Stage::Open, || Ok(()));
             }
-            ahead.read();
+            if let Some(ahead) = &ahead {
+                ahead.read();
+            }
             kernel.sched.wait_for_end();
             let asked = seen.as_ref().filter(|seen| seen.door.was_asked());
             let Some(seen) = asked else {

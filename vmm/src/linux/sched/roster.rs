@@ -95,6 +95,8 @@ struct Inner {
     due: BTreeSet<(u64, Due)>,
     /// When turns are looked at: the one entry for it in `due`.
     turns_at: Option<u64>,
+    /// Until when the clock thread sleeps, if it does.
+    sleeps_until: Option<u64>,
 }
 
 impl Default for Roster {
@@ -229,9 +231,16 @@ impl Roster {
                         }
                     }
                 }
-                Some((at, _)) => inner.wait_for(&self.earlier, Duration::from_nanos(at - now)),
-                None => inner.wait(&self.earlier),
+                Some((at, _)) => {
+                    inner.sleeps_until = Some(at);
+                    inner.wait_for(&self.earlier, Duration::from_nanos(at - now));
+                }
+                None => {
+                    inner.sleeps_until = Some(u64::MAX);
+                    inner.wait(&self.earlier);
+                }
             }
+            inner.sleeps_until = None;
         }
         None
     }
@@ -257,7 +266,7 @@ impl Roster {
 
     fn insert(&self, inner: &mut Inner, at: u64, due: Due) {
         inner.due.insert((at, due));
-        if inner.due.first() == Some(&(at, due)) {
+        if inner.sleeps_until.is_some_and(|until| at < until) {
             self.earlier.notify_one();
         }
     }
