@@ -141,8 +141,8 @@ ranks! {
     Section,
     /// The PFN database, and all clone blocks.
     Pfns,
-    /// What must live as long as the virtual machine: a slot is added when the PFN database gives out its first frame.
-    VmOwners,
+    /// What KVM has of the virtual machine: a slot is added when the PFN database gives out its first frame.
+    VmLife,
     /// The list of address spaces.
     SpaceRegistry,
     /// Who waits for a read, a write or free frames.

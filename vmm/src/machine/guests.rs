@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use super::worker::Shared;
@@ -20,6 +20,8 @@ pub struct Guests {
     /// The memory they share.
     pub memory: Arc<Memory>,
     all: Mutex<rank::MachineGuests, HashMap<GuestId, Arc<Shared>>>,
+    /// How many they are, for who may not wait for the lock.
+    count: Arc<AtomicUsize>,
     /// The machine has failed or ended: nobody comes any more.
     closed: AtomicBool,
 }
@@ -32,6 +34,7 @@ impl Guests {
             roster,
             memory,
             all: Mutex::default(),
+            count: Arc::default(),
             closed: AtomicBool::new(false),
         }
     }
@@ -40,7 +43,10 @@ impl Guests {
     /// find asks no more.
     pub fn add(&self, guest: &Arc<Shared>) {
         let id = guest.kernel.sched.guest();
-        self.all.lock().insert(id, Arc::clone(guest));
+        let mut all = self.all.lock();
+        all.insert(id, Arc::clone(guest));
+        self.count.store(all.len(), Ordering::SeqCst);
+        drop(all);
         if self.closed.load(Ordering::SeqCst) {
             guest.kernel.sched.end();
         }
@@ -48,9 +54,19 @@ impl Guests {
 
     /// One less: it has ended, and no worker has a thread of it.
     pub fn remove(&self, guest: &Shared) {
-        let removed = self.all.lock().remove(&guest.kernel.sched.guest());
+        let mut all = self.all.lock();
+        let removed = all.remove(&guest.kernel.sched.guest());
+        self.count.store(all.len(), Ordering::SeqCst);
+        drop(all);
         // Not with the lock: it may be the last of it.
         drop(removed);
+    }
+
+    /// Has the machine rest when its `workers` wait for guests that wait.
+    pub fn may_rest(&self, workers: usize) {
+        let count = Arc::clone(&self.count);
+        let occupied = move || count.load(Ordering::SeqCst) > 0;
+        self.roster.may_rest(workers, Box::new(occupied));
     }
 
     /// Whether nobody comes any more.
@@ -93,14 +109,5 @@ impl Drop for EndOnPanic<'_> {
         if thread::panicking() {
             self.0.close();
         }
-    }
-}
-
-/// Has the spare virtual CPU's thread look whether the machine has ended, when another one's does.
-pub(super) struct WakeSpare<'a>(pub(super) &'a Guests);
-
-impl Drop for WakeSpare<'_> {
-    fn drop(&mut self) {
-        self.0.memory.flushes.wake_spare();
     }
 }

@@ -28,6 +28,7 @@ pub mod report;
 mod resets;
 pub mod restored;
 pub mod shared;
+mod spare;
 mod staff;
 pub mod stats;
 pub mod strace;

@@ -10,7 +10,7 @@ use shadow_mm::{
 };
 
 pub use content::{Backing, Content, FileId, Version};
-pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
+pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, Spare, WakeIdle};
 pub use guard::{GuardCounters, GuardReport};
 pub use keep::{Copying, Kept};
 pub use layer::{Layer, is_frozen};

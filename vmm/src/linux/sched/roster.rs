@@ -14,21 +14,23 @@
 //!   so take workers in turn, whatever the number of their threads. Turns within a guest are `turns.rs`'s.
 //! * **Rounds.** One clock thread serves all guests. A scheduler says when it wants its round (`plan`), at most
 //!   one time; the clock thread sleeps until the first.
+//! * **Rests.** When every worker has waited for a second, and there is a guest that may wait longer, each is told once to
+//!   *rest* ([`Roster::may_rest`]): it gives its virtual CPU back. The next task wakes who gets it.
 //!
 //! What it is not: it knows nothing of threads, and weighs no guest against another.
 //!
 //! Lock order: its lock is a leaf, taken with a scheduler's queues held.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Condvar;
 
 use super::Kick;
 use super::turns::{LEAD, PATIENCE};
-use crate::locks::{WaitMutex, rank};
+use crate::locks::{WaitGuard, WaitMutex, rank};
 
 #[cfg(test)]
 mod tests;
@@ -44,6 +46,8 @@ pub enum Task {
     Guest(GuestId),
     /// What it was asked to do when there is no thread.
     Errand,
+    /// Gives its virtual CPU back until there is something else to do: all workers are told so.
+    Rest,
     /// Nothing any more: the machine has ended.
     End,
 }
@@ -57,6 +61,16 @@ pub(super) enum Line {
     Waits,
 }
 
+/// How long all workers wait before the machine rests.
+const REST_AFTER: Duration = Duration::from_secs(1);
+
+/// What decides whether a machine may rest.
+struct Rests {
+    workers: usize,
+    /// Whether there is a guest. A machine without one is kept for the next, which is to have it at once.
+    occupied: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
 /// The line, the workers and the rounds of a machine.
 pub struct Roster {
     inner: WaitMutex<rank::Roster, Inner>,
@@ -67,6 +81,7 @@ pub struct Roster {
     closed: AtomicBool,
     guests: AtomicU64,
     from: Instant,
+    rests: OnceLock<Rests>,
 }
 
 /// What a worker is doing for a guest.
@@ -95,6 +110,13 @@ struct Inner {
     due: BTreeSet<(u64, Due)>,
     /// When turns are looked at: the one entry for it in `due`.
     turns_at: Option<u64>,
+    /// Since when all workers wait.
+    quiet_since: Option<u64>,
+    /// All were told to rest, and none has had anything to do since.
+    resting: bool,
+    /// Rests so far, and the last one that each worker knows of.
+    rests: u64,
+    rested: Vec<u64>,
 }
 
 impl Default for Roster {
@@ -106,6 +128,7 @@ impl Default for Roster {
             closed: AtomicBool::new(false),
             guests: AtomicU64::new(0),
             from: Instant::now(),
+            rests: OnceLock::new(),
         }
     }
 }
@@ -164,7 +187,11 @@ impl Roster {
             if self.is_closed() {
                 return Task::End;
             }
+            if inner.is_to_rest(worker) {
+                return Task::Rest;
+            }
             if let Some(guest) = inner.waiting.pop_front() {
+                inner.stirs();
                 let since = self.now();
                 inner.seats[worker] = Some(Seat {
                     guest,
@@ -176,12 +203,40 @@ impl Roster {
                 return Task::Guest(guest);
             }
             if errand() {
+                inner.stirs();
                 return Task::Errand;
             }
-            inner.idle += 1;
-            inner.wait(&self.work);
-            inner.idle -= 1;
+            self.wait_for_work(&mut inner);
         }
+    }
+
+    /// From now on the machine rests when its `workers` have had nothing to do for a while and it is `occupied`.
+    pub fn may_rest(&self, workers: usize, occupied: Box<dyn Fn() -> bool + Send + Sync>) {
+        let first = self.rests.set(Rests { workers, occupied }).is_ok();
+        debug_assert!(first, "it may rest already");
+    }
+
+    /// Waits until there may be something to do, if only to rest.
+    fn wait_for_work(&self, inner: &mut WaitGuard<'_, rank::Roster, Inner>) {
+        inner.idle += 1;
+        match self.rests.get() {
+            Some(rests) if inner.idle == rests.workers && !inner.resting => {
+                let now = self.now();
+                let since = *inner.quiet_since.get_or_insert(now);
+                let left = REST_AFTER.saturating_sub(Duration::from_nanos(now - since));
+                if !left.is_zero() {
+                    inner.wait_for(&self.work, left);
+                } else if (rests.occupied)() {
+                    inner.resting = true;
+                    inner.rests += 1;
+                    self.work.notify_all();
+                } else {
+                    inner.wait(&self.work);
+                }
+            }
+            Some(_) | None => inner.wait(&self.work),
+        }
+        inner.idle -= 1;
     }
 
     /// Whether a worker was told to give way to another guest, and still should.
@@ -292,6 +347,20 @@ impl Inner {
             self.seats.resize_with(worker + 1, || None);
         }
         self.seats[worker] = None;
+    }
+
+    /// Whether a worker was not told of the last rest yet; it is now.
+    fn is_to_rest(&mut self, worker: usize) -> bool {
+        if self.rested.len() <= worker {
+            self.rested.resize(worker + 1, 0);
+        }
+        std::mem::replace(&mut self.rested[worker], self.rests) != self.rests
+    }
+
+    /// A worker has something to do.
+    fn stirs(&mut self) {
+        self.resting = false;
+        self.quiet_since = None;
     }
 
     fn other_waits(&self, guest: GuestId) -> bool {

@@ -38,6 +38,7 @@ pub(super) fn next(
                 }
             }
             Task::Errand => return Next::Errand,
+            Task::Rest => unreachable!("this machine may not rest"),
             Task::End => return Next::End,
         }
     }

@@ -229,3 +229,40 @@ fn guests_stop_and_go_for_themselves() {
     assert_eq!(guests.roster.next_round(), None);
     assert_eq!(next(&guests), Task::End);
 }
+
+#[test]
+fn all_workers_are_told_to_rest_once_and_only_if_there_is_a_guest() {
+    let roster = Roster::default();
+    let occupied = Arc::new(AtomicBool::new(false));
+    let there = Arc::clone(&occupied);
+    roster.may_rest(2, Box::new(move || there.load(Ordering::SeqCst)));
+    let rested = [(); 2].map(|()| AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for (worker, rested) in rested.iter().enumerate() {
+            let roster = &roster;
+            scope.spawn(move || {
+                let kick: Arc<dyn Kick> = Arc::new(Kicked::default());
+                loop {
+                    match roster.next(worker, &kick, || false) {
+                        Task::Rest => _ = rested.fetch_add(1, Ordering::SeqCst),
+                        Task::Guest(_) | Task::Errand => {}
+                        Task::End => return,
+                    }
+                }
+            });
+        }
+        let rests = || rested.each_ref().map(|rests| rests.load(Ordering::SeqCst));
+        let wait = |extra| std::thread::sleep(REST_AFTER + Duration::from_millis(extra));
+        wait(300);
+        assert_eq!(rests(), [0, 0], "the machine waits for a guest");
+        occupied.store(true, Ordering::SeqCst);
+        for all in 1..=2 {
+            roster.put(GuestId(0));
+            wait(300);
+            assert_eq!(rests(), [all; 2]);
+        }
+        wait(0);
+        assert_eq!(rests(), [2, 2], "they rest already");
+        roster.close();
+    });
+}
