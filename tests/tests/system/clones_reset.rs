@@ -11,7 +11,7 @@ use tests::context::Context;
 use super::snapshot::{Guest, ONLY_VMM, command, refused, snapshot, succeed};
 
 /// A command that is ended with the case.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -20,7 +20,11 @@ impl Drop for Running {
     }
 }
 
-fn start(context: &Context, words: &[&str], output: Option<&Path>) -> Result<Running, String> {
+pub(crate) fn start(
+    context: &Context,
+    words: &[&str],
+    output: Option<&Path>,
+) -> Result<Running, String> {
     let mut command = command(context, words);
     if let Some(path) = output {
         command.stdout(fs::File::create(path).map_err(|e| e.to_string())?);

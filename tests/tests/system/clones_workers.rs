@@ -14,7 +14,7 @@ use tests::process;
 use super::snapshot::{Guest, ONLY_VMM, command, expect, succeed, vmm_with};
 
 /// Freezes itself, says which clone it is, and goes on until its input ends or says `end`.
-const WAITS: &str = "echo freeze > /dev/vmm; read -r role n rest < /dev/vmm; echo $role $n; \
+pub(crate) const WAITS: &str = "echo freeze > /dev/vmm; read -r role n rest < /dev/vmm; echo $role $n; \
     while read -r line && [ \"$line\" != end ]; do echo $line; done";
 
 /// The same, and a clone's clones say so.
@@ -25,12 +25,12 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-fn warm(context: &Context, line: &str) -> Result<Guest, String> {
+pub(crate) fn warm(context: &Context, line: &str) -> Result<Guest, String> {
     Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])
 }
 
 /// A `vmm fork` that runs, its clones' input open until this is dropped.
-struct Forks<'a> {
+pub(crate) struct Forks<'a> {
     context: &'a Context,
     child: Child,
     name: &'a str,
@@ -41,6 +41,16 @@ struct Forks<'a> {
 impl<'a> Forks<'a> {
     /// Forks `warm`; the clones are called `name`.
     fn start(context: &'a Context, name: &'a str, more: &[&str]) -> Result<Self, String> {
+        Self::of("warm", context, name, more)
+    }
+
+    /// Forks `guest`.
+    pub(crate) fn of(
+        guest: &str,
+        context: &'a Context,
+        name: &'a str,
+        more: &[&str],
+    ) -> Result<Self, String> {
         let path = |kind: &str| context.work().join(format!("{name}.{kind}"));
         let fifo = path("in");
         rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).map_err(text)?;
@@ -48,7 +58,7 @@ impl<'a> Forks<'a> {
         let input = Some(input.map_err(text)?);
         let (fifo, output) = (fifo.to_string_lossy(), path("out.%i"));
         let output = output.to_string_lossy();
-        let words = ["fork", "warm", "--name", name, "--stdin", &fifo];
+        let words = ["fork", guest, "--name", name, "--stdin", &fifo];
         let words = [&words[..], &["--stdout", &output], more].concat();
         let said = fs::File::create(path("said")).map_err(text)?;
         let child = command(context, &words).stderr(said).spawn();
@@ -66,7 +76,7 @@ impl<'a> Forks<'a> {
         self.context.work().join(name)
     }
 
-    fn printed(&self, number: u32) -> String {
+    pub(crate) fn printed(&self, number: u32) -> String {
         fs::read_to_string(self.path(&format!("out.{number}"))).unwrap_or_default()
     }
 
@@ -83,7 +93,7 @@ impl<'a> Forks<'a> {
     }
 
     /// Waits until those that run are as they should be.
-    fn wait_for(
+    pub(crate) fn wait_for(
         &self,
         what: &str,
         seen: impl Fn(&BTreeMap<String, u64>) -> bool,
@@ -102,7 +112,7 @@ impl<'a> Forks<'a> {
     }
 
     /// Waits until so many run and have said so.
-    fn wait_for_all(&self, count: u32) -> Result<BTreeMap<String, u64>, String> {
+    pub(crate) fn wait_for_all(&self, count: u32) -> Result<BTreeMap<String, u64>, String> {
         let all = |listed: &BTreeMap<String, u64>| {
             listed.len() == count as usize && (1..=count).all(|n| !self.printed(n).is_empty())
         };
@@ -115,7 +125,7 @@ impl<'a> Forks<'a> {
     }
 
     /// Ends the clones' input, and waits for the end of all.
-    fn finish(mut self) -> Result<(Option<i32>, String), String> {
+    pub(crate) fn finish(mut self) -> Result<(Option<i32>, String), String> {
         drop(self.input.take());
         let ended = process::wait_within(&mut self.child, self.context.timeout / 3)?;
         let left = self.listed()?;

@@ -10,6 +10,7 @@ mod boot_input;
 mod boot_linux;
 mod carried;
 mod clones;
+mod clones_pool;
 mod clones_reset;
 mod clones_workers;
 mod confinement;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         clones_reset::cases(),
         freeze::cases(),
         clones_workers::cases(),
+        clones_pool::cases(),
         isolation::cases(),
         killed::cases(),
         examples::cases(),

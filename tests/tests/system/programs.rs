@@ -15,6 +15,11 @@ fn thrash() -> Case {
     Case::new("programs/thrash", launch, Expect::Tap).seconds(240)
 }
 
+fn hog() -> Case {
+    let launch = Launch::new("{programs}/hog", &[]).options(&["--memory", "32M", "--overcommit"]);
+    Case::new("programs/hog", launch, Expect::Tap).not_native("it is about an option of vmm")
+}
+
 fn quota() -> Case {
     let launch = Launch::new("{programs}/quota", &[]).options(&["--process-memory", "16M"]);
     Case::new("programs/quota", launch, Expect::Tap).not_native("it is about an option of vmm")
@@ -59,6 +64,7 @@ pub(crate) fn cases() -> Vec<Case> {
         threads("shootdown", ["shootdown", "200"], "40", "2"),
         thrash(),
         quota(),
+        hog(),
         tap("waits", &[]),
         tap("misbehave", &[]).seconds(120),
     ]

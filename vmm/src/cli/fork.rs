@@ -7,14 +7,16 @@ use std::process::ExitCode;
 
 use rustix::fs::SealFlags;
 
-use super::snapshot::{VerbError, frozen};
+use super::snapshot::{VerbError, template};
 use super::{STATUS_FAILURE, Size, complain};
-use crate::control::protocol::Request;
 use crate::control::rundir::{RunDirError, check_name};
 use crate::machine::hardware::{MAX_MEMORY, MIN_MEMORY};
 use crate::snapshot::read::{ReadError, Snapshot, Trust};
 
 mod apart;
+pub(super) mod pool;
+mod stock;
+mod talk;
 mod together;
 mod wire;
 pub(super) mod worker;
@@ -31,7 +33,7 @@ const MOST_APART: u32 = 10_000;
 #[command(after_help = "\
 Exit status: 0 if every copy ended with 0, else that of the first that did not; 125 if vmm itself failed.")]
 pub(super) struct ForkArgs {
-    /// The guest's name or number
+    /// The guest's name or number, or a pool's name (vmm pool)
     #[arg(value_name = "GUEST")]
     guest: String,
 
@@ -139,10 +141,10 @@ fn run(args: &ForkArgs) -> Result<u8, ForkError> {
     check_memory(args)?;
     match args.isolation {
         Isolation::Vm if args.count > MOST_APART => Err(ForkError::Many(args.count)),
-        Isolation::Vm => apart::run(args, &template(args)?),
+        Isolation::Vm => apart::run(args),
         Isolation::Process if args.name.is_some() => Err(ForkError::Nameless),
         Isolation::Process if args.per_process.is_some() => Err(ForkError::PerProcess),
-        Isolation::Process => together::run(args, template(args)?),
+        Isolation::Process => together::run(args, template(&args.guest, args.anew)?.1),
     }
 }
 
@@ -159,15 +161,6 @@ fn check_memory(args: &ForkArgs) -> Result<(), ForkError> {
 
 fn start(source: io::Error) -> ForkError {
     ForkError::Start(source)
-}
-
-fn template(args: &ForkArgs) -> Result<File, ForkError> {
-    if !args.anew
-        && let Ok((_, file)) = frozen(&args.guest, &Request::Template)
-    {
-        return Ok(file);
-    }
-    Ok(frozen(&args.guest, &Request::Freeze)?.1)
 }
 
 /// `text` as it is for one copy.

@@ -117,16 +117,22 @@ fn table(guests: &[Hello]) -> String {
         "GUEST", "PID", "SECONDS", "STATE"
     );
     for hello in guests {
-        let state = match hello.ready {
-            Some(true) => "ready",
-            Some(false) => "starts",
-            None => "runs",
+        let state = match (hello.ready, hello.pool) {
+            (Some(false), _) => "starts",
+            (_, Some(_)) => "pool",
+            (Some(true), None) => "ready",
+            (None, None) => "runs",
         };
+        let pool = hello.pool.map(|pool| {
+            let (machines, copies) = (pool.machines, pool.copies);
+            format!("({machines} machines wait, {copies} copies run) ")
+        });
         out += &format!(
-            "{:<20} {:>8} {:>10.1} {state:<8} {}\n",
+            "{:<20} {:>8} {:>10.1} {state:<8} {}{}\n",
             hello.guest.id,
             hello.guest.pid,
             hello.uptime_ms as f64 / 1000.0,
+            pool.unwrap_or_default(),
             hello.guest.command.join(" ").replace(char::is_control, "?")
         );
     }

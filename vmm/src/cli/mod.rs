@@ -46,6 +46,7 @@ enum Command {
     Restore(Box<restore::RestoreArgs>),
     Freeze(snapshot::FreezeArgs),
     Fork(fork::ForkArgs),
+    Pool(fork::pool::PoolArgs),
     #[command(hide = true)]
     RunClones(fork::worker::WorkerArgs),
 }
@@ -91,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Restore(args) => restore::main(&args),
         Command::Freeze(args) => snapshot::freeze(&args),
         Command::Fork(args) => fork::main(&args),
+        Command::Pool(args) => fork::pool::main(&args),
         Command::RunClones(args) => fork::worker::main(&args),
     }
 }
@@ -108,8 +110,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
     } else {
         let given = std::env::args().nth(1).unwrap_or_default();
         let known = [
-            "boot", "doctor", "fork", "freeze", "inspect", "kill", "ps", "reset", "restore",
-            "snapshot",
+            "boot", "doctor", "fork", "freeze", "inspect", "kill", "pool", "ps", "reset",
+            "restore", "snapshot",
         ];
         let command = known.into_iter().find(|name| *name == given);
         let command = command.unwrap_or("run");

@@ -131,7 +131,7 @@ fn write(args: &SnapshotArgs) -> Result<(), VerbError> {
 }
 
 /// Waits for a guest that is being started, or that is to print a line or freeze itself.
-fn wait_until_ready(guest: &str) -> Result<(), VerbError> {
+pub(super) fn wait_until_ready(guest: &str) -> Result<(), VerbError> {
     let (since, mut seen) = (Instant::now(), false);
     loop {
         match client::ask(&rundir::folder(), guest, &Request::Hello) {
@@ -152,6 +152,14 @@ pub(super) fn frozen(guest: &str, request: &Request) -> Result<(Frozen, File), V
         (Response::Frozen { frozen, .. }, Some(file)) => Ok((frozen, file)),
         _ => Err(VerbError::Other(guest.to_owned())),
     }
+}
+
+/// The template that a guest has, or a new one.
+pub(super) fn template(guest: &str, anew: bool) -> Result<(Frozen, File), VerbError> {
+    if !anew && let Ok(there) = frozen(guest, &Request::Template) {
+        return Ok(there);
+    }
+    frozen(guest, &Request::Freeze)
 }
 
 /// Asks, and shows on a terminal how far it is.

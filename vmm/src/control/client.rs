@@ -75,7 +75,7 @@ pub fn converse(
         id: id.to_owned(),
         source,
     };
-    let mut stream = connect(folder, id)?;
+    let mut stream = connect(folder, id, SOCKET)?;
     let mut line = serde_json::to_vec(request).map_err(|e| connection(e.into()))?;
     line.push(b'\n');
     let patience = match request {
@@ -112,13 +112,17 @@ pub fn converse(
     }
 }
 
-fn connect(folder: &Path, id: &str) -> Result<UnixStream, AskError> {
+/// Connects to a socket in the run directory of guest `id`.
+///
+/// # Errors
+/// There is no such guest, or no such socket.
+pub fn connect(folder: &Path, id: &str, socket: &str) -> Result<UnixStream, AskError> {
     // A path is no id.
     let named = !id.is_empty() && !id.contains('/') && !id.starts_with('.');
     if !named {
         return Err(AskError::NoGuest(id.to_owned()));
     }
-    UnixStream::connect(folder.join(id).join(SOCKET)).map_err(|error| match error.kind() {
+    UnixStream::connect(folder.join(id).join(socket)).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             AskError::NoGuest(id.to_owned())
         }

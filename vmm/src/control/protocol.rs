@@ -154,6 +154,18 @@ pub struct Hello {
     /// Whether it has printed the line it was to print; `None` if it was not told to.
     #[serde(default)]
     pub ready: Option<bool>,
+    /// It is no guest but a pool of machines for copies of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
+}
+
+/// A pool of machines (`vmm pool`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Machines that wait.
+    pub machines: u32,
+    /// Copies that run in others.
+    pub copies: u32,
 }
 
 impl Response {

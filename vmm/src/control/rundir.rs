@@ -15,6 +15,8 @@ use rustix::io::Errno;
 
 /// The socket's name in a run directory.
 pub const SOCKET: &str = "socket";
+/// The name there of a pool's socket for those who want clones.
+pub const CLONES: &str = "clones";
 /// The lock's name there.
 const LOCK: &str = "lock";
 /// The lock of the folder.
@@ -182,6 +184,12 @@ impl RunDir {
     pub fn socket(&self) -> PathBuf {
         self.path.join(SOCKET)
     }
+
+    /// Where a pool's socket for clones goes.
+    #[must_use]
+    pub fn clones(&self) -> PathBuf {
+        self.path.join(CLONES)
+    }
 }
 
 impl Drop for RunDir {
@@ -235,7 +243,7 @@ fn remove_stale(folder: &Path) {
 
 /// Removes what a VMM makes in its directory, and the directory.
 fn remove(path: &Path) {
-    for name in [SOCKET, LOCK] {
+    for name in [SOCKET, CLONES, LOCK] {
         let _ = fs::remove_file(path.join(name));
     }
     if let Err(error) = fs::remove_dir(path)

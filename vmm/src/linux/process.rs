@@ -106,7 +106,8 @@ impl AddressSpace {
         (!deleted).then(|| Arc::clone(&self.space))
     }
 
-    fn is_deleted(&self) -> bool {
+    /// Whether its memory has been given back.
+    pub(crate) fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::SeqCst)
     }
 

@@ -45,6 +45,10 @@ ranks! {
     ResetDoor,
     /// Who takes a guest of the library's down.
     TakeDown,
+    /// Conversations of a pool.
+    PoolTalks,
+    /// Clones that a process runs for `vmm fork`.
+    RunningClones,
     /// What a process that runs clones says to `vmm fork`.
     CloneNews,
     /// Machines there whose clones have ended.
@@ -53,6 +57,8 @@ ranks! {
     WarmMachines,
     /// A machine that guests share, until its end.
     MachineThreads,
+    /// Who gives back memory because it is used up.
+    LeavingSpace,
     /// The guests of a machine.
     MachineGuests,
     /// What a machine failed with.

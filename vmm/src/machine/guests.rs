@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use super::victim::Leaving;
 use super::worker::Shared;
 use crate::linux::sched::roster::{GuestId, Roster};
 use crate::locks::{Mutex, rank};
@@ -22,6 +23,8 @@ pub struct Guests {
     all: Mutex<rank::MachineGuests, HashMap<GuestId, Arc<Shared>>>,
     /// How many they are, for who may not wait for the lock.
     count: Arc<AtomicUsize>,
+    /// Who gives back memory, if somebody had to.
+    pub(super) leaving: Mutex<rank::LeavingSpace, Leaving>,
     /// The machine has failed or ended: nobody comes any more.
     closed: AtomicBool,
 }
@@ -35,6 +38,7 @@ impl Guests {
             memory,
             all: Mutex::default(),
             count: Arc::default(),
+            leaving: Mutex::default(),
             closed: AtomicBool::new(false),
         }
     }
@@ -81,11 +85,15 @@ impl Guests {
         self.all.lock().get(&id).map(Arc::clone)
     }
 
+    /// All of them.
+    pub(super) fn everyone(&self) -> Vec<Arc<Shared>> {
+        self.all.lock().values().map(Arc::clone).collect()
+    }
+
     /// Ends the machine and all guests in it.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        let all: Vec<_> = self.all.lock().values().map(Arc::clone).collect();
-        for guest in all {
+        for guest in self.everyone() {
             guest.kernel.sched.end();
         }
         self.roster.close();

@@ -93,6 +93,7 @@ impl Inspector {
                     guest: self.about.clone(),
                     uptime_ms: self.uptime_ms(),
                     ready: self.verbs.ready(),
+                    pool: None,
                 },
             },
             Request::Kill { signal } => self.verbs.kill(*signal),

@@ -36,6 +36,7 @@ pub mod strace;
 mod testing;
 pub mod trap;
 pub(crate) mod verbs;
+mod victim;
 pub mod worker;
 
 pub(crate) use bare::Bare;

@@ -15,6 +15,7 @@ use super::kick::Kicker;
 use super::stats::{Counters, count};
 use super::strace::Strace;
 use super::trap::{self, Faulted};
+use super::victim::{self, Verdict};
 use crate::hv::kvm::vcpu::Vcpu;
 use crate::hv::{CpuError, Exit, Flush, Trap};
 use crate::linux::Errno;
@@ -382,7 +383,7 @@ impl Worker {
             }
             Exit::Trap(trap) if trap.vector == 14 => {
                 count(&counters.page_faults);
-                self.page_fault(shared, thread, trap)?;
+                return self.page_fault(shared, thread, trap);
             }
             Exit::Trap(trap) => {
                 count(&counters.exceptions);
@@ -412,7 +413,7 @@ impl Worker {
                     rip = thread.regs.rip,
                     "the guest stopped: {what}"
                 );
-                self.kill(shared, thread);
+                victim::kill(shared, thread.pid);
             }
         }
         Ok(Turn::Again)
@@ -423,21 +424,19 @@ impl Worker {
         shared: &Shared,
         thread: &mut Thread,
         trap: Trap,
-    ) -> Result<(), CpuError> {
+    ) -> Result<Turn, CpuError> {
         match trap::page_fault(&shared.kernel.memory, thread, trap) {
             Faulted::Resolved(_) | Faulted::ReadFile => {}
             Faulted::Signal(info) => self.fault(shared, thread, trap, info),
             // The frames that flushes held are back: fault again.
             Faulted::NoMemory if self.finish_flushes()? || self.make_room(shared)? => {}
-            Faulted::NoMemory => {
-                tracing::warn!(
-                    pid = thread.pid,
-                    "killed: the guest's memory is used up; run with a larger --memory"
-                );
-                self.kill(shared, thread);
-            }
+            Faulted::NoMemory => match self.guests.end_largest(shared, thread.pid) {
+                Verdict::Ends => {}
+                Verdict::Waits => return Ok(Turn::Leave(Leave::Last)),
+                Verdict::WaitsForGuest => return Ok(Turn::Leave(Leave::ForGuest)),
+            },
         }
-        Ok(())
+        Ok(Turn::Again)
     }
 
     /// The signal of an exception that is not a page fault.
@@ -485,20 +484,6 @@ impl Worker {
         let mut cpu = self.fpu.access(&self.cpu, &shared.counters);
         let mut c = context(shared, thread, &mut cpu, CallRecord::default());
         signal::fault(&mut c, info);
-    }
-
-    /// Ends the thread's process as SIGKILL does.
-    fn kill(&mut self, shared: &Shared, thread: &Thread) {
-        let mut state = shared.kernel.state();
-        let info = SigInfo {
-            signo: libc::SIGKILL,
-            code: 0x80,
-            errno: 0,
-            fields: crate::linux::process::SigFields::None,
-        };
-        if let Err(error) = signal::send_to_process(&shared.kernel, &mut state, thread.pid, info) {
-            debug_assert!(false, "a running thread has a process: {error}");
-        }
     }
 }
 

@@ -4,6 +4,8 @@
 //! are spread over processes, [`MOST_IN_A_PROCESS`] in each at most. This process has no machine. It starts the workers,
 //! tells each which clones to run, at most [`AHEAD`] before it hears that one runs, and hears how they end.
 //!
+//! If the guest is a pool ([`super::pool`]), that is the first worker: it runs as many clones as it has room for.
+//!
 //! A worker that dies takes its clones with it. They are named in one line and count as ended with status 125;
 //! those that wait for their turn get another worker. Workers end with this process: they are its children, with a signal
 //! for its death, and they end when their socket is closed.
@@ -11,16 +13,19 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::wire::{Line, Lot, News, One, Order};
+use super::wire::{End, Line, Lot, News, One, Order};
 use super::{ForkArgs, ForkError, numbered, start};
+use crate::cli::snapshot::{template, wait_until_ready};
 use crate::cli::{STATUS_FAILURE, say};
+use crate::control::client;
+use crate::control::rundir::{self, CLONES};
 
 /// Machines that share a process at most.
 pub(super) const MOST_IN_A_PROCESS: u8 = 100;
@@ -29,12 +34,12 @@ pub(super) const MOST_IN_A_PROCESS: u8 = 100;
 const AHEAD: usize = 2;
 
 /// Runs the clones to their end: 0, or the status of the first that did not end with it.
-pub(super) fn run(args: &ForkArgs, template: &File) -> Result<u8, ForkError> {
+pub(super) fn run(args: &ForkArgs) -> Result<u8, ForkError> {
     let mut fleet = Fleet {
         args,
-        template,
+        template: None,
         most: args.jobs.unwrap_or(args.count).min(args.count) as usize,
-        workers: Vec::new(),
+        workers: pool(args)?.into_iter().collect(),
         leaving: Vec::new(),
         next: 1,
         failed: None,
@@ -48,10 +53,62 @@ pub(super) fn run(args: &ForkArgs, template: &File) -> Result<u8, ForkError> {
     }
 }
 
+fn lot(args: &ForkArgs) -> Lot {
+    Lot {
+        template: args.guest.clone(),
+        of: args.count,
+        cpus: args.cpus,
+        timeout: args.timeout,
+    }
+}
+
+/// The pool that the guest is, if it is one, and its machines are like those wanted.
+fn pool(args: &ForkArgs) -> Result<Option<Worker>, ForkError> {
+    if args.anew || args.cpus.is_some() || args.per_process.is_some() {
+        return Ok(None);
+    }
+    wait_until_ready(&args.guest)?;
+    let Ok(stream) = client::connect(&rundir::folder(), &args.guest, CLONES) else {
+        return Ok(None);
+    };
+    let line = Line::over(stream);
+    let answer = line.say(&Order::Serve(lot(args)), &[]);
+    let answer = answer.and_then(|()| line.hear()).map_err(start)?;
+    let Some((News::Room(room), _)) = answer else {
+        // It ends.
+        return Ok(None);
+    };
+    Ok((room > 0).then(|| Worker {
+        process: None,
+        line,
+        room: room as usize,
+        clones: BTreeSet::new(),
+        waiting: BTreeSet::new(),
+    }))
+}
+
+/// Descriptors 0 to 2 of a clone, and what comes with the order: files that were named, or else, but for standard input, this
+/// process's, which a worker has too.
+fn ends(files: [Option<&File>; 3], is_worker: bool) -> [(End, Option<BorrowedFd<'_>>); 3] {
+    let own = [
+        None,
+        Some(rustix::stdio::stdout()),
+        Some(rustix::stdio::stderr()),
+    ];
+    let is_open = |fd: &BorrowedFd<'_>| rustix::io::fcntl_getfd(fd).is_ok();
+    std::array::from_fn(|n| match (files[n], own[n].filter(is_open)) {
+        (Some(file), _) => (End::Comes, Some(file.as_fd())),
+        (None, None) => (End::Nothing, None),
+        (None, Some(_)) if is_worker => (End::Own, None),
+        (None, Some(own)) => (End::Comes, Some(own)),
+    })
+}
+
 /// The workers, and what is left to do.
 struct Fleet<'a> {
     args: &'a ForkArgs,
-    template: &'a File,
+    /// Once a worker needs it.
+    template: Option<File>,
     /// Clones at once.
     most: usize,
     workers: Vec<Worker>,
@@ -64,10 +121,13 @@ struct Fleet<'a> {
     failed: Option<(u32, u8)>,
 }
 
-/// A process that runs clones. Dropping it ends it.
+/// A process that runs clones. Dropping it ends it, if it is a child of this one.
 struct Worker {
-    process: Child,
+    /// None: it is a pool.
+    process: Option<Child>,
     line: Line,
+    /// Clones that it runs at most.
+    room: usize,
     /// The clones it was told of and that have not ended.
     clones: BTreeSet<u32>,
     /// Of these, those that do not run yet.
@@ -77,19 +137,23 @@ struct Worker {
 impl Worker {
     /// Tells it to end.
     fn end(&mut self) {
-        // One that has ended already was what is wanted.
-        let _ = self.process.kill();
+        if let Some(process) = &mut self.process {
+            // One that has ended already was what is wanted.
+            let _ = process.kill();
+        }
     }
 
-    fn has_room(&self, most: usize) -> bool {
-        self.waiting.len() < AHEAD && self.clones.len() < most
+    fn has_room(&self) -> bool {
+        self.waiting.len() < AHEAD && self.clones.len() < self.room
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         self.end();
-        let _ = self.process.wait();
+        if let Some(process) = &mut self.process {
+            let _ = process.wait();
+        }
     }
 }
 
@@ -103,19 +167,19 @@ impl Drop for Fleet<'_> {
 impl Fleet<'_> {
     /// Gives clones to workers as long as there are both, and lets those workers go that have nothing left to do.
     fn hand_out(&mut self) -> Result<(), ForkError> {
-        let each = self.args.per_process.unwrap_or(MOST_IN_A_PROCESS).into();
+        let each: usize = self.args.per_process.unwrap_or(MOST_IN_A_PROCESS).into();
         while self.next <= self.args.count {
             let running: usize = self.workers.iter().map(|worker| worker.clones.len()).sum();
             if running >= self.most {
                 return Ok(());
             }
             let free = self.workers.iter().enumerate();
-            let free = free.filter(|(_, worker)| worker.has_room(each));
+            let free = free.filter(|(_, worker)| worker.has_room());
             let free = free.min_by_key(|(_, worker)| worker.clones.len());
             let at = match free.map(|(at, _)| at) {
                 Some(at) => at,
-                None if self.workers.len() < self.most.div_ceil(each) => {
-                    let worker = self.start_worker()?;
+                None if self.room() < self.most => {
+                    let worker = self.start_worker(each)?;
                     self.workers.push(worker);
                     self.workers.len() - 1
                 }
@@ -131,7 +195,17 @@ impl Fleet<'_> {
         Ok(())
     }
 
-    fn start_worker(&self) -> Result<Worker, ForkError> {
+    /// Clones that all workers together may run.
+    fn room(&self) -> usize {
+        self.workers.iter().map(|worker| worker.room).sum()
+    }
+
+    fn start_worker(&mut self, room: usize) -> Result<Worker, ForkError> {
+        let template = match self.template.take() {
+            Some(there) => there,
+            None => template(&self.args.guest, self.args.anew)?.1,
+        };
+        let template = self.template.insert(template);
         let (line, theirs) = Line::pair().map_err(start)?;
         let vmm = std::env::current_exe().map_err(start)?;
         let parent = std::process::id().to_string();
@@ -141,21 +215,15 @@ impl Fleet<'_> {
             .spawn()
             .map_err(start)?;
         let worker = Worker {
-            process,
+            process: Some(process),
             line,
+            room,
             clones: BTreeSet::new(),
             waiting: BTreeSet::new(),
         };
-        let lot = Lot {
-            template: self.args.guest.clone(),
-            of: self.args.count,
-            cpus: self.args.cpus,
-            timeout: self.args.timeout,
-        };
         // One that is gone already shows that when it is listened to.
-        let _gone = worker
-            .line
-            .say(&Order::Serve(lot), &[self.template.as_fd()]);
+        let order = Order::Serve(lot(self.args));
+        let _gone = worker.line.say(&order, &[template.as_fd()]);
         Ok(worker)
     }
 
@@ -171,16 +239,18 @@ impl Fleet<'_> {
         let stdin = opened(&args.stdin, |path| File::open(path))?;
         let stdout = opened(&args.stdout, |path| File::create(path))?;
         let settings = args.env.iter().map(|text| numbered(text, number));
+        let worker = &mut self.workers[at];
+        let ends = ends(
+            [stdin.as_ref(), stdout.as_ref(), None],
+            worker.process.is_some(),
+        );
         let one = One {
             number,
             name: args.name.as_ref().map(|name| format!("{name}-{number}")),
             settings: settings.collect(),
-            stdin: stdin.is_some(),
-            stdout: stdout.is_some(),
+            stdio: ends.map(|(end, _)| end),
         };
-        let with: Vec<_> = [&stdin, &stdout].into_iter().flatten().collect();
-        let with: Vec<_> = with.iter().map(AsFd::as_fd).collect();
-        let worker = &mut self.workers[at];
+        let with: Vec<_> = ends.into_iter().filter_map(|(_, fd)| fd).collect();
         match worker.line.say(&Order::Start(one), &with) {
             Err(error) if !is_gone(&error) => return Err(start(error)),
             // It is told of what it was given when it is listened to.
@@ -216,10 +286,17 @@ impl Fleet<'_> {
             News::Runs(number) => _ = worker.waiting.remove(&number),
             News::Ended { number, status } => {
                 worker.clones.remove(&number);
-                // One that could not be made never ran.
-                worker.waiting.remove(&number);
                 self.ended(number, status);
             }
+            News::Failed { number, why } => {
+                worker.clones.remove(&number);
+                // One that could not be made never ran.
+                worker.waiting.remove(&number);
+                say(&format!("vmm: {why}\n"));
+                self.ended(number, STATUS_FAILURE);
+            }
+            // Said before the first order.
+            News::Room(_) => {}
         }
     }
 
@@ -232,10 +309,18 @@ impl Fleet<'_> {
     /// A worker has died: so have its clones.
     fn mourn(&mut self, at: usize) -> Result<(), ForkError> {
         let mut worker = self.workers.swap_remove(at);
-        // It may only have lost its voice.
-        let _ = worker.process.kill();
-        let status = worker.process.wait().map_err(start)?;
-        say(&obituary(worker.process.id(), status, &worker.clones));
+        let died = match &mut worker.process {
+            Some(process) => {
+                // It may only have lost its voice.
+                let _ = process.kill();
+                let status = process.wait().map_err(start)?;
+                format!("process {} failed ({status})", process.id())
+            }
+            None => format!("pool `{}` has ended", self.args.guest),
+        };
+        if !worker.clones.is_empty() || worker.process.is_some() {
+            say(&obituary(&died, &worker.clones));
+        }
         for number in std::mem::take(&mut worker.clones) {
             self.ended(number, STATUS_FAILURE);
         }
@@ -251,13 +336,12 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// One line for a worker's end.
-fn obituary(process: u32, status: ExitStatus, clones: &BTreeSet<u32>) -> String {
+fn obituary(died: &str, clones: &BTreeSet<u32>) -> String {
     let which = match clones.len() {
         1 => "clone",
         _ => "clones",
     };
-    let clones = ranges(clones);
-    format!("vmm: process {process} failed ({status}), and with it {which} {clones}\n")
+    format!("vmm: {died}, and with it {which} {}\n", ranges(clones))
 }
 
 /// Numbers as people write them: `1-4, 9`.

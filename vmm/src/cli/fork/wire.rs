@@ -1,5 +1,5 @@
-//! What `vmm fork` and the processes that run its clones say to each other: a number of bytes, that many, and descriptors
-//! that come with the first of them.
+//! What `vmm fork` and the processes that run its clones, workers or a pool, say to each other: a number of bytes, that
+//! many, and descriptors that come with the first of them.
 //!
 //! Both sides are the same program and trust each other. A message is bounded all the same, so that whoever is
 //! spoken to by something else says so and does not fill the memory.
@@ -20,14 +20,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 /// Most bytes of a message: as many as a command line has.
 const MOST: usize = 4 << 20;
 /// Most descriptors that come with one.
-const DESCRIPTORS: usize = 2;
+const DESCRIPTORS: usize = 3;
 
-/// What a worker process is told.
+/// What a process that runs clones is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// First: what is the same for all clones. The template comes with it.
+    /// First: what is the same for all clones. The template comes with it, if it goes to a worker; a pool has its own.
     Serve(Lot),
-    /// Start a clone. Its standard input comes with it if it has one, then its standard output.
+    /// Start a clone. Those of its descriptors that come do so with it, in order.
     Start(One),
 }
 
@@ -53,23 +53,41 @@ pub(super) struct One {
     pub(super) name: Option<String>,
     /// What it reads from /dev/vmm.
     pub(super) settings: Vec<String>,
-    /// Its standard input comes with this; else it has nothing to read.
-    pub(super) stdin: bool,
-    /// Its standard output comes with this; else it is that of `vmm fork`.
-    pub(super) stdout: bool,
+    /// Its descriptors 0 to 2.
+    pub(super) stdio: [End; 3],
 }
 
-/// What a worker process tells.
+/// Where a standard descriptor of a clone comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum End {
+    /// With the order.
+    Comes,
+    /// It is that of the process that runs the clone.
+    Own,
+    /// There is none; nothing to read, if it is standard input.
+    Nothing,
+}
+
+/// What a process that runs clones tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum News {
+    /// First, by a pool: so many clones may run.
+    Room(u32),
     /// A clone runs.
     Runs(u32),
-    /// It has ended, or could not be made, which was said.
+    /// It has ended.
     Ended {
         /// Which.
         number: u32,
         /// Its exit status.
         status: u8,
+    },
+    /// It could not be made, or its machine failed.
+    Failed {
+        /// Which.
+        number: u32,
+        /// Why, in words.
+        why: String,
     },
 }
 
@@ -94,6 +112,17 @@ impl Line {
     pub(super) fn of(fd: OwnedFd) -> io::Result<Self> {
         rustix::net::sockopt::socket_type(&fd)?;
         Ok(Self(fd.into()))
+    }
+
+    /// The side that speaks first to a pool, or is spoken to by one.
+    pub(super) fn over(stream: UnixStream) -> Self {
+        Self(stream)
+    }
+
+    /// Nothing more is said or heard.
+    pub(super) fn hang_up(&self) {
+        // Whoever has gone has done it.
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
 
     /// Says something, and gives descriptors with it.
@@ -188,8 +217,7 @@ mod tests {
             number,
             name: None,
             settings: vec![text.to_owned()],
-            stdin: false,
-            stdout: true,
+            stdio: [End::Nothing, End::Comes, End::Own],
         })
     }
 

@@ -11,11 +11,13 @@ use crate::snapshot::records::Role;
 use crate::snapshot::write::Writer;
 
 const MEMORY: u64 = 64 << 20;
+/// Memory of a machine for many of it.
+const ROOMY: u64 = 1 << 30;
 /// How long a guest may take until it is ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a program in `host` until it has made `ready` there, freezes it, ends it, and makes a machine for many of it.
-fn frozen(program: &[&str], host: &Path) -> Arc<SharedMachine> {
+fn frozen(program: &[&str], host: &Path, memory: u64) -> Arc<SharedMachine> {
     let machine = {
         let host_side = HostSide {
             stdio: Given::inherited().expect("descriptors"),
@@ -49,7 +51,7 @@ fn frozen(program: &[&str], host: &Path) -> Arc<SharedMachine> {
     let snapshot = Arc::new(snapshot.expect("a snapshot"));
     let (_, records) = open_guest(&snapshot).expect("a guest");
     let wanted = Wanted {
-        memory: 1 << 30,
+        memory,
         page_file: None,
         commit: Commit::Over,
         process_memory: None,
@@ -106,7 +108,7 @@ fn tenants_do_what_is_theirs() {
         return;
     }
     let host = tempfile::tempdir().expect("a directory");
-    let machine = frozen(&["sh", "-c", SCRIPT], host.path());
+    let machine = frozen(&["sh", "-c", SCRIPT], host.path(), ROOMY);
     assert!(machine.forks());
     let ends = nothing();
     let fork = |n| machine.fork(wish(n, &ends)).expect("a tenant");
@@ -146,7 +148,7 @@ fn ended_tenants_give_everything_back() {
     let script = &format!(
         ": >ready; echo freeze >/dev/vmm; while [ ! -e go ]; do sleep 0.01; done; {script}"
     );
-    let machine = frozen(&["sh", "-c", script], host.path());
+    let machine = frozen(&["sh", "-c", script], host.path(), ROOMY);
     std::fs::write(host.path().join("go"), b"").expect("a file");
     let ends = nothing();
     let manager = &machine.seed().memory.manager;
@@ -181,4 +183,24 @@ fn ended_tenants_give_everything_back() {
     assert_eq!(before, after);
     let more = descriptors().saturating_sub(open);
     assert!(more < 50, "{more} descriptors more");
+}
+
+/// One tenant takes all memory of the machine, and then nobody but its own process ends.
+#[test]
+fn who_takes_all_memory_is_who_ends() {
+    if !usable() {
+        return;
+    }
+    let host = tempfile::tempdir().expect("a directory");
+    let script = "while [ ! -e go ]; do sleep 0.05; done; read role number rest </dev/vmm; \
+        if [ $number = 1 ]; then head -c 999999999 /dev/zero | tail -c 999999999 >/dev/null; code=$?; : >done; exit $code; fi; \
+        while [ ! -e done ]; do x=$(head -c 300000 /dev/zero | tr '\\0' a); done; exit 7";
+    let script = format!(": >ready; {script}");
+    let machine = frozen(&["sh", "-c", &script], host.path(), MEMORY);
+    let ends = nothing();
+    let fork = |n| machine.fork(wish(n, &ends)).expect("a tenant");
+    let tenants: Vec<Tenant> = (1..=4).map(fork).collect();
+    std::fs::write(host.path().join("go"), b"").expect("a file");
+    let ended: Vec<u8> = tenants.into_iter().map(|tenant| tenant.wait()).collect();
+    assert_eq!(ended, [137, 7, 7, 7]);
 }

@@ -1,0 +1,258 @@
+//! A conversation with `vmm fork`, in a process that runs clones for it: orders are carried out, and what becomes of the
+//! clones is told. A clone does not outlive the conversation it was ordered in.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::stock::Stock;
+use super::wire::{End, Line, Lot, News, One, Order};
+use crate::cli::STATUS_FAILURE;
+use crate::control::rundir::Called;
+use crate::linux::sched::Sched;
+use crate::linux::stdio::{Given, copy};
+use crate::locks::{Mutex, rank};
+use crate::machine::restored::Revived;
+use crate::machine::verbs::chain;
+use crate::machine::{After, Bare, Observed, RunError, run_dir, take_no_signals};
+use crate::snapshot::records::{Identity, Role};
+
+/// How the clones of a process are told apart that were given no name.
+pub(super) enum Numbers {
+    /// By the number that `vmm fork` has given them: there is only one.
+    Given,
+    /// By the order in which they were made: several give numbers.
+    Own(AtomicU32),
+}
+
+/// Why a conversation ends.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TalkError {
+    #[error("only vmm fork starts this")]
+    Line(#[source] io::Error),
+    #[error("vmm fork says something else than is expected")]
+    Order,
+}
+
+/// Why there is no clone.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Machine(#[from] RunError),
+    #[error("a thread cannot be started")]
+    Thread(#[source] io::Error),
+}
+
+/// The clones that run.
+#[derive(Default)]
+struct Running {
+    /// Nobody waits for them any more.
+    over: bool,
+    clones: BTreeMap<u32, Arc<Sched>>,
+}
+
+/// A conversation.
+pub(super) struct Talk {
+    line: Line,
+    lot: Lot,
+    stock: Arc<Stock>,
+    numbers: Arc<Numbers>,
+    /// Held while something is said.
+    voice: Mutex<rank::CloneNews, ()>,
+    running: Mutex<rank::RunningClones, Running>,
+}
+
+impl Talk {
+    pub(super) fn new(
+        line: Line,
+        lot: Lot,
+        stock: &Arc<Stock>,
+        numbers: &Arc<Numbers>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            line,
+            lot,
+            stock: Arc::clone(stock),
+            numbers: Arc::clone(numbers),
+            voice: Mutex::default(),
+            running: Mutex::default(),
+        })
+    }
+
+    /// Takes orders until there is nobody to give any; then the clones are told to end.
+    pub(super) fn listen(self: &Arc<Self>) -> Result<(), TalkError> {
+        let heard = loop {
+            match self.line.hear() {
+                Ok(Some((Order::Start(one), with))) => self.start(one, with),
+                Ok(Some((Order::Serve(_), _))) => break Err(TalkError::Order),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(TalkError::Line(error)),
+            }
+        };
+        self.end();
+        heard
+    }
+
+    /// Has all clones end, and hears nothing more.
+    pub(super) fn end(&self) {
+        self.line.hang_up();
+        let mut running = self.running.lock();
+        running.over = true;
+        let clones = std::mem::take(&mut running.clones);
+        drop(running);
+        clones.values().for_each(|sched| sched.end());
+    }
+
+    /// Clones that run.
+    pub(super) fn clones(&self) -> usize {
+        self.running.lock().clones.len()
+    }
+
+    pub(super) fn tell(&self, news: &News) {
+        let _one_at_a_time = self.voice.lock();
+        // Who does not listen any more has ended, and so will the clones.
+        let _gone = self.line.say(news, &[]);
+    }
+
+    /// Starts a clone, and says what comes of it.
+    fn start(self: &Arc<Self>, one: One, with: Vec<OwnedFd>) {
+        let number = one.number;
+        let end = Ending {
+            talk: Arc::clone(self),
+            number,
+            news: News::Ended {
+                number,
+                status: STATUS_FAILURE,
+            },
+        };
+        let revived = match self.make(&one, &with) {
+            Ok(revived) => revived,
+            Err(error) => return end.fails(&error),
+        };
+        let thread = std::thread::Builder::new().name(format!("clone{number}"));
+        let started = thread.spawn(move || run(revived, (&one, &with), end));
+        match started {
+            Ok(_) => self.tell(&News::Runs(number)),
+            Err(error) => self.tell(&failed(number, &StartError::Thread(error))),
+        }
+    }
+
+    fn make(&self, one: &One, with: &[OwnedFd]) -> Result<Revived, StartError> {
+        let called = match (&one.name, &*self.numbers) {
+            (Some(name), _) => Called::Name(name),
+            (None, Numbers::Given) => Called::Clone(one.number),
+            (None, Numbers::Own(made)) => Called::Clone(made.fetch_add(1, Ordering::Relaxed)),
+        };
+        let dir = run_dir(called)?;
+        let (mut revived, observed) = self.revive(one, with, self.stock.take())?;
+        revived.machine.observe(observed, dir);
+        Ok(revived)
+    }
+
+    fn revive(
+        &self,
+        one: &One,
+        with: &[OwnedFd],
+        left: Option<Bare>,
+    ) -> Result<(Revived, Observed), RunError> {
+        let stdio = given(one, with).map_err(RunError::Stdio)?;
+        let settings = one.settings.iter().map(|text| text.clone().into());
+        let identity = Identity {
+            role: Role::Clone {
+                number: one.number,
+                of: self.lot.of,
+                template: self.lot.template.clone(),
+            },
+            settings: settings.collect(),
+        };
+        let made = self.stock.revive(identity, stdio, left)?;
+        let sched = Arc::clone(&made.0.machine.kernel().sched);
+        if self.is_over(one.number, &sched) {
+            sched.end();
+        }
+        Ok(made)
+    }
+
+    /// Notes a clone, in the place of what it went back from. Whether nobody waits for it any more.
+    fn is_over(&self, number: u32, sched: &Arc<Sched>) -> bool {
+        let mut running = self.running.lock();
+        if !running.over {
+            running.clones.insert(number, Arc::clone(sched));
+        }
+        running.over
+    }
+}
+
+fn failed(number: u32, error: &dyn std::error::Error) -> News {
+    News::Failed {
+        number,
+        why: chain(error),
+    }
+}
+
+/// Descriptors 0 to 2 of a clone, copies of those that came `with` its order: a clone that goes back gets them again.
+fn given(one: &One, with: &[OwnedFd]) -> io::Result<Given> {
+    let mut with = with.iter();
+    let mut given = [None, None, None];
+    let own = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
+    for ((end, own), given) in one.stdio.iter().zip(own).zip(&mut given) {
+        *given = match end {
+            End::Comes => match with.next() {
+                Some(fd) => Some(rustix::io::fcntl_dupfd_cloexec(fd, 3)?),
+                None => return Err(io::ErrorKind::InvalidData.into()),
+            },
+            End::Own => copy(own.as_fd())?,
+            End::Nothing => None,
+        };
+    }
+    if given[0].is_none() {
+        given[0] = Some(File::open("/dev/null")?.into());
+    }
+    Ok(Given(given))
+}
+
+/// Runs a clone to its end, and keeps its machine for the next.
+fn run(revived: Revived, (one, with): (&One, &[OwnedFd]), mut ending: Ending) {
+    take_no_signals();
+    let talk = Arc::clone(&ending.talk);
+    let again = |left| talk.revive(one, with, left);
+    match revived.run_again(talk.lot.timeout, After::Keep, again) {
+        Ok((ended, left)) => {
+            ending.news = News::Ended {
+                number: one.number,
+                status: ended.status(),
+            };
+            if let Some(left) = left {
+                talk.stock.give_back(left);
+            }
+        }
+        Err(error) => ending.fails(&error),
+    }
+}
+
+/// Tells of a clone's end, however that comes.
+struct Ending {
+    talk: Arc<Talk>,
+    number: u32,
+    news: News,
+}
+
+impl Ending {
+    fn fails(mut self, error: &dyn std::error::Error) {
+        self.news = failed(self.number, error);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.talk.running.lock().clones.remove(&self.number);
+        self.talk.tell(&self.news);
+    }
+}
