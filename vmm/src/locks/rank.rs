@@ -75,8 +75,6 @@ ranks! {
     Inspectors,
     /// A machine as its first program's end found it.
     LastLook,
-    /// The thread that waits for the host's descriptors.
-    EventThread,
     /// The host's descriptors it waits for.
     EventSet,
     /// An open file's offset: held for the read or write that uses it.

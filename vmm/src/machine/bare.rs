@@ -115,6 +115,9 @@ impl Bare {
         let idle = Arc::downgrade(&roster);
         let wake = move || idle.upgrade().is_some_and(|roster| roster.wake_idle());
         hardware.memory.flushes.set_wake_idle(Box::new(wake));
+        let events = Arc::new(Events::new().map_err(RunError::Stdio)?);
+        let alarm = Arc::clone(&events);
+        roster.set_alarm(Box::new(move || alarm.wake()));
         let guests = Arc::new(Guests::new(roster, Arc::clone(&hardware.memory)));
         let tsc = if hardware.profile.tsc_is_hosts {
             TscInfo::probe(0, None)
@@ -129,7 +132,7 @@ impl Bare {
             guests,
             staff: None,
             failure: Failure::default(),
-            events: Arc::default(),
+            events,
             supervisor_tables,
             tsc,
             fresh,

@@ -7,12 +7,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use super::victim::Leaving;
 use super::worker::Shared;
+use crate::linux::events::Events;
 use crate::linux::sched::roster::{GuestId, Roster};
 use crate::locks::{Mutex, rank};
 use crate::memory::Memory;
+
+/// Rounds that the clock thread makes without a look at the host's descriptors.
+const ROUNDS: u64 = 16;
 
 /// The guests of a machine.
 pub struct Guests {
@@ -99,11 +104,17 @@ impl Guests {
         self.roster.close();
     }
 
-    /// What the clock thread does, until the machine ends.
-    pub fn run_clock(&self) {
-        while let Some(id) = self.roster.next_round() {
+    /// What the clock thread does, until the machine ends: rounds, and in between it looks at the descriptors of the host that
+    /// guests wait for. However many rounds are due, it looks now and then.
+    pub fn run_clock(&self, events: &Events) {
+        let mut rounds = 0_u64;
+        while let Some(id) = self.roster.next_round(|left| events.look(left)) {
             if let Some(guest) = self.get(id) {
                 guest.round();
+            }
+            rounds += 1;
+            if rounds.is_multiple_of(ROUNDS) {
+                events.look(Some(Duration::ZERO));
             }
         }
     }

@@ -293,7 +293,7 @@ impl Machine {
             After::Keep => Ok(()),
             After::End => self.bare.dismiss(),
         };
-        host.stop(after);
+        host.stop();
         if let Err(left) = left {
             // They still use what the machine is made of.
             std::mem::forget(self);

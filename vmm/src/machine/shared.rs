@@ -10,7 +10,7 @@
 //! * the virtual machine and this process. What keeps them apart is what keeps processes apart: page tables, and
 //!   this crate's care with numbers. Each has its own process numbers, descriptors, files in memory, sockets;
 //! * guest memory, first come, first served, and promised to nobody: a tenant that takes all of it makes others wait for
-//!   frames, and when there are none, the process that has most is killed, whichever tenant it is of ([`super::victim`]);
+//!   frames, and when there are none, the process that has most is killed, whichever tenant it is of (`machine/victim.rs`);
 //! * workers, in turn ([`crate::linux::sched::roster`]);
 //! * the vDSO's page, which has no clock: programs make the call.
 //!
@@ -117,7 +117,7 @@ impl SharedMachine {
             seeds,
             records,
             fpu: (machine.bare.fresh().clone(), components),
-            events: Arc::default(),
+            events: Arc::clone(&machine.bare.events),
             strace: wanted.strace,
             made: AtomicU64::new(0),
             guests: Arc::clone(&machine.bare.guests),
@@ -201,7 +201,6 @@ impl Drop for SharedMachine {
             return;
         };
         let dismissed = machine.bare.dismiss();
-        self.events.stop();
         if let Some(error) = machine.bare.take_failure() {
             tracing::error!(%error, "the machine of many guests failed");
         }

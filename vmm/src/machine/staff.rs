@@ -91,13 +91,13 @@ impl Bare {
         Ok(())
     }
 
-    /// The clock thread: deadlines, turns, timers, the vDSO's page, time limits.
+    /// The clock thread: deadlines, turns, timers, the vDSO's page, time limits, and the host's descriptors.
     fn start_clock(&self, crew: &mut Crew) -> io::Result<()> {
-        let guests = Arc::clone(&self.guests);
+        let (guests, events) = (Arc::clone(&self.guests), Arc::clone(&self.events));
         crew.start("clock", move || {
             take_no_signals();
             let _end = EndOnPanic(&guests);
-            guests.run_clock();
+            guests.run_clock(&events);
         })
     }
 

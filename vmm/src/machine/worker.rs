@@ -1,7 +1,7 @@
 //! A worker: a host thread with a virtual CPU that runs guest threads, one at a time.
 //!
 //! The protocol between this loop and the signals of the Linux layer is described in
-//! [`crate::linux::signal`]. A worker whose machine has nothing to do for a while rests ([`rest`]).
+//! [`crate::linux::signal`]. A worker whose machine has nothing to do for a while rests (`worker/rest.rs`).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};

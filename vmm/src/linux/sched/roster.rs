@@ -13,7 +13,7 @@
 //!   soon as that is 5 ms: the worker is *told*, puts its thread back, and takes the first of the line. Guests
 //!   so take workers in turn, whatever the number of their threads. Turns within a guest are `turns.rs`'s.
 //! * **Rounds.** One clock thread serves all guests. A scheduler says when it wants its round (`plan`), at most
-//!   one time; the clock thread sleeps until the first.
+//!   one time; the clock thread sleeps until the first. It sleeps where it likes, with an *alarm* that ends its sleep.
 //! * **Rests.** When every worker has waited for a second, and there is a guest that may wait longer, each is told once to
 //!   *rest* ([`Roster::may_rest`]): it gives its virtual CPU back. The next task wakes who gets it.
 //!
@@ -76,13 +76,16 @@ pub struct Roster {
     inner: WaitMutex<rank::Roster, Inner>,
     /// Signalled when the line grows, for an errand, and at the end.
     work: Condvar,
-    /// Signalled when a round earlier than all others is planned, and at the end.
-    earlier: Condvar,
+    /// Ends the clock thread's sleep: when a round is planned before its end, and at the machine's end.
+    alarm: OnceLock<Alarm>,
     closed: AtomicBool,
     guests: AtomicU64,
     from: Instant,
     rests: OnceLock<Rests>,
 }
+
+/// Ends a sleep, or the next one if none has begun. Called with the roster's lock held.
+pub type Alarm = Box<dyn Fn() + Send + Sync>;
 
 /// What a worker is doing for a guest.
 struct Seat {
@@ -108,6 +111,8 @@ struct Inner {
     idle: usize,
     seats: Vec<Option<Seat>>,
     due: BTreeSet<(u64, Due)>,
+    /// Until when the clock thread sleeps, if it does.
+    sleeps_until: Option<u64>,
     /// When turns are looked at: the one entry for it in `due`.
     turns_at: Option<u64>,
     /// Since when all workers wait.
@@ -124,7 +129,7 @@ impl Default for Roster {
         Self {
             inner: WaitMutex::default(),
             work: Condvar::new(),
-            earlier: Condvar::new(),
+            alarm: OnceLock::new(),
             closed: AtomicBool::new(false),
             guests: AtomicU64::new(0),
             from: Instant::now(),
@@ -267,11 +272,27 @@ impl Roster {
         }
     }
 
+    /// How the clock thread's sleep is ended; before it first sleeps.
+    pub fn set_alarm(&self, alarm: Alarm) {
+        let first = self.alarm.set(alarm).is_ok();
+        debug_assert!(first, "there is one clock thread");
+    }
+
+    fn sound_alarm(&self) {
+        if let Some(alarm) = self.alarm.get() {
+            alarm();
+        }
+    }
+
     /// The next guest whose round is due; waits for it, and sees to turns between guests meanwhile. For the clock
-    /// thread; `None` when the machine has ended.
-    pub fn next_round(&self) -> Option<GuestId> {
-        let mut inner = self.inner.lock();
-        while !self.is_closed() {
+    /// thread, which `sleep`s, at most so long, until its alarm or for no reason; `None` when the machine has ended.
+    pub fn next_round(&self, mut sleep: impl FnMut(Option<Duration>)) -> Option<GuestId> {
+        loop {
+            let mut inner = self.inner.lock();
+            inner.sleeps_until = None;
+            if self.is_closed() {
+                return None;
+            }
             let now = self.now();
             match inner.due.first().copied() {
                 Some((at, due)) if at <= now => {
@@ -284,11 +305,13 @@ impl Roster {
                         }
                     }
                 }
-                Some((at, _)) => inner.wait_for(&self.earlier, Duration::from_nanos(at - now)),
-                None => inner.wait(&self.earlier),
+                first => {
+                    inner.sleeps_until = Some(first.map_or(u64::MAX, |(at, _)| at));
+                    drop(inner);
+                    sleep(first.map(|(at, _)| Duration::from_nanos(at - now)));
+                }
             }
         }
-        None
     }
 
     /// Ends the machine: workers and clock thread return. Its guests are ended by who closes it.
@@ -296,7 +319,7 @@ impl Roster {
         self.closed.store(true, Ordering::SeqCst);
         let _inner = self.inner.lock();
         self.work.notify_all();
-        self.earlier.notify_all();
+        self.sound_alarm();
     }
 
     /// Whether the machine has ended.
@@ -312,8 +335,10 @@ impl Roster {
 
     fn insert(&self, inner: &mut Inner, at: u64, due: Due) {
         inner.due.insert((at, due));
-        if inner.due.first() == Some(&(at, due)) {
-            self.earlier.notify_one();
+        if inner.sleeps_until.is_some_and(|until| at < until) {
+            // Once is enough.
+            inner.sleeps_until = None;
+            self.sound_alarm();
         }
     }
 
