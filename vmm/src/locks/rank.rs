@@ -43,6 +43,12 @@ ranks! {
     Finish,
     /// Where a guest is asked to go back.
     ResetDoor,
+    /// Who hears those that ask on the sockets of the guests of this process.
+    Porter,
+    /// These sockets.
+    Doors,
+    /// Who is served on one.
+    Visit,
     /// Who takes a guest of the library's down.
     TakeDown,
     /// Conversations of a pool.

@@ -153,7 +153,10 @@ impl Memory {
 
     /// Frames have come back with so many flushes: calls the zeroer now and then if there are some to zero.
     pub(super) fn frames_came_back(&self, flushes: u64) {
-        let before = self.aides.acknowledged.fetch_add(flushes, Ordering::Relaxed);
+        let before = self
+            .aides
+            .acknowledged
+            .fetch_add(flushes, Ordering::Relaxed);
         let due = before / ZEROER_CALLS != (before + flushes) / ZEROER_CALLS;
         if due && !self.aides.zeroer.there.load(Ordering::Acquire) && self.has_frames_to_zero() {
             self.aides.zeroer.call();
