@@ -232,7 +232,7 @@ fn guests_stop_and_go_for_themselves() {
 }
 
 #[test]
-fn all_workers_are_told_to_rest_once_and_only_if_there_is_a_guest() {
+fn all_workers_are_told_to_rest_once_if_there_is_a_guest_and_later_after_a_short_rest() {
     let roster = Roster::default();
     let occupied = Arc::new(AtomicBool::new(false));
     let there = Arc::clone(&occupied);
@@ -253,19 +253,44 @@ fn all_workers_are_told_to_rest_once_and_only_if_there_is_a_guest() {
             });
         }
         let rests = || rested.each_ref().map(|rests| rests.load(Ordering::SeqCst));
-        let wait = |extra| std::thread::sleep(REST_AFTER + Duration::from_millis(extra));
-        wait(300);
+        let wait = || std::thread::sleep(REST_AFTER + Duration::from_millis(400));
+        wait();
         assert_eq!(rests(), [0, 0], "the machine waits for a guest");
         occupied.store(true, Ordering::SeqCst);
-        for all in 1..=2 {
-            roster.put(GuestId(0));
-            wait(300);
-            assert_eq!(rests(), [all; 2]);
-        }
-        wait(0);
+        roster.put(GuestId(0));
+        wait();
+        assert_eq!(rests(), [1, 1]);
+        roster.put(GuestId(0));
+        wait();
+        assert_eq!(rests(), [1, 1], "the first rest was short");
+        wait();
+        assert_eq!(rests(), [2, 2]);
+        wait();
         assert_eq!(rests(), [2, 2], "they rest already");
         roster.close();
     });
+}
+
+#[test]
+fn rests_that_are_short_come_later_and_later_until_one_is_long() {
+    let mut inner = Inner::default();
+    let mut now = 0;
+    let mut rests = |inner: &mut Inner, time: Duration| {
+        (inner.resting, inner.rests_since) = (true, now);
+        now += time.as_nanos() as u64;
+        inner.stirs(now);
+        // One that has not rested meanwhile changes nothing.
+        inner.stirs(now);
+        inner.rest_after()
+    };
+    for doubled in 1..=6 {
+        let after = rests(&mut inner, REST_AFTER);
+        assert_eq!(after, REST_AFTER * (1 << doubled));
+    }
+    for _ in 0..100 {
+        assert_eq!(rests(&mut inner, REST_AFTER), REST_AFTER_MOST);
+    }
+    assert_eq!(rests(&mut inner, REST_AFTER_MOST * REST_WORTH), REST_AFTER);
 }
 
 #[test]
