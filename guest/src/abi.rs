@@ -28,9 +28,9 @@ pub const POOL_VA: u64 = MONITOR_CODE_VA + 0x100_0000;
 /// address A is at `TABLES_VA + A`. Supervisor, writable.
 pub const TABLES_VA: u64 = MONITOR_CODE_VA + 0x10_0000_0000;
 
-/// Pages of one virtual CPU's area: stack, TSS with I/O bitmap, list of touches. A stack that is too deep and a list that is
-/// too long both leave the area, at either end.
-pub const CPU_AREA_PAGES: u64 = 3;
+/// Pages of one virtual CPU's area: stack, which begins with what is to be touched, and TSS with I/O bitmap. A stack that is
+/// too deep leaves the area.
+pub const CPU_AREA_PAGES: u64 = 2;
 /// Virtual CPUs there is room for.
 pub const MAX_CPUS: u64 = 128;
 
@@ -38,12 +38,8 @@ pub const MAX_CPUS: u64 = 128;
 pub const AREA_STACK_TOP: u64 = 0x1000;
 /// Offset of the TSS.
 pub const AREA_TSS: u64 = 0x1000;
-/// Offset of the list of addresses `enter` touches.
-pub const AREA_LIST: u64 = 0x2000;
-/// Added to an address in the list: the whole table's shadow is to be dropped, not one entry's.
+/// Added to an address that is to be touched: the whole table's shadow is to be dropped, not one entry's.
 pub const TOUCH_TABLE: u64 = 1;
-/// Addresses the list holds.
-pub const LIST_LENGTH: usize = 512;
 
 /// Frames of the monitor zone, by guest-physical frame number (frame 0 stays unused).
 pub mod frame {

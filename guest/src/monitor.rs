@@ -2,12 +2,13 @@
 //!
 //! * 32 exception stubs, 16 bytes apart: the processor has pushed the frame (and for some vectors
 //!   an error code); `out` tells the VMM, which reads the frame and never returns here.
-//! * `enter`: RSI points at a list of EDI addresses; each gets a locked write that changes nothing.
+//! * `enter`: RSP points at a list of addresses; each gets a locked write that changes nothing.
 //!   On a host where KVM shadows, that write is how KVM learns that a page table has changed: a
-//!   write of eight bytes (address even) makes it drop that entry's shadow, a write of two bytes
-//!   (address + 1) the whole table's, since no one writes an entry in such pieces. Then
-//!   CR3 is loaded from RAX, which is the flush everywhere else; RAX, RDX, RSI and RDI are popped and
-//!   IRET goes to ring 3.
+//!   write of eight bytes makes it drop that entry's shadow, a write of two bytes
+//!   the whole table's, since no one writes an entry in such pieces. Then
+//!   CR3 is loaded from RAX, which is the flush everywhere else; RAX and RDX are popped and
+//!   IRET goes to ring 3. There are as many pairs of a pop and a write as a list may have addresses, and who enters
+//!   begins with as many of them as he needs ([`run_of`]): no loop, as a software KVM takes microseconds for each instruction.
 //! * `enter_out`: the same, but ends with `out` for hosts whose ring 0 cannot IRET to ring 3, and for
 //!   probing.
 //! * the SYSCALL stub, a page of its own: `out` (one byte wide, so that one port is all the
@@ -16,12 +17,18 @@
 
 use std::arch::global_asm;
 
-use crate::abi::{PORT_DONE, PORT_EXCEPTION, PORT_SYSCALL};
+use crate::abi::{MONITOR_CODE_VA, PORT_DONE, PORT_EXCEPTION, PORT_SYSCALL};
 
 /// Bytes from one exception stub to the next.
 pub const STUB_STRIDE: u64 = 16;
 /// Exception vectors with a stub.
 pub const VECTORS: u64 = 32;
+/// Entries that one run touches at most.
+pub const MAX_ENTRIES: usize = 64;
+/// Tables that one run touches at most.
+pub const MAX_TABLES: usize = 192;
+/// Bytes of a pop and a write.
+const TOUCH_BYTES: usize = 6;
 
 global_asm!(
     ".pushsection .rodata.vmm_monitor, \"a\", @progbits",
@@ -35,42 +42,34 @@ global_asm!(
     "2: jmp 2b",
     ".endr",
     ".balign 16",
+    ".globl vmm_monitor_entries",
+    ".hidden vmm_monitor_entries",
+    ".rept {entries}",
+    "pop rdx",
+    "lock or qword ptr [rdx], 0",
+    ".endr",
+    "vmm_monitor_entries:",
+    "pop rdx",
+    "jmp rdx",
     ".globl vmm_monitor_enter",
     ".hidden vmm_monitor_enter",
+    ".rept {tables}",
+    "pop rdx",
+    "lock or word ptr [rdx], 0",
+    ".endr",
     "vmm_monitor_enter:",
-    "20: test edi, edi",
-    "jz 23f",
-    "mov rdx, [rsi]",
-    "test dl, 1",
-    "jnz 21f",
-    "lock or qword ptr [rdx], 0",
-    "jmp 22f",
-    "21: lock or word ptr [rdx - 1], 0",
-    "22: add rsi, 8",
-    "dec edi",
-    "jmp 20b",
-    "23: mov cr3, rax",
+    "mov cr3, rax",
     "pop rax",
     "pop rdx",
-    "pop rsi",
-    "pop rdi",
     "iretq",
-    ".balign 16",
     ".globl vmm_monitor_enter_out",
     ".hidden vmm_monitor_enter_out",
+    ".rept {tables}",
+    "pop rdx",
+    "lock or word ptr [rdx], 0",
+    ".endr",
     "vmm_monitor_enter_out:",
-    "30: test edi, edi",
-    "jz 33f",
-    "mov rdx, [rsi]",
-    "test dl, 1",
-    "jnz 31f",
-    "lock or qword ptr [rdx], 0",
-    "jmp 32f",
-    "31: lock or word ptr [rdx - 1], 0",
-    "32: add rsi, 8",
-    "dec edi",
-    "jmp 30b",
-    "33: mov cr3, rax",
+    "mov cr3, rax",
     "out {done}, al",
     "7: jmp 7b",
     ".globl vmm_monitor_end",
@@ -86,6 +85,8 @@ global_asm!(
     ".hidden vmm_stub_end",
     "vmm_stub_end:",
     ".popsection",
+    entries = const MAX_ENTRIES,
+    tables = const MAX_TABLES,
     exception = const PORT_EXCEPTION,
     done = const PORT_DONE,
     syscall = const PORT_SYSCALL,
@@ -93,6 +94,7 @@ global_asm!(
 
 unsafe extern "C" {
     static vmm_monitor_start: u8;
+    static vmm_monitor_entries: u8;
     static vmm_monitor_enter: u8;
     static vmm_monitor_enter_out: u8;
     static vmm_monitor_end: u8;
@@ -121,16 +123,36 @@ pub fn syscall_stub() -> &'static [u8] {
     between(&raw const vmm_stub_start, &raw const vmm_stub_end)
 }
 
-/// Offset of `enter` in [`image`].
-#[must_use]
-pub fn enter_offset() -> u64 {
-    ((&raw const vmm_monitor_enter).addr() - (&raw const vmm_monitor_start).addr()) as u64
+/// How a run of the monitor ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// In ring 3 (`enter`): the list is followed by RAX, RDX and the frame IRET takes.
+    Ring3,
+    /// With an exit (`enter_out`).
+    Out,
 }
 
-/// Offset of `enter_out` in [`image`].
+/// Where a run begins, as an offset in [`image`], that touches `entries` one by one and the shadows of `tables` as a whole,
+/// and the words its stack begins with.
+///
+/// # Panics
+/// If there are more than [`MAX_ENTRIES`] or [`MAX_TABLES`].
 #[must_use]
-pub fn enter_out_offset() -> u64 {
-    ((&raw const vmm_monitor_enter_out).addr() - (&raw const vmm_monitor_start).addr()) as u64
+pub fn run_of(ending: Ending, entries: &[u64], tables: &[u64]) -> (u64, Vec<u64>) {
+    assert!(entries.len() <= MAX_ENTRIES && tables.len() <= MAX_TABLES);
+    let before = |end: *const u8, touches: &[u64]| {
+        (end.addr() - (&raw const vmm_monitor_start).addr() - touches.len() * TOUCH_BYTES) as u64
+    };
+    let end = match ending {
+        Ending::Ring3 => &raw const vmm_monitor_enter,
+        Ending::Out => &raw const vmm_monitor_enter_out,
+    };
+    let then = before(end, tables);
+    if entries.is_empty() {
+        return (then, tables.to_vec());
+    }
+    let words = [entries, &[MONITOR_CODE_VA + then], tables].concat();
+    (before(&raw const vmm_monitor_entries, entries), words)
 }
 
 /// The vector whose stub contains `offset` of [`image`], if one does.
@@ -161,7 +183,32 @@ mod tests {
             );
         }
         assert_eq!(vector_at(14 * STUB_STRIDE + 2), Some(14));
-        assert_eq!(vector_at(enter_offset()), None);
+    }
+
+    #[test]
+    fn runs_begin_with_as_many_touches_as_they_have_addresses() {
+        const POP: u8 = 0x5a;
+        for ending in [Ending::Ring3, Ending::Out] {
+            let (most, words) = run_of(ending, &[], &[1; MAX_TABLES]);
+            assert_eq!(words.len(), MAX_TABLES);
+            assert_eq!(vector_at(most), None);
+            let (none, words) = run_of(ending, &[], &[]);
+            assert_eq!(none - most, (MAX_TABLES * TOUCH_BYTES) as u64);
+            assert!(words.is_empty());
+            assert_eq!(&image()[none as usize..][..3], &[0x0f, 0x22, 0xd8]);
+            let (at, words) = run_of(ending, &[7; MAX_ENTRIES], &[8]);
+            assert_eq!(vector_at(at), None);
+            let then = none - TOUCH_BYTES as u64;
+            assert_eq!(words[MAX_ENTRIES..], [MONITOR_CODE_VA + then, 8]);
+            let (last, _) = run_of(ending, &[7], &[]);
+            for touch in [most, then, at, last] {
+                assert_eq!(image()[touch as usize], POP);
+                assert_eq!(image()[touch as usize + TOUCH_BYTES - 2..][..2], [0x0a, 0]);
+            }
+            // `jmp rdx`
+            let jump = last as usize + TOUCH_BYTES;
+            assert_eq!(image()[jump..][..3], [POP, 0xff, 0xe2]);
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub struct GuestVa(u64);
 impl GuestVa {
     /// The address, or `None` if it is not in the canonical lower half.
     #[must_use]
+    #[inline]
     pub const fn new(address: u64) -> Option<Self> {
         if address < LOWER_HALF_END {
             Some(Self(address))
@@ -35,18 +36,21 @@ impl GuestVa {
 
     /// The address in bytes.
     #[must_use]
+    #[inline]
     pub const fn get(self) -> u64 {
         self.0
     }
 
     /// The page the address lies in.
     #[must_use]
+    #[inline]
     pub const fn vpn(self) -> Vpn {
         Vpn(self.0 >> PAGE_SHIFT)
     }
 
     /// The byte within its page: 0 to 4095.
     #[must_use]
+    #[inline]
     pub const fn offset(self) -> usize {
         (self.0 & (PAGE_SIZE as u64 - 1)) as usize
     }
@@ -59,6 +63,7 @@ pub struct Vpn(u64);
 impl Vpn {
     /// The page number, or `None` if it is not in the canonical lower half.
     #[must_use]
+    #[inline]
     pub const fn new(number: u64) -> Option<Self> {
         if number < VPN_END {
             Some(Self(number))
@@ -69,18 +74,21 @@ impl Vpn {
 
     /// The page number.
     #[must_use]
+    #[inline]
     pub const fn get(self) -> u64 {
         self.0
     }
 
     /// The address of the page's first byte.
     #[must_use]
+    #[inline]
     pub const fn va(self) -> GuestVa {
         GuestVa(self.0 << PAGE_SHIFT)
     }
 
     /// The page `pages` above, or `None` if that leaves the lower half.
     #[must_use]
+    #[inline]
     pub const fn checked_add(self, pages: u64) -> Option<Self> {
         match self.0.checked_add(pages) {
             Some(number) => Self::new(number),
@@ -90,6 +98,7 @@ impl Vpn {
 
     /// The slot of a `level` table that translates this page.
     #[must_use]
+    #[inline]
     pub const fn index(self, level: Level) -> EntryIndex {
         EntryIndex(((self.0 >> level.shift()) & (TABLE_ENTRIES as u64 - 1)) as u16)
     }
@@ -105,6 +114,7 @@ pub struct VpnRange {
 impl VpnRange {
     /// `count` pages from `start`, or `None` if that is empty or leaves the lower half.
     #[must_use]
+    #[inline]
     pub const fn new(start: Vpn, count: u64) -> Option<Self> {
         if count == 0 || count > VPN_END - start.0 {
             None
@@ -115,6 +125,7 @@ impl VpnRange {
 
     /// The pages from `start` up to, but not including, page number `end`.
     #[must_use]
+    #[inline]
     pub const fn between(start: Vpn, end: u64) -> Option<Self> {
         match end.checked_sub(start.0) {
             Some(count) => Self::new(start, count),
@@ -124,30 +135,35 @@ impl VpnRange {
 
     /// The first page.
     #[must_use]
+    #[inline]
     pub const fn start(self) -> Vpn {
         self.start
     }
 
     /// The page number just past the last page; may be 2^35, which is no page.
     #[must_use]
+    #[inline]
     pub const fn end(self) -> u64 {
         self.start.0 + self.count
     }
 
     /// The last page.
     #[must_use]
+    #[inline]
     pub const fn last(self) -> Vpn {
         Vpn(self.end() - 1)
     }
 
     /// How many pages; never zero.
     #[must_use]
+    #[inline]
     pub const fn count(self) -> u64 {
         self.count
     }
 
     /// Whether the page is one of these.
     #[must_use]
+    #[inline]
     pub const fn contains(self, vpn: Vpn) -> bool {
         self.start.0 <= vpn.0 && vpn.0 < self.end()
     }
@@ -159,6 +175,7 @@ impl VpnRange {
     }
 
     /// The pages in rising order. The caller bounds the range: a guest's range may be enormous.
+    #[inline]
     pub fn iter(self) -> impl Iterator<Item = Vpn> {
         (self.start.0..self.end()).map(Vpn)
     }
@@ -171,18 +188,21 @@ pub struct Pfn(u32);
 impl Pfn {
     /// The frame with this number.
     #[must_use]
+    #[inline]
     pub const fn new(number: u32) -> Self {
         Self(number)
     }
 
     /// The frame number.
     #[must_use]
+    #[inline]
     pub const fn get(self) -> u32 {
         self.0
     }
 
     /// The guest-physical address of the frame's first byte.
     #[must_use]
+    #[inline]
     pub const fn gpa(self) -> u64 {
         (self.0 as u64) << PAGE_SHIFT
     }
@@ -200,18 +220,21 @@ pub struct PfnRange {
 impl PfnRange {
     /// The frame number just past the last frame, as wide as it may become.
     #[must_use]
+    #[inline]
     pub const fn end(self) -> u64 {
         self.start.0 as u64 + self.count as u64
     }
 
     /// Whether the frame is one of these.
     #[must_use]
+    #[inline]
     pub const fn contains(self, pfn: Pfn) -> bool {
         self.start.0 <= pfn.0 && (pfn.0 as u64) < self.end()
     }
 
     /// Whether the ranges have a frame in common.
     #[must_use]
+    #[inline]
     pub const fn overlaps(self, other: Self) -> bool {
         (self.start.0 as u64) < other.end() && (other.start.0 as u64) < self.end()
     }
@@ -224,6 +247,7 @@ pub struct EntryIndex(u16);
 impl EntryIndex {
     /// The slot, or `None` if a table has no such slot.
     #[must_use]
+    #[inline]
     pub const fn new(index: u16) -> Option<Self> {
         if (index as usize) < TABLE_ENTRIES {
             Some(Self(index))
@@ -234,13 +258,9 @@ impl EntryIndex {
 
     /// The slot number: 0 to 511.
     #[must_use]
+    #[inline]
     pub const fn get(self) -> usize {
         self.0 as usize
-    }
-
-    /// The slots from `first` up to and including `last`.
-    pub(crate) fn through(first: Self, last: Self) -> impl Iterator<Item = Self> {
-        (first.0..=last.0).map(Self)
     }
 
     /// The slots of a table from `first` on.
@@ -254,6 +274,48 @@ impl EntryIndex {
     }
 }
 
+const WORD_BITS: usize = u64::BITS as usize;
+
+/// Slots of a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsedEntries([u64; TABLE_ENTRIES / WORD_BITS]);
+
+impl UsedEntries {
+    /// Those with a word that is not zero.
+    #[must_use]
+    #[inline]
+    pub fn of(words: &[u64; TABLE_ENTRIES]) -> Self {
+        let mut used = Self::default();
+        for (bits, words) in used.0.iter_mut().zip(words.chunks(WORD_BITS)) {
+            for (n, word) in words.iter().enumerate() {
+                *bits |= u64::from(*word != 0) << n;
+            }
+        }
+        used
+    }
+
+    /// One more.
+    #[inline]
+    pub fn insert(&mut self, index: EntryIndex) {
+        self.0[index.get() / WORD_BITS] |= 1 << (index.get() % WORD_BITS);
+    }
+
+    /// All of them, rising.
+    #[inline]
+    pub fn iter(self) -> impl Iterator<Item = EntryIndex> {
+        self.0
+            .into_iter()
+            .zip(0_u16..)
+            .flat_map(|(mut bits, word)| {
+                core::iter::from_fn(move || {
+                    let bit = bits.trailing_zeros() as u16;
+                    bits &= bits.checked_sub(1)?;
+                    Some(EntryIndex(word * WORD_BITS as u16 + bit))
+                })
+            })
+    }
+}
+
 /// The number of an address space; never used twice by one manager.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpaceId(u64);
@@ -261,12 +323,14 @@ pub struct SpaceId(u64);
 impl SpaceId {
     /// The space with this number.
     #[must_use]
+    #[inline]
     pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
     /// The number.
     #[must_use]
+    #[inline]
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -288,6 +352,7 @@ pub enum Level {
 impl Level {
     /// log2 of the pages one entry of this level covers.
     #[must_use]
+    #[inline]
     pub const fn shift(self) -> u32 {
         match self {
             Self::Leaf => 0,
@@ -299,12 +364,14 @@ impl Level {
 
     /// The pages one entry of this level covers.
     #[must_use]
+    #[inline]
     pub const fn pages(self) -> u64 {
         1 << self.shift()
     }
 
     /// The level a table entry of this level points to; a leaf table points to none.
     #[must_use]
+    #[inline]
     pub const fn below(self) -> Option<Self> {
         match self {
             Self::Leaf => None,

@@ -2,7 +2,7 @@
 
 use core::fmt::Debug;
 
-use crate::addr::{EntryIndex, Pfn, PfnRange};
+use crate::addr::{EntryIndex, Pfn, PfnRange, TABLE_ENTRIES, UsedEntries};
 
 /// The embedder's types.
 pub trait Platform: 'static {
@@ -62,6 +62,21 @@ pub(crate) type SupervisorMutex<P> =
 pub trait FrameStore: Send + Sync {
     /// Reads one table entry.
     fn load(&self, table: Pfn, index: EntryIndex) -> u64;
+    /// Which entries of a table are not zero. A store that can look at a table as a whole is faster at it than one
+    /// that is asked for each.
+    fn used(&self, table: Pfn) -> UsedEntries {
+        let mut used = UsedEntries::default();
+        for index in EntryIndex::all().filter(|index| self.load(table, *index) != 0) {
+            used.insert(index);
+        }
+        used
+    }
+    /// Fills a table of zeroes that nobody else knows of yet: hardware has not seen it.
+    fn fill(&self, table: Pfn, entries: &[u64; TABLE_ENTRIES]) {
+        for (index, new) in EntryIndex::all().zip(entries).filter(|(_, new)| **new != 0) {
+            self.swap(table, index, *new);
+        }
+    }
     /// Replaces one table entry and gives back what it was.
     fn swap(&self, table: Pfn, index: EntryIndex, new: u64) -> u64;
     /// Replaces one table entry if it is still `current`; otherwise says what it is.

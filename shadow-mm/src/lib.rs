@@ -72,8 +72,8 @@ mod vad;
 
 pub use access::{Access, Denied, Prot};
 pub use addr::{
-    EntryIndex, GuestVa, Level, PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange, SpaceId, TABLE_ENTRIES, Vpn,
-    VpnRange,
+    EntryIndex, GuestVa, Level, PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange, SpaceId, TABLE_ENTRIES,
+    UsedEntries, Vpn, VpnRange,
 };
 pub use backend::{FrameStore, Locks, Platform};
 pub use check::{Count, Promised, Violation};

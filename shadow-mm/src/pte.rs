@@ -129,12 +129,14 @@ impl EntryFlags {
 
     /// These flags once the frame belongs to a prototype and stores must copy.
     #[must_use]
+    #[inline]
     pub fn shared(self) -> Self {
         (self - Self::WRITABLE) | Self::COPY_ON_WRITE | Self::PROTOTYPE
     }
 
     /// These flags once the frame belongs to this entry again.
     #[must_use]
+    #[inline]
     pub fn unshared(self) -> Self {
         let mut flags = self - (Self::COPY_ON_WRITE | Self::PROTOTYPE);
         flags.set(Self::WRITABLE, self.contains(Self::LOGICAL_WRITE));
@@ -161,12 +163,14 @@ pub struct ValidEntry {
 }
 
 impl ValidEntry {
+    #[inline]
     fn present(self) -> u64 {
         PRESENT | self.frame.gpa() | self.flags.bits()
     }
 
     /// The same frame with other flags.
     #[must_use]
+    #[inline]
     pub fn with_flags(self, flags: EntryFlags) -> Self {
         Self { flags, ..self }
     }
@@ -196,6 +200,7 @@ pub enum Entry {
 impl Entry {
     /// The bits to store in a leaf table.
     #[must_use]
+    #[inline]
     pub fn encode(self) -> u64 {
         match self {
             Self::Empty => 0,
@@ -220,6 +225,7 @@ impl Entry {
 
     /// The entry these bits of a leaf table mean; `None` if no entry has them.
     #[must_use]
+    #[inline]
     pub fn decode(raw: u64) -> Option<Self> {
         if raw == 0 {
             return Some(Self::Empty);
@@ -240,6 +246,7 @@ impl Entry {
 
     /// What hardware sees of the entry, if it is present.
     #[must_use]
+    #[inline]
     pub fn present(self) -> Option<ValidEntry> {
         match self {
             Self::Valid(entry) | Self::Frozen(entry) => Some(entry),
@@ -254,6 +261,7 @@ impl Entry {
 
     /// This entry, if it is present, with what `change` makes of it: a frozen one stays frozen.
     #[must_use]
+    #[inline]
     pub fn map_present(self, change: impl FnOnce(ValidEntry) -> ValidEntry) -> Self {
         match self {
             Self::Valid(entry) => Self::Valid(change(entry)),
@@ -312,6 +320,7 @@ impl UpperEntry {
 
     /// The table it names, shared or not.
     #[must_use]
+    #[inline]
     pub fn table(self) -> Option<Pfn> {
         match self {
             Self::Table(below) | Self::Shared(below) => Some(below),
@@ -321,6 +330,7 @@ impl UpperEntry {
 
     /// The bits to store in an upper table.
     #[must_use]
+    #[inline]
     pub fn encode(self) -> u64 {
         match self {
             Self::Empty => 0,
@@ -339,6 +349,7 @@ impl UpperEntry {
 
     /// The entry these bits of an upper table mean; `None` if no entry has them.
     #[must_use]
+    #[inline]
     pub fn decode(raw: u64) -> Option<Self> {
         if raw == 0 {
             return Some(Self::Empty);

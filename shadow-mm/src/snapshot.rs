@@ -149,20 +149,16 @@ impl<P: Platform> Manager<P> {
         let state = space.state.lock();
         let range = self.user_part(range).filter(|_| state.alive)?;
         let cursor = space.cursor(&self.store);
-        let (mut seen, mut next) = (0, None);
-        cursor.for_each_leaf(range, |run| {
-            if seen >= most {
-                next = next.or(Some(run.range().start()));
-                return;
-            }
+        cursor.some_leaves(range, most, |run| {
+            let mut seen = 0;
             for (index, vpn) in run.pages() {
                 if let Some(page) = PageInfo::of(cursor.leaf(run.table, index)) {
                     seen += 1;
                     visit(vpn, page);
                 }
             }
-        });
-        next
+            seen
+        })
     }
 }
 

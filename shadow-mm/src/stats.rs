@@ -215,6 +215,7 @@ impl Counters {
 }
 
 /// Counts `n` more.
+#[inline]
 pub(crate) fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Relaxed);
 }

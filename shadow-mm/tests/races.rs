@@ -136,5 +136,6 @@ fn store_during_fork_stays_dirty() {
         assert_eq!(dirty(mm, &forked.child), [false]);
         assert_eq!(mm.check(&[space.clone(), forked.child]), Ok(()));
     });
-    assert!(stores > 1);
+    // It looks once, and makes its change on condition that nothing has happened since.
+    assert!(stores > 0);
 }

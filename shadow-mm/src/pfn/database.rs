@@ -207,18 +207,31 @@ impl PfnDatabase {
     }
 
     /// One more entry maps the frame; or, for a table, one more of its entries is in use.
+    #[inline]
     pub(crate) fn add_share(&mut self, pfn: Pfn) {
         let entry = self.entry_mut(pfn);
         debug_assert_eq!(entry.state(), PfnState::Active, "{pfn:?} is not active");
         *entry.share_mut() += 1;
     }
 
+    /// So many more entries of a table are in use.
+    pub(crate) fn add_shares(&mut self, table: Pfn, entries: u32) {
+        *self.entry_mut(table).share_mut() += entries;
+    }
+
+    /// So many more entries of a leaf table are not a layer's pages.
+    pub(crate) fn add_unfrozen(&mut self, table: Pfn, entries: u16) {
+        *self.entry_mut(table).unfrozen_mut() += entries;
+    }
+
     /// One more entry of a leaf table is in use, and it is not a layer's page.
+    #[inline]
     pub(crate) fn count_unfrozen(&mut self, table: Pfn) {
         *self.entry_mut(table).unfrozen_mut() += 1;
     }
 
     /// One fewer.
+    #[inline]
     pub(crate) fn uncount_unfrozen(&mut self, table: Pfn) {
         let count = self.entry_mut(table).unfrozen_mut();
         debug_assert!(*count > 0, "{table:?} has only frozen entries");
@@ -227,6 +240,7 @@ impl PfnDatabase {
 
     /// One entry of a table fewer is in use; gives back the table's share count, which never falls
     /// below one here.
+    #[inline]
     pub(crate) fn drop_table_entry(&mut self, table: Pfn) -> u32 {
         let entry = self.entry_mut(table);
         debug_assert!(entry.share() > 1, "{table:?} has no entry to lose");
@@ -236,6 +250,7 @@ impl PfnDatabase {
 
     /// One entry fewer maps the frame, but a stale translation may: the frame is held for the flush,
     /// and [`Self::release`] ends that. At share zero it is in flight; an owner stays its owner.
+    #[inline]
     pub(crate) fn drop_share_held(&mut self, pfn: Pfn) {
         let entry = self.entry_mut(pfn);
         debug_assert!(entry.share() > 0, "{pfn:?} lost more shares than it had");
@@ -320,12 +335,14 @@ impl PfnDatabase {
 
     /// The dirty bit of an entry that maps the frame is about to be lost: keep it here. What is in the
     /// page file is out of date then, and its slot is given back.
+    #[inline]
     pub(crate) fn mark_modified(&mut self, pfn: Pfn) {
         self.entry_mut(pfn).flags |= PfnFlags::MODIFIED;
         self.forget_original(pfn);
     }
 
     /// Gives back the slot a frame has, if it has one.
+    #[inline]
     pub(super) fn forget_original(&mut self, pfn: Pfn) {
         let entry = self.entry_mut(pfn);
         if let Original::Slot(slot) = entry.original() {
@@ -334,11 +351,13 @@ impl PfnDatabase {
         self.entry_mut(pfn).set_original(Original::Zero);
     }
 
+    #[inline]
     pub(crate) fn set_owner(&mut self, pfn: Pfn, owner: Owner) {
         self.entry_mut(pfn).owner = owner;
     }
 
     /// The clone block that owns the frame, if one does.
+    #[inline]
     pub(crate) fn block_of(&self, pfn: Pfn) -> Option<BlockId> {
         match self.entry(pfn).owner {
             Owner::Clone(block) => Some(block),
@@ -358,6 +377,7 @@ impl PfnDatabase {
         self.clones.references(block) == 1 && !held
     }
 
+    #[inline]
     pub(crate) fn entry(&self, pfn: Pfn) -> &PfnEntry {
         if self.tables.range().contains(pfn) {
             self.tables.entry(pfn)
@@ -366,10 +386,12 @@ impl PfnDatabase {
         }
     }
 
+    #[inline]
     pub(super) fn entry_mut(&mut self, pfn: Pfn) -> &mut PfnEntry {
         self.zone_of(pfn).entry_mut(pfn)
     }
 
+    #[inline]
     pub(super) fn zone_of(&mut self, pfn: Pfn) -> &mut Zone {
         if self.tables.range().contains(pfn) {
             &mut self.tables

@@ -45,6 +45,7 @@ impl PfnState {
     ];
 
     /// Whether frames in this state are on a list, and so have neither shares nor references.
+    #[inline]
     pub(crate) fn is_listed(self) -> bool {
         match self {
             Self::Zeroed | Self::Free | Self::Standby | Self::Modified | Self::ModifiedNoWrite => {
@@ -147,11 +148,13 @@ impl PfnEntry {
         flags: PfnFlags::empty(),
     };
 
+    #[inline]
     pub(crate) fn state(&self) -> PfnState {
         self.state
     }
 
     /// Valid entries that map the frame; for a table, entries in use plus one.
+    #[inline]
     pub(crate) fn share(&self) -> u32 {
         if self.state.is_listed() {
             0
@@ -161,6 +164,7 @@ impl PfnEntry {
     }
 
     /// References that hold the frame besides its shares.
+    #[inline]
     pub(crate) fn refs(&self) -> u32 {
         if self.state.is_listed() {
             0
@@ -170,6 +174,7 @@ impl PfnEntry {
     }
 
     /// How many of the references may store into a data frame.
+    #[inline]
     pub(crate) fn write_pins(&self) -> u32 {
         self.write_pins
     }
@@ -183,22 +188,26 @@ impl PfnEntry {
         self.unfrozen
     }
 
+    #[inline]
     pub(super) fn unfrozen_mut(&mut self) -> &mut u16 {
         &mut self.unfrozen
     }
 
     /// How many entries of upper tables name a table.
+    #[inline]
     pub(crate) fn parents(&self) -> u32 {
         self.write_pins + 1
     }
 
     /// The share count of a frame in use, to change it.
+    #[inline]
     pub(super) fn share_mut(&mut self) -> &mut u32 {
         debug_assert!(!self.state.is_listed(), "a listed frame has no shares");
         &mut self.share_or_next
     }
 
     /// The reference count of a frame in use, to change it.
+    #[inline]
     pub(super) fn refs_mut(&mut self) -> &mut u32 {
         debug_assert!(!self.state.is_listed(), "a listed frame has no references");
         &mut self.refs_or_prev
@@ -227,6 +236,7 @@ impl PfnEntry {
         self.refs_or_prev = prev;
     }
 
+    #[inline]
     pub(crate) fn original(&self) -> Original {
         match self.original {
             ORIGINAL_ZERO => Original::Zero,
@@ -235,6 +245,7 @@ impl PfnEntry {
         }
     }
 
+    #[inline]
     pub(super) fn set_original(&mut self, original: Original) {
         self.original = match original {
             Original::Zero => ORIGINAL_ZERO,

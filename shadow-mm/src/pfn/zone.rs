@@ -84,6 +84,7 @@ impl Zone {
         opened
     }
 
+    #[inline]
     pub(crate) fn range(&self) -> PfnRange {
         self.range
     }
@@ -111,6 +112,7 @@ impl Zone {
     }
 
     /// The entry of a frame of this zone; what an untouched frame's entry would be if it has none.
+    #[inline]
     pub(crate) fn entry(&self, pfn: Pfn) -> &PfnEntry {
         self.entries
             .get(self.slot(pfn))
@@ -118,6 +120,7 @@ impl Zone {
     }
 
     /// The entry of a frame that was used. Fields may be changed, but the state only here.
+    #[inline]
     pub(super) fn entry_mut(&mut self, pfn: Pfn) -> &mut PfnEntry {
         let slot = self.slot(pfn);
         &mut self.entries[slot]
@@ -281,10 +284,12 @@ impl Zone {
         self.entry_mut(pfn).set_counts(next, prev);
     }
 
+    #[inline]
     fn pfn(&self, slot: u32) -> Pfn {
         Pfn::new(self.range.start.get() + slot)
     }
 
+    #[inline]
     fn slot(&self, pfn: Pfn) -> usize {
         debug_assert!(
             self.range.contains(pfn),

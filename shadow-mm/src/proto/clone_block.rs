@@ -165,6 +165,7 @@ impl CloneTable {
     }
 
     /// Makes a block that is referred to twice: by the parent and by the child.
+    #[inline]
     pub(crate) fn make_block(&mut self, header: HeaderId, content: BlockContent) -> BlockId {
         self.live_blocks += 1;
         if header == HeaderId::LAZY {
@@ -183,11 +184,13 @@ impl CloneTable {
     }
 
     /// One more entry refers to the block.
+    #[inline]
     pub(crate) fn add_reference(&mut self, block: BlockId) {
         self.block_mut(block).count += 1;
     }
 
     /// One entry fewer refers to the block. If it was the last, gives back what the block held.
+    #[inline]
     pub(crate) fn drop_reference(&mut self, id: BlockId) -> Option<BlockContent> {
         let block = self.block_mut(id);
         debug_assert!(block.count > 0, "clone block dropped below zero");
@@ -285,6 +288,7 @@ impl CloneTable {
         self.header(id.header)?.blocks.get(id.index as usize)
     }
 
+    #[inline]
     fn block_mut(&mut self, id: BlockId) -> &mut Block {
         if id.header == HeaderId::LAZY {
             return self.lazy.get_mut(id.index).expect("a live clone block");

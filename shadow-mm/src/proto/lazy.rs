@@ -32,6 +32,7 @@ pub(crate) struct LazyBlocks {
 
 impl LazyBlocks {
     /// Makes a block; gives back its place.
+    #[inline]
     pub(super) fn make(&mut self, block: Block) -> u32 {
         self.live += 1;
         if let Some(place) = self.vacant.pop() {
@@ -52,6 +53,7 @@ impl LazyBlocks {
     }
 
     /// Nothing refers to the block any more.
+    #[inline]
     pub(super) fn vacate(&mut self, place: u32) {
         self.live -= 1;
         if self.live == 0 {
@@ -62,18 +64,21 @@ impl LazyBlocks {
         }
     }
 
+    #[inline]
     pub(super) fn get(&self, place: u32) -> Option<&Block> {
         self.chunks
             .get(place as usize / CHUNK)?
             .get(place as usize % CHUNK)
     }
 
+    #[inline]
     pub(super) fn get_mut(&mut self, place: u32) -> Option<&mut Block> {
         self.chunks
             .get_mut(place as usize / CHUNK)?
             .get_mut(place as usize % CHUNK)
     }
 
+    #[inline]
     fn places(&self) -> usize {
         let full = self.chunks.len().saturating_sub(1) * CHUNK;
         full + self.chunks.last().map_or(0, Vec::len)

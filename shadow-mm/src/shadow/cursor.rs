@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
-use crate::addr::{EntryIndex, Level, Pfn, TABLE_ENTRIES, Vpn, VpnRange};
+use crate::addr::{EntryIndex, Level, Pfn, TABLE_ENTRIES, UsedEntries, Vpn, VpnRange};
 use crate::backend::FrameStore;
 use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
@@ -45,6 +45,20 @@ impl LeafRun {
 
     pub(crate) fn range(self) -> VpnRange {
         self.range
+    }
+
+    /// Those of the entries that are in use now, and their pages.
+    pub(crate) fn used<S: FrameStore>(
+        self,
+        cursor: &Cursor<'_, S>,
+    ) -> impl Iterator<Item = (EntryIndex, Vpn)> + use<S> {
+        let first = self.range.start();
+        let below = first.index(Level::Leaf).get();
+        let pages = cursor.used(self.table).filter_map(move |index| {
+            let page = index.get().checked_sub(below)?;
+            Some((index, first.checked_add(page as u64)?))
+        });
+        pages.take_while(move |(_, vpn)| self.range.contains(*vpn))
     }
 }
 
@@ -110,10 +124,23 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         range: VpnRange,
     ) -> impl Iterator<Item = (EntryIndex, VpnRange, UpperEntry)> {
         let ends = [range.start(), range.last()].map(|vpn| vpn.index(level));
-        let found = EntryIndex::through(ends[0], ends[1])
+        let mut used = UsedEntries::default();
+        if ends[0] == ends[1] {
+            used.insert(ends[0]);
+        } else {
+            used = self.store.used(table);
+        }
+        let found = used
+            .iter()
+            .filter(move |index| (ends[0]..=ends[1]).contains(index))
             .map(move |index| (index, self.upper(table, index)))
             .filter(|(_, entry)| *entry != UpperEntry::Empty);
         found.filter_map(move |(index, entry)| Some((index, part_of(level, range, index)?, entry)))
+    }
+
+    /// The slots of a table that are in use now, rising.
+    pub(crate) fn used(&self, table: Pfn) -> impl Iterator<Item = EntryIndex> + use<S> {
+        self.store.used(table).iter()
     }
 
     /// The entry of a leaf table.
@@ -181,6 +208,25 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
             range,
         };
         self.leaves_below(root, Level::Root, &mut visit)
+    }
+
+    /// As [`Self::for_each_leaf`], until `visit` has told of `most` pages or more; gives back where to go on.
+    pub(crate) fn some_leaves(
+        &self,
+        range: VpnRange,
+        most: usize,
+        mut visit: impl FnMut(LeafRun) -> usize,
+    ) -> Option<Vpn> {
+        let (mut seen, mut next) = (0, None);
+        let _ = self.for_each_leaf_until(range, |run| {
+            if seen >= most {
+                next = Some(run.range().start());
+                return ControlFlow::Break(());
+            }
+            seen += visit(run);
+            ControlFlow::Continue(())
+        });
+        next
     }
 
     /// `above` is the part of a table of the given level that the range covers.
@@ -355,7 +401,17 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         index: EntryIndex,
         change: impl Fn(ValidEntry) -> ValidEntry,
     ) -> Option<(ValidEntry, ValidEntry)> {
-        let mut raw = self.store.load(table, index);
+        let raw = self.store.load(table, index);
+        self.rewrite_from((table, index), raw, change)
+    }
+
+    /// As [`Self::rewrite`], of an entry that has just been looked at: it was `raw`.
+    pub(crate) fn rewrite_from(
+        &self,
+        (table, index): (Pfn, EntryIndex),
+        mut raw: u64,
+        change: impl Fn(ValidEntry) -> ValidEntry,
+    ) -> Option<(ValidEntry, ValidEntry)> {
         loop {
             let found = decode_leaf(raw);
             let old = found.present()?;
@@ -404,6 +460,7 @@ pub(crate) fn retarget(
     );
 }
 
+#[inline]
 fn decode_leaf(raw: u64) -> Entry {
     let decoded = Entry::decode(raw);
     debug_assert!(decoded.is_some(), "undecodable leaf entry {raw:#x}");

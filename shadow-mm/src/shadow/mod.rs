@@ -1,10 +1,12 @@
 //! The shadow page tables: the hardware page table *is* the page table, there is no second copy.
 
 mod cursor;
+mod new_leaf;
 mod prune;
 mod share;
 
 pub(crate) use cursor::{Cursor, LeafRun, TableCount, retarget};
+pub(crate) use new_leaf::NewLeaf;
 
 use crate::addr::EntryIndex;
 

@@ -28,7 +28,7 @@ impl<S: FrameStore> Cursor<'_, S> {
     /// them did not.
     pub(crate) fn share_entries(&self, table: Pfn) -> bool {
         let mut changed = false;
-        for index in EntryIndex::all() {
+        for index in self.used(table) {
             if let UpperEntry::Table(child) = self.upper(table, index) {
                 if cfg!(not(mutant = "writable_below")) {
                     self.relink((table, index), UpperEntry::Shared(child));

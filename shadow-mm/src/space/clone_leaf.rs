@@ -13,7 +13,7 @@ use crate::manager::Manager;
 use crate::pfn::{Owner, PfnDatabase};
 use crate::proto::{BlockContent, BlockId, HeaderId};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
-use crate::shadow::{Cursor, LeafRun};
+use crate::shadow::{Cursor, LeafRun, NewLeaf};
 use crate::space::Space;
 use crate::space::fork::Cloning;
 use crate::space::zap::may_be_stale;
@@ -44,6 +44,35 @@ pub(super) struct Shared {
     pub(super) made: bool,
     /// Whether a translation of the first entry may now allow too much.
     pub(super) downgraded: bool,
+}
+
+/// A copy of a shared leaf table while it is made.
+pub(super) struct LeafCopy {
+    pub(super) leaf: NewLeaf,
+    /// Blocks made for it, and valid entries in it.
+    pub(super) made: u64,
+    pub(super) resident: u64,
+    /// Whether the other table's entries allow less than before.
+    pub(super) downgraded: bool,
+}
+
+impl LeafCopy {
+    pub(super) fn new() -> Self {
+        Self {
+            leaf: NewLeaf::new(),
+            made: 0,
+            resident: 0,
+            downgraded: false,
+        }
+    }
+
+    /// Adds an entry's twin.
+    pub(super) fn add(&mut self, index: EntryIndex, shared: &Shared) {
+        self.leaf.put(index, shared.entry);
+        self.made += u64::from(shared.made);
+        self.resident += u64::from(matches!(shared.entry, Entry::Valid(_)));
+        self.downgraded |= shared.downgraded;
+    }
 }
 
 /// Makes a twin of the entry at `place`: a private page moves to a clone block of `header`, which both
@@ -137,7 +166,7 @@ pub(super) fn move_to_block<S: FrameStore>(
     let (content, downgraded) = match found {
         Entry::Valid(entry) => {
             let share = |e: ValidEntry| e.with_flags(e.flags.shared());
-            let (old, _) = cursor.rewrite(place.0, place.1, share)?;
+            let (old, _) = cursor.rewrite_from(place, found.encode(), share)?;
             if old.flags.contains(EntryFlags::DIRTY) {
                 db.mark_modified(entry.frame);
             }
@@ -177,6 +206,7 @@ fn new_block(db: &mut PfnDatabase, header: HeaderId, content: BlockContent) -> B
 }
 
 /// The twin has not been used yet.
+#[inline]
 pub(super) fn twin_flags(flags: EntryFlags) -> EntryFlags {
     flags - (EntryFlags::ACCESSED | EntryFlags::DIRTY)
 }

@@ -1,6 +1,6 @@
 //! Letting go of shared tables: what an exit costs does not depend on what it shares.
 
-use crate::addr::{EntryIndex, Level, Pfn, Vpn, VpnRange};
+use crate::addr::{Level, Pfn, Vpn, VpnRange};
 use crate::backend::Platform;
 use crate::flush::Flush;
 use crate::manager::Manager;
@@ -97,7 +97,7 @@ impl<P: Platform> Manager<P> {
                 self.zap_leaf(cursor, &mut Books::Shared, run, flush);
             }
             (Some(below), _) => {
-                for index in EntryIndex::all() {
+                for index in cursor.used(table) {
                     let child = cursor.upper(table, index).table();
                     let at = start.checked_add(index.get() as u64 * level.pages());
                     if let Some((child, at)) = child.zip(at) {

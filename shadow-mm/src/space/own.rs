@@ -29,7 +29,7 @@ use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
 use crate::proto::HeaderId;
 use crate::pte::{Entry, EntryFlags, UpperEntry};
 use crate::shadow::Cursor;
-use crate::space::clone_leaf::{Twin, move_to_block, share_entry};
+use crate::space::clone_leaf::{LeafCopy, Twin, move_to_block, share_entry};
 use crate::space::{Space, SpaceState};
 use crate::stats::{Counters, add};
 
@@ -474,7 +474,7 @@ impl<S: FrameStore> Unsharing<'_, S> {
     /// Counts the pages of a leaf table that is its space's own now; true if some entries allow less.
     fn take_leaf(&mut self, table: Pfn) -> bool {
         let mut downgraded = false;
-        for index in EntryIndex::all() {
+        for index in self.cursor.used(table) {
             downgraded |= self.leave_to_pins((table, index));
             self.count_page(self.cursor.leaf(table, index));
         }
@@ -525,12 +525,9 @@ impl<S: FrameStore> Unsharing<'_, S> {
 
     /// Moves every entry of a leaf table. What is left behind is for stale translations to look at.
     fn move_leaf(&mut self, from: Pfn, to: Pfn) -> bool {
-        for index in EntryIndex::all() {
+        for index in self.cursor.used(from) {
             self.leave_to_pins((from, index));
             let entry = self.cursor.leaf(from, index);
-            if entry == Entry::Empty {
-                continue;
-            }
             self.cursor.put(self.db, (to, index), entry);
             self.count_page(entry);
             self.tally.entries += 1;
@@ -543,38 +540,34 @@ impl<S: FrameStore> Unsharing<'_, S> {
 
     /// Gives a new leaf table a twin of every entry; true if the old one's allow less now.
     fn copy_leaf(&mut self, from: Pfn, to: Pfn) -> bool {
-        let mut downgraded = false;
-        for index in EntryIndex::all() {
+        let mut copy = LeafCopy::new();
+        for index in self.cursor.used(from) {
             match share_entry(self.db, &self.cursor, (from, index), Some(HeaderId::LAZY)) {
                 Twin::Nothing => {}
                 Twin::Pinned(entry) => {
                     debug_assert!(false, "{entry:?} is write-pinned in a shared table");
                 }
-                Twin::Entry(shared) => downgraded |= self.put_twin((to, index), &shared),
+                Twin::Entry(shared) => copy.add(index, &shared),
             }
         }
-        downgraded
+        self.finish_copy(to, &copy)
     }
 
-    /// Fills an entry of a copy of a shared table; true if the other one allows less now.
-    pub(super) fn put_twin(
-        &mut self,
-        place: (Pfn, EntryIndex),
-        shared: &super::clone_leaf::Shared,
-    ) -> bool {
-        self.cursor.put(self.db, place, shared.entry);
-        self.tally.entries += 1 + u64::from(shared.made);
-        self.tally.resident += u64::from(matches!(shared.entry, Entry::Valid(_)));
-        if shared.made {
-            self.tally.blocks += 1;
-            self.db.unpromise_blocks(1);
+    /// Fills a copy of a shared leaf table; true if the other one's entries allow less now.
+    pub(super) fn finish_copy(&mut self, to: Pfn, copy: &LeafCopy) -> bool {
+        self.cursor.fill(self.db, to, &copy.leaf);
+        self.tally.entries += u64::from(copy.leaf.used()) + copy.made;
+        self.tally.resident += copy.resident;
+        self.tally.blocks += copy.made;
+        if cfg!(not(mutant = "promises_kept")) {
+            self.db.unpromise_blocks(copy.made);
         }
-        shared.downgraded
+        copy.downgraded
     }
 
     /// Gives a new upper table the entries of another, all shared; true if the old one's allow less now.
     fn copy_upper(&mut self, from: Pfn, to: Pfn, alone: bool) -> bool {
-        for index in EntryIndex::all() {
+        for index in self.cursor.used(from) {
             let Some(child) = self.cursor.upper(from, index).table() else {
                 continue;
             };

@@ -57,12 +57,8 @@ impl<P: Platform> Manager<P> {
         let state = space.state.lock();
         let range = self.user_part(range).filter(|_| state.alive)?;
         let cursor = space.cursor(&self.store);
-        let (mut seen, mut next) = (0, None);
-        cursor.for_each_leaf(range, |run| {
-            if seen >= most {
-                next = next.or(Some(run.range().start()));
-                return;
-            }
+        cursor.some_leaves(range, most, |run| {
+            let mut seen = 0;
             for (index, vpn) in run.pages() {
                 // With the lock held: the entry may be of a page in transition, or in a shared table.
                 let page = {
@@ -81,8 +77,8 @@ impl<P: Platform> Manager<P> {
                     self.pfns.lock().release(frame);
                 }
             }
-        });
-        next
+            seen
+        })
     }
 }
 

@@ -27,7 +27,7 @@ use crate::pfn::{Owner, PfnDatabase, Want};
 use crate::proto::HeaderId;
 use crate::pte::{EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::{Cursor, SUPERVISOR_SLOT};
-use crate::space::clone_leaf::{Pinned, Twin, share_entry, twin_flags};
+use crate::space::clone_leaf::{LeafCopy, Pinned, Twin, share_entry, twin_flags};
 use crate::space::fork::{ForkError, Forked, inherited_image};
 use crate::space::keep::is_kept;
 use crate::space::own::{Owning, Unsharing, count_tables, span};
@@ -323,7 +323,7 @@ fn children<S: FrameStore>(
     (table, level, start): (Pfn, Level, Vpn),
 ) -> impl Iterator<Item = (EntryIndex, Pfn, VpnRange)> {
     let guests = move |index: &EntryIndex| level != Level::Root || *index != SUPERVISOR_SLOT;
-    EntryIndex::all().filter(guests).filter_map(move |index| {
+    cursor.used(table).filter(guests).filter_map(move |index| {
         let child = cursor.upper(table, index).table()?;
         let first = start.checked_add(index.get() as u64 * level.pages())?;
         Some((index, child, span(level, first)?))
@@ -413,8 +413,8 @@ impl<S: FrameStore> Splitting<'_, S> {
     /// Gives a leaf table of the child's a twin of every entry that it may see; true if the parent's allow
     /// less now.
     fn copy_visible(&mut self, from: Pfn, to: Pfn, start: Vpn) -> bool {
-        let mut downgraded = false;
-        for index in EntryIndex::all() {
+        let mut copy = LeafCopy::new();
+        for index in self.unsharing.cursor.used(from) {
             let Some(vpn) = start.checked_add(index.get() as u64) else {
                 continue;
             };
@@ -426,11 +426,9 @@ impl<S: FrameStore> Splitting<'_, S> {
             match share_entry(db, cursor, (from, index), Some(HeaderId::LAZY)) {
                 Twin::Nothing => {}
                 Twin::Pinned(entry) => self.pinned.push((to, Pinned { index, vpn, entry })),
-                Twin::Entry(shared) => {
-                    downgraded |= self.unsharing.put_twin((to, index), &shared);
-                }
+                Twin::Entry(shared) => copy.add(index, &shared),
             }
         }
-        downgraded
+        self.unsharing.finish_copy(to, &copy)
     }
 }

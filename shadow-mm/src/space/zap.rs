@@ -73,10 +73,7 @@ impl<P: Platform> Manager<P> {
         let mut db = self.pfns.lock();
         let mut edits = TableEdits::new(run.table);
         let mut removed = 0;
-        for (index, vpn) in run.pages() {
-            if cursor.leaf(run.table, index) == Entry::Empty {
-                continue;
-            }
+        for (index, vpn) in run.used(cursor) {
             let old = cursor.remove(&mut db, run.table, index);
             if drop_entry(&mut db, books, old, flush) {
                 edits.add(index, vpn);

@@ -134,8 +134,9 @@ impl<B> VadInfo<B> {
 }
 
 impl<B: Clone> MapKind<B> {
-    /// What is left of the kind `pages` further on.
-    fn advanced(&self, pages: u64) -> Self {
+    /// What a mapping of this kind shows from `pages` further on.
+    #[must_use]
+    pub fn advanced(&self, pages: u64) -> Self {
         match self {
             Self::Anonymous => Self::Anonymous,
             Self::View {

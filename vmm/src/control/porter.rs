@@ -147,14 +147,14 @@ impl Porter {
             for Event { data, .. } in knocks {
                 let inside = self.doors.lock().get(&data.u64()).map(Arc::clone);
                 if let Some(inside) = inside {
-                    self.let_in(data.u64(), inside);
+                    self.let_in(data.u64(), &inside);
                 }
             }
         }
     }
 
     /// Gives who knocks a thread.
-    fn let_in(self: &Arc<Self>, number: u64, inside: Arc<Inside>) {
+    fn let_in(self: &Arc<Self>, number: u64, inside: &Arc<Inside>) {
         let stream = match inside.listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -162,14 +162,14 @@ impl Porter {
                     tracing::warn!(%error, "who asks on a guest's socket cannot be heard");
                     std::thread::sleep(TROUBLE);
                 }
-                return self.listen(number, &inside);
+                return self.listen(number, inside);
             }
         };
         let mut now = inside.visit.lock();
         if now.closed {
             return;
         }
-        let (porter, visited) = (Arc::clone(self), Arc::clone(&inside));
+        let (porter, visited) = (Arc::clone(self), Arc::clone(inside));
         let thread = Builder::new().name("answer".into()).spawn(move || {
             crate::machine::take_no_signals();
             (visited.serve)(stream);
@@ -181,7 +181,7 @@ impl Porter {
                 // Who knocked is hung up on.
                 tracing::warn!(%error, "no thread for who asks on a guest's socket");
                 drop(now);
-                self.listen(number, &inside);
+                self.listen(number, inside);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Answers on a guest's socket. One thread waits at the sockets of all guests of the process ([`super::porter`]); a client has
+//! Answers on a guest's socket. One thread waits at the sockets of all guests of the process (`porter.rs`); a client has
 //! a thread of its own.
 //!
 //! One client at a time; one that says nothing for a few seconds is hung up on, so that the next gets

@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use shadow_mm::{Access, GuestVa};
+
 use super::call::CallRecord;
 use super::proc::Image;
 use super::process::{AddressSpace, Pid};
+use crate::memory::Memory;
 
 /// Thread id; the leader's equals its process's id.
 pub type Tid = i32;
@@ -62,6 +65,16 @@ pub trait Cpu {
     /// # Errors
     /// The host refused; the machine ends with the error.
     fn save_fpu<'t>(&mut self, fpu: &'t mut Fpu) -> Result<&'t mut XsaveArea, crate::hv::CpuError>;
+
+    /// A copy of the thread's FPU state, which stays where it is.
+    ///
+    /// # Errors
+    /// As [`Self::save_fpu`].
+    fn copy_fpu(&mut self, fpu: &Fpu) -> Result<Fpu, crate::hv::CpuError> {
+        let mut copy = fpu.clone();
+        self.save_fpu(&mut copy)?;
+        Ok(copy)
+    }
 
     /// Bytes of an XSAVE area on this machine, and the XCR0 the guest runs with.
     fn xsave_layout(&self) -> (usize, u64);
@@ -146,4 +159,19 @@ pub struct Thread {
     pub account: u64,
     /// What others may see while it runs.
     pub shared: Arc<ThreadShared>,
+}
+
+impl Thread {
+    /// Resolves what it is about to fault on, because its address space was made again, or copied: its next instruction,
+    /// and a store below its stack pointer. Done ahead it takes no exits. What cannot be resolved is for the fault to say.
+    /// No lock may be held.
+    pub fn foresee(&self, memory: &Memory) {
+        let next = (self.regs.rip, Access::Execute);
+        let top = (self.regs.rsp.wrapping_sub(8), Access::Write);
+        for (address, access) in [next, top] {
+            if let Some(va) = GuestVa::new(address) {
+                let _ = memory.fault(&self.mm.space, va, access);
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@
 //! * the virtual machine and this process. What keeps them apart is what keeps processes apart: page tables, and
 //!   this crate's care with numbers. Each has its own process numbers, descriptors, files in memory, sockets;
 //! * guest memory, first come, first served, and promised to nobody: a tenant that takes all of it makes others wait for
-//!   frames, and when there are none, the process that has most is killed, whichever tenant it is of (`machine/victim.rs`);
+//!   frames, and when there are none, the process that has most is killed, whichever tenant it is of (`super::victim`);
 //! * workers, in turn ([`crate::linux::sched::roster`]);
 //! * the vDSO's page, which has no clock: programs make the call.
 //!

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use rustix::io::Errno;
 
 use crate::linux::call::{Arg, Args, Ctx, Entry, Stop, SysResult};
+use crate::linux::proc::fork::is_beginning;
 use crate::locks::{Mutex, rank};
 
 /// Longest string shown of a guest's.
@@ -20,7 +21,11 @@ pub struct Strace {
 
 impl Strace {
     /// A call is being made (again, if it blocked: then it is not shown a second time).
+    /// The end of its parent's, which a child begins with, is not either.
     pub fn call(&self, c: &Ctx<'_>, entry: &Entry, args: &Args) {
+        if is_beginning(&c.call) {
+            return;
+        }
         let mut open = self.open.lock();
         if open.iter().all(|(tid, _)| *tid != c.t.tid) {
             open.push((c.t.tid, format!("[{}] {}", c.t.tid, show(c, entry, args))));

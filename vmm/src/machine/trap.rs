@@ -113,18 +113,6 @@ pub fn page_fault(memory: &Memory, t: &Thread, trap: Trap) -> Faulted {
     }
 }
 
-/// Resolves what a thread that was made again is about to fault on: its next instruction, and a store below its stack
-/// pointer. Done ahead it takes no exits. What cannot be resolved is for the fault to say.
-pub fn foresee(memory: &Memory, t: &Thread) {
-    let next = (t.regs.rip, Access::Execute);
-    let top = (t.regs.rsp.wrapping_sub(8), Access::Write);
-    for (address, access) in [next, top] {
-        if let Some(va) = GuestVa::new(address) {
-            let _ = memory.fault(&t.mm.space, va, access);
-        }
-    }
-}
-
 fn denied_signal(denied: Denied, addr: u64) -> SigInfo {
     match denied {
         Denied::NotMapped => signal(SIGSEGV, 1, addr),

@@ -334,7 +334,7 @@ impl Worker {
     fn enter(&mut self, shared: &Shared, thread: &mut Thread) -> Result<Turn, CpuError> {
         let memory = &shared.kernel.memory;
         if identity::renew(memory, &thread.mm) {
-            trap::foresee(memory, thread);
+            thread.foresee(memory);
         }
         self.fpu.enter(&self.cpu, thread, &shared.counters)?;
         let entry = memory.flushes.enter(self.index, &thread.mm.space);

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use shadow_mm::{EntryIndex, FrameStore, Pfn, PfnRange};
+use shadow_mm::{EntryIndex, FrameStore, Pfn, PfnRange, TABLE_ENTRIES, UsedEntries};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::layer::Layer;
@@ -228,6 +228,16 @@ impl Pool {
 impl FrameStore for Pool {
     fn load(&self, table: Pfn, index: EntryIndex) -> u64 {
         self.entry(table, index).load(Ordering::SeqCst)
+    }
+
+    fn used(&self, table: Pfn) -> UsedEntries {
+        let mut words = [0; TABLE_ENTRIES];
+        self.frame(table).copy_to(&mut words);
+        UsedEntries::of(&words)
+    }
+
+    fn fill(&self, table: Pfn, entries: &[u64; TABLE_ENTRIES]) {
+        self.frame(table).copy_from(entries);
     }
 
     fn swap(&self, table: Pfn, index: EntryIndex, new: u64) -> u64 {

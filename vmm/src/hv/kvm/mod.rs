@@ -7,6 +7,7 @@ pub mod board_state;
 mod ioctls;
 pub mod msr_filter;
 pub mod regs;
+mod touches;
 pub mod vcpu;
 pub mod vm;
 mod xsave;

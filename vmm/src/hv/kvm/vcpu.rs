@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use guest::abi::{self, MONITOR_CODE_VA, SYSCALL_STUB_VA, selector};
-use guest::monitor;
+use guest::monitor::{self, Ending};
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
@@ -23,6 +23,7 @@ use super::area::CpuArea;
 use super::regs::{
     initial_sregs, msrs, put_regs, set_segments, take_regs, user_address, user_flags,
 };
+use super::touches::{List, Touches};
 use super::vm::{Vm, VmError, refused};
 use super::xsave;
 use crate::hv::{CpuError, Exit, Flush, IretWorks, SyscallRing, Trap};
@@ -175,18 +176,17 @@ impl Vcpu {
             self.load(regs);
             return Ok((self.run_once(regs)?, true));
         }
-        let mut lists = flush.touches().chunks(abi::LIST_LENGTH).peekable();
+        let mut touches = Touches::new(flush.touches());
         loop {
-            let list = lists.next().unwrap_or_default();
-            let last = lists.peek().is_none();
-            self.area.write_words(abi::AREA_LIST, list);
+            let list = touches.take();
+            let last = touches.is_empty();
             if last && self.iret == IretWorks::Yes {
-                self.load_enter(regs, root, list.len());
+                self.load_enter(regs, root, &list);
                 let exit = self.run_once(regs)?;
                 let done = self.at != At::Monitor;
                 return Ok((exit, done));
             }
-            self.load_enter_out(root, list.len());
+            self.load_enter_out(root, &list);
             match self.run_once(regs)? {
                 Exit::MonitorDone => {}
                 other => return Ok((other, false)),
@@ -204,9 +204,9 @@ impl Vcpu {
     /// # Errors
     /// KVM refused to run.
     pub fn touch(&mut self, root: u64, touches: &[u64]) -> Result<bool, CpuError> {
-        for list in touches.chunks(abi::LIST_LENGTH) {
-            self.area.write_words(abi::AREA_LIST, list);
-            self.load_enter_out(root, list.len());
+        let mut touches = Touches::new(touches);
+        while !touches.is_empty() {
+            self.load_enter_out(root, &touches.take());
             match self.run_once(&mut Regs::default())? {
                 Exit::MonitorDone => {}
                 Exit::Kicked => return Ok(false),
@@ -249,42 +249,36 @@ impl Vcpu {
     }
 
     /// Sets up the monitor's `enter`, which leaves to ring 3 with `regs`.
-    fn load_enter(&mut self, regs: &Regs, root: u64, touches: usize) {
-        let frame = [
+    fn load_enter(&mut self, regs: &Regs, root: u64, list: &List) {
+        let (start, mut words) = list.run(Ending::Ring3);
+        words.extend([
             regs.rax,
             regs.rdx,
-            regs.rsi,
-            regs.rdi,
             regs.rip,
             u64::from(selector::USER_CS),
             user_flags(regs.rflags),
             regs.rsp,
             u64::from(selector::USER_DS),
-        ];
-        let at = abi::AREA_STACK_TOP - (frame.len() * 8) as u64 - 8;
-        self.area.write_words(at, &frame);
-        let s = self.fd.sync_regs_mut();
-        put_regs(&mut s.regs, regs);
-        s.regs.rip = MONITOR_CODE_VA + monitor::enter_offset();
-        s.regs.rsp = self.area.va() + at;
-        self.call_monitor((regs.fs_base, regs.gs_base), root, touches);
+        ]);
+        put_regs(&mut self.fd.sync_regs_mut().regs, regs);
+        self.call_monitor((regs.fs_base, regs.gs_base), root, (start, &words));
     }
 
     /// Sets up the monitor's `enter_out`, which comes back.
-    fn load_enter_out(&mut self, root: u64, touches: usize) {
-        let s = self.fd.sync_regs_mut();
-        s.regs.rip = MONITOR_CODE_VA + monitor::enter_out_offset();
-        s.regs.rsp = self.area.va() + abi::AREA_STACK_TOP;
-        self.call_monitor(self.bases, root, touches);
+    fn load_enter_out(&mut self, root: u64, list: &List) {
+        let (start, words) = list.run(Ending::Out);
+        self.call_monitor(self.bases, root, (start, &words));
     }
 
-    fn call_monitor(&mut self, bases: (u64, u64), root: u64, touches: usize) {
-        let list = self.area.va() + abi::AREA_LIST;
+    /// Sets up a run of the monitor with these words on its stack.
+    fn call_monitor(&mut self, bases: (u64, u64), root: u64, (start, words): (u64, &[u64])) {
+        let at = abi::AREA_STACK_TOP - (words.len() * 8) as u64;
+        self.area.write_words(at, words);
         let s = self.fd.sync_regs_mut();
+        s.regs.rip = MONITOR_CODE_VA + start;
+        s.regs.rsp = self.area.va() + at;
         s.regs.rflags = 2;
         s.regs.rax = root;
-        s.regs.rsi = list;
-        s.regs.rdi = touches as u64;
         set_segments(
             &mut s.sregs,
             selector::KERNEL_CS,

@@ -249,17 +249,6 @@ fn move_and_keep(c: &Ctx<'_>, vad: &VadInfo, old: VpnRange, fixed: Option<Vpn>) 
 
 /// What `vad` shows from the start of `range` on.
 fn kind_at(vad: &VadInfo, range: VpnRange) -> MapKind<crate::memory::Backing> {
-    let skipped = (range.start().get() - vad.range.start().get()) * PAGE;
-    match &vad.kind {
-        MapKind::Anonymous => MapKind::Anonymous,
-        MapKind::View {
-            section,
-            offset,
-            sharing,
-        } => MapKind::View {
-            section: section.clone(),
-            offset: offset + skipped,
-            sharing: *sharing,
-        },
-    }
+    vad.kind
+        .advanced(range.start().get() - vad.range.start().get())
 }

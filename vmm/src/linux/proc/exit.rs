@@ -18,6 +18,7 @@ use crate::linux::process::{
 use crate::linux::sched::Sched;
 use crate::linux::signal::info::cld;
 use crate::linux::signal::{SIG_IGN, action, sa, send};
+use crate::linux::thread::Thread;
 
 /// The family's calls.
 pub const TABLE: &[Entry] = &[
@@ -51,22 +52,26 @@ fn sys_exit_group(c: &mut Ctx<'_>, a: &Args) -> SysResult {
     let status = (a.i32(0) & 0xff) << 8;
     {
         let mut state = c.k.state();
-        end_process(&c.k.sched, &mut state, c.t.pid, status);
+        end_process(&c.k.sched, &mut state, c.t, status);
     }
     thread_exit(c, status);
     Err(Stop::Exited)
 }
 
-/// Ends a process with a wait status: its threads leave as soon as they notice. The first status
-/// stays.
-pub fn end_process(sched: &Sched, state: &mut State, pid: Pid, status: i32) {
-    let Some(p) = state.procs.get_mut(&pid) else {
+/// Ends the process of a thread that is not in the guest, with a wait status: the others leave as soon as they notice. The
+/// first status stays.
+pub fn end_process(sched: &Sched, state: &mut State, t: &Thread, status: i32) {
+    let Some(p) = state.procs.get_mut(&t.pid) else {
         return;
     };
     if p.exiting.is_none() && !p.is_zombie() {
         p.exiting = Some(status);
-        send::notify_all(sched, p);
-        sched.wake(WaitKey::Continued(pid));
+        // A kick of its own worker would reach the thread that runs there next.
+        t.shared.call_attention();
+        for &tid in p.threads.keys().filter(|&&tid| tid != t.tid) {
+            send::notify(sched, p, tid);
+        }
+        sched.wake(WaitKey::Continued(t.pid));
     }
 }
 

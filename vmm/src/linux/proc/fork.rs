@@ -13,12 +13,13 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use super::adopt_leader;
 use super::threads::{New, insert_thread, may_start};
 use crate::linux::Errno;
-use crate::linux::call::{Arg, Args, Ctx, Entry, Restart, Stop, SysResult, Wait, WaitKey};
+use crate::linux::call::{
+    Arg, Args, CallRecord, Ctx, Entry, Restart, Stop, SysResult, Wait, WaitKey,
+};
 use crate::linux::process::{AddressSpace, Pid, Prctl, Process, SigAction};
 use crate::linux::signal::SIG_IGN;
 use crate::linux::signal::frame::USER_END;
 use crate::linux::thread::{AltStack, Fpu, Thread, ThreadShared};
-use crate::linux::user_mem::UserMem;
 
 use Arg::{Hex, Int};
 
@@ -138,6 +139,10 @@ struct CloneArgs {
     cgroup: u64,
 }
 
+/// The progress of a call that a child begins with, to do its own part of what its parent asked for. Larger than any
+/// process's number.
+const BEGINS: u64 = u64::MAX;
+
 /// `CLONE_ARGS_SIZE_VER0`.
 const CLONE_ARGS_MIN: usize = 64;
 
@@ -223,6 +228,18 @@ impl Request {
         })
     }
 
+    /// The call the child begins with, if it has anything to do.
+    fn beginning(&self) -> Option<CallRecord> {
+        let own = self.flags.contains(Flags::CHILD_SETTID) || !self.flags.contains(Flags::VM);
+        let args = [self.flags.bits(), 0, 0, self.child_tid, 0, 0];
+        own.then(|| CallRecord {
+            nr: libc::SYS_clone as u64,
+            args: Args(args),
+            progress: BEGINS,
+            ..CallRecord::default()
+        })
+    }
+
     /// Which requests there are.
     fn check(&self) -> Result<(), Errno> {
         let flags = self.flags;
@@ -263,8 +280,10 @@ impl Request {
 
 /// Makes the child; a `vfork` parent then waits for it in the same call.
 fn clone(c: &mut Ctx<'_>, request: Request) -> SysResult {
-    if c.call.progress != 0 {
-        return wait_for_vfork(c, c.call.progress as Pid);
+    match c.call.progress {
+        0 => {}
+        BEGINS => return begin(c, &request),
+        child => return wait_for_vfork(c, child as Pid),
     }
     request.check()?;
     let new = if request.flags.contains(Flags::THREAD) {
@@ -287,8 +306,9 @@ fn clone(c: &mut Ctx<'_>, request: Request) -> SysResult {
         // As Linux: an address that cannot be written is the caller's own problem.
         let _ = c.mem().write_obj(request.parent_tid, &pid);
     }
-    if request.flags.contains(Flags::CHILD_SETTID) {
-        let _ = UserMem::new(&c.k.memory, &thread.mm).write_obj(request.child_tid, &pid);
+    if !request.flags.contains(Flags::VM) {
+        // Before the child runs beside it, and both want the same locks.
+        c.t.foresee(&c.k.memory);
     }
     c.k.sched.enqueue(thread);
     if request.flags.contains(Flags::VFORK) {
@@ -296,6 +316,23 @@ fn clone(c: &mut Ctx<'_>, request: Request) -> SysResult {
         return wait_for_vfork(c, pid);
     }
     Ok(pid as u64)
+}
+
+/// Whether a call in progress is the beginning of a child, which has not made it itself.
+pub fn is_beginning(call: &CallRecord) -> bool {
+    call.nr == libc::SYS_clone as u64 && call.progress == BEGINS
+}
+
+/// What a child does first: as on Linux, what is for it alone is not its parent's work.
+fn begin(c: &mut Ctx<'_>, request: &Request) -> SysResult {
+    if request.flags.contains(Flags::CHILD_SETTID) {
+        // As Linux: an address that cannot be written is the caller's own problem.
+        let _ = c.mem().write_obj(request.child_tid, &c.t.tid);
+    }
+    if !request.flags.contains(Flags::VM) {
+        c.t.foresee(&c.k.memory);
+    }
+    Ok(0)
 }
 
 fn wait_for_vfork(c: &mut Ctx<'_>, child: Pid) -> SysResult {
@@ -322,13 +359,10 @@ fn child_memory(c: &Ctx<'_>, flags: Flags) -> Result<Arc<AddressSpace>, Errno> {
 }
 
 fn child_fpu(c: &mut Ctx<'_>) -> Result<Fpu, Errno> {
-    match c.cpu.save_fpu(&mut c.t.fpu) {
-        Ok(area) => Ok(Fpu::Saved(area.clone())),
-        Err(error) => {
-            tracing::error!(pid = c.t.pid, %error, "a process could not be copied");
-            Err(Errno::NOMEM)
-        }
-    }
+    c.cpu.copy_fpu(&c.t.fpu).map_err(|error| {
+        tracing::error!(pid = c.t.pid, %error, "a process could not be copied");
+        Errno::NOMEM
+    })
 }
 
 fn child_thread(c: &Ctx<'_>, request: &Request, mm: Arc<AddressSpace>, fpu: Fpu) -> Box<Thread> {
@@ -353,7 +387,7 @@ fn child_thread(c: &Ctx<'_>, request: &Request, mm: Arc<AddressSpace>, fpu: Fpu)
         regs,
         fpu,
         last_cpu: None,
-        call: None,
+        call: request.beginning(),
         mask: parent.mask,
         saved_mask: None,
         altstack,

@@ -7,7 +7,7 @@ use crate::linux::Errno;
 use crate::linux::file::Location;
 use crate::linux::process::{INIT, Life};
 use crate::linux::signal::errno_value;
-use crate::linux::testing::{DATA, Machine, Turn};
+use crate::linux::testing::{DATA, Machine, STACK, Turn};
 use crate::linux::thread::{Regs, Thread};
 
 const WAIT4: u64 = 61;
@@ -49,6 +49,7 @@ fn memory_is_gone_when_the_child_is() {
     let m = Machine::new();
     let mut t = m.first();
     m.mem(&t).write_obj(DATA, &1_u64).unwrap();
+    m.mem(&t).write_obj(STACK - 8, &1_u64).unwrap();
     let before = m.k.memory.manager.stats();
     let mut child = m.fork(&mut t);
     m.mem(&child).write_obj(DATA + 8192, &2_u64).unwrap();
@@ -65,6 +66,40 @@ fn memory_is_gone_when_the_child_is() {
         m.k.memory.manager.flushed(flush);
     }
     assert_eq!(m.k.memory.manager.stats().data.active, 0);
+}
+
+/// `CLONE_CHILD_SETTID`, and the child's signal.
+const CHILD_SETTID: u64 = 0x100_0000 | libc::SIGCHLD as u64;
+
+#[test]
+fn child_writes_its_number_itself() {
+    let m = Machine::new();
+    let mut t = m.first();
+    m.mem(&t).write_obj(DATA, &1_i32).unwrap();
+    let pid = m.result(&mut t, 56, &[CHILD_SETTID, 0, 0, DATA, 0]);
+    let mut child = m.runnable();
+    assert_eq!(m.mem(&child).read_obj::<i32>(DATA), Ok(1));
+    assert!(matches!(m.go_on(&mut child), Turn::Guest));
+    assert_eq!(child.regs.rax, 0);
+    assert_eq!(m.mem(&child).read_obj::<i32>(DATA).map(i64::from), Ok(pid));
+    assert_eq!(m.mem(&t).read_obj::<i32>(DATA), Ok(1));
+}
+
+#[test]
+fn stack_is_each_ones_own_before_they_go_on() {
+    let m = Machine::new();
+    let mut t = m.first();
+    let top = STACK - 8;
+    m.mem(&t).write_obj(top, &1_u64).unwrap();
+    let copied = || m.k.memory.manager.stats().pages_copied;
+    let before = copied();
+    let mut child = m.fork(&mut t);
+    assert!(matches!(m.go_on(&mut child), Turn::Guest));
+    assert_eq!(copied(), before + 1);
+    m.mem(&child).write_obj(top, &2_u64).unwrap();
+    m.mem(&t).write_obj(top, &3_u64).unwrap();
+    assert_eq!(copied(), before + 1);
+    assert_eq!(m.mem(&child).read_obj::<u64>(top), Ok(2));
 }
 
 #[test]

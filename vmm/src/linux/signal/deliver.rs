@@ -102,7 +102,7 @@ fn next(sched: &Sched, state: &mut State, t: &mut Thread) -> Step {
         }
         let set = deliverable(p, t.tid, t.mask);
         if set & bit(libc::SIGKILL) != 0 {
-            exit::end_process(sched, state, t.pid, libc::SIGKILL);
+            exit::end_process(sched, state, t, libc::SIGKILL);
             return Step::Exit;
         }
         if let Life::Stopped(_) = p.life {
@@ -132,7 +132,7 @@ fn next(sched: &Sched, state: &mut State, t: &mut Thread) -> Step {
                 }
             }
             Effect::Kill => {
-                exit::end_process(sched, state, t.pid, signo);
+                exit::end_process(sched, state, t, signo);
                 return Step::Exit;
             }
         }
@@ -166,7 +166,7 @@ fn run_handler(c: &mut Ctx<'_>, action: &SigAction, info: &SigInfo) {
         Err(FrameError::Host(error)) => {
             tracing::error!(pid = c.t.pid, %error, "a signal frame could not be made");
             let mut state = c.k.state();
-            exit::end_process(&c.k.sched, &mut state, c.t.pid, libc::SIGKILL);
+            exit::end_process(&c.k.sched, &mut state, c.t, libc::SIGKILL);
         }
     }
 }

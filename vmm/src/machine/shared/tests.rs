@@ -1,6 +1,7 @@
 //! Guests of one template in one machine. Skipped, aloud, without a usable `/dev/kvm`.
 
 use std::path::Path;
+use std::time::Instant;
 
 use super::*;
 use crate::config::{Commit, ForkMode};
@@ -154,6 +155,13 @@ fn ended_tenants_give_everything_back() {
     let manager = &machine.seed().memory.manager;
     let counts = || {
         machine.seed().memory.finish_flushes();
+        // A virtual CPU that the host does not let run has not acknowledged its part yet.
+        let until = Instant::now() + PATIENCE;
+        let held = || manager.stats().data.in_flight + manager.stats().tables.in_flight;
+        while held() > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+            machine.seed().memory.finish_flushes();
+        }
         let stats = manager.stats();
         let frames = |zone: shadow_mm::ZoneStats| zone.active + zone.in_flight;
         (

@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use guest::abi;
+use guest::{abi, monitor};
 use parking_lot::Condvar;
 use shadow_mm::{Flush, Pfn, SpaceId};
 
@@ -428,7 +428,7 @@ impl Flushes {
                 continue;
             }
             for item in items.iter_mut().filter(|i| !i.touched) {
-                if entry.touches.len() >= abi::LIST_LENGTH {
+                if entry.touches.len() >= monitor::MAX_TABLES {
                     return;
                 }
                 entry.take(space, item);
@@ -518,7 +518,7 @@ impl Flushes {
         };
         for (&space, items) in &mut queues.spaces {
             for item in items.iter_mut().filter(|i| !i.touched) {
-                if entry.touches.len() >= abi::LIST_LENGTH {
+                if entry.touches.len() >= monitor::MAX_TABLES {
                     break;
                 }
                 entry.take(space, item);

@@ -195,23 +195,11 @@ fn map(
             break;
         };
         let ahead = part.start().get() - vad.range.start().get();
-        let kind = match &vad.kind {
-            MapKind::Anonymous => MapKind::Anonymous,
-            MapKind::View {
-                section,
-                offset,
-                sharing,
-            } => MapKind::View {
-                section: section.clone(),
-                offset: offset + ahead * PAGE_SIZE as u64,
-                sharing: *sharing,
-            },
-        };
         let request = MapRequest {
             placement: Placement::FixedNoReplace(part.start()),
             count: part.count(),
             prot: vad.prot,
-            kind,
+            kind: vad.kind.advanced(ahead),
             flags: vad.flags,
             tag: vad.tag,
         };
