@@ -12,8 +12,8 @@
 //! the roster's is taken under it.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Condvar;
 
@@ -52,7 +52,11 @@ pub struct Sched {
     epoch: AtomicU64,
     next_key: AtomicU64,
     ended: AtomicBool,
+    at_end: OnceLock<AtEnd>,
 }
+
+/// Called when a guest has ended, with locks held: it takes none but the last of their order.
+pub type AtEnd = Box<dyn Fn() + Send + Sync>;
 
 impl Default for Sched {
     /// Of the only guest of a machine.
@@ -98,7 +102,14 @@ impl Sched {
             epoch: AtomicU64::new(0),
             next_key: AtomicU64::new(0),
             ended: AtomicBool::new(false),
+            at_end: OnceLock::new(),
         }
+    }
+
+    /// Who is told of the guest's end, besides those that wait for it; nobody is if it has ended before. Once.
+    pub fn at_end(&self, told: AtEnd) {
+        let first = self.at_end.set(told).is_ok();
+        debug_assert!(first, "somebody is told already");
     }
 
     /// Which guest of its machine it is for.
@@ -254,6 +265,10 @@ impl Sched {
         let q = self.queues.lock();
         q.turns.kick_all();
         self.rested.notify_all();
+        drop(q);
+        if let Some(told) = self.at_end.get() {
+            told();
+        }
     }
 
     /// Waits until the guest has ended. Workers may still be on their way out of it.

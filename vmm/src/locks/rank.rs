@@ -55,6 +55,8 @@ ranks! {
     PoolTalks,
     /// Clones that a process runs for `vmm fork`.
     RunningClones,
+    /// Clones whose end is waited for.
+    WaitingClones,
     /// What a process that runs clones says to `vmm fork`.
     CloneNews,
     /// Machines there whose clones have ended.

@@ -25,7 +25,7 @@ mod kept;
 pub mod kick;
 pub mod program;
 pub mod report;
-mod resets;
+pub(crate) mod resets;
 pub mod restored;
 pub mod shared;
 mod spare;

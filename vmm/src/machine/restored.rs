@@ -215,6 +215,11 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sets.is_empty()
+    }
+
     /// Reads them, while the guest runs.
     pub(crate) fn read(&self) {
         for set in &self.sets {
