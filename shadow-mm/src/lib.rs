@@ -97,9 +97,10 @@ pub use section::{
 };
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
-    AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, ImageError, MapError,
-    MapRequest, Mapped, PageInfo, PageKey, Placement, ProtectError, Protected, RemapError,
-    RemapRequest, ResetError, SavedPage, Shape, Space, TrimMode, Trimmed, UnmapError, VadAdvice,
+    AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, GoneBack, ImageError, Keep,
+    MapError, MapRequest, Mapped, PageInfo, PageKey, Placement, ProtectError, Protected,
+    RemapError, RemapRequest, ResetError, SavedPage, Shape, Space, TrimMode, Trimmed, UnmapError,
+    VadAdvice,
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};

@@ -244,6 +244,11 @@ impl Entry {
         Self::decode_absent(raw)
     }
 
+    /// Whether a raw leaf entry is in use and not a layer's page.
+    pub(crate) fn is_unfrozen(raw: u64) -> bool {
+        raw != 0 && raw & (PRESENT | FROZEN) != PRESENT | FROZEN
+    }
+
     /// What hardware sees of the entry, if it is present.
     #[must_use]
     #[inline]

@@ -67,6 +67,8 @@ counters! {
     resets,
     /// Pages that spaces gave up then.
     pages_reset,
+    /// Pages that they kept then, with what lies under them copied there.
+    pages_put_back,
     /// Faults that copied a page.
     faults_copy_on_write,
     /// Faults that made a page writable in place.

@@ -6,8 +6,8 @@ mod common;
 use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, request, va, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, CommitLimit, FailPlan, FaultOutcome, ForkMode, MapKind, PageInfo, Pin, PinOutcome,
-    Prot, RemapRequest, Sharing, SupervisorRights, TrimMode, VadAdvice, VadFlags, Vpn,
+    Access, CommitLimit, FailPlan, FaultOutcome, ForkMode, Keep, MapKind, PageInfo, Pin,
+    PinOutcome, Prot, RemapRequest, Sharing, SupervisorRights, TrimMode, VadAdvice, VadFlags, Vpn,
 };
 
 /// Pages on both sides of a leaf table's edge.
@@ -303,8 +303,10 @@ fn failed_unsharing_leaves_no_trace() {
             moved.map(|done| scene.mm.flushed(done.flush)).is_ok()
         }),
         ("reset", 1, |scene| {
-            let back = scene.mm.reset_to_image(&scene.parent);
-            back.map(|flush| scene.mm.flushed(flush)).is_ok()
+            let back = scene
+                .mm
+                .reset_to_image(&scene.parent, Keep { most: 2, unseen: 1 });
+            back.map(|back| scene.mm.flushed(back.flush)).is_ok()
         }),
     ];
     for (name, least, verb) in verbs {

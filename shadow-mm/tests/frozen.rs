@@ -3,30 +3,12 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use common::{BASE, Cpu, Guest, LAYER, Mm, RW, layer, manager, map_anon, range, request, vpn};
+use common::{BASE, Cpu, Guest, LAYER, Mm, RW, layer, manager, over_layer, range, request, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, ForkMode, FrameStore, MapError, MapKind, PageInfo, Pfn, PfnRange, PinOutcome, Prot,
-    SavedPage, Section, SectionError, SectionPage, Sharing,
+    SavedPage, SectionError, Sharing,
 };
-
-/// A space whose pages are the layer's, page by page; page `n` of the layer begins with the byte `n + 1`.
-fn over_layer(mm: &Mm) -> (Guest, Section<SimFile>) {
-    let frames = layer(mm);
-    for page in 0..LAYER {
-        let frame = Pfn::new(frames.start.get() + page);
-        mm.store().write(frame, 0, &[page as u8 + 1]);
-    }
-    let section = mm.create_frozen_section(SimFile(1), frames);
-    let section = section.expect("a section");
-    let space = mm.create_space().expect("a space");
-    map_anon(mm, &space, BASE, LAYER.into(), RW);
-    let all = range(BASE, LAYER.into());
-    let first = SectionPage::new(0).expect("a page");
-    mm.attach_image(&space, all, &section, first)
-        .expect("an image");
-    (space, section)
-}
 
 fn pages(mm: &Mm, space: &Guest) -> Vec<PageInfo> {
     let mut pages = Vec::new();
@@ -158,64 +140,6 @@ fn pins_for_reading_count_nothing_and_those_for_writing_copy() {
     mm.unpin(read);
     mm.unpin(write);
     mm.check(&[space]).expect("invariants");
-}
-
-#[test]
-fn space_that_goes_back_has_nothing_of_its_own_and_needs_no_fault_to_read() {
-    for mode in [ForkMode::Eager, ForkMode::Shared] {
-        let mm = manager(64, 64);
-        mm.set_fork_mode(mode);
-        let (space, _section) = over_layer(&mm);
-        map_anon(&mm, &space, BASE + 100, 8, RW);
-        let mut cpu = Cpu::new(&space);
-        assert_eq!(cpu.load(&mm, BASE), Ok(1));
-        let shape = mm.shape(&space);
-        for call in 1..4_u8 {
-            for page in [0, 3, 7, 100, 104] {
-                cpu.store(&mm, BASE + page, 100 + call).expect("a store");
-            }
-            let forked = mm.fork(&space).expect("a fork");
-            cpu.flush(&mm, forked.flush);
-            cpu.store(&mm, BASE + 3, 1).expect("a store");
-            mm.flushed(mm.delete_space(&forked.child));
-            assert_eq!(mm.shape(&space), shape);
-            let flush = mm.reset_to_image(&space).expect("a reset");
-            assert!(!flush.is_empty());
-            cpu.flush(&mm, flush);
-            let usage = mm.usage(&space);
-            assert_eq!((usage.private, usage.peak_resident), (0, usage.resident));
-            let faults = mm.stats().faults_mapped;
-            for page in 0..LAYER {
-                assert_eq!(cpu.load(&mm, BASE + u64::from(page)), Ok(page as u8 + 1));
-            }
-            assert_eq!(mm.stats().faults_mapped, faults, "what was there is mapped");
-            assert_eq!(cpu.load(&mm, BASE + 100), Ok(0));
-            mm.flushed(mm.reset_to_image(&space).expect("a reset"));
-            let stats = mm.stats();
-            assert_eq!((stats.data.active, stats.data.in_flight), (0, 0));
-            cpu.mmu.flush_all();
-            mm.check(core::slice::from_ref(&space)).expect("invariants");
-        }
-        let mapped = mm.protect(&space, range(BASE, 1), Prot::READ);
-        mm.flushed(mapped.flush);
-        assert_ne!(mm.shape(&space), shape);
-    }
-}
-
-/// What a reset costs goes by the tables that were stored to.
-#[test]
-fn tables_without_stores_are_not_looked_into() {
-    let mm = manager(64, 64);
-    let (space, _section) = over_layer(&mm);
-    let mut cpu = Cpu::new(&space);
-    assert_eq!(cpu.load(&mm, BASE), Ok(1));
-    let written = mm.stats().entries_written;
-    mm.flushed(mm.reset_to_image(&space).expect("a reset"));
-    let stats = mm.stats();
-    assert_eq!((stats.entries_written, stats.pages_reset), (written, 0));
-    cpu.store(&mm, BASE + 2, 5).expect("a store");
-    mm.flushed(mm.reset_to_image(&space).expect("a reset"));
-    assert_eq!(mm.stats().pages_reset, 1);
 }
 
 #[test]

@@ -237,6 +237,13 @@ impl Bench {
                 median(went.iter().map(|(times, _, _)| times[2]).collect()),
                 counted.unwrap_or_default(),
             );
+            let again = (0..rounds).map(|_| self.reset_once(fork, dirties, dirties));
+            let again: Vec<_> = again.collect::<Result<_>>()?;
+            self.row(
+                "  or to one that stores to as many again",
+                median(again.iter().map(|(times, _, _)| times[2]).collect()),
+                again.last().map_or("", |(_, counted, _)| counted),
+            );
         }
         for (then, what) in [
             (b't', "10 pages stored to"),

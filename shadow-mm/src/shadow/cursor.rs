@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
-use crate::addr::{EntryIndex, Level, Pfn, TABLE_ENTRIES, UsedEntries, Vpn, VpnRange};
+use crate::addr::{EntryIndex, Level, PAGE_SIZE, Pfn, TABLE_ENTRIES, UsedEntries, Vpn, VpnRange};
 use crate::backend::FrameStore;
 use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
@@ -41,6 +41,14 @@ impl LeafRun {
     /// The entries and the pages they translate.
     pub(crate) fn pages(self) -> impl Iterator<Item = (EntryIndex, Vpn)> {
         self.range.iter().map(|vpn| (vpn.index(Level::Leaf), vpn))
+    }
+
+    /// The page that an entry translates, if it is one of them.
+    pub(crate) fn page(self, index: EntryIndex) -> Option<Vpn> {
+        let first = self.range.start().index(Level::Leaf);
+        let ahead = index.get().checked_sub(first.get())?;
+        let page = Vpn::new(self.range.start().get() + ahead as u64);
+        page.filter(|page| self.range.contains(*page))
     }
 
     pub(crate) fn range(self) -> VpnRange {
@@ -146,6 +154,17 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
     /// The entry of a leaf table.
     pub(crate) fn leaf(&self, table: Pfn, index: EntryIndex) -> Entry {
         decode_leaf(self.store.load(table, index))
+    }
+
+    /// The entries of a leaf table that are in use and not a layer's, of which there are `count`. Hardware's bits, all that may
+    /// change meanwhile, do not matter: so the table is looked at as a whole.
+    pub(crate) fn unfrozen(&self, table: Pfn, count: u16) -> Vec<EntryIndex> {
+        let mut raw = [0; PAGE_SIZE];
+        self.store.read(table, 0, &mut raw);
+        let entries = raw.as_chunks().0.iter().map(|raw| u64::from_le_bytes(*raw));
+        let found = EntryIndex::all().zip(entries);
+        let found = found.filter(|(_, raw)| Entry::is_unfrozen(*raw));
+        found.map(|(index, _)| index).take(count.into()).collect()
     }
 
     /// The leaf table that translates a page, if the path to it exists.

@@ -49,7 +49,7 @@ pub use map::{MapError, MapRequest, Mapped, Placement};
 pub use protect::{ProtectError, Protected};
 pub use query::PageInfo;
 pub use remap::{RemapError, RemapRequest};
-pub use reset::{ResetError, Shape};
+pub use reset::{GoneBack, Keep, ResetError, Shape};
 pub use save::{PageKey, SavedPage};
 pub(crate) use state::{Purpose, SpaceState};
 pub use trim::{TrimMode, Trimmed};

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use shadow_mm::sim::{SimFile, SimMmu, SimPlatform, SimStore};
 use shadow_mm::{
     Access, FaultOutcome, Flush, FrameStore, GuestVa, Limits, Manager, MapKind, MapRequest, Pfn,
-    PfnRange, Placement, PoolLayout, Prot, Space, VadFlags, VadTag, Vpn, VpnRange,
+    PfnRange, Placement, PoolLayout, Prot, Section, SectionPage, Space, VadFlags, VadTag, Vpn,
+    VpnRange,
 };
 
 pub(crate) type Sim = SimPlatform<parking_lot::RawMutex>;
@@ -87,6 +88,24 @@ pub(crate) fn map_anon(mm: &Mm, space: &Guest, start: u64, count: u64, prot: Pro
         .map(space, request(start, count, prot, MapKind::Anonymous))
         .expect("a mapping");
     mm.flushed(mapped.flush);
+}
+
+/// A space whose pages are the layer's, page by page; page `n` of the layer begins with the byte `n + 1`.
+pub(crate) fn over_layer(mm: &Mm) -> (Guest, Section<SimFile>) {
+    let frames = layer(mm);
+    for page in 0..LAYER {
+        let frame = Pfn::new(frames.start.get() + page);
+        mm.store().write(frame, 0, &[page as u8 + 1]);
+    }
+    let section = mm.create_frozen_section(SimFile(1), frames);
+    let section = section.expect("a section");
+    let space = mm.create_space().expect("a space");
+    map_anon(mm, &space, BASE, LAYER.into(), RW);
+    let all = range(BASE, LAYER.into());
+    let first = SectionPage::new(0).expect("a page");
+    mm.attach_image(&space, all, &section, first)
+        .expect("an image");
+    (space, section)
 }
 
 /// A guest that reads and writes through a simulated MMU with a TLB.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use shadow_mm::{ImageError, PageKey, Pfn, ResetError, SavedPage, SectionPage, VpnRange};
+use shadow_mm::{
+    GoneBack, ImageError, Keep, PageKey, Pfn, ResetError, SavedPage, SectionPage, VpnRange,
+};
 
 use super::common::{Guest, LAYER, layer, range, vpn};
 use super::ops::FROZEN;
@@ -51,12 +53,12 @@ impl World {
         Ok(())
     }
 
-    /// Gives up all pages that a space has for itself.
-    pub(crate) fn reset(&mut self, which: usize) -> Outcome {
+    /// Gives up the pages that a space has for itself, but for those it may keep.
+    pub(crate) fn reset(&mut self, which: usize, keep: Keep) -> Outcome {
         let space = self.processes[which].cpu.space.clone();
         let shape = self.mm.shape(&space);
-        let flush = match self.mm.reset_to_image(&space) {
-            Ok(flush) => flush,
+        let GoneBack { flush, kept } = match self.mm.reset_to_image(&space, keep) {
+            Ok(back) => back,
             Err(ResetError::NoMemory { .. }) => return Ok(()),
             Err(other) => return Err(other.to_string()),
         };
@@ -68,7 +70,8 @@ impl World {
             model.own = fresh(model.view).filter(|_| model.image.is_none());
         }
         self.move_pins(id, |_| None);
-        agree("private", self.mm.usage(&space).private, 0)
+        agree("no more kept than may be", kept.min(keep.most), kept)?;
+        agree("private", self.mm.usage(&space).private, kept)
     }
 
     /// Nobody ever stores to a layer.

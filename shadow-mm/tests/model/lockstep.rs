@@ -45,6 +45,8 @@ fn chooses_nothing(op: &Op) -> bool {
             | Op::FinishWrite(..)
             | Op::StartPageIn(..)
             | Op::FinishPageIn(..)
+            // It keeps what nobody else has, which one kind knows later.
+            | Op::Reset(_, (1.., _))
             // Only one kind can.
             | Op::Keep(_)
     )

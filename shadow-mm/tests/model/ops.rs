@@ -40,8 +40,8 @@ pub(crate) enum Op {
     Discard(Which, Page, u64),
     /// Puts pages of an image under a range: its section, and the first of them.
     Attach(Which, Page, u64, (usize, u64)),
-    /// Gives up all that a space has for itself.
-    Reset(Which),
+    /// Gives up what a space has for itself, but for so many pages.
+    Reset(Which, (u64, u64)),
     /// Looks where all of a space's content is.
     Save(Which),
     /// Keeps a space as it is.
@@ -125,7 +125,7 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         3 => which().prop_map(Op::Keep),
         3 => any::<u8>().prop_map(Op::LookAtKept),
         1 => any::<u8>().prop_map(Op::DropKept),
-        2 => which().prop_map(Op::Reset),
+        2 => (which(), 0u64..6, 0u64..6).prop_map(|(w, m, u)| Op::Reset(w, (m, u))),
         2 => (which(), page(), count(), any_advice()).prop_map(|(w, p, n, a)| Op::Advise(w, p, n, a)),
         3 => any_remap(),
         16 => (which(), page(), 0u8..3, any::<u8>()).prop_map(|(w, p, s, b)| Op::Write(w, p, s, b)),

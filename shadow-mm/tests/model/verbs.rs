@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, DiscardError, MapError, MapKind, MapRequest, PAGE_SIZE, Placement, Prot, ProtectError,
-    RemapError, RemapRequest, UnmapError, VadAdvice, VpnRange,
+    Access, DiscardError, Keep, MapError, MapKind, MapRequest, PAGE_SIZE, Placement, Prot,
+    ProtectError, RemapError, RemapRequest, UnmapError, VadAdvice, VpnRange,
 };
 
 use super::common::{range, request, vpn};
@@ -53,7 +53,7 @@ impl World {
             Op::Protect(w, p, n, prot) => self.protect(pick(w), span(p, n), prot),
             Op::Discard(w, p, n) => self.discard(pick(w), span(p, n)),
             Op::Attach(w, p, n, first) => self.attach(pick(w), span(p, n), first),
-            Op::Reset(w) => self.reset(pick(w)),
+            Op::Reset(w, (most, unseen)) => self.reset(pick(w), Keep { most, unseen }),
             Op::Save(w) => self.save(pick(w)),
             Op::Keep(w) => self.keep(pick(w)),
             Op::Advise(w, p, n, advice) => self.advise(pick(w), span(p, n), advice),

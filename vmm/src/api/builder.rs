@@ -280,10 +280,10 @@ impl Builder {
             home: None,
         };
         let (seen, timeout) = (Seen::of(&machine), config.timeout);
-        let begin = move || -> Result<(TakeDown, Job), RunError> {
+        let begin = move || -> Result<(TakeDown, Option<Job>), RunError> {
             let playing = machine.begin(timeout)?;
             let take_down = Box::new(move || playing.finish(After::End));
-            Ok((take_down, Box::new(|| ())))
+            Ok((take_down, None))
         };
         let running = Running::start(seen, known, host_thread, begin)?;
         Ok(Guest::new(running, ends, Started::new()))

@@ -184,8 +184,9 @@ impl Guest<Forked> {
     }
 
     fn restart(&mut self, fork: Fork) -> Result<(), SpawnError> {
-        drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
+        // First of all: the end of its input is nothing it is to hear of.
         self.running.end();
+        drop((self.stdin.take(), self.stdout.take(), self.stderr.take()));
         let (running, ends) = fork.start_in(self.running.take_left(), fork.three())?;
         self.running = running;
         let Ends {

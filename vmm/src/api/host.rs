@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use parking_lot::Condvar;
@@ -16,10 +15,88 @@ use crate::machine::{Bare, Ended, RunError, take_no_signals};
 pub(super) type Job = Box<dyn FnOnce() + Send>;
 
 /// The thread, for one guest after the other. It ends when this is dropped.
+///
+/// It sleeps until a guest has ended that nobody else takes down. So whoever ends one and takes it down himself
+/// ([`Self::leave`]) does not wake it, and neither does the next guest.
 #[derive(Debug)]
 pub(super) struct Host {
-    jobs: Option<Sender<Job>>,
+    desk: Arc<Desk>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What lies there for the thread.
+#[derive(Debug, Default)]
+struct Desk {
+    work: WaitMutex<rank::HostDesk, Work>,
+    told: Condvar,
+}
+
+#[derive(Default)]
+struct Work {
+    meanwhile: Option<Job>,
+    guest: Option<(Arc<Played>, Tells)>,
+    closed: bool,
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Work")
+            .field("guest", &self.guest.is_some())
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Work {
+    fn has_ended_guest(&self) -> bool {
+        let guest = self.guest.as_ref();
+        guest.is_some_and(|(guest, _)| guest.kernel.sched.has_ended())
+    }
+}
+
+impl Desk {
+    /// A guest has ended: the thread looks whether it is its own.
+    fn ring(&self) {
+        let work = self.work.lock();
+        if work.guest.is_some() {
+            self.told.notify_one();
+        }
+    }
+
+    /// The next thing to do, waiting for it; `None` if there will be none.
+    fn next(&self) -> Option<Job> {
+        let mut work = self.work.lock();
+        loop {
+            if let Some(meanwhile) = work.meanwhile.take() {
+                return Some(meanwhile);
+            }
+            if work.has_ended_guest() {
+                let (guest, tells) = work.guest.take()?;
+                return Some(Box::new(move || {
+                    if let Some(finished) = guest.finish() {
+                        tells.finish.settle(finished);
+                    }
+                }));
+            }
+            if work.closed && work.guest.is_none() {
+                return None;
+            }
+            work.wait(&self.told);
+        }
+    }
+}
+
+/// The thread takes nothing any more, however it ends: what is dropped with its work says so.
+struct Closes<'a>(&'a Desk);
+
+impl Drop for Closes<'_> {
+    fn drop(&mut self) {
+        let mut work = self.0.work.lock();
+        work.closed = true;
+        let left = (work.meanwhile.take(), work.guest.take());
+        drop(work);
+        drop(left);
+    }
 }
 
 impl Host {
@@ -28,16 +105,18 @@ impl Host {
     /// # Errors
     /// The host has no thread.
     pub(super) fn start() -> io::Result<Self> {
-        let (jobs, to_do) = channel::<Job>();
+        let desk = Arc::new(Desk::default());
+        let waits = Arc::clone(&desk);
         let thread = thread::Builder::new().name("guest".into());
         let thread = thread.spawn(move || {
             take_no_signals();
-            while let Ok(job) = to_do.recv() {
+            let _closes = Closes(&waits);
+            while let Some(job) = waits.next() {
                 job();
             }
         })?;
         Ok(Self {
-            jobs: Some(jobs),
+            desk,
             thread: Some(thread),
         })
     }
@@ -48,30 +127,45 @@ impl Host {
         &self,
         guest: &Arc<Played>,
         bell: Arc<Bell>,
-        meanwhile: Job,
+        meanwhile: Option<Job>,
     ) -> Arc<Finish> {
         let finish = Arc::new(Finish::default());
         let tells = Tells {
             finish: Arc::clone(&finish),
             bell,
         };
-        let guest = Arc::clone(guest);
-        let job = Box::new(move || {
-            meanwhile();
-            guest.kernel.sched.wait_for_end();
-            if let Some(finished) = guest.finish() {
-                tells.finish.settle(finished);
-            }
-        });
-        // A thread that has panicked takes no job: what is dropped with it says so.
-        let _gone = self.jobs.as_ref().map(|jobs| jobs.send(job));
+        let desk = Arc::clone(&self.desk);
+        guest.kernel.sched.at_end(Box::new(move || desk.ring()));
+        let mut work = self.desk.work.lock();
+        if work.closed {
+            // It has panicked.
+            drop(work);
+            drop(tells);
+            return finish;
+        }
+        debug_assert!(work.guest.is_none(), "it watches another guest");
+        work.meanwhile = meanwhile;
+        work.guest = Some((Arc::clone(guest), tells));
+        // It may have ended before it was watched.
+        if work.meanwhile.is_some() || work.has_ended_guest() {
+            self.desk.told.notify_one();
+        }
         finish
+    }
+
+    /// Leaves a guest to the caller, who takes it down. False if the thread is about to.
+    pub(super) fn leave(&self, guest: &Arc<Played>) -> bool {
+        let mut work = self.desk.work.lock();
+        let left = work.guest.take_if(|(own, _)| Arc::ptr_eq(own, guest));
+        drop(work);
+        left.is_some()
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        drop(self.jobs.take());
+        self.desk.work.lock().closed = true;
+        self.desk.told.notify_one();
         if let Some(thread) = self.thread.take() {
             // A panic has said itself what it was.
             let _ = thread.join();

@@ -79,7 +79,7 @@ impl Running {
         seen: Seen,
         known: Known<'_>,
         host: Host,
-        begin: impl FnOnce() -> Result<(TakeDown, Job), RunError>,
+        begin: impl FnOnce() -> Result<(TakeDown, Option<Job>), RunError>,
     ) -> Result<Self, RunError> {
         let Seen { kernel, counts } = seen;
         let ready = Ready::watch(&kernel, known.ready, known.name);
@@ -115,6 +115,9 @@ impl Running {
 
     /// Ends it, as [`Self::kill`] does, and takes it down, in this thread if it is the first that comes to it.
     pub(super) fn end(&mut self) {
+        if let (Some(host), Some(live)) = (&self.host, &self.live) {
+            host.leave(&live.played);
+        }
         self.kill();
         let here = self.live.as_ref();
         let here = here.and_then(|live| without_signals(|| live.played.finish()));

@@ -16,7 +16,7 @@ use super::running::{Known, Running, Seen, Warm};
 use super::stdio::{Ends, Stdio, Three};
 use crate::config::ReadyWhen;
 use crate::locks::{Mutex, rank};
-use crate::machine::restored::{Choice, Revived, lay_under, wanted};
+use crate::machine::restored::{Ahead, Choice, Revived, lay_under, wanted};
 use crate::machine::{After, HostSide, ProcessSignals, RunError, Wanted};
 use crate::snapshot::guest::{MachineData, open_guest};
 use crate::snapshot::image::Image;
@@ -351,10 +351,11 @@ impl Fork {
             home: Some(self.template.clone()),
         };
         let (seen, timeout) = (Seen::of(&revived.machine), self.timeout);
-        let begin = move || -> Result<(TakeDown, Job), RunError> {
+        let begin = move || -> Result<(TakeDown, Option<Job>), RunError> {
             let (going, ahead) = revived.begin(timeout)?;
             let take_down = Box::new(move || going.finish(After::Keep));
-            Ok((take_down, Box::new(move || ahead.read())))
+            let reads = |ahead: Ahead| -> Job { Box::new(move || ahead.read()) };
+            Ok((take_down, ahead.map(reads)))
         };
         Ok((Running::start(seen, known, host, begin)?, ends))
     }

@@ -173,4 +173,6 @@ ranks! {
     WritebackBell,
     /// A thread that looks after memory: whether it was started.
     Aide,
+    /// What the thread that waits for the end of a guest of the library's has to do.
+    HostDesk,
 }

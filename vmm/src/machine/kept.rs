@@ -29,8 +29,10 @@ pub(super) struct Holdings {
     pub(super) charged: u64,
     /// Sections: those of files that are mapped, and the snapshot's.
     pub(super) sections: u64,
-    /// Pages that spaces have for themselves: there should be none.
+    /// Pages that spaces have for themselves.
     pub(super) private: u64,
+    /// Pages that they should have.
+    pub(super) pages: u64,
 }
 
 impl Kept {
@@ -47,6 +49,7 @@ impl Kept {
     pub(super) fn holdings(&self, memory: &Memory) -> Holdings {
         let mut all = Holdings {
             sections: 1 + memory.sections.count(),
+            pages: self.memory.pages(),
             ..Holdings::default()
         };
         for space in self.memory.spaces() {

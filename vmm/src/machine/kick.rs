@@ -101,6 +101,13 @@ impl Kicker {
         self.look.swap(false, Ordering::SeqCst)
     }
 
+    /// Takes a kick that was meant for a thread that has left the worker since: the next one is not to be stopped by it.
+    pub fn forget(&self) {
+        if self.sent.load(Ordering::SeqCst) {
+            self.taken();
+        }
+    }
+
     fn send(&self) {
         if self.sent.swap(true, Ordering::SeqCst) {
             return;

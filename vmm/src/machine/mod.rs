@@ -319,13 +319,11 @@ impl Machine {
 
     /// Shows the machine's threads the guest, and lets that go.
     fn seat(&self, timeout: Option<Duration>) {
-        let kernel = &self.shared.kernel;
         if let Some(timeout) = timeout {
             self.shared.end_after(timeout);
         }
         self.bare.guests.add(&self.shared);
-        // With the guest's first round: what it plans is known then.
-        kernel.sched.go_on();
+        self.shared.begin();
     }
 
     /// Ends every process, whatever it was doing, and counts what is left.

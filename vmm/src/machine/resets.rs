@@ -124,7 +124,7 @@ impl Revived {
         Closing(self.machine.inspector.clone())
     }
 
-    /// Lets it run, for the first time or again. Its pages are still to be read ahead.
+    /// Lets it run, for the first time or again. There may be pages of its to be read ahead.
     ///
     /// # Errors
     /// The host has no threads.
@@ -132,7 +132,7 @@ impl Revived {
         self,
         timeout: Option<Duration>,
         closing: Closing,
-    ) -> Result<(Run, Ahead), RunError> {
+    ) -> Result<(Run, Option<Ahead>), RunError> {
         let kernel = self.machine.kernel();
         let (going, ahead) = self.begin(timeout)?;
         if let Some(seen) = &closing.0 {
@@ -160,8 +160,9 @@ impl Revived {
         let mut closing = self.closing();
         loop {
             let (run, ahead) = self.set_off(timeout, closing)?;
-            ahead.read();
-            drop(ahead);
+            if let Some(ahead) = ahead {
+                ahead.read();
+            }
             run.kernel.sched.wait_for_end();
             match run.settle(after, &mut again)? {
                 Settled::Over(over) => return Ok(*over),

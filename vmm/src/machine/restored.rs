@@ -166,15 +166,19 @@ impl Revived {
         })
     }
 
-    /// Lets it run; some of its pages are still to be read ahead.
+    /// Lets it run; there may be pages of its to be read ahead.
     ///
     /// # Errors
     /// The host has no threads.
-    pub(crate) fn begin(self, timeout: Option<Duration>) -> Result<(Going, Ahead), RunError> {
-        let ahead = Ahead {
-            sets: self.loaded.take_working_sets(),
+    pub(crate) fn begin(
+        self,
+        timeout: Option<Duration>,
+    ) -> Result<(Going, Option<Ahead>), RunError> {
+        let sets = self.loaded.take_working_sets();
+        let ahead = (!sets.is_empty()).then(|| Ahead {
+            sets,
             kernel: self.machine.kernel(),
-        };
+        });
         let going = Going {
             playing: self.machine.begin(timeout)?,
             broken: self.broken,
@@ -215,11 +219,6 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Whether there are none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.sets.is_empty()
-    }
-
     /// Reads them, while the guest runs.
     pub(crate) fn read(&self) {
         for set in &self.sets {

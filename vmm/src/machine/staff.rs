@@ -148,18 +148,19 @@ impl Bare {
         } else {
             stats.section_pages
         };
-        let left = left.saturating_sub(self.supervisor_tables() + pages + kept.tables);
+        let left = left.saturating_sub(self.supervisor_tables() + pages + kept.tables + kept.pages);
         let sections = stats.sections.saturating_sub(kept.sections);
         let committed = stats.commit_charged.saturating_sub(kept.charged);
         // The flushes of spaces that stay are done when they are entered.
         let flushed = self.kept.is_some() || !memory.flushes.pending();
-        let clean = left + sections + committed + kept.private == 0 && flushed;
+        let private = kept.private.abs_diff(kept.pages);
+        let clean = left + sections + committed + private == 0 && flushed;
         if !clean {
             tracing::info!(
                 left,
                 sections,
                 committed,
-                private = kept.private,
+                private,
                 "a machine is not used again"
             );
         }

@@ -77,20 +77,27 @@ impl Shared {
 
     /// The clock thread's round: deadlines, turns, timers, the vDSO's page, the time limit.
     pub fn round(&self) {
+        let now = || self.kernel.clock.monotonic();
+        self.kernel.sched.round(now, || self.tick());
+    }
+
+    /// Lets the guest go, with its first round.
+    pub fn begin(&self) {
+        let now = || self.kernel.clock.monotonic();
+        self.kernel.sched.begin(now, || self.tick());
+    }
+
+    fn tick(&self) -> Option<u64> {
         let kernel = &self.kernel;
-        let now = || kernel.clock.monotonic();
-        let tick = || {
-            let limit = self.limit.at.get().copied();
-            if limit.is_some_and(|at| now() >= at) {
-                self.limit.passed.store(true, Ordering::SeqCst);
-                kernel.sched.end();
-            }
-            let page = crate::linux::vdso::page(&kernel.memory);
-            let clock = kernel.clock.tick(Some(&page), self.cpu_source);
-            let timers = crate::linux::proc::timers_due(kernel);
-            [limit, clock, timers].into_iter().flatten().min()
-        };
-        kernel.sched.round(now, tick);
+        let limit = self.limit.at.get().copied();
+        if limit.is_some_and(|at| kernel.clock.monotonic() >= at) {
+            self.limit.passed.store(true, Ordering::SeqCst);
+            kernel.sched.end();
+        }
+        let page = crate::linux::vdso::page(&kernel.memory);
+        let clock = kernel.clock.tick(Some(&page), self.cpu_source);
+        let timers = crate::linux::proc::timers_due(kernel);
+        [limit, clock, timers].into_iter().flatten().min()
     }
 }
 
@@ -144,15 +151,13 @@ impl Worker {
     /// # Errors
     /// KVM refused to go on: the machine cannot either.
     pub fn run(self) -> Result<(), CpuError> {
-        let kick: Arc<dyn Kick> = Arc::clone(&self.kicker) as _;
-        let (guests, memory, index) = (
-            Arc::clone(&self.guests),
-            Arc::clone(&self.memory),
-            self.index,
-        );
+        let (guests, memory) = (Arc::clone(&self.guests), Arc::clone(&self.memory));
+        let (kicker, index) = (Arc::clone(&self.kicker), self.index);
+        let kick: Arc<dyn Kick> = Arc::clone(&kicker) as _;
         let errand = || memory.flushes.errand_waits();
         let mut state = State::Awake(self);
         loop {
+            kicker.forget();
             state = match guests.roster.next(index, &kick, errand) {
                 Task::Guest(id) => {
                     // One that is no more wants no worker.
@@ -236,6 +241,11 @@ impl Worker {
             let spent = now.duration_since(since).as_nanos() as u64;
             thread.shared.cpu_time.fetch_add(spent, Ordering::Relaxed);
             since = now;
+            let turn = match turn {
+                // Nobody wants what it waits for any more, nor its FPU state.
+                Turn::Park(_) | Turn::Leave(_) if sched.has_ended() => Turn::Again,
+                turn => turn,
+            };
             let back = match turn {
                 Turn::Again => Some(thread),
                 Turn::Exited => {

@@ -318,10 +318,8 @@ fn given(one: &One, with: &[OwnedFd]) -> io::Result<Given> {
 }
 
 /// Reads what a guest had in use, if it has to be read, while it runs.
-fn read_ahead(ahead: Ahead) {
-    if ahead.is_empty() {
-        return;
-    }
+fn read_ahead(ahead: Option<Ahead>) {
+    let Some(ahead) = ahead else { return };
     let reads = Builder::new().name("ahead".into()).spawn(move || {
         take_no_signals();
         ahead.read();

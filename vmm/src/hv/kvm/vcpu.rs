@@ -131,6 +131,7 @@ impl Vcpu {
         }
         fd.set_sync_valid_reg(SyncReg::Register);
         fd.set_sync_valid_reg(SyncReg::SystemRegister);
+        fd.set_sync_valid_reg(SyncReg::VcpuEvents);
         fd.get_kvm_run().s.regs.sregs = sregs;
         vm.ioctls.fetch_add(8, Ordering::Relaxed);
         Ok(Self {
@@ -320,7 +321,7 @@ impl Vcpu {
         };
         let undelivered = match how {
             Raw::Out(..) | Raw::In(_) | Raw::Mmio(_) => None,
-            Raw::Interrupted | Raw::Other(_) => self.take_exception()?,
+            Raw::Interrupted | Raw::Other(_) => self.take_exception(),
         };
         let mmio = matches!(how, Raw::Mmio(_));
         let exit = self.decode(how, regs);
@@ -343,19 +344,13 @@ impl Vcpu {
     /// is raised again when that thread goes on.
     ///
     /// Events are set even if none is reported: KVM keeps quiet about the exceptions of `INT3` and
-    /// `INTO`, whose instruction will be executed again, and setting events drops them all the same.
-    fn take_exception(&self) -> Result<Option<u8>, CpuError> {
-        self.vm.ioctls.fetch_add(2, Ordering::Relaxed);
-        let mut events = self
-            .fd
-            .get_vcpu_events()
-            .map_err(cpu_error("pending events", "read"))?;
-        let exception = std::mem::take(&mut events.exception);
+    /// `INTO`, whose instruction will be executed again, and setting events drops them all the same. They travel as
+    /// registers do, with the next run.
+    fn take_exception(&mut self) -> Option<u8> {
+        let exception = std::mem::take(&mut self.fd.sync_regs_mut().events.exception);
+        self.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
         let queued = exception.injected != 0 || exception.pending != 0;
-        self.fd
-            .set_vcpu_events(&events)
-            .map_err(cpu_error("pending events", "set"))?;
-        Ok(queued.then_some(exception.nr))
+        queued.then_some(exception.nr)
     }
 
     /// Has the next run find an exception queued, and a kick before it is delivered.

@@ -2,6 +2,7 @@
 
 use std::hash::Hasher;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -135,9 +136,12 @@ pub(super) struct SavedEpoll {
 
 /// Programs keep addresses in the vDSO: it must be the same one.
 pub(super) fn vdso_digest() -> u64 {
-    let mut hasher = Fnv::default();
-    hasher.write(crate::linux::vdso::image());
-    hasher.finish()
+    static DIGEST: OnceLock<u64> = OnceLock::new();
+    *DIGEST.get_or_init(|| {
+        let mut hasher = Fnv::default();
+        hasher.write(crate::linux::vdso::image());
+        hasher.finish()
+    })
 }
 
 /// FNV-1a, the same in every build.

@@ -25,17 +25,20 @@ impl Sched {
         let mut q = self.queues.lock();
         q.in_round = false;
         self.left(&q);
-        if !self.gives_out(&q) {
-            return;
+        if self.gives_out(&q) {
+            self.end_round(&mut q, now(), due);
         }
-        let at = now();
-        self.wake_due(&mut q, at);
+    }
+
+    /// What follows the tick, which is to be called again at `due`.
+    pub(super) fn end_round(&self, q: &mut Queues, at: u64, due: Option<u64>) {
+        self.wake_due(q, at);
         let deadline = q.deadlines.first().map(|&(deadline, _)| deadline);
         if let Some(due) = [deadline, due].into_iter().flatten().min() {
             let sleep = due.saturating_sub(at).max(1);
-            self.plan(&mut q, self.now().saturating_add(sleep));
+            self.plan(q, self.now().saturating_add(sleep));
         }
-        self.after_unpark(&mut q);
+        self.after_unpark(q);
     }
 
     /// Asks for a round, for a `tick` that has something earlier to do.

@@ -60,6 +60,20 @@ impl Sched {
         }
     }
 
+    /// As [`Sched::go_on`], of a world that has not moved yet: its first round ([`Sched::round`]) is made here, so that nobody is
+    /// woken for it.
+    pub fn begin(&self, now: impl Fn() -> u64, tick: impl FnOnce() -> Option<u64>) {
+        let due = tick();
+        let mut q = self.queues.lock();
+        debug_assert!(q.stops > 0, "it was not stopped");
+        q.stops = q.stops.saturating_sub(1);
+        if q.stops == 0 {
+            self.stopping.store(false, Ordering::SeqCst);
+            self.end_round(&mut q, now(), due);
+            self.rested.notify_all();
+        }
+    }
+
     /// Waits until no thread of a guest that has ended is with a worker, the clock thread has left it, and nobody looks at
     /// it standing still any more. False if that does not come.
     #[must_use]

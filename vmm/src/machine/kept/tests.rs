@@ -197,22 +197,31 @@ fn compare((a, one): &(String, Dump), (b, other): &(String, Dump), what: &str) {
     }
 }
 
-/// Has guests of a program change what they do, one after the other, in one machine: each is what the first was. Gives how many
-/// of its spaces were there from the one before, at the end.
-fn again_and_again(before: &'static str, changes: &'static str) -> Option<usize> {
+/// What was there from the guest before: spaces, and pages that these had stored to.
+struct Stayed {
+    spaces: usize,
+    pages: u64,
+}
+
+/// Has guests of a program change what they do, one after the other, in one machine: each is what the first was. Gives what
+/// stayed at the end.
+fn again_and_again(before: &'static str, changes: &'static str) -> Option<Stayed> {
     let host = tempfile::tempdir().expect("a directory");
     let frozen = Frozen::of(Program { before, changes }, host.path())?;
     let mut guest = frozen.revive(frozen.bare());
     let first = frozen.seen(&guest);
-    let mut kept = 0;
+    let mut stayed = None;
     for round in 0..3 {
         let bare = run_and_end(guest, host.path());
         let left = bare.kept.as_ref().expect("something");
-        kept = left.memory.spaces().count();
+        stayed = Some(Stayed {
+            spaces: left.memory.spaces().count(),
+            pages: left.memory.pages(),
+        });
         guest = frozen.revive(bare);
         compare(&first, &frozen.seen(&guest), &format!("round {round}"));
     }
-    Some(kept)
+    stayed
 }
 
 /// What leaves the mappings as they are.
@@ -231,7 +240,8 @@ fn guest_that_stores_is_the_template_again_in_its_old_space() {
     // So that the interpreter has room for what comes.
     let before = "heap = [bytes(n % 500) for n in range(40000)]; heap = heap[::40]";
     if let Some(kept) = again_and_again(before, STORES) {
-        assert_eq!(kept, 1);
+        assert_eq!(kept.spaces, 1);
+        assert!(kept.pages > 64, "{} pages", kept.pages);
     }
 }
 
@@ -249,7 +259,32 @@ time.sleep(0.2)";
 #[test]
 fn guest_with_other_mappings_is_the_template_again_in_its_old_space() {
     if let Some(kept) = again_and_again("", MAPPINGS) {
-        assert_eq!(kept, 1);
+        assert_eq!(kept.spaces, 1);
+    }
+}
+
+/// Stores by threads and a child, in the middle of which the guest ends, and what else can become of pages that were stored to.
+const PAGES: &str = "at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+page = lambda n: ctypes.c_void_p(at + n * 4096)
+for n in range(0, 256, 3): area[n * 4096] = 7
+def store(byte):
+    while True:
+        for n in range(60): area[(byte * 64 + n) * 4096 + 8] = byte
+for byte in 1, 2, 3: threading.Thread(target=store, args=(byte,), daemon=True).start()
+libc.mprotect(page(0), 8192, 1); libc.mprotect(page(0), 8192, 3)
+libc.mprotect(page(9), 4096, 1); libc.mprotect(page(12), 4096, 0)
+libc.munmap(page(18), 8192); area[30 * 4096] = 9; libc.madvise(page(30), 4096, 4)
+libc.mmap(page(36), 8192, 3, 0x32, -1, 0); area[36 * 4096] = 5
+if os.fork() == 0:
+    while True: area[0] = 1; area[39 * 4096] = 2
+area[0] = 3; area[39 * 4096] = 4
+time.sleep(0.1)";
+
+#[test]
+fn guest_that_ends_in_the_middle_of_stores_is_the_template_again() {
+    if let Some(kept) = again_and_again("", PAGES) {
+        assert_eq!(kept.spaces, 1);
+        assert!(kept.pages > 64, "{} pages", kept.pages);
     }
 }
 
@@ -257,7 +292,7 @@ fn guest_with_other_mappings_is_the_template_again_in_its_old_space() {
 fn guest_that_dropped_pages_is_the_template_again() {
     let changes = "area.madvise(mmap.MADV_DONTNEED); assert area[:5] == bytes(5)";
     if let Some(kept) = again_and_again("", changes) {
-        assert_eq!(kept, 1);
+        assert_eq!(kept.spaces, 1);
     }
 }
 
@@ -265,7 +300,7 @@ fn guest_that_dropped_pages_is_the_template_again() {
 fn guest_that_executed_another_program_is_the_template_again() {
     let changes = "os.execvp('sh', ['sh', '-c', ': >/mnt/done; sleep 1000'])";
     if let Some(kept) = again_and_again("", changes) {
-        assert_eq!(kept, 0);
+        assert_eq!(kept.spaces, 0);
     }
 }
 
@@ -278,7 +313,7 @@ threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()";
 #[test]
 fn processes_that_go_on_keep_their_spaces() {
     if let Some(kept) = again_and_again(TWO, "time.sleep(0.1)") {
-        assert_eq!(kept, 2);
+        assert_eq!(kept.spaces, 2);
     }
 }
 
@@ -286,7 +321,7 @@ fn processes_that_go_on_keep_their_spaces() {
 fn process_that_is_gone_gets_a_new_space_and_the_other_keeps_its_own() {
     let changes = "os.kill(child, signal.SIGKILL); os.waitpid(child, 0)";
     if let Some(kept) = again_and_again(TWO, changes) {
-        assert_eq!(kept, 1);
+        assert_eq!(kept.spaces, 1);
     }
 }
 
@@ -297,7 +332,7 @@ both = mmap.mmap(of.fileno(), 0); both[4096:4101] = b'first'";
     let changes =
         "shared[:5] = b'other'; shared[8192] = 3; both[:5] = b'other'; both[4096:4101] = b'other'";
     if let Some(kept) = again_and_again(before, changes) {
-        assert_eq!(kept, 0);
+        assert_eq!(kept.spaces, 0);
     }
 }
 

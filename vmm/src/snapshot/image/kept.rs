@@ -1,7 +1,8 @@
 //! The memory of a guest that is made of an image again and again, in one machine.
 //!
 //! A guest that has ended leaves its address spaces here. They go back to the image, which gives up only what they have for
-//! themselves, and are the next guest's as they are: page tables, mapped pages of layers and of files included. If their
+//! themselves, and are the next guest's as they are: page tables, mapped pages of layers and of files included. Some pages
+//! that it has stored to they keep, with what the image has in them ([`KEPT`]). If their
 //! mappings are not what they were, as [`shadow_mm::Shape`] tells at once, those are made so first. Spaces that are gone, of
 //! processes that executed another program or ended, are loaded anew.
 //!
@@ -14,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shadow_mm::Shape;
+use shadow_mm::{Keep, Shape};
 
 use super::KindData;
 use super::load::{Image, ImageLoader, Loaded};
@@ -25,6 +26,13 @@ use crate::snapshot::records::{
 };
 
 type GuestSpace = Arc<Space<VmmPlatform>>;
+
+/// Pages that the spaces of a guest keep for the next one: all, if there are few, since putting them back costs as little
+/// as looking whether they were stored to. Otherwise, up to 4 MiB of what was stored to.
+const KEPT: Keep = Keep {
+    most: 1024,
+    unseen: 64,
+};
 
 /// Spaces of an image, with what loads those that are not there.
 pub struct KeptMemory {
@@ -42,6 +50,8 @@ struct KeptSpace {
     shape: Shape,
     /// What it has mapped.
     form: Form,
+    /// Pages it has for itself, as long as no guest has it.
+    pages: u64,
 }
 
 /// What became of the spaces of a guest.
@@ -51,6 +61,8 @@ pub struct Left {
     pub kept: usize,
     /// They were torn down.
     pub dropped: usize,
+    /// Pages that those which are kept have for themselves.
+    pub pages: u64,
 }
 
 impl KeptMemory {
@@ -91,7 +103,13 @@ impl KeptMemory {
             let known = self.spaces.get(&at);
             if known.is_none_or(|known| known.shape != shape) && self.can_be_kept(at) {
                 let form = Form::of(memory, &space);
-                self.spaces.insert(at, KeptSpace { space, shape, form });
+                let kept = KeptSpace {
+                    space,
+                    shape,
+                    form,
+                    pages: 0,
+                };
+                self.spaces.insert(at, kept);
             }
         }
         self.image.forget_sections();
@@ -117,9 +135,14 @@ impl KeptMemory {
         let memory = Arc::clone(self.image.memory());
         let mut report = Left::default();
         let theirs = |space: &GuestSpace| left.iter().any(|own| Arc::ptr_eq(own, space));
+        let mut keep = KEPT;
         self.spaces.retain(|_, space| {
-            let kept = theirs(&space.space) && space.goes_back(&memory);
+            let kept = theirs(&space.space) && space.goes_back(&memory, keep);
             report.kept += usize::from(kept);
+            if kept {
+                report.pages += space.pages;
+                keep = keep.less(space.pages);
+            }
             kept
         });
         for space in left {
@@ -139,6 +162,11 @@ impl KeptMemory {
             .any(|own| Arc::ptr_eq(&own.space, space))
     }
 
+    /// Pages that the spaces have for themselves, while no guest has them.
+    pub fn pages(&self) -> u64 {
+        self.spaces.values().map(|own| own.pages).sum()
+    }
+
     /// The spaces that are there, while no guest has them.
     pub fn spaces(&self) -> impl Iterator<Item = &GuestSpace> {
         self.spaces.values().map(|own| &own.space)
@@ -154,8 +182,8 @@ impl KeptMemory {
 }
 
 impl KeptSpace {
-    /// Has it be what the image says. False if it cannot.
-    fn goes_back(&mut self, memory: &Memory) -> bool {
+    /// Has it be what the image says, with pages of its own as `keep` says. False if it cannot.
+    fn goes_back(&mut self, memory: &Memory, keep: Keep) -> bool {
         if memory.manager.shape(&self.space) != self.shape {
             if let Err(error) = reshape(memory, &self.space, &self.form) {
                 tracing::debug!(%error, "a space is not kept");
@@ -163,9 +191,10 @@ impl KeptSpace {
             }
             self.shape = memory.manager.shape(&self.space);
         }
-        match memory.manager.reset_to_image(&self.space) {
-            Ok(flush) => {
-                memory.submit(flush);
+        match memory.manager.reset_to_image(&self.space, keep) {
+            Ok(back) => {
+                memory.submit(back.flush);
+                self.pages = back.kept;
                 true
             }
             Err(error) => {

@@ -221,3 +221,6 @@ fn map(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

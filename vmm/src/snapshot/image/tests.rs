@@ -18,7 +18,7 @@ use crate::snapshot::read::Snapshot;
 use crate::snapshot::records::{
     ContentRef, LoadContents, LoadMemory, MemoryError, SaveContents, SaveMemory, SpaceRef,
 };
-use crate::snapshot::write::Writer;
+use crate::snapshot::write::{Base, Writer};
 
 type Guest = Arc<Space<VmmPlatform>>;
 
@@ -32,7 +32,7 @@ fn loader(memory: &Arc<Memory>, snapshot: &Arc<Snapshot>) -> Result<ImageLoader,
 }
 
 /// No files are mapped here.
-struct NoFiles;
+pub(super) struct NoFiles;
 
 impl SaveContents for NoFiles {
     fn content(&mut self, _: &Backing) -> Result<ContentRef, MemoryError> {
@@ -46,7 +46,7 @@ impl LoadContents for NoFiles {
     }
 }
 
-fn memory(frames: u32) -> Arc<Memory> {
+pub(super) fn memory(frames: u32) -> Arc<Memory> {
     let range = |start, count| PfnRange {
         start: Pfn::new(start),
         count,
@@ -65,11 +65,17 @@ fn memory(frames: u32) -> Arc<Memory> {
     Arc::new(Memory::new(manager, Flushes::new(Paging::Hardware, 1)))
 }
 
-fn range(start: u64, count: u64) -> VpnRange {
+pub(super) fn range(start: u64, count: u64) -> VpnRange {
     super::range(start, count).unwrap()
 }
 
-fn map(memory: &Memory, space: &Guest, at: VpnRange, prot: Prot, kind: MapKind<Backing>) {
+pub(super) fn map(
+    memory: &Memory,
+    space: &Guest,
+    at: VpnRange,
+    prot: Prot,
+    kind: MapKind<Backing>,
+) {
     let request = MapRequest {
         placement: Placement::Fixed(at.start()),
         count: at.count(),
@@ -81,11 +87,11 @@ fn map(memory: &Memory, space: &Guest, at: VpnRange, prot: Prot, kind: MapKind<B
     memory.submit(memory.manager.map(space, request).unwrap().flush);
 }
 
-fn va(page: u64) -> GuestVa {
+pub(super) fn va(page: u64) -> GuestVa {
     GuestVa::new(page * 4096).unwrap()
 }
 
-fn put(memory: &Memory, space: &Guest, page: u64, value: u64) {
+pub(super) fn put(memory: &Memory, space: &Guest, page: u64, value: u64) {
     let store = |pool: &Pool, frame| pool.frame(frame).write_obj(value, 8).unwrap();
     // On a host with much to do the pager may be late.
     for _ in 0..200 {
@@ -106,18 +112,31 @@ fn get(memory: &Memory, space: &Guest, page: u64) -> u64 {
 
 fn save(memory: &Memory, path: &Path, base: Option<&Snapshot>, spaces: &[&Guest]) -> u64 {
     let base = base.map(Snapshot::as_base);
-    let mut pages = 0;
-    let mut progress = |n| pages += n;
     let writer = Writer::create(path, base).unwrap();
-    let mut image = ImageWriter::new(memory, writer, base, &mut progress);
+    let mut pages = 0;
+    write_to(memory, (writer, base), spaces, &mut |n| pages += n);
+    pages
+}
+
+/// Writes a template.
+pub(super) fn write(memory: &Memory, writer: Writer, spaces: &[&Guest]) -> std::fs::File {
+    write_to(memory, (writer, None), spaces, &mut |_| ())
+}
+
+fn write_to(
+    memory: &Memory,
+    (writer, base): (Writer, Option<Base>),
+    spaces: &[&Guest],
+    progress: &mut dyn FnMut(u64),
+) -> std::fs::File {
+    let mut image = ImageWriter::new(memory, writer, base, progress);
     for (n, space) in spaces.iter().enumerate() {
         let at = image.space(space, &mut NoFiles).unwrap();
         assert_eq!(at, SpaceRef(n as u32));
     }
     let saved = image.finish().unwrap();
     let parts = [(PartKind::Spaces, saved.spaces.as_slice())];
-    saved.writer.finish(&parts).unwrap();
-    pages
+    saved.writer.finish(&parts).unwrap().file
 }
 
 fn load(memory: &Arc<Memory>, snapshot: &Arc<Snapshot>, spaces: u32) -> Vec<Guest> {
@@ -131,7 +150,7 @@ fn open(path: &Path, base: Option<&Arc<Snapshot>>) -> Arc<Snapshot> {
     Arc::new(Snapshot::open(path, base.cloned()).unwrap())
 }
 
-fn done(memory: &Memory, spaces: &[&Guest]) {
+pub(super) fn done(memory: &Memory, spaces: &[&Guest]) {
     spaces.iter().for_each(|space| memory.delete_space(space));
     memory.acknowledge(memory.flushes.drain());
 }
