@@ -246,7 +246,7 @@ impl Vm {
         drop(fd);
     }
 
-    /// Adds a memory slot.
+    /// Adds a memory slot. While the machine rests, KVM is asked for it when it wakes.
     ///
     /// # Errors
     /// KVM refused it: an address beyond the guest's physical width, or no memory.
