@@ -117,6 +117,7 @@ static void deferred(const char *what, size_t pages, int mode) {
     write_all(at, pages, 1);
     int gate[2];
     if (pipe(gate) != 0) die("pipe");
+    uint64_t before = now();
     pid_t child = fork();
     if (child < 0) die("fork");
     if (child == 0) {
@@ -129,7 +130,10 @@ static void deferred(const char *what, size_t pages, int mode) {
     if (mode == 0) read_all(at, pages);
     if (mode == 1) write_all(at, pages, 100);
     if (mode == 2) write_all(at, pages, 1);
-    say(what, now() - start, mode == 1 ? (pages + 99) / 100 : pages);
+    uint64_t end = now();
+    uint64_t units = mode == 1 ? (pages + 99) / 100 : pages;
+    say(what, end - start, units);
+    say("the same with the fork", end - before, units);
     close(gate[1]);
     reap(child);
 }
@@ -203,6 +207,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "again-scattered")) again(pages, 0);
     else if (!strcmp(what, "file") && argc > 3) mapped_file(argv[3], 1);
     else if (!strcmp(what, "file-scattered") && argc > 3) mapped_file(argv[3], 0);
+    else if (!strcmp(what, "after-nothing")) deferred("then nothing", pages, 3);
     else if (!strcmp(what, "after-read")) deferred("then read all once", pages, 0);
     else if (!strcmp(what, "after-write-1")) deferred("then write 1 %", pages, 1);
     else if (!strcmp(what, "after-write-100")) deferred("then write 100 %", pages, 2);

@@ -62,6 +62,17 @@ global_asm!(
     "pop rax",
     "pop rdx",
     "iretq",
+    ".globl vmm_monitor_enter_entries",
+    ".hidden vmm_monitor_enter_entries",
+    ".rept {entries}",
+    "pop rdx",
+    "lock or qword ptr [rdx], 0",
+    ".endr",
+    "vmm_monitor_enter_entries:",
+    "mov cr3, rax",
+    "pop rax",
+    "pop rdx",
+    "iretq",
     ".globl vmm_monitor_enter_out",
     ".hidden vmm_monitor_enter_out",
     ".rept {tables}",
@@ -96,6 +107,7 @@ unsafe extern "C" {
     static vmm_monitor_start: u8;
     static vmm_monitor_entries: u8;
     static vmm_monitor_enter: u8;
+    static vmm_monitor_enter_entries: u8;
     static vmm_monitor_enter_out: u8;
     static vmm_monitor_end: u8;
     static vmm_stub_start: u8;
@@ -151,6 +163,11 @@ pub fn run_of(ending: Ending, entries: &[u64], tables: &[u64]) -> (u64, Vec<u64>
     if entries.is_empty() {
         return (then, tables.to_vec());
     }
+    if tables.is_empty() && ending == Ending::Ring3 {
+        // What most flushes are: nothing to jump to.
+        let start = before(&raw const vmm_monitor_enter_entries, entries);
+        return (start, entries.to_vec());
+    }
     let words = [entries, &[MONITOR_CODE_VA + then], tables].concat();
     (before(&raw const vmm_monitor_entries, entries), words)
 }
@@ -200,7 +217,7 @@ mod tests {
             assert_eq!(vector_at(at), None);
             let then = none - TOUCH_BYTES as u64;
             assert_eq!(words[MAX_ENTRIES..], [MONITOR_CODE_VA + then, 8]);
-            let (last, _) = run_of(ending, &[7], &[]);
+            let (last, _) = run_of(ending, &[7], &[8]);
             for touch in [most, then, at, last] {
                 assert_eq!(image()[touch as usize], POP);
                 assert_eq!(image()[touch as usize + TOUCH_BYTES - 2..][..2], [0x0a, 0]);
@@ -209,6 +226,14 @@ mod tests {
             let jump = last as usize + TOUCH_BYTES;
             assert_eq!(image()[jump..][..3], [POP, 0xff, 0xe2]);
         }
+        let (one, words) = run_of(Ending::Ring3, &[7], &[]);
+        assert_eq!(words, [7]);
+        assert_eq!(image()[one as usize], POP);
+        assert_eq!(
+            image()[one as usize + TOUCH_BYTES..][..3],
+            [0x0f, 0x22, 0xd8]
+        );
+        assert_eq!(run_of(Ending::Out, &[7], &[]).1.len(), 2);
     }
 
     #[test]

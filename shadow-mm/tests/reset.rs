@@ -235,6 +235,27 @@ fn page_of_a_fork_is_given_up_and_the_child_keeps_its_content() {
     }
 }
 
+/// The frame is mapped by one space only then, and is still both's.
+#[test]
+fn page_of_a_fork_that_the_child_does_not_map_is_given_up() {
+    for mode in [ForkMode::Eager, ForkMode::Shared] {
+        let (mm, mut cpu) = scene();
+        mm.set_fork_mode(mode);
+        mm.add_page_file(64).expect("a page file");
+        cpu.store(&mm, BASE + 1, 60).expect("a store");
+        let forked = mm.fork(&cpu.space).expect("a fork");
+        cpu.flush(&mm, forked.flush);
+        let mut child = Cpu::new(&forked.child);
+        // Both have a table of their own.
+        child.store(&mm, BASE + 2, 61).expect("a store");
+        assert_eq!(trim(&mm, &mut child, 2), 2);
+        keep(&mm, &mut cpu, 8);
+        check(&mm, &[&cpu, &child]);
+        assert_eq!(cpu.load(&mm, BASE + 1), Ok(2));
+        assert_eq!(child.load(&mm, BASE + 1), Ok(60));
+    }
+}
+
 #[test]
 fn page_that_may_not_be_stored_to_is_given_up() {
     let (mm, mut cpu) = scene();

@@ -9,12 +9,16 @@
 //! output, and the counters are KVM's own for that process (`/sys/kernel/debug/kvm`), read while the guest then sleeps.
 //! Environment: `VMM_BIN`, `VMM_BENCH_ROUNDS` (default 5), `VMM_BENCH_HOST` (`npt`, the default, or `shadow`).
 
+mod shared;
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
+
+use shared::FOLDER;
 
 const LINE: &str = "console=ttyS0 quiet panic=-1 do=sleep";
 const FIRST_LINE: &str = "user space: ";
@@ -235,55 +239,26 @@ fn here(folder: &Path, vmm: &Path) -> Result<(), String> {
 
 /// This program again, in the emulated machine.
 fn in_rig(vmm: &Path) -> Result<(), String> {
-    const FOLDER: &str = "/vmm-bench";
     let this = std::env::current_exe().map_err(|e| e.to_string())?;
-    let rig = Path::new(env!("CARGO_MANIFEST_DIR")).join("rig");
-    let run = |command: &mut Command| match command.stdin(Stdio::null()).status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{}: {status}", rig.display())),
-        Err(error) => Err(format!("{}: {error}", rig.display())),
-    };
-    // Installs QEMU where it is missing.
-    run(Command::new(&rig).args(["--no-userland", "--prepare"]))?;
-    let mut command = Command::new(&rig);
-    command.args(["-n", "--no-userland", "--timeout", "900"]);
-    match std::env::var("VMM_BENCH_HOST").as_deref() {
-        Ok("npt") | Err(_) => {}
-        Ok("shadow") => _ = command.arg("--shadow"),
-        Ok(other) => return Err(format!("VMM_BENCH_HOST: npt or shadow, not {other}")),
-    }
+    let host = std::env::var("VMM_BENCH_HOST");
+    let mut command = shared::rig(host.as_deref().unwrap_or("npt"), vmm)?;
     let guest = format!("{FOLDER}/guest");
     command.args(["--guest", &guest]);
     command.args(["--env", &format!("VMM_TEST_GUEST={guest}")]);
-    command.args(["--env", &format!("VMM_BIN={FOLDER}/vmm")]);
     if let Ok(rounds) = std::env::var("VMM_BENCH_ROUNDS") {
         command.args(["--env", &format!("VMM_BENCH_ROUNDS={rounds}")]);
     }
-    command.args(["--add", &format!("{}:{FOLDER}/vmm", vmm.display())]);
     command.args(["--add", "/usr/bin/qemu-system-x86_64"]);
     for file in FIRMWARE.map(|name| format!("/usr/share/{name}")) {
         if Path::new(&file).exists() {
             command.args(["--add", &file]);
         }
     }
-    run(command.arg("--").arg(this))
+    shared::run(command.arg("--").arg(this))
 }
 
 fn bench() -> Result<(), String> {
-    let vmm = match std::env::var_os("VMM_BIN") {
-        Some(path) => PathBuf::from(path),
-        // Beside `deps`, where this program is.
-        None => {
-            let this = std::env::current_exe().map_err(|e| e.to_string())?;
-            this.parent().unwrap_or(&this).with_file_name("vmm")
-        }
-    };
-    if !vmm.exists() {
-        let path = vmm.display();
-        return Err(format!(
-            "{path} is not there: run `cargo build --release` first"
-        ));
-    }
+    let vmm = shared::vmm()?;
     match std::env::var_os("VMM_TEST_GUEST") {
         Some(folder) => here(Path::new(&folder), &vmm),
         None => in_rig(&vmm),
@@ -291,11 +266,5 @@ fn bench() -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
-    match bench() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("bench: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    shared::end(bench())
 }

@@ -1,20 +1,33 @@
 //! The benchmark: the same program natively and in a machine, times beside exits.
 //!
-//! Times are of one run and noisy; exits are counted and exact. `cargo bench -p tests`.
+//! Times are of one run and noisy; exits are counted and exact: those of a whole workload, less those of a
+//! run that only gets there (one without forks, one that stores nothing after its fork).
+//!
+//! `cargo bench -p tests --bench guest -- [WORKLOAD [MIB]]`. `VMM_BENCH_HOST=npt` (or `shadow`) runs it in the emulated machine with
+//! nested (or shadow) paging, the native program in that same machine. Environment: `VMM_BIN`.
+
+mod shared;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use shared::FOLDER;
+
 /// Options of a machine.
 type Options = &'static [&'static str];
 
-/// A workload: its arguments, what its units are called, and the machines it is run in.
+/// A workload: its arguments, those of a run that only gets to what is counted, what its units are called, and the
+/// machines it is run in.
 struct Workload {
     args: &'static [&'static str],
+    without: &'static [&'static str],
     unit: &'static str,
     machines: &'static [Options],
 }
+
+/// A program that starts and ends.
+const NONE: &[&str] = &["none", "0"];
 
 const DEFAULT: &[Options] = &[&[]];
 /// Both kinds of fork.
@@ -38,104 +51,138 @@ const FILE_MIB: usize = 64;
 const WORKLOADS: &[Workload] = &[
     Workload {
         args: &["syscall", "20000"],
+        without: NONE,
         unit: "call",
         machines: DEFAULT,
     },
     Workload {
         args: &["clock", "100000"],
+        without: NONE,
         unit: "call",
         machines: DEFAULT,
     },
     Workload {
         args: &["touch", "1", "64"],
+        without: NONE,
         unit: "page",
         machines: DEFAULT,
     },
     Workload {
         args: &["scatter", "1", "64"],
+        without: NONE,
         unit: "page",
         machines: DEFAULT,
     },
     Workload {
         args: &["cow", "1", "64"],
+        without: NONE,
         unit: "page",
         machines: DEFAULT,
     },
     Workload {
         args: &["fork", "100", "1"],
+        without: &["fork", "0", "1"],
+        unit: "fork",
+        machines: BOTH,
+    },
+    Workload {
+        args: &["fork", "100", "4"],
+        without: &["fork", "0", "4"],
         unit: "fork",
         machines: BOTH,
     },
     Workload {
         args: &["fork", "50", "16"],
+        without: &["fork", "0", "16"],
         unit: "fork",
         machines: BOTH,
     },
     Workload {
         args: &["fork", "20", "128"],
+        without: &["fork", "0", "128"],
         unit: "fork",
         machines: BOTH,
     },
     Workload {
         args: &["fork", "10", "512"],
+        without: &["fork", "0", "512"],
         unit: "fork",
         machines: BOTH_LARGE,
     },
     Workload {
-        args: &["fork", "5", "4096"],
+        args: &["fork", "20", "4096"],
+        without: &["fork", "0", "4096"],
         unit: "fork",
         machines: BOTH_HUGE,
     },
     Workload {
         args: &["exec", "50"],
+        without: NONE,
         unit: "process",
         machines: BOTH,
     },
     Workload {
         args: &["file", "1", FILE],
+        without: NONE,
         unit: "page",
         machines: DEFAULT,
     },
     Workload {
         args: &["file-scattered", "1", FILE],
+        without: NONE,
         unit: "page",
         machines: DEFAULT,
     },
     Workload {
         args: &["again", "1", "64"],
+        without: NONE,
         unit: "page",
         machines: SMALL,
     },
     Workload {
         args: &["again-scattered", "1", "64"],
+        without: NONE,
         unit: "page",
         machines: SMALL,
     },
     Workload {
         args: &["after-read", "1", "128"],
+        without: &["after-nothing", "1", "128"],
         unit: "page",
         machines: BOTH,
     },
     Workload {
         args: &["after-write-1", "1", "128"],
+        without: &["after-nothing", "1", "128"],
         unit: "page",
         machines: BOTH,
     },
     Workload {
         args: &["after-write-100", "1", "128"],
+        without: &["after-nothing", "1", "128"],
         unit: "page",
         machines: BOTH,
     },
     Workload {
         args: &["after-write-1", "1", "1024"],
+        without: &["after-nothing", "1", "1024"],
         unit: "page",
         machines: BOTH_LARGE,
     },
     Workload {
         args: &["after-write-100", "1", "256"],
+        without: &["after-nothing", "1", "256"],
         unit: "page",
         machines: BOTH,
     },
+];
+
+/// What is shown of what was counted.
+const COUNTERS: [&str; 4] = [
+    "exits.syscalls",
+    "exits.page_faults",
+    "ioctls",
+    "memory.entries_written",
 ];
 
 /// One line a workload printed: what, nanoseconds, units.
@@ -241,10 +288,10 @@ impl Bench {
         ))
     }
 
-    fn rows(&self, workload: &Workload, base: &BTreeMap<String, f64>) -> Result<(), String> {
+    fn rows(&self, workload: &Workload) -> Result<(), String> {
         let native = self.native(workload.args)?;
         let mut machines = workload.machines.iter();
-        machines.try_for_each(|options| self.row(workload, options, &native, base))
+        machines.try_for_each(|options| self.row(workload, options, &native))
     }
 
     fn row(
@@ -252,34 +299,32 @@ impl Bench {
         workload: &Workload,
         options: Options,
         native: &[Measured],
-        base: &BTreeMap<String, f64>,
     ) -> Result<(), String> {
+        let (_, base) = self.machine(workload.without, options)?;
         let (machine, counted) = self.machine(workload.args, options)?;
         let kind = match (workload.machines, options) {
             ([_], _) | (_, []) => String::new(),
             (_, [.., kind]) => format!("{kind}: "),
         };
-        for (n, m) in native.iter().zip(&machine) {
-            let per = |name: &str| {
-                let extra = counted.get(name).unwrap_or(&0.0) - base.get(name).unwrap_or(&0.0);
-                extra / m.units
-            };
-            let size = workload
-                .args
-                .get(2)
-                .filter(|size| **size != FILE)
-                .map_or(String::new(), |mib| format!(" ({mib} MiB)"));
-            println!(
-                "{:<52} {:>10.3} {:>10.3} {:>8.2} {:>8.3} {:>8.3} {:>8.3} {:>9.3}",
+        let size = workload
+            .args
+            .get(2)
+            .filter(|size| **size != FILE)
+            .map_or(String::new(), |mib| format!(" ({mib} MiB)"));
+        for (line, (n, m)) in native.iter().zip(&machine).enumerate() {
+            print!(
+                "{:<58} {:>10.3} {:>10.3} {:>8.2}",
                 format!("{kind}{}{size}, per {}", m.what, workload.unit),
                 n.ns / n.units / 1000.0,
                 m.ns / m.units / 1000.0,
                 (m.ns / m.units) / (n.ns / n.units),
-                per("exits.syscalls"),
-                per("exits.page_faults"),
-                per("ioctls"),
-                per("memory.entries_written"),
             );
+            // They are not of one line's time.
+            for name in COUNTERS.iter().filter(|_| line == 0) {
+                let of = |run: &BTreeMap<String, f64>| *run.get(*name).unwrap_or(&0.0);
+                print!(" {:>9.3}", (of(&counted) - of(&base)) / m.units);
+            }
+            println!();
         }
         Ok(())
     }
@@ -301,42 +346,55 @@ fn build(out: &Path) -> Result<PathBuf, String> {
     }
 }
 
+/// Those that were asked for by name, and size; all, if none was.
+fn chosen() -> impl Iterator<Item = &'static Workload> {
+    let asked: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
+    let is_asked = move |workload: &&Workload| {
+        let (name, size) = (workload.args[0], workload.args.get(2));
+        let named = asked.first().is_none_or(|asked| asked == name);
+        named && asked.get(1).is_none_or(|asked| size == Some(&&**asked))
+    };
+    WORKLOADS.iter().filter(is_asked)
+}
+
+/// This program again, in the emulated machine.
+fn in_rig(host: &str, vmm: &Path, program: &Path) -> Result<(), String> {
+    let this = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut command = shared::rig(host, vmm)?;
+    let place = format!("{FOLDER}/program");
+    command.args(["--mem", "5120", "--add"]);
+    command.arg(format!("{}:{place}", program.display()));
+    command.args(["--env", &format!("VMM_BENCH_PROGRAM={place}")]);
+    command.arg("--").arg(this);
+    shared::run(command.args(std::env::args().skip(1)))
+}
+
 fn bench() -> Result<(), String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let vmm = match std::env::var_os("VMM_BIN") {
-        Some(path) => PathBuf::from(path),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/vmm"),
+    let vmm = shared::vmm()?;
+    let program = match std::env::var_os("VMM_BENCH_PROGRAM") {
+        Some(program) => PathBuf::from(program),
+        None => build(dir.path())?,
     };
-    if !vmm.exists() {
-        return Err(format!(
-            "{} is not there: run `cargo build --release` first",
-            vmm.display()
-        ));
+    if let Ok(host) = std::env::var("VMM_BENCH_HOST") {
+        return in_rig(&host, &vmm, &program);
     }
     let data = dir.path().join("data");
     std::fs::create_dir(&data)
         .and_then(|()| std::fs::write(data.join("file"), vec![1; FILE_MIB << 20]))
         .map_err(|e| format!("{}: {e}", data.display()))?;
-    let bench = Bench {
-        vmm,
-        program: build(dir.path())?,
-        data,
-    };
-    let (_, base) = bench.machine(&["none", "0"], &[])?;
-    println!("times in microseconds a unit, of one run; counts a unit, start-up taken off");
+    let bench = Bench { vmm, program, data };
+    println!("times in microseconds a unit, of one run; counts a unit, of the whole workload");
     println!(
-        "{:<52} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>9}",
+        "{:<58} {:>10} {:>10} {:>8} {:>9} {:>9} {:>9} {:>9}",
         "", "native", "machine", "ratio", "calls", "faults", "ioctls", "entries"
     );
-    WORKLOADS.iter().try_for_each(|w| bench.rows(w, &base))
+    chosen().try_for_each(|workload| bench.rows(workload))
 }
 
 fn main() -> ExitCode {
-    match bench() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("bench: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    shared::end(bench())
 }

@@ -83,10 +83,10 @@ impl PfnDatabase {
 
     /// Takes a frame.
     ///
-    /// A data frame that was never used comes late: touching one costs the host a page fault, zeroing a
+    /// A frame that was never used comes late: touching one costs the host a page fault, zeroing a
     /// used one costs only 4 KiB of stores. The oldest standby page comes last: it may be wanted again.
-    /// A table frame that was never used comes first: a host that shadows page tables knows nothing
-    /// stale about it.
+    /// A host that shadows page tables knows nothing stale about a used table frame either: the flush that
+    /// held it named it.
     pub(crate) fn take(
         &mut self,
         kind: ZoneKind,
@@ -121,9 +121,9 @@ impl PfnDatabase {
         let zone = &mut self.tables;
         let free = |pfn| Taken::Free(FreeFrame::new(pfn));
         let zeroed = |pfn| Taken::Zeroed(ZeroedFrame::new(pfn));
-        (zone.take_untouched(store).map(zeroed))
-            .or_else(|| zone.pop(PfnState::Zeroed).map(zeroed))
+        (zone.pop(PfnState::Zeroed).map(zeroed))
             .or_else(|| zone.pop(PfnState::Free).map(free))
+            .or_else(|| zone.take_untouched(store).map(zeroed))
     }
 
     /// Takes the oldest standby page's frame; its owner is told where the content is.

@@ -14,7 +14,8 @@ use crate::space::Space;
 use crate::vad::ImageRun;
 
 /// Tells pages of several spaces that are one page from those that only look alike. Means nothing once
-/// any of the spaces has changed; of kept spaces ([`Manager::keep`]) it means the same until one of them is deleted.
+/// any of the spaces has changed; of kept spaces ([`Manager::keep`]) it means the same until one of them is deleted, but for
+/// sections' pages, whose content is their file's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PageKey(u64, u64);
 

@@ -115,7 +115,8 @@ impl World {
         kept.collect()
     }
 
-    /// What a snapshot would find in a space. `note` is told of each page that has a key.
+    /// What a snapshot would find in a space. `note` is told of each page of the space's own that has a key; those of
+    /// sections follow their files, and are one thing only while nothing else goes on.
     pub(crate) fn found_in(
         &self,
         space: &Guest,
@@ -158,12 +159,17 @@ impl World {
             });
             from = next.and_then(|next| VpnRange::between(next, 1 << 35));
         }
+        let mut shown = BTreeMap::new();
         for (page, key, bytes) in views {
-            if let (Some(shown), Ok(())) = (found.pages.get(&page), &noted) {
-                noted = agree("a page of an image", bytes, *shown);
+            if let (Some(below), Ok(())) = (found.pages.get(&page), &noted) {
+                noted = agree("a page of an image", bytes, *below);
             }
             if noted.is_ok() {
-                noted = note(key, bytes);
+                noted = agree(
+                    "a section's page",
+                    bytes,
+                    *shown.entry(key).or_insert(bytes),
+                );
             }
         }
         noted.map(|()| found)

@@ -81,6 +81,29 @@ fn taken_over_table_leaves_its_pinned_pages_alone() {
     world.close().expect("the pinned page is as it was");
 }
 
+/// What a kept space shows of a file's page follows the file, which may be cut within it.
+#[test]
+fn page_of_a_file_that_is_cut_is_as_the_file_in_a_kept_space() {
+    let mut world = World::new(ForkMode::Shared, (100, 40), 100, CommitLimit::Unlimited);
+    let view = ops::MapOp {
+        page: 0,
+        count: 2,
+        prot: common::RW,
+        view: Some((0, 0, shadow_mm::Sharing::Private)),
+    };
+    for op in [
+        Op::Map(0, view),
+        Op::Read(0, 1),
+        Op::Keep(0),
+        Op::LookAtKept(0),
+        Op::Resize(0, 4097),
+        Op::LookAtKept(0),
+    ] {
+        world.apply(&op).expect("a step");
+    }
+    world.close().expect("the kept space is dropped");
+}
+
 /// Forks of forks, each writing one page: the shape of a shell pipeline, long.
 #[test]
 fn long_fork_chain_stays_exact() {

@@ -141,7 +141,9 @@ struct CloneArgs {
 
 /// The progress of a call that a child begins with, to do its own part of what its parent asked for. Larger than any
 /// process's number.
-const BEGINS: u64 = u64::MAX;
+const BEGINS: u64 = 1 << 32;
+// One that has not begun can be in a snapshot.
+const _: () = assert!(BEGINS < super::saved::LARGEST && BEGINS > Pid::MAX as u64);
 
 /// `CLONE_ARGS_SIZE_VER0`.
 const CLONE_ARGS_MIN: usize = 64;

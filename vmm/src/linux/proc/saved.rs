@@ -26,7 +26,7 @@ use crate::linux::signal::xsave;
 use crate::linux::thread::{AltStack, Fpu, Regs, Thread, ThreadShared, Tid, XsaveArea};
 
 /// Counters and times are below this, so that sums of them are numbers.
-const LARGEST: u64 = 1 << 62;
+pub(super) const LARGEST: u64 = 1 << 62;
 /// Bytes of the instruction `SYSCALL`.
 const SYSCALL_BYTES: u64 = 2;
 /// Bytes that argument or environment strings have at most.

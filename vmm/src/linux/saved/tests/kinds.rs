@@ -361,6 +361,21 @@ fn thread_stopped_before_its_call_makes_it_again() {
 }
 
 #[test]
+fn child_that_has_not_begun_begins_where_it_is_made_again() {
+    let mut g = Guest::new();
+    g.poke(WORD, 5);
+    let flags = (libc::CLONE_CHILD_SETTID | libc::SIGCHLD) as u64;
+    let pid = g.call(libc::SYS_clone, &[flags, 0, 0, WORD, 0]);
+    let child = g.m.runnable();
+    let (g, mut others) = g.save(vec![*child]).restore();
+    let child = others.first_mut().unwrap();
+    assert!(matches!(g.m.go_on(child), Turn::Guest));
+    assert_eq!(child.regs.rax, 0);
+    assert_eq!(g.m.mem(child).read_obj::<u32>(WORD), Ok(pid as u32));
+    assert_eq!(g.peek(WORD), 5);
+}
+
+#[test]
 fn guest_that_runs_is_refused() {
     let g = Guest::new();
     let refused = save(&g.m.k, &mut Image::new(&g.m.k.memory)).map(drop);

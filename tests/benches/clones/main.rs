@@ -1,9 +1,11 @@
 //! The benchmark of clones: a template of so many MiB, its clones and resets in a warm machine of this process, beside
-//! native forks of the same program and `vmm restore` of the same guest from a file.
+//! native forks of the same program, and `vmm restore` and `vmm fork` of the same guest.
 //!
 //! Times are medians and noisy; exits and ioctls are counted and exact.
-//! `cargo bench -p tests --bench clones -- [MIB]... [freeze] [warm] [reset] [idle] [cold] [native]`.
+//! `cargo bench -p tests --bench clones -- [MIB]... [freeze] [warm] [reset] [idle] [cold] [forks] [native]`.
 #![expect(unsafe_code, reason = "the time stamp counter")]
+
+mod commands;
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -88,15 +90,17 @@ enum Part {
     Reset,
     Idle,
     Cold,
+    Forks,
     Native,
 }
 
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("freeze", Part::Freeze),
     ("warm", Part::Warm),
     ("reset", Part::Reset),
     ("idle", Part::Idle),
     ("cold", Part::Cold),
+    ("forks", Part::Forks),
     ("native", Part::Native),
 ];
 
@@ -314,66 +318,6 @@ impl Bench {
         Ok(())
     }
 
-    /// The guest out of a file that `vmm snapshot` wrote, and out of a copy of it, with a process of its own.
-    fn restored(&self, dir: &Path) -> Result<()> {
-        let path = dir.join("guest.snap");
-        self.snapshot(dir, &path)?;
-        self.restore(&path, "vmm restore")?;
-        let copy = dir.join("copy.snap");
-        std::fs::copy(&path, &copy)?;
-        self.restore(&copy, "vmm restore of a copy, which is read first")?;
-        std::fs::remove_file(copy)?;
-        Ok(std::fs::remove_file(path)?)
-    }
-
-    fn command(&self, dir: &Path, words: &[&str]) -> Command {
-        let mut command = Command::new(&self.vmm);
-        command.args(words).env("XDG_RUNTIME_DIR", dir);
-        command.stderr(std::process::Stdio::null());
-        command
-    }
-
-    /// Has a guest written to the file `path` that waits for what it is to do.
-    fn snapshot(&self, dir: &Path, path: &Path) -> Result<()> {
-        let memory = self.memory().to_string();
-        let options = ["run", "--memory", &memory, "--name", "saved"];
-        let mut guest = self.command(dir, &options);
-        guest.args(["--ready-freeze", "--"]).arg(&self.program);
-        let guest = guest.arg(self.mib.to_string());
-        guest.stdin(std::process::Stdio::piped());
-        let mut guest = guest.stdout(std::process::Stdio::null()).spawn()?;
-        let mut saves = self.command(dir, &["snapshot", "saved"]);
-        let saved = saves.arg(path).status();
-        drop(guest.stdin.take());
-        let ended = guest.wait()?;
-        match saved?.success() && ended.success() {
-            true => Ok(()),
-            false => Err("vmm snapshot failed".into()),
-        }
-    }
-
-    /// Restores the guest some times, which says when it went on.
-    fn restore(&self, path: &Path, what: &str) -> Result<()> {
-        let (mut first, mut all) = (Vec::new(), Vec::new());
-        for _ in 0..COLD_ROUNDS {
-            let (from, started) = (tsc(), Instant::now());
-            let mut guest = self.command(path, &["restore"]);
-            guest.arg(path).stdin(std::process::Stdio::piped());
-            let mut guest = guest.stdout(std::process::Stdio::piped()).spawn()?;
-            let mut stdin = guest.stdin.take().ok_or("no pipe")?;
-            stdin.write_all(b"c")?;
-            drop(stdin);
-            let output = guest.wait_with_output()?;
-            let went_on = output.stdout.try_into().map(u64::from_le_bytes);
-            let went_on = went_on.map_err(|_| "the guest said something else")?;
-            all.push(micros(started));
-            first.push(went_on.saturating_sub(from) as f64 / self.ticks);
-        }
-        self.row(&format!("{what}: first instruction"), median(first), "");
-        self.row(&format!("{what}: the end"), median(all), "");
-        Ok(())
-    }
-
     /// fork(2) of the same program.
     fn native(&self) -> Result<()> {
         let rounds = if self.mib > 100 { "5" } else { "30" };
@@ -411,6 +355,7 @@ impl Bench {
                 Part::Reset => self.reset(&fork)?,
                 Part::Idle => self.idle(&template, &fork)?,
                 Part::Cold => self.restored(dir)?,
+                Part::Forks => self.forks(dir)?,
                 Part::Native => self.native()?,
             }
         }
