@@ -395,7 +395,7 @@ fn warm_machines() -> Done {
     }
     let warm = counted()?;
     check(warm[1] > cold[1], ("threads", cold, warm))?;
-    let same = threads()?;
+    let same = workers()?;
     for n in 0..20 {
         let line = format!("line {n}\n");
         let output = template
@@ -422,7 +422,7 @@ fn warm_machines() -> Done {
         check(two[0].wait()?.signal() == Some(9), "it was not killed")?;
     }
     settle(warm)?;
-    check(threads()? == same, "the machines are other ones")?;
+    check(workers()? == same, "the machines are other ones")?;
     let one = counted()?;
     template.warm(0)?;
     settle(cold)?;
@@ -521,11 +521,18 @@ fn counted() -> Result<Counted, Box<dyn Error>> {
     ])
 }
 
-/// The numbers of this process's threads.
-fn threads() -> Result<BTreeSet<std::ffi::OsString>, Box<dyn Error>> {
-    let entries = std::fs::read_dir("/proc/self/task")?;
-    let names = entries.map(|entry| Ok(entry?.file_name()));
-    names.collect::<std::io::Result<_>>().map_err(Into::into)
+/// The numbers of this process's threads that are machines' workers. Others come and go as they are wanted.
+fn workers() -> Result<BTreeSet<std::ffi::OsString>, Box<dyn Error>> {
+    let mut workers = BTreeSet::new();
+    for entry in std::fs::read_dir("/proc/self/task")? {
+        let entry = entry?;
+        // One that has ended meanwhile has no name.
+        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if name.starts_with("vcpu") {
+            workers.insert(entry.file_name());
+        }
+    }
+    Ok(workers)
 }
 
 /// Waits until there is no more than there was.

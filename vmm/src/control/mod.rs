@@ -6,6 +6,7 @@
 //! waits for the guest, and holds no lock for long.
 
 pub mod client;
+mod porter;
 pub mod protocol;
 pub mod ready;
 pub mod rundir;

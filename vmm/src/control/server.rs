@@ -1,18 +1,19 @@
-//! Answers on a guest's socket, in a thread of its own.
+//! Answers on a guest's socket. One thread waits at the sockets of all guests of the process (`porter.rs`); a client has
+//! a thread of its own.
 //!
 //! One client at a time; one that says nothing for a few seconds is hung up on, so that the next gets
-//! its turn. The thread ends as soon as the machine does, whatever a client does.
+//! its turn. A client's thread ends as soon as the machine does, whatever the client does.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use super::porter::Door;
 use super::protocol::{REQUEST_MAX, Reply, Request, Response};
 use super::rundir::RunDir;
 
@@ -22,11 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Answers a question; may tell its progress before.
 pub type Answer = Arc<dyn Fn(&Request, &mut dyn FnMut(Response)) -> Reply + Send + Sync>;
 
-/// The thread that answers. Dropping it ends it, and removes the run directory.
+/// Who answers. Dropping it ends that, and removes the run directory.
 #[derive(Debug)]
 pub struct Server {
     stop: Option<UnixStream>,
-    thread: Option<JoinHandle<()>>,
+    /// Dropped after `stop`: it waits for the client that is served.
+    _door: Door,
     _dir: RunDir,
 }
 
@@ -37,14 +39,19 @@ impl Server {
     /// The host has no socket or thread for it.
     pub fn start(dir: RunDir, answer: Answer) -> io::Result<Self> {
         let listener = UnixListener::bind(dir.socket())?;
-        listener.set_nonblocking(true)?;
         let (stop, stopped) = UnixStream::pair()?;
-        let thread = std::thread::Builder::new()
-            .name("control".into())
-            .spawn(move || serve(&listener, &stopped, &answer))?;
+        let serve = move |stream| {
+            let client = Client {
+                stream,
+                stopped: &stopped,
+            };
+            if let Err(error) = client.talk(&answer) {
+                tracing::debug!(%error, "a client of the socket is gone");
+            }
+        };
         Ok(Self {
             stop: Some(stop),
-            thread: Some(thread),
+            _door: Door::open(listener, Box::new(serve))?,
             _dir: dir,
         })
     }
@@ -53,28 +60,6 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that answers on the socket failed");
-        }
-    }
-}
-
-fn serve(listener: &UnixListener, stopped: &UnixStream, answer: &Answer) {
-    while wait(listener, PollFlags::IN, stopped, None).is_ok() {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                if let Err(error) = (Client { stream, stopped }).talk(answer) {
-                    tracing::debug!(%error, "a client of the socket is gone");
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                tracing::warn!(%error, "the guest's socket does not work any more");
-                return;
-            }
-        }
     }
 }
 
@@ -169,6 +154,7 @@ impl Client<'_> {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
+    use std::sync::mpsc::{Sender, channel};
     use std::time::Instant;
 
     use super::super::rundir::Called;
@@ -197,6 +183,57 @@ mod tests {
         drop((client, lines));
         drop(server);
         assert!(!socket.exists());
+    }
+
+    /// Answers when it is told to.
+    fn slow(folder: &std::path::Path, name: &str) -> (Server, UnixStream, Sender<()>) {
+        let dir = RunDir::create(folder, Called::Name(name)).unwrap();
+        let socket = dir.socket();
+        let (sender, receiver) = channel();
+        let receiver = std::sync::Mutex::new(receiver);
+        let answer: Answer = Arc::new(move |_, _| {
+            receiver.lock().unwrap().recv().unwrap();
+            Response::failed("late").into()
+        });
+        let server = Server::start(dir, answer).unwrap();
+        let mut client = UnixStream::connect(&socket).unwrap();
+        client.write_all(b"{\"op\":\"hello\"}\n").unwrap();
+        (server, client, sender)
+    }
+
+    #[test]
+    fn guest_that_takes_its_time_holds_up_nobody_but_its_own() {
+        let tmp = tempfile::tempdir().unwrap();
+        let folder = tmp.path().join("vmm");
+        let (slow, client, go) = slow(&folder, "slow");
+        let (quick, socket) = server(&folder);
+        for _ in 0..3 {
+            let mut client = UnixStream::connect(&socket).unwrap();
+            client.write_all(b"{\"op\":\"hello\"}\n").unwrap();
+            let mut line = String::new();
+            BufReader::new(client).read_line(&mut line).unwrap();
+            assert!(line.contains("Hello"), "{line}");
+        }
+        drop(quick);
+        go.send(()).unwrap();
+        let mut line = String::new();
+        BufReader::new(client).read_line(&mut line).unwrap();
+        assert!(line.contains("late"), "{line}");
+        drop(slow);
+    }
+
+    #[test]
+    fn end_waits_for_an_answer_that_is_under_way() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (server, client, go) = slow(&tmp.path().join("vmm"), "slow");
+        // Until it is asked.
+        std::thread::sleep(Duration::from_millis(100));
+        let ended = std::thread::spawn(move || drop(server));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!ended.is_finished());
+        go.send(()).unwrap();
+        ended.join().unwrap();
+        drop(client);
     }
 
     #[test]

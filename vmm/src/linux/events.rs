@@ -1,17 +1,18 @@
-//! The thread that watches host descriptors for guest threads that wait for one.
+//! Watches host descriptors for guest threads that wait for one.
 //!
 //! It polls exactly what someone waits for: [`Events::arm`] adds a descriptor, and its being ready
-//! removes it again and wakes [`WaitKey::HostFd`]. It is started when the first descriptor is
-//! armed. A descriptor armed for a wait that ended otherwise is reported once to nobody.
+//! removes it again and wakes [`WaitKey::HostFd`]. A descriptor armed for a wait that ended otherwise is reported once to
+//! nobody.
 //!
-//! The guests of one machine share it, and may share descriptors.
+//! The guests of one machine share it, and may share descriptors. It has no thread of its own: the machine's clock thread
+//! looks ([`Events::look`]) while it has no round to make.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, OnceLock, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::Errno;
 use super::call::WaitKey;
@@ -21,24 +22,15 @@ use super::sched::roster::GuestId;
 use crate::locks::{Mutex, rank};
 
 /// Host descriptors that guest threads wait for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Events {
-    shared: Arc<Shared>,
-    thread: Mutex<rank::EventThread, Option<JoinHandle<()>>>,
+    set: Mutex<rank::EventSet, BTreeMap<i32, Armed>>,
+    /// Written to end a look that is under way, or the next one.
+    changed: OwnedFd,
 }
 
-#[derive(Debug, Default)]
-struct Shared {
-    set: Mutex<rank::EventSet, Set>,
-    /// Written to make the thread look at the set again; there as long as the thread was ever started.
-    changed: OnceLock<OwnedFd>,
-}
-
-#[derive(Debug, Default)]
-struct Set {
-    armed: BTreeMap<i32, Armed>,
-    stopping: bool,
-}
+/// How long a host that cannot poll is let alone.
+const TROUBLE: Duration = Duration::from_millis(100);
 
 /// A descriptor somebody waits for.
 struct Armed {
@@ -57,6 +49,17 @@ impl std::fmt::Debug for Armed {
 }
 
 impl Events {
+    /// Nothing is waited for yet.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            set: Mutex::default(),
+            changed: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
     /// Wakes [`WaitKey::HostFd`] of the guest once when `fd` becomes ready for any of `interest`, or hangs up.
     /// If it is already, at once.
     pub fn arm(&self, sched: &Arc<Sched>, fd: &Arc<OwnedFd>, interest: Ready) {
@@ -69,8 +72,8 @@ impl Events {
             PollFlags::OUT,
             interest.intersects(Ready::OUT | Ready::WRNORM),
         );
-        let mut set = self.shared.set.lock();
-        let slot = set.armed.entry(fd.as_raw_fd()).or_insert_with(|| Armed {
+        let mut set = self.set.lock();
+        let slot = set.entry(fd.as_raw_fd()).or_insert_with(|| Armed {
             fd: Arc::clone(fd),
             flags: PollFlags::empty(),
             guests: BTreeMap::new(),
@@ -78,113 +81,67 @@ impl Events {
         slot.flags |= flags;
         slot.guests.insert(sched.guest(), Arc::downgrade(sched));
         drop(set);
-        self.start();
-        self.shared.signal();
+        self.wake();
     }
 
     /// A guest has ended: it waits for nothing, and keeps no descriptor open.
     pub fn forget(&self, guest: GuestId) {
-        let mut set = self.shared.set.lock();
-        let before = set.armed.len();
-        set.armed.retain(|_, armed| {
+        let mut set = self.set.lock();
+        let before = set.len();
+        set.retain(|_, armed| {
             armed.guests.remove(&guest);
             !armed.guests.is_empty()
         });
-        let fewer = set.armed.len() < before;
+        let fewer = set.len() < before;
         drop(set);
         if fewer {
-            self.shared.signal();
+            self.wake();
         }
     }
 
-    /// Ends the thread. What is armed afterwards is never reported.
-    pub fn stop(&self) {
-        self.shared.set.lock().stopping = true;
-        self.shared.signal();
-        if let Some(thread) = self.thread.lock().take() {
-            // A panic in it has been reported; there is nothing left to do for it.
-            let _ = thread.join();
-        }
+    /// Ends a look.
+    pub fn wake(&self) {
+        // It fails only when the counter is full, and then it has been told.
+        let _ = rustix::io::write(&self.changed, &1_u64.to_ne_bytes());
     }
 
-    fn start(&self) {
-        let mut thread = self.thread.lock();
-        if thread.is_none() && !self.shared.set.lock().stopping {
-            if self.shared.changed.get().is_none() {
-                match eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) {
-                    // The lock of the thread is held: nobody else comes first.
-                    Ok(changed) => _ = self.shared.changed.set(changed),
-                    Err(error) => {
-                        tracing::error!(%error, "cannot watch the host's descriptors");
-                        return;
-                    }
-                }
-            }
-            let shared = Arc::clone(&self.shared);
-            let spawned = std::thread::Builder::new()
-                .name("events".into())
-                .spawn(move || shared.run());
-            match spawned {
-                Ok(handle) => *thread = Some(handle),
-                Err(error) => tracing::error!(%error, "cannot start the event thread"),
-            }
-        }
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-impl Shared {
-    fn signal(&self) {
-        if let Some(changed) = self.changed.get() {
-            // It fails only when the counter is full, and then the thread has been told.
-            let _ = rustix::io::write(changed, &1_u64.to_ne_bytes());
-        }
-    }
-
-    fn run(&self) {
-        let Some(changed) = self.changed.get() else {
-            debug_assert!(false, "it is made before the thread");
-            return;
+    /// Waits until a descriptor is ready, what is waited for changes, [`Self::wake`] is called or a time has passed; wakes
+    /// who waits for what is ready. For one thread.
+    pub fn look(&self, time: Option<Duration>) {
+        let watched: Vec<(Arc<OwnedFd>, PollFlags)> = {
+            let set = self.set.lock();
+            set.values().map(|a| (Arc::clone(&a.fd), a.flags)).collect()
         };
-        loop {
-            let watched: Vec<(Arc<OwnedFd>, PollFlags)> = {
-                let set = self.set.lock();
-                if set.stopping {
-                    return;
-                }
-                let armed = set.armed.values();
-                armed.map(|a| (Arc::clone(&a.fd), a.flags)).collect()
-            };
-            let mut fds = vec![PollFd::new(changed, PollFlags::IN)];
-            fds.extend(watched.iter().map(|(fd, flags)| PollFd::new(fd, *flags)));
-            match poll(&mut fds, None) {
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
-                Err(errno) => {
-                    tracing::error!(%errno, "cannot watch the host's descriptors");
-                    return;
-                }
+        let mut fds = vec![PollFd::new(&self.changed, PollFlags::IN)];
+        fds.extend(watched.iter().map(|(fd, flags)| PollFd::new(fd, *flags)));
+        let time = time.map(|time| Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        });
+        match poll(&mut fds, time.as_ref()) {
+            Ok(0) | Err(Errno::INTR) => return,
+            Ok(_) => {}
+            Err(errno) => {
+                tracing::error!(%errno, "cannot watch the host's descriptors");
+                // The host's trouble; not to be asked without end.
+                std::thread::sleep(TROUBLE);
+                return;
             }
-            if !fds[0].revents().is_empty() {
-                let mut count = [0_u8; 8];
-                // Nothing to read means that it was read already.
-                let _ = rustix::io::read(changed, &mut count);
-            }
-            let fired: Vec<(i32, PollFlags)> = watched
-                .iter()
-                .zip(&fds[1..])
-                .filter(|(_, p)| !p.revents().is_empty())
-                .map(|((fd, _), p)| (fd.as_raw_fd(), p.revents()))
-                .collect();
-            for (fd, revents) in fired {
-                for sched in self.disarm(fd, revents) {
-                    sched.wake(WaitKey::HostFd(fd));
-                }
+        }
+        if !fds[0].revents().is_empty() {
+            let mut count = [0_u8; 8];
+            // Nothing to read means that it was read already.
+            let _ = rustix::io::read(&self.changed, &mut count);
+        }
+        let fired: Vec<(i32, PollFlags)> = watched
+            .iter()
+            .zip(&fds[1..])
+            .filter(|(_, p)| !p.revents().is_empty())
+            .map(|((fd, _), p)| (fd.as_raw_fd(), p.revents()))
+            .collect();
+        for (fd, revents) in fired {
+            for sched in self.disarm(fd, revents) {
+                sched.wake(WaitKey::HostFd(fd));
             }
         }
     }
@@ -192,14 +149,14 @@ impl Shared {
     /// The guests that wait for it.
     fn disarm(&self, fd: i32, revents: PollFlags) -> Vec<Arc<Sched>> {
         let mut set = self.set.lock();
-        let Some(armed) = set.armed.get_mut(&fd) else {
+        let Some(armed) = set.get_mut(&fd) else {
             return Vec::new();
         };
         armed.flags.remove(revents);
         let guests = armed.guests.values().filter_map(Weak::upgrade).collect();
         let over = revents.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL);
         if over || armed.flags.is_empty() {
-            set.armed.remove(&fd);
+            set.remove(&fd);
         }
         guests
     }
@@ -207,7 +164,8 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
 
     use super::*;
 
@@ -219,55 +177,80 @@ mod tests {
         sched.epoch() != past
     }
 
+    /// Ends the thread that looks.
+    struct End<'a>(&'a Events, &'a AtomicBool);
+
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.1.store(true, Ordering::SeqCst);
+            self.0.wake();
+        }
+    }
+
+    /// Does something while a thread looks.
+    fn watched(does: impl FnOnce(&Events)) {
+        let (events, ended) = (Events::new().unwrap(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::SeqCst) {
+                    events.look(None);
+                }
+            });
+            let _end = End(&events, &ended);
+            does(&events);
+        });
+    }
+
     #[test]
     fn armed_descriptor_is_reported_once() {
         let sched = Arc::new(Sched::default());
-        let events = Events::default();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let reader = Arc::new(reader);
-        events.arm(&sched, &reader, Ready::IN);
-        let before = sched.epoch();
-        std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(sched.epoch(), before);
-        rustix::io::write(&writer, b"x").unwrap();
-        assert!(wait_for_epoch(&sched, before));
-        assert!(events.shared.set.lock().armed.is_empty());
-        events.arm(&sched, &reader, Ready::IN);
-        assert!(wait_for_epoch(&sched, before + 1));
-        events.stop();
+        watched(|events| {
+            events.arm(&sched, &reader, Ready::IN);
+            let before = sched.epoch();
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(sched.epoch(), before);
+            rustix::io::write(&writer, b"x").unwrap();
+            assert!(wait_for_epoch(&sched, before));
+            assert!(events.set.lock().is_empty());
+            events.arm(&sched, &reader, Ready::IN);
+            assert!(wait_for_epoch(&sched, before + 1));
+        });
     }
 
     #[test]
     fn hangup_is_reported() {
         let sched = Arc::new(Sched::default());
-        let events = Events::default();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let before = sched.epoch();
-        events.arm(&sched, &Arc::new(reader), Ready::IN);
-        drop(writer);
-        assert!(wait_for_epoch(&sched, before));
+        watched(|events| {
+            events.arm(&sched, &Arc::new(reader), Ready::IN);
+            drop(writer);
+            assert!(wait_for_epoch(&sched, before));
+        });
     }
 
     #[test]
     fn descriptor_that_guests_share_is_reported_to_each() {
         let roster = Arc::default();
         let scheds = [(); 3].map(|()| Arc::new(Sched::new(&roster)));
-        let events = Events::default();
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let reader = Arc::new(reader);
-        for sched in &scheds {
-            events.arm(sched, &reader, Ready::IN);
-        }
-        let before = scheds.each_ref().map(|sched| sched.epoch());
-        events.forget(scheds[1].guest());
-        rustix::io::write(&writer, b"x").unwrap();
-        assert!(wait_for_epoch(&scheds[0], before[0]));
-        assert!(wait_for_epoch(&scheds[2], before[2]));
-        assert_eq!(scheds[1].epoch(), before[1]);
-        events.arm(&scheds[0], &reader, Ready::OUT);
-        events.forget(scheds[0].guest());
-        assert!(events.shared.set.lock().armed.is_empty());
-        events.stop();
+        watched(|events| {
+            for sched in &scheds {
+                events.arm(sched, &reader, Ready::IN);
+            }
+            let before = scheds.each_ref().map(|sched| sched.epoch());
+            events.forget(scheds[1].guest());
+            rustix::io::write(&writer, b"x").unwrap();
+            assert!(wait_for_epoch(&scheds[0], before[0]));
+            assert!(wait_for_epoch(&scheds[2], before[2]));
+            assert_eq!(scheds[1].epoch(), before[1]);
+            events.arm(&scheds[0], &reader, Ready::OUT);
+            events.forget(scheds[0].guest());
+            assert!(events.set.lock().is_empty());
+        });
         assert_eq!(Arc::strong_count(&reader), 1, "it is kept open");
     }
 }

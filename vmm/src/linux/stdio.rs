@@ -534,7 +534,7 @@ mod tests {
             end: Arc::new(end),
             n: 0,
             sched: Arc::default(),
-            events: Arc::default(),
+            events: Arc::new(Events::new().expect("a descriptor")),
             edges: AtomicU64::new(0),
         });
         (r, w)

@@ -43,12 +43,20 @@ ranks! {
     Finish,
     /// Where a guest is asked to go back.
     ResetDoor,
+    /// Who hears those that ask on the sockets of the guests of this process.
+    Porter,
+    /// These sockets.
+    Doors,
+    /// Who is served on one.
+    Visit,
     /// Who takes a guest of the library's down.
     TakeDown,
     /// Conversations of a pool.
     PoolTalks,
     /// Clones that a process runs for `vmm fork`.
     RunningClones,
+    /// Clones whose end is waited for.
+    WaitingClones,
     /// What a process that runs clones says to `vmm fork`.
     CloneNews,
     /// Machines there whose clones have ended.
@@ -75,8 +83,6 @@ ranks! {
     Inspectors,
     /// A machine as its first program's end found it.
     LastLook,
-    /// The thread that waits for the host's descriptors.
-    EventThread,
     /// The host's descriptors it waits for.
     EventSet,
     /// An open file's offset: held for the read or write that uses it.
@@ -147,8 +153,8 @@ ranks! {
     Section,
     /// The PFN database, and all clone blocks.
     Pfns,
-    /// What must live as long as the virtual machine: a slot is added when the PFN database gives out its first frame.
-    VmOwners,
+    /// What KVM has of the virtual machine: a slot is added when the PFN database gives out its first frame.
+    VmLife,
     /// The list of address spaces.
     SpaceRegistry,
     /// Who waits for a read, a write or free frames.

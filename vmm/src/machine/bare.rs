@@ -23,7 +23,7 @@ use super::stats::Counters;
 use super::strace::Strace;
 use super::worker::{Limit, Shared};
 use crate::config::{Commit, ForkMode, PageFileConfig};
-use crate::hv::kvm::vcpu::Vcpu;
+use crate::hv::kvm::vcpu::{CpuSetup, Vcpu};
 use crate::linux::events::Events;
 use crate::linux::exec::MachineInfo;
 use crate::linux::fs::Vfs;
@@ -61,8 +61,10 @@ pub struct Wanted {
 pub(crate) struct Bare {
     pub(super) hardware: Hardware,
     wanted: Wanted,
-    /// The spare one last, if there is one; none once there are threads.
+    /// None once there are threads.
     pub(super) cpus: Vec<Vcpu>,
+    /// The spare one, where KVM shadows page tables.
+    pub(super) spare: Option<CpuSetup>,
     /// Its guests, and who serves which when.
     pub(super) guests: Arc<Guests>,
     /// Its threads, once there are any.
@@ -99,10 +101,13 @@ impl Bare {
             hardware.memory.manager.set_first_quota(quota);
         }
         hardware.map_vdso(vdso::image())?;
-        let all = wanted.cpus + super::hardware::spare(hardware.profile.paging);
-        let cpus = (0..all as u64)
+        let cpus = (0..wanted.cpus as u64)
             .map(|index| hardware.vcpu(index))
             .collect::<Result<Vec<_>, HardwareError>>()?;
+        let spare = match super::hardware::spare(hardware.profile.paging) {
+            0 => None,
+            _ => Some(hardware.cpu_setup(wanted.cpus as u64)?),
+        };
         let fresh = cpus.first().map(Vcpu::fpu).transpose();
         let fresh = fresh.map_err(RunError::Cpu)?.ok_or(RunError::NoCpu)?;
         let supervisor_tables = hardware.memory.manager.stats().tables.active;
@@ -110,6 +115,9 @@ impl Bare {
         let idle = Arc::downgrade(&roster);
         let wake = move || idle.upgrade().is_some_and(|roster| roster.wake_idle());
         hardware.memory.flushes.set_wake_idle(Box::new(wake));
+        let events = Arc::new(Events::new().map_err(RunError::Stdio)?);
+        let alarm = Arc::clone(&events);
+        roster.set_alarm(Box::new(move || alarm.wake()));
         let guests = Arc::new(Guests::new(roster, Arc::clone(&hardware.memory)));
         let tsc = if hardware.profile.tsc_is_hosts {
             TscInfo::probe(0, None)
@@ -120,10 +128,11 @@ impl Bare {
             hardware,
             wanted: wanted.clone(),
             cpus,
+            spare,
             guests,
             staff: None,
             failure: Failure::default(),
-            events: Arc::default(),
+            events,
             supervisor_tables,
             tsc,
             fresh,

@@ -53,6 +53,13 @@ impl Crew {
         Ok(())
     }
 
+    /// Has those look that are parked.
+    pub(super) fn unpark(&self) {
+        for thread in &self.threads {
+            thread.thread().unpark();
+        }
+    }
+
     /// Waits until all have come back, after the machine has ended.
     ///
     /// # Errors

@@ -41,6 +41,11 @@ impl FpuSwitch {
         })
     }
 
+    /// The virtual CPU is another one from now on, which has run nothing.
+    pub fn forget(&mut self) {
+        self.kept = None;
+    }
+
     /// Before `thread` runs: its state goes into the virtual CPU unless it is there.
     ///
     /// # Errors

@@ -5,14 +5,19 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use super::victim::Leaving;
 use super::worker::Shared;
+use crate::linux::events::Events;
 use crate::linux::sched::roster::{GuestId, Roster};
 use crate::locks::{Mutex, rank};
 use crate::memory::Memory;
+
+/// Rounds that the clock thread makes without a look at the host's descriptors.
+const ROUNDS: u64 = 16;
 
 /// The guests of a machine.
 pub struct Guests {
@@ -21,6 +26,8 @@ pub struct Guests {
     /// The memory they share.
     pub memory: Arc<Memory>,
     all: Mutex<rank::MachineGuests, HashMap<GuestId, Arc<Shared>>>,
+    /// How many they are, for who may not wait for the lock.
+    count: Arc<AtomicUsize>,
     /// Who gives back memory, if somebody had to.
     pub(super) leaving: Mutex<rank::LeavingSpace, Leaving>,
     /// The machine has failed or ended: nobody comes any more.
@@ -35,6 +42,7 @@ impl Guests {
             roster,
             memory,
             all: Mutex::default(),
+            count: Arc::default(),
             leaving: Mutex::default(),
             closed: AtomicBool::new(false),
         }
@@ -44,7 +52,10 @@ impl Guests {
     /// find asks no more.
     pub fn add(&self, guest: &Arc<Shared>) {
         let id = guest.kernel.sched.guest();
-        self.all.lock().insert(id, Arc::clone(guest));
+        let mut all = self.all.lock();
+        all.insert(id, Arc::clone(guest));
+        self.count.store(all.len(), Ordering::SeqCst);
+        drop(all);
         if self.closed.load(Ordering::SeqCst) {
             guest.kernel.sched.end();
         }
@@ -52,9 +63,19 @@ impl Guests {
 
     /// One less: it has ended, and no worker has a thread of it.
     pub fn remove(&self, guest: &Shared) {
-        let removed = self.all.lock().remove(&guest.kernel.sched.guest());
+        let mut all = self.all.lock();
+        let removed = all.remove(&guest.kernel.sched.guest());
+        self.count.store(all.len(), Ordering::SeqCst);
+        drop(all);
         // Not with the lock: it may be the last of it.
         drop(removed);
+    }
+
+    /// Has the machine rest when its `workers` wait for guests that wait.
+    pub fn may_rest(&self, workers: usize) {
+        let count = Arc::clone(&self.count);
+        let occupied = move || count.load(Ordering::SeqCst) > 0;
+        self.roster.may_rest(workers, Box::new(occupied));
     }
 
     /// Whether nobody comes any more.
@@ -83,11 +104,17 @@ impl Guests {
         self.roster.close();
     }
 
-    /// What the clock thread does, until the machine ends.
-    pub fn run_clock(&self) {
-        while let Some(id) = self.roster.next_round() {
+    /// What the clock thread does, until the machine ends: rounds, and in between it looks at the descriptors of the host that
+    /// guests wait for. However many rounds are due, it looks now and then.
+    pub fn run_clock(&self, events: &Events) {
+        let mut rounds = 0_u64;
+        while let Some(id) = self.roster.next_round(|left| events.look(left)) {
             if let Some(guest) = self.get(id) {
                 guest.round();
+            }
+            rounds += 1;
+            if rounds.is_multiple_of(ROUNDS) {
+                events.look(Some(Duration::ZERO));
             }
         }
     }
@@ -101,14 +128,5 @@ impl Drop for EndOnPanic<'_> {
         if thread::panicking() {
             self.0.close();
         }
-    }
-}
-
-/// Has the spare virtual CPU's thread look whether the machine has ended, when another one's does.
-pub(super) struct WakeSpare<'a>(pub(super) &'a Guests);
-
-impl Drop for WakeSpare<'_> {
-    fn drop(&mut self) {
-        self.0.memory.flushes.wake_spare();
     }
 }

@@ -160,6 +160,12 @@ impl Hardware {
         let idle = manager.create_space()?;
         let cpus = cpus + spare(profile.paging);
         let memory = Arc::new(Memory::new(manager, Flushes::new(profile.paging, cpus)));
+        let flushes = Arc::downgrade(&memory);
+        vm.set_on_turn(Box::new(move |turn| {
+            if let Some(memory) = flushes.upgrade() {
+                memory.flushes.turn(turn);
+            }
+        }));
         Ok(Self {
             profile,
             memory,
@@ -175,11 +181,19 @@ impl Hardware {
     /// # Errors
     /// KVM refused.
     pub fn vcpu(&self, index: u64) -> Result<Vcpu, HardwareError> {
+        Ok(Vcpu::new(&self.vm, self.cpu_setup(index)?)?)
+    }
+
+    /// What virtual CPU `index` is made with; its area is there from now on.
+    ///
+    /// # Errors
+    /// There is no room for its area.
+    pub fn cpu_setup(&self, index: u64) -> Result<CpuSetup, HardwareError> {
         let port = match self.profile.syscall {
             SyscallRing::Zero => SyscallPort::Closed,
             SyscallRing::Three => SyscallPort::Open,
         };
-        let (first, area) = self.area()?;
+        let area = self.area()?;
         area.write_tss(&descriptors::tss(area.va(), port));
         put_at(
             self.memory.manager.store(),
@@ -187,7 +201,7 @@ impl Hardware {
             &descriptors::tss_descriptor(area.va()),
         );
         // No root yet: the first entry changes to the thread's own.
-        let setup = CpuSetup {
+        Ok(CpuSetup {
             index,
             area,
             root: 0,
@@ -195,17 +209,12 @@ impl Hardware {
             xcr0: self.profile.xcr0,
             syscall: self.profile.syscall,
             iret: self.profile.iret,
-        };
-        let made = Vcpu::new(&self.vm, setup);
-        if made.is_err() {
-            let freed = self.monitor_pool.lock().free(first);
-            debug_assert!(freed.is_ok(), "{freed:?}");
-        }
-        Ok(made?)
+        })
     }
 
-    /// The area of a virtual CPU, in the monitor's pool: its first page there, and what it is.
-    fn area(&self) -> Result<(u32, CpuArea), HardwareError> {
+    /// The area of a virtual CPU, in the monitor's pool. It stays: whoever gets none, or no virtual CPU for it, makes
+    /// no machine.
+    fn area(&self) -> Result<CpuArea, HardwareError> {
         let got = self
             .monitor_pool
             .lock()
@@ -222,8 +231,7 @@ impl Hardware {
         let first = u64::from(got.pages.start);
         let region = Arc::clone(self.memory.manager.store().region());
         let offset = (frame::POOL + first) as usize * FRAME;
-        let area = CpuArea::new(region, offset, abi::pool_page(first));
-        Ok((got.pages.start, area))
+        Ok(CpuArea::new(region, offset, abi::pool_page(first)))
     }
 
     /// Lays a layer under the guest's memory: from now on its frames are there to be mapped, in a slot that nothing

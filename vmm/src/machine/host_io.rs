@@ -1,8 +1,7 @@
-//! What a machine has of the process it is in: standard descriptors and signals; and the threads that watch them.
+//! What a machine has of the process it is in: standard descriptors and signals; and who watches them.
 
 use std::sync::Arc;
 
-use super::After;
 use crate::linux::events::Events;
 use crate::linux::kernel::Kernel;
 use crate::linux::sched::roster::GuestId;
@@ -86,11 +85,8 @@ impl HostIo {
 
 impl Watching {
     /// Stops, and gives the terminal back. The watcher of descriptors is the machine's, and ends with it.
-    pub(super) fn stop(self, after: After) {
-        match after {
-            After::End => self.events.stop(),
-            After::Keep => self.events.forget(self.guest),
-        }
+    pub(super) fn stop(self) {
+        self.events.forget(self.guest);
         if let Some(signals) = self.signals {
             signals.stop();
         }

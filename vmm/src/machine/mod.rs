@@ -25,9 +25,10 @@ mod kept;
 pub mod kick;
 pub mod program;
 pub mod report;
-mod resets;
+pub(crate) mod resets;
 pub mod restored;
 pub mod shared;
+mod spare;
 mod staff;
 pub mod stats;
 pub mod strace;
@@ -292,7 +293,7 @@ impl Machine {
             After::Keep => Ok(()),
             After::End => self.bare.dismiss(),
         };
-        host.stop(after);
+        host.stop();
         if let Err(left) = left {
             // They still use what the machine is made of.
             std::mem::forget(self);

@@ -1,18 +1,20 @@
 //! `vmm reset`: a guest that was made of a template or a snapshot goes back to it, with its name and its descriptors.
 //!
-//! Whoever asks, on the guest's socket, has the guest end and waits ([`Door::ask`]). The thread that runs the guest takes it
-//! down, makes it again in the same machine, and says so ([`Revived::run_again`]). The socket stays, and answers for the guest
-//! that is there.
+//! Whoever asks, on the guest's socket, has the guest end and waits ([`Door::ask`]). Who takes the guest down when it has ended
+//! makes it again in the same machine, and says so ([`Run::settle`]): a thread that has waited ([`Revived::run_again`]), or one
+//! that was started then. The socket stays, and answers for the guest that is there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Condvar;
 
 use super::inspector::{Observed, Seen};
-use super::restored::Revived;
+use super::restored::{Ahead, Going, Revived};
 use super::verbs::chain;
 use super::{After, Bare, Ended, RunError};
 use crate::control::protocol::Response;
+use crate::linux::kernel::Kernel;
 use crate::linux::sched::Sched;
 use crate::locks::{WaitMutex, rank};
 
@@ -90,18 +92,60 @@ impl Door {
 }
 
 /// Nobody waits for a guest that is not made again, whatever the reason.
-struct Closing<'a>(Option<&'a Seen>);
+pub(crate) struct Closing(Option<Arc<Seen>>);
 
-impl Drop for Closing<'_> {
+impl Drop for Closing {
     fn drop(&mut self) {
-        if let Some(seen) = self.0 {
+        if let Some(seen) = &self.0 {
             let gone = || Err("the guest has ended".to_owned());
             seen.door.tell(Stage::Over, gone);
         }
     }
 }
 
+/// A guest that runs, and may be asked to go back.
+pub(crate) struct Run {
+    kernel: Arc<Kernel>,
+    going: Going,
+    closing: Closing,
+}
+
+/// What became of a guest that has ended.
+pub(crate) enum Settled {
+    /// It was asked to go back, and is there again.
+    Again(Box<(Revived, Closing)>),
+    /// It is over; what is left of the machine.
+    Over(Box<(Ended, Option<Bare>)>),
+}
+
 impl Revived {
+    /// Who may ask it to go back, from its beginning on.
+    pub(crate) fn closing(&self) -> Closing {
+        Closing(self.machine.inspector.clone())
+    }
+
+    /// Lets it run, for the first time or again. There may be pages of its to be read ahead.
+    ///
+    /// # Errors
+    /// The host has no threads.
+    pub(crate) fn set_off(
+        self,
+        timeout: Option<Duration>,
+        closing: Closing,
+    ) -> Result<(Run, Option<Ahead>), RunError> {
+        let kernel = self.machine.kernel();
+        let (going, ahead) = self.begin(timeout)?;
+        if let Some(seen) = &closing.0 {
+            seen.door.tell(Stage::Open, || Ok(()));
+        }
+        let run = Run {
+            kernel,
+            going,
+            closing,
+        };
+        Ok((run, ahead))
+    }
+
     /// Runs it to its end, and as often as it is asked to go back, what `again` makes instead of it: in the machine that
     /// is left, or in another one if that cannot be.
     ///
@@ -113,39 +157,55 @@ impl Revived {
         after: After,
         mut again: impl FnMut(Option<Bare>) -> Result<(Self, Observed), RunError>,
     ) -> Result<(Ended, Option<Bare>), RunError> {
-        let seen = self.machine.inspector.clone();
-        let _closing = Closing(seen.as_deref());
+        let mut closing = self.closing();
         loop {
-            let kernel = self.machine.kernel();
-            let (mut going, ahead) = self.begin(timeout)?;
-            if let Some(seen) = &seen {
-                seen.door.tell(Stage::Open, || Ok(()));
-            }
-            if let Some(ahead) = &ahead {
+            let (run, ahead) = self.set_off(timeout, closing)?;
+            if let Some(ahead) = ahead {
                 ahead.read();
             }
-            kernel.sched.wait_for_end();
-            let asked = seen.as_ref().filter(|seen| seen.door.was_asked());
-            let Some(seen) = asked else {
-                return going.finish(after);
-            };
-            let server = going.leave_socket();
-            drop(ahead);
-            let made = going.finish(After::Keep).and_then(|(_, left)| again(left));
-            let (revived, observed) = made.inspect_err(|error| {
-                let why = format!("it cannot be made again, and has ended: {}", chain(error));
-                seen.door.tell(Stage::Over, || Err(why));
-            })?;
-            self = revived;
-            self.machine.observe_as(observed, (seen, server));
+            run.kernel.sched.wait_for_end();
+            match run.settle(after, &mut again)? {
+                Settled::Over(over) => return Ok(*over),
+                Settled::Again(next) => (self, closing) = *next,
+            }
         }
+    }
+}
+
+impl Run {
+    /// Whether the guest has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.kernel.sched.has_ended()
+    }
+
+    /// Takes down the guest, which has ended; if it was asked to go back, it is made `again`.
+    ///
+    /// # Errors
+    /// As [`Revived::run_again`].
+    pub(crate) fn settle(
+        mut self,
+        after: After,
+        again: &mut dyn FnMut(Option<Bare>) -> Result<(Revived, Observed), RunError>,
+    ) -> Result<Settled, RunError> {
+        // Whoever looks at the guest does not keep it.
+        drop(self.kernel);
+        let Some(seen) = self.closing.0.clone().filter(|seen| seen.door.was_asked()) else {
+            return Ok(Settled::Over(Box::new(self.going.finish(after)?)));
+        };
+        let server = self.going.leave_socket();
+        let made = self.going.finish(After::Keep);
+        let made = made.and_then(|(_, left)| again(left));
+        let (mut revived, observed) = made.inspect_err(|error| {
+            let why = format!("it cannot be made again, and has ended: {}", chain(error));
+            seen.door.tell(Stage::Over, || Err(why));
+        })?;
+        revived.machine.observe_as(observed, (&seen, server));
+        Ok(Settled::Again(Box::new((revived, self.closing))))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     fn failed(response: &Response) -> bool {

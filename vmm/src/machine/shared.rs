@@ -117,7 +117,7 @@ impl SharedMachine {
             seeds,
             records,
             fpu: (machine.bare.fresh().clone(), components),
-            events: Arc::default(),
+            events: Arc::clone(&machine.bare.events),
             strace: wanted.strace,
             made: AtomicU64::new(0),
             guests: Arc::clone(&machine.bare.guests),
@@ -201,7 +201,6 @@ impl Drop for SharedMachine {
             return;
         };
         let dismissed = machine.bare.dismiss();
-        self.events.stop();
         if let Some(error) = machine.bare.take_failure() {
             tracing::error!(%error, "the machine of many guests failed");
         }

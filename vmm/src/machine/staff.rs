@@ -9,11 +9,12 @@ use shadow_mm::ZoneStats;
 
 use super::bare::Bare;
 use super::crew::Crew;
-use super::guests::{EndOnPanic, WakeSpare};
-use super::hardware;
+use super::guests::EndOnPanic;
 use super::kick::take_no_signals;
+use super::spare::{Calls, Made, Spare};
 use super::worker::{Shared, Worker};
 use crate::hv::CpuError;
+use crate::hv::kvm::vcpu::CpuSetup;
 use crate::locks::{Mutex, rank};
 
 /// How long the threads may take to leave a guest that has ended: longer than the host takes to write out what a system
@@ -27,6 +28,8 @@ pub(super) type Failure = Arc<Mutex<rank::MachineFailure, Option<CpuError>>>;
 pub(super) struct Staff {
     /// Those that run guests.
     crew: Crew,
+    /// Where KVM shadows page tables.
+    spare: Option<Arc<Spare>>,
 }
 
 impl Bare {
@@ -39,6 +42,8 @@ impl Bare {
             return Ok(());
         }
         self.hardware.memory.open_aides();
+        let spare = self.spare.take();
+        let spare = spare.map(|setup| self.spare(setup));
         let mut crew = Crew::new();
         let started = self
             .start_workers(&mut crew)
@@ -46,13 +51,27 @@ impl Bare {
         if started.is_err() {
             self.guests.close();
         }
-        self.staff = Some(Staff { crew });
+        self.staff = Some(Staff { crew, spare });
         started
     }
 
+    /// The spare virtual CPU, which is made when it is called.
+    fn spare(&self, setup: CpuSetup) -> Arc<Spare> {
+        let made = Made {
+            vm: Arc::clone(&self.hardware.vm),
+            setup,
+            components: self.hardware.profile.state_components,
+            idle: self.hardware.idle.root(),
+        };
+        let spare = Spare::new(&self.guests, &self.failure, made);
+        let calls = Calls(Arc::downgrade(&spare));
+        self.hardware.memory.flushes.set_spare(Arc::new(calls));
+        spare
+    }
+
     fn start_workers(&mut self, crew: &mut Crew) -> io::Result<()> {
-        let working = self.cpus.len() - hardware::spare(self.hardware.profile.paging);
-        for (n, cpu) in std::mem::take(&mut self.cpus).into_iter().enumerate() {
+        self.guests.may_rest(self.cpus.len());
+        for cpu in std::mem::take(&mut self.cpus) {
             let guests = Arc::clone(&self.guests);
             let failure = Arc::clone(&self.failure);
             let components = self.hardware.profile.state_components;
@@ -60,15 +79,9 @@ impl Bare {
             let name = format!("vcpu{}", cpu.index());
             crew.start(&name, move || {
                 take_no_signals();
-                // Last of all: the machine has ended by then.
-                let _wake = WakeSpare(&guests);
                 let _end = EndOnPanic(&guests);
-                let run = if n < working {
-                    Worker::run
-                } else {
-                    Worker::run_spare
-                };
-                let ran = Worker::new(Arc::clone(&guests), cpu, components, idle).and_then(run);
+                let worker = Worker::new(Arc::clone(&guests), cpu, components, idle);
+                let ran = worker.and_then(Worker::run);
                 if let Err(error) = ran {
                     failure.lock().get_or_insert(error);
                     guests.close();
@@ -78,13 +91,13 @@ impl Bare {
         Ok(())
     }
 
-    /// The clock thread: deadlines, turns, timers, the vDSO's page, time limits.
+    /// The clock thread: deadlines, turns, timers, the vDSO's page, time limits, and the host's descriptors.
     fn start_clock(&self, crew: &mut Crew) -> io::Result<()> {
-        let guests = Arc::clone(&self.guests);
+        let (guests, events) = (Arc::clone(&self.guests), Arc::clone(&self.events));
         crew.start("clock", move || {
             take_no_signals();
             let _end = EndOnPanic(&guests);
-            guests.run_clock();
+            guests.run_clock(&events);
         })
     }
 
@@ -107,6 +120,9 @@ impl Bare {
             return Ok(());
         };
         staff.crew.join()?;
+        if let Some(spare) = staff.spare {
+            spare.join()?;
+        }
         self.hardware.memory.close_aides();
         Ok(())
     }

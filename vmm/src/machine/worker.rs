@@ -1,7 +1,7 @@
 //! A worker: a host thread with a virtual CPU that runs guest threads, one at a time.
 //!
 //! The protocol between this loop and the signals of the Linux layer is described in
-//! [`crate::linux::signal`].
+//! [`crate::linux::signal`]. A worker whose machine has nothing to do for a while rests (`worker/rest.rs`).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -31,6 +31,10 @@ use crate::linux::thread::{Cpu, Thread};
 use crate::linux::user_mem::UserMem;
 use crate::linux::vdso::data::CpuSource;
 use crate::memory::{Eject, Memory, Room};
+
+mod rest;
+use rest::State;
+pub(super) use rest::refused;
 
 /// What all workers that run a guest share.
 pub struct Shared {
@@ -146,46 +150,41 @@ impl Worker {
     ///
     /// # Errors
     /// KVM refused to go on: the machine cannot either.
-    pub fn run(mut self) -> Result<(), CpuError> {
-        let kick: Arc<dyn Kick> = Arc::clone(&self.kicker) as _;
+    pub fn run(self) -> Result<(), CpuError> {
         let (guests, memory) = (Arc::clone(&self.guests), Arc::clone(&self.memory));
+        let (kicker, index) = (Arc::clone(&self.kicker), self.index);
+        let kick: Arc<dyn Kick> = Arc::clone(&kicker) as _;
         let errand = || memory.flushes.errand_waits();
+        let mut state = State::Awake(self);
         loop {
-            self.kicker.forget();
-            match guests.roster.next(self.index, &kick, errand) {
+            kicker.forget();
+            state = match guests.roster.next(index, &kick, errand) {
                 Task::Guest(id) => {
                     // One that is no more wants no worker.
                     let guest = guests.get(id);
                     let thread = guest.as_ref().and_then(|g| g.kernel.sched.start(&kick));
-                    if let (Some(guest), Some(thread)) = (&guest, thread) {
-                        self.run_thread(guest, thread)?;
+                    match (&guest, thread) {
+                        (Some(guest), Some(thread)) => {
+                            let mut worker = state.wake()?;
+                            worker.run_thread(guest, thread)?;
+                            State::Awake(worker)
+                        }
+                        (Some(_) | None, _) => state,
                     }
                 }
-                Task::Errand => self.errands()?,
+                Task::Errand => {
+                    let mut worker = state.wake()?;
+                    worker.errands()?;
+                    State::Awake(worker)
+                }
+                Task::Rest => state.rest(),
                 Task::End => return Ok(()),
             }
         }
     }
 
-    /// Touches tables when it is called to, until the machine ends; runs no program.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub fn run_spare(mut self) -> Result<(), CpuError> {
-        let memory = Arc::clone(&self.memory);
-        memory.flushes.set_spare();
-        while !self.guests.roster.is_closed() {
-            if memory.flushes.take_call() {
-                self.errands()?;
-            } else {
-                std::thread::park();
-            }
-        }
-        Ok(())
-    }
-
     /// Touches every table that waits for it, so that flushes of spaces that do not run are done too.
-    fn errands(&mut self) -> Result<(), CpuError> {
+    pub(super) fn errands(&mut self) -> Result<(), CpuError> {
         let memory = Arc::clone(&self.memory);
         while let Some(entry) = memory.flushes.errand(self.index, self.idle) {
             let touched = self.cpu.touch(self.idle.gpa(), &entry.touches);

@@ -1,10 +1,11 @@
-//! The threads that look after a machine's memory. The pager and the one that writes mapped files back are started when
-//! they are first wanted: most machines that wait for something never want them.
+//! The threads that look after a machine's memory. They are started when they are first wanted: most machines that wait for
+//! something never want them.
 //!
-//! A thread is there from its first call until the machine ends. One that the host refuses is asked for again at
-//! the next call; whoever wanted it makes do without it meanwhile.
+//! A thread is there from its first call until the machine ends, or it finds nothing more to do (the zeroer): then the next
+//! call starts another one. One that the host refuses is asked for again at the next call; whoever wanted it makes do
+//! without it meanwhile.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 
@@ -26,16 +27,19 @@ enum State {
 struct Aide {
     name: &'static str,
     body: fn(&Memory),
+    /// Which of all it is.
+    of: fn(&Aides) -> &Self,
     /// It was started: nothing is to be done for it.
     there: AtomicBool,
     state: Mutex<rank::Aide, State>,
 }
 
 impl Aide {
-    fn new(name: &'static str, body: fn(&Memory)) -> Self {
+    fn new(name: &'static str, body: fn(&Memory), of: fn(&Aides) -> &Self) -> Self {
         Self {
             name,
             body,
+            of,
             there: AtomicBool::new(false),
             state: Mutex::default(),
         }
@@ -53,10 +57,11 @@ impl Aide {
             State::Ready(memory) => memory.upgrade(),
         };
         let Some(memory) = memory else { return false };
-        let (name, body) = (self.name, self.body);
+        let (name, body, of) = (self.name, self.body, self.of);
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
             crate::machine::take_no_signals();
             body(&memory);
+            of(&memory.aides).is_done(&memory);
         });
         match thread {
             Ok(handle) => {
@@ -68,6 +73,15 @@ impl Aide {
                 tracing::warn!(%error, name, "no thread to look after memory");
                 false
             }
+        }
+    }
+
+    /// Its thread ends, and is waited for by nobody, unless the machine ends too.
+    fn is_done(&self, memory: &Arc<Memory>) {
+        let mut state = self.state.lock();
+        if matches!(*state, State::Running(_)) {
+            self.there.store(false, Ordering::Release);
+            *state = State::Ready(Arc::downgrade(memory));
         }
     }
 
@@ -87,31 +101,36 @@ pub(super) struct Aides {
     pager: Aide,
     zeroer: Aide,
     writeback: Aide,
+    /// Flushes that were acknowledged.
+    acknowledged: AtomicU64,
 }
+
+/// Flushes, each with frames that come back, after which it is looked whether the zeroer has something to do.
+const ZEROER_CALLS: u64 = 8;
 
 impl Default for Aides {
     fn default() -> Self {
         Self {
-            pager: Aide::new("pager", Memory::run_pager),
-            zeroer: Aide::new("zeroer", Memory::run_zeroer),
-            writeback: Aide::new("writeback", Memory::run_writeback),
+            pager: Aide::new("pager", Memory::run_pager, |all| &all.pager),
+            zeroer: Aide::new("zeroer", Memory::run_zeroer, |all| &all.zeroer),
+            writeback: Aide::new("writeback", Memory::run_writeback, |all| &all.writeback),
+            acknowledged: AtomicU64::new(0),
         }
     }
 }
 
 impl Memory {
-    /// From now on the threads that look after this memory are started when they are wanted; the zeroer at once, which is
-    /// not called by anybody.
+    /// From now on the threads that look after this memory are started when they are wanted.
     pub fn open_aides(self: &Arc<Self>) {
         let Aides {
             pager,
             zeroer,
             writeback,
+            ..
         } = &self.aides;
         for aide in [pager, zeroer, writeback] {
             *aide.state.lock() = State::Ready(Arc::downgrade(self));
         }
-        zeroer.call();
     }
 
     /// Ends those that were started, and waits for them. What is left to write back to files is written by
@@ -121,6 +140,7 @@ impl Memory {
             pager,
             zeroer,
             writeback,
+            ..
         } = &self.aides;
         let threads = [writeback, pager, zeroer].map(Aide::close);
         self.bell.end();
@@ -128,6 +148,18 @@ impl Memory {
         for thread in threads.into_iter().flatten() {
             // A panic has said itself what it was.
             let _ = thread.join();
+        }
+    }
+
+    /// Frames have come back with so many flushes: calls the zeroer now and then if there are some to zero.
+    pub(super) fn frames_came_back(&self, flushes: u64) {
+        let before = self
+            .aides
+            .acknowledged
+            .fetch_add(flushes, Ordering::Relaxed);
+        let due = before / ZEROER_CALLS != (before + flushes) / ZEROER_CALLS;
+        if due && !self.aides.zeroer.there.load(Ordering::Acquire) && self.has_frames_to_zero() {
+            self.aides.zeroer.call();
         }
     }
 
@@ -146,6 +178,23 @@ impl Memory {
 mod tests {
     use super::super::{PageFile, paging_tests};
     use super::*;
+
+    #[test]
+    fn thread_that_is_done_is_started_by_the_next_call() {
+        let file = PageFile::create(&std::env::temp_dir(), 1 << 20).unwrap();
+        let memory = paging_tests::memory(file);
+        memory.open_aides();
+        let zeroer = &memory.aides.zeroer;
+        for _ in 0..2 {
+            assert!(zeroer.call());
+            zeroer.is_done(&memory);
+            assert!(matches!(*zeroer.state.lock(), State::Ready(_)));
+        }
+        assert!(zeroer.call());
+        memory.close_aides();
+        zeroer.is_done(&memory);
+        assert!(!zeroer.call(), "after the end");
+    }
 
     #[test]
     fn thread_is_there_from_its_first_call_to_the_end() {

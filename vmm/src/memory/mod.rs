@@ -10,7 +10,7 @@ use shadow_mm::{
 };
 
 pub use content::{Backing, Content, FileId, Version};
-pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, WakeIdle};
+pub use flushes::{Eject, Entry as FlushEntry, Flushes, ShootdownStats, Spare, WakeIdle};
 pub use guard::{GuardCounters, GuardReport};
 pub use keep::{Copying, Kept};
 pub use layer::{Layer, is_frozen};
@@ -198,6 +198,7 @@ impl Memory {
     fn submit_any(&self, flush: Flush) {
         if let Some(done) = self.flushes.submit(flush) {
             self.manager.flushed(done);
+            self.frames_came_back(1);
         }
     }
 
@@ -266,9 +267,14 @@ impl Memory {
 
     /// Acknowledges flushes.
     pub fn acknowledge(&self, flushes: Vec<Flush>) {
+        if flushes.is_empty() {
+            return;
+        }
+        let count = flushes.len() as u64;
         for flush in flushes {
             self.manager.flushed(flush);
         }
+        self.frames_came_back(count);
     }
 
     /// Performs one read of the memory manager: the file's bytes into its frames.

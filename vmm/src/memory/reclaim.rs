@@ -43,7 +43,7 @@ const ZEROER_LEAVES: u64 = 64;
 const ZEROER_BATCH: usize = 64;
 /// How soon the zeroer looks again when there was something to do...
 const ZEROER_LOOK: Duration = Duration::from_millis(50);
-/// ... and at last, when there is nothing for long.
+/// ... and at last, when there is nothing for long, before it ends.
 const ZEROER_REST: Duration = Duration::from_secs(2);
 
 /// Whether waiting for frames helped.
@@ -324,7 +324,12 @@ impl Memory {
         result.map(|()| pages)
     }
 
-    /// The zeroer thread: returns when [`Self::end_paging`] is called.
+    /// Whether there are more free frames than the zeroer leaves.
+    pub(super) fn has_frames_to_zero(&self) -> bool {
+        self.manager.stats().data.free > ZEROER_LEAVES
+    }
+
+    /// The zeroer thread: returns when [`Self::end_paging`] is called, or there was nothing to do for long.
     pub fn run_zeroer(&self) {
         // Only for the host's comfort: what is refused here does no harm.
         let _ = rustix::process::setpriority_process(None, 19);
@@ -342,8 +347,11 @@ impl Memory {
                 0
             };
             if zeroed == 0 {
+                if rest > ZEROER_REST {
+                    return;
+                }
                 self.reclaim.end.wait_for(seen, rest);
-                rest = (rest * 2).min(ZEROER_REST);
+                rest *= 2;
             } else {
                 rest = ZEROER_LOOK;
             }

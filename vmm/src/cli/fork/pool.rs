@@ -187,7 +187,7 @@ fn converse(
     let Some((Order::Serve(lot), _)) = line.hear().map_err(TalkError::Line)? else {
         return Err(TalkError::Order);
     };
-    let talk = Talk::new(line, lot, stock, numbers);
+    let talk = Talk::new(line, lot, stock, numbers)?;
     let room = u32::from(MOST_IN_A_PROCESS).saturating_sub(pool.copies());
     talk.tell(&News::Room(room));
     pool.joins(&talk);

@@ -1,12 +1,17 @@
 //! A conversation with `vmm fork`, in a process that runs clones for it: orders are carried out, and what becomes of the
 //! clones is told. A clone does not outlive the conversation it was ordered in.
+//!
+//! No thread waits for a clone. One thread of the conversation hears of ends, and starts a thread for each clone that has
+//! ended: to take it down, which takes its time, and to make it again if that is what it was ended for.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::thread::Builder;
 
 use super::stock::Stock;
 use super::wire::{End, Line, Lot, News, One, Order};
@@ -15,7 +20,8 @@ use crate::control::rundir::Called;
 use crate::linux::sched::Sched;
 use crate::linux::stdio::{Given, copy};
 use crate::locks::{Mutex, rank};
-use crate::machine::restored::Revived;
+use crate::machine::resets::{Closing, Run, Settled};
+use crate::machine::restored::{Ahead, Revived};
 use crate::machine::verbs::chain;
 use crate::machine::{After, Bare, Observed, RunError, run_dir, take_no_signals};
 use crate::snapshot::records::{Identity, Role};
@@ -35,6 +41,8 @@ pub(super) enum TalkError {
     Line(#[source] io::Error),
     #[error("vmm fork says something else than is expected")]
     Order,
+    #[error("a thread cannot be started")]
+    Thread(#[source] io::Error),
 }
 
 /// Why there is no clone.
@@ -42,8 +50,6 @@ pub(super) enum TalkError {
 enum StartError {
     #[error(transparent)]
     Machine(#[from] RunError),
-    #[error("a thread cannot be started")]
-    Thread(#[source] io::Error),
 }
 
 /// The clones that run.
@@ -63,23 +69,53 @@ pub(super) struct Talk {
     /// Held while something is said.
     voice: Mutex<rank::CloneNews, ()>,
     running: Mutex<rank::RunningClones, Running>,
+    /// Clones whose end is waited for.
+    waits: Mutex<rank::WaitingClones, BTreeMap<u32, Waiting>>,
+    /// Told the number of one that has ended.
+    ends: Sender<u32>,
+}
+
+/// A clone that runs, and what its end takes.
+struct Waiting {
+    run: Run,
+    order: Ordered,
+}
+
+/// A clone, as it was ordered.
+struct Ordered {
+    one: One,
+    with: Vec<OwnedFd>,
+    ending: Ending,
 }
 
 impl Talk {
+    /// Begins it.
+    ///
+    /// # Errors
+    /// The host has no thread to hear of ends.
     pub(super) fn new(
         line: Line,
         lot: Lot,
         stock: &Arc<Stock>,
         numbers: &Arc<Numbers>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
+    ) -> Result<Arc<Self>, TalkError> {
+        let (ends, ended) = channel();
+        let talk = Arc::new(Self {
             line,
             lot,
             stock: Arc::clone(stock),
             numbers: Arc::clone(numbers),
             voice: Mutex::default(),
             running: Mutex::default(),
-        })
+            waits: Mutex::default(),
+            ends,
+        });
+        let known = Arc::downgrade(&talk);
+        Builder::new()
+            .name("ends".into())
+            .spawn(move || hear_of_ends(&ended, &known))
+            .map_err(TalkError::Thread)?;
+        Ok(talk)
     }
 
     /// Takes orders until there is nobody to give any; then the clones are told to end.
@@ -132,11 +168,74 @@ impl Talk {
             Ok(revived) => revived,
             Err(error) => return end.fails(&error),
         };
-        let thread = std::thread::Builder::new().name(format!("clone{number}"));
-        let started = thread.spawn(move || run(revived, (&one, &with), end));
-        match started {
-            Ok(_) => self.tell(&News::Runs(number)),
-            Err(error) => self.tell(&failed(number, &StartError::Thread(error))),
+        let order = Ordered {
+            one,
+            with,
+            ending: end,
+        };
+        let closing = revived.closing();
+        let told = News::Runs(number);
+        self.set_off((revived, closing), order, Some(&told));
+    }
+
+    /// Lets a clone run. Its end will be heard of.
+    fn set_off(
+        self: &Arc<Self>,
+        (revived, closing): (Revived, Closing),
+        order: Ordered,
+        told: Option<&News>,
+    ) {
+        let number = order.one.number;
+        let sched = Arc::clone(&revived.machine.kernel().sched);
+        let (run, ahead) = match revived.set_off(self.lot.timeout, closing) {
+            Ok(runs) => runs,
+            Err(error) => return order.ending.fails(&error),
+        };
+        if let Some(told) = told {
+            self.tell(told);
+        }
+        read_ahead(ahead);
+        self.waits.lock().insert(number, Waiting { run, order });
+        let ends = self.ends.clone();
+        // Nobody hears when nobody is left who could have it settled.
+        sched.at_end(Box::new(move || _ = ends.send(number)));
+        if sched.has_ended() {
+            // Perhaps before anybody was to be told.
+            let _ = self.ends.send(number);
+        }
+    }
+
+    /// A clone whose end nobody has seen to. It may be told of more than once, and be there again by then.
+    fn take_ended(&self, number: u32) -> Option<Waiting> {
+        let mut waits = self.waits.lock();
+        let ended = waits.get(&number)?.run.has_ended();
+        ended.then(|| waits.remove(&number)).flatten()
+    }
+
+    /// Takes down a clone that has ended, and keeps its machine for the next; or makes it again.
+    fn settle(self: &Arc<Self>, Waiting { run, order }: Waiting) {
+        let Ordered {
+            one,
+            with,
+            mut ending,
+        } = order;
+        let mut again = |left| self.revive(&one, &with, left);
+        match run.settle(After::Keep, &mut again) {
+            Ok(Settled::Over(over)) => {
+                let (ended, left) = *over;
+                ending.news = News::Ended {
+                    number: one.number,
+                    status: ended.status(),
+                };
+                if let Some(left) = left {
+                    self.stock.give_back(left);
+                }
+            }
+            Ok(Settled::Again(next)) => {
+                let order = Ordered { one, with, ending };
+                self.set_off(*next, order, None);
+            }
+            Err(error) => ending.fails(&error),
         }
     }
 
@@ -218,22 +317,46 @@ fn given(one: &One, with: &[OwnedFd]) -> io::Result<Given> {
     Ok(Given(given))
 }
 
-/// Runs a clone to its end, and keeps its machine for the next.
-fn run(revived: Revived, (one, with): (&One, &[OwnedFd]), mut ending: Ending) {
+/// Reads what a guest had in use, if it has to be read, while it runs.
+fn read_ahead(ahead: Option<Ahead>) {
+    let Some(ahead) = ahead else { return };
+    let reads = Builder::new().name("ahead".into()).spawn(move || {
+        take_no_signals();
+        ahead.read();
+    });
+    if let Err(error) = reads {
+        tracing::info!(%error, "pages are read when they are touched");
+    }
+}
+
+/// Has those settled that have ended, until the conversation is over.
+fn hear_of_ends(ended: &Receiver<u32>, talk: &Weak<Talk>) {
     take_no_signals();
-    let talk = Arc::clone(&ending.talk);
-    let again = |left| talk.revive(one, with, left);
-    match revived.run_again(talk.lot.timeout, After::Keep, again) {
-        Ok((ended, left)) => {
-            ending.news = News::Ended {
-                number: one.number,
-                status: ended.status(),
-            };
-            if let Some(left) = left {
-                talk.stock.give_back(left);
+    while let Ok(number) = ended.recv() {
+        let Some(talk) = talk.upgrade() else { return };
+        let Some(waiting) = talk.take_ended(number) else {
+            continue;
+        };
+        // A thread that the host refuses takes what it was given with it: it is to be had back.
+        let waiting = Arc::new(Mutex::<rank::WaitingClones, _>::new(Some(waiting)));
+        let given = (Arc::clone(&waiting), Arc::clone(&talk));
+        let settles = Builder::new()
+            .name(format!("clone{number}"))
+            .spawn(move || {
+                take_no_signals();
+                let (waiting, talk) = given;
+                let waiting = waiting.lock().take();
+                if let Some(waiting) = waiting {
+                    talk.settle(waiting);
+                }
+            });
+        if let Err(error) = settles {
+            tracing::warn!(%error, "clones are taken down one after the other");
+            let waiting = waiting.lock().take();
+            if let Some(waiting) = waiting {
+                talk.settle(waiting);
             }
         }
-        Err(error) => ending.fails(&error),
     }
 }
 

@@ -30,22 +30,21 @@ impl Vm {
     /// # Errors
     /// This KVM does not have them, or refused.
     pub fn create_board(&self) -> Result<(), VmError> {
+        let fd = self.fd()?;
         for (cap, name) in NEEDED {
-            if !self.fd.check_extension(cap) {
+            if !fd.check_extension(cap) {
                 return Err(VmError::Lacks(name));
             }
         }
-        self.fd
-            .set_tss_address(TSS_ADDRESS)
+        fd.set_tss_address(TSS_ADDRESS)
             .map_err(refused("an address for the task segment"))?;
-        self.fd
-            .create_irq_chip()
+        fd.create_irq_chip()
             .map_err(refused("an interrupt controller"))?;
         let pit = kvm_bindings::kvm_pit_config {
             flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY,
             ..Default::default()
         };
-        self.fd.create_pit2(pit).map_err(refused("a timer"))
+        fd.create_pit2(pit).map_err(refused("a timer"))
     }
 
     /// A descriptor that raises global interrupt `gsi`, as an edge, whenever it is written to.
@@ -54,7 +53,7 @@ impl Vm {
     /// The host has no descriptor left, or KVM refused.
     pub fn interrupt(&self, gsi: u32) -> Result<EventFd, VmError> {
         let event = event()?;
-        self.fd
+        self.fd()?
             .register_irqfd(&event, gsi)
             .map_err(refused("an interrupt"))?;
         Ok(event)
@@ -67,7 +66,7 @@ impl Vm {
     /// The host has no descriptor left, or KVM refused.
     pub fn doorbell(&self, gpa: u64, value: u32) -> Result<EventFd, VmError> {
         let event = event()?;
-        self.fd
+        self.fd()?
             .register_ioevent(&event, &IoEventAddress::Mmio(gpa), value)
             .map_err(refused("a notification"))?;
         Ok(event)
@@ -82,14 +81,18 @@ impl Vm {
     /// Whether the local APIC's timer can be set by a TSC deadline; CPUID does not tell.
     #[must_use]
     pub fn has_tsc_deadline(&self) -> bool {
-        self.fd.check_extension(Cap::TscDeadlineTimer)
+        let fd = self.fd();
+        fd.is_ok_and(|fd| fd.check_extension(Cap::TscDeadlineTimer))
     }
 
     /// Most virtual CPUs of a machine.
     #[must_use]
     pub fn max_cpus(&self) -> usize {
-        let most = self.fd.check_extension_int(Cap::MaxVcpus);
-        usize::try_from(most).unwrap_or(4).max(1)
+        let most = self.fd().map(|fd| fd.check_extension_int(Cap::MaxVcpus));
+        most.ok()
+            .and_then(|most| usize::try_from(most).ok())
+            .unwrap_or(4)
+            .max(1)
     }
 }
 

@@ -75,7 +75,7 @@ impl BoardCpu {
     /// KVM refused.
     pub fn new(vm: &Arc<Vm>, id: u8, cpuid: &CpuId) -> Result<Self, VmError> {
         let fd = vm
-            .fd
+            .fd()?
             .create_vcpu(u64::from(id))
             .map_err(refused("a virtual CPU"))?;
         fd.set_cpuid2(cpuid).map_err(refused("the CPUID leaves"))?;

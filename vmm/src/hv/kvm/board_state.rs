@@ -199,14 +199,14 @@ impl Vm {
     /// # Errors
     /// KVM refused.
     pub fn save_board(&self) -> Result<BoardSaved, VmError> {
-        let clock = self.fd.get_clock().map_err(refused("the clock"))?;
+        let clock = self.fd()?.get_clock().map_err(refused("the clock"))?;
         Ok(BoardSaved {
             chips: [
                 self.chip(CHIPS[0])?,
                 self.chip(CHIPS[1])?,
                 self.chip(CHIPS[2])?,
             ],
-            pit: self.fd.get_pit2().map_err(refused("the timer"))?,
+            pit: self.fd()?.get_pit2().map_err(refused("the timer"))?,
             clock: clock.clock,
         })
     }
@@ -216,12 +216,14 @@ impl Vm {
     /// # Errors
     /// KVM refused, or what was saved is no board's.
     pub fn restore_board(&self, saved: &BoardSaved) -> Result<(), VmError> {
-        self.fd.set_pit2(&saved.pit).map_err(refused("the timer"))?;
+        self.fd()?
+            .set_pit2(&saved.pit)
+            .map_err(refused("the timer"))?;
         let clock = kvm_clock_data {
             clock: saved.clock,
             ..Default::default()
         };
-        self.fd.set_clock(&clock).map_err(refused("the clock"))?;
+        self.fd()?.set_clock(&clock).map_err(refused("the clock"))?;
         for (&id, bytes) in CHIPS.iter().zip(&saved.chips) {
             self.set_chip(id, bytes)?;
         }
@@ -233,7 +235,7 @@ impl Vm {
             chip_id: id,
             ..Default::default()
         };
-        self.fd
+        self.fd()?
             .get_irqchip(&mut chip)
             .map_err(refused("an interrupt controller"))?;
         // SAFETY: the union's member of plain bytes is as large as all of it and valid for any content.
@@ -251,7 +253,7 @@ impl Vm {
         };
         let dummy: [c_char; CHIP] = std::array::from_fn(|i| c_char::from_ne_bytes([bytes[i]]));
         chip.chip.dummy = dummy;
-        self.fd
+        self.fd()?
             .set_irqchip(&chip)
             .map_err(refused("an interrupt controller"))
     }

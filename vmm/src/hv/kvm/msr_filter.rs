@@ -32,7 +32,8 @@ impl Vm {
         may_read: impl Fn(u32) -> bool,
         may_write: impl Fn(u32) -> bool,
     ) -> Result<Filtered, VmError> {
-        if !self.fd.check_extension(Cap::X86MsrFilter) {
+        let fd = self.fd()?;
+        if !fd.check_extension(Cap::X86MsrFilter) {
             return Ok(Filtered::No);
         }
         let maps: Vec<[Vec<u8>; 2]> = WINDOWS
@@ -53,8 +54,7 @@ impl Vm {
                 });
             }
         }
-        self.fd
-            .set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)
+        fd.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)
             .map_err(refused("a filter for MSRs"))?;
         Ok(Filtered::Yes)
     }

@@ -30,6 +30,7 @@ use crate::hv::{CpuError, Exit, Flush, IretWorks, SyscallRing, Trap};
 use crate::linux::thread::{Regs, XsaveArea};
 
 /// What a virtual CPU is made with.
+#[derive(Clone, Debug)]
 pub struct CpuSetup {
     /// Its index, below [`abi::MAX_CPUS`].
     pub index: u64,
@@ -71,6 +72,19 @@ pub struct Vcpu {
     bases: (u64, u64),
     syscall: SyscallRing,
     iret: IretWorks,
+    /// What it was made with.
+    setup: CpuSetup,
+    /// Dropped after the descriptor.
+    _held: Held,
+}
+
+/// One of a machine's virtual CPUs is there.
+struct Held(Arc<Vm>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.cpu_goes();
+    }
 }
 
 fn cpu_error(what: &'static str, verb: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> CpuError {
@@ -87,10 +101,7 @@ impl Vcpu {
     /// # Errors
     /// KVM refused.
     pub fn new(vm: &Arc<Vm>, setup: CpuSetup) -> Result<Self, VmError> {
-        let mut fd = vm
-            .fd
-            .create_vcpu(setup.index)
-            .map_err(refused("a virtual CPU"))?;
+        let (mut fd, held) = (vm.create_cpu(setup.index)?, Held(Arc::clone(vm)));
         fd.set_cpuid2(&vm.cpuid)
             .map_err(refused("the CPUID leaves"))?;
         let mut sregs = fd.get_sregs().map_err(refused("the system registers"))?;
@@ -127,13 +138,21 @@ impl Vcpu {
             fd,
             vm: Arc::clone(vm),
             index: setup.index,
-            area: setup.area,
+            area: setup.area.clone(),
             at: At::Elsewhere,
             root: setup.root,
             bases: (0, 0),
             syscall: setup.syscall,
             iret: setup.iret,
+            setup,
+            _held: held,
         })
+    }
+
+    /// Gives it back to KVM, and with the last one what KVM has of the machine. What it takes to make it again.
+    #[must_use]
+    pub fn rest(self) -> (Arc<Vm>, CpuSetup) {
+        (Arc::clone(&self.vm), self.setup.clone())
     }
 
     /// Its index.

@@ -1,18 +1,26 @@
 //! A virtual machine: its descriptor and its memory slots.
+//!
+//! KVM keeps much for a virtual machine that does nothing: tables for each page of its slots, pages for shadow pages to come, the
+//! virtual CPUs. So one may *rest*: when the last of its virtual CPUs is dropped ([`super::vcpu::Vcpu`]), what KVM has of it is
+//! given back. What it is stays here (its slots, its settings), and the first virtual CPU that is made again makes it again.
+//! KVM cannot give back one virtual CPU of several: whoever makes one that was dropped waits until the others are too.
 #![expect(
     unsafe_code,
     reason = "KVM_SET_USER_MEMORY_REGION takes a host address"
 )]
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use parking_lot::Condvar;
 
 use super::ioctls;
+use crate::locks::{WaitMutex, rank};
 
 /// Why a virtual machine could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -73,22 +81,50 @@ enum Rights {
     Load,
 }
 
-/// A slot that KVM has.
+/// A slot that the guest has. Its number is its place in the list.
 struct Shown {
     gpas: std::ops::Range<u64>,
+    host: u64,
     rights: Rights,
     /// Held as long as the machine lives.
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
+/// What becomes of a virtual machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// KVM is about to have it again: its virtual CPUs will know nothing of before.
+    Wakes,
+    /// KVM has it no more, and no translation of it.
+    Rests,
+}
+
+/// Is told of a turn, with the machine's lock held.
+pub type OnTurn = Box<dyn Fn(Turn) + Send + Sync>;
+
+/// What KVM has of a machine.
+#[derive(Default)]
+struct Life {
+    /// None while it rests.
+    fd: Option<Arc<VmFd>>,
+    /// Virtual CPUs there are.
+    cpus: usize,
+    /// Those that were made since it has the descriptor.
+    made: BTreeSet<u64>,
+    shown: Vec<Shown>,
+    /// What KVM was told of [`Vm::set_shadow_pages`].
+    shadow_pages: Option<u64>,
+}
+
 /// A virtual machine.
 pub struct Vm {
-    pub(super) fd: VmFd,
     pub(super) cpuid: CpuId,
     /// Bytes of an XSAVE area.
     pub(super) xsave_bytes: usize,
-    slots: AtomicU32,
-    owners: crate::locks::Mutex<crate::locks::rank::VmOwners, Vec<Shown>>,
+    life: WaitMutex<rank::VmLife, Life>,
+    /// Signalled when it begins to rest.
+    rests: Condvar,
+    on_turn: OnceLock<OnTurn>,
     /// ioctls made, `KVM_RUN` included.
     pub ioctls: AtomicU64,
 }
@@ -96,7 +132,7 @@ pub struct Vm {
 impl std::fmt::Debug for Vm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Vm")
-            .field("slots", &self.slots)
+            .field("ioctls", &self.ioctls)
             .finish_non_exhaustive()
     }
 }
@@ -124,17 +160,93 @@ impl Vm {
             .map_err(refused("the list of CPUID leaves"))?;
         let fd = kvm.create_vm().map_err(refused("a virtual machine"))?;
         let xsave_bytes = fd.check_extension_int(Cap::Xsave2).max(4096) as usize;
+        let life = Life {
+            fd: Some(Arc::new(fd)),
+            ..Life::default()
+        };
         Ok(Self {
-            fd,
             cpuid,
             xsave_bytes,
-            slots: AtomicU32::new(0),
-            owners: crate::locks::Mutex::default(),
+            life: WaitMutex::new(life),
+            rests: Condvar::new(),
+            on_turn: OnceLock::new(),
             ioctls: AtomicU64::new(2),
         })
     }
 
-    /// Adds a memory slot.
+    /// Who is told when it rests, and before it wakes. Once, before its first virtual CPU.
+    pub fn set_on_turn(&self, on_turn: OnTurn) {
+        let first = self.on_turn.set(on_turn).is_ok();
+        debug_assert!(first, "somebody is told already");
+    }
+
+    /// Whether it rests.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.life.lock().fd.is_none()
+    }
+
+    fn turn(&self, turn: Turn) {
+        if let Some(on_turn) = self.on_turn.get() {
+            on_turn(turn);
+        }
+    }
+
+    /// Its descriptor, made again if it rests.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub(super) fn fd(&self) -> Result<Arc<VmFd>, VmError> {
+        self.wake(&mut self.life.lock())
+    }
+
+    fn wake(&self, life: &mut Life) -> Result<Arc<VmFd>, VmError> {
+        if let Some(fd) = &life.fd {
+            return Ok(Arc::clone(fd));
+        }
+        let fd = open()?.create_vm();
+        let fd = Arc::new(fd.map_err(refused("a virtual machine"))?);
+        self.ioctls.fetch_add(2, Ordering::Relaxed);
+        if let Some(pages) = life.shadow_pages {
+            self.limit_shadow_pages(&fd, pages)?;
+        }
+        for (number, shown) in (0..).zip(&life.shown) {
+            self.show(&fd, number, shown)?;
+        }
+        self.turn(Turn::Wakes);
+        Ok(Arc::clone(life.fd.insert(fd)))
+    }
+
+    /// Makes virtual CPU `index`, waiting until it is not there any more if it was.
+    pub(super) fn create_cpu(&self, index: u64) -> Result<VcpuFd, VmError> {
+        let mut life = self.life.lock();
+        while life.made.contains(&index) {
+            life.wait(&self.rests);
+        }
+        let fd = self.wake(&mut life)?;
+        let cpu = fd.create_vcpu(index).map_err(refused("a virtual CPU"))?;
+        life.made.insert(index);
+        life.cpus += 1;
+        Ok(cpu)
+    }
+
+    /// A virtual CPU that [`Self::create_cpu`] made goes: the machine rests after the last.
+    pub(super) fn cpu_goes(&self) {
+        let mut life = self.life.lock();
+        life.cpus -= 1;
+        if life.cpus > 0 {
+            return;
+        }
+        life.made.clear();
+        let fd = life.fd.take();
+        self.turn(Turn::Rests);
+        drop(life);
+        self.rests.notify_all();
+        // The last look at it, but for the virtual CPU's own descriptor.
+        drop(fd);
+    }
+
+    /// Adds a memory slot. While the machine rests, KVM is asked for it when it wakes.
     ///
     /// # Errors
     /// KVM refused it: an address beyond the guest's physical width, or no memory.
@@ -154,31 +266,41 @@ impl Vm {
     /// Whether an address lies in memory that the guest may load from and not store to.
     #[must_use]
     pub fn is_read_only(&self, gpa: u64) -> bool {
-        let shown = self.owners.lock();
-        let mut read_only = shown.iter().filter(|slot| slot.rights == Rights::Load);
+        let life = self.life.lock();
+        let mut read_only = life.shown.iter().filter(|slot| slot.rights == Rights::Load);
         read_only.any(|slot| slot.gpas.contains(&gpa))
     }
 
     fn add(&self, slot: Slot, rights: Rights) -> Result<(), VmError> {
+        let shown = Shown {
+            gpas: slot.gpa..slot.gpa.saturating_add(slot.bytes),
+            host: slot.host,
+            rights,
+            _owner: slot.owner,
+        };
+        let mut life = self.life.lock();
+        if let Some(fd) = &life.fd {
+            self.show(fd, life.shown.len() as u32, &shown)?;
+        }
+        life.shown.push(shown);
+        Ok(())
+    }
+
+    fn show(&self, fd: &VmFd, number: u32, shown: &Shown) -> Result<(), VmError> {
         let region = kvm_userspace_memory_region {
-            slot: self.slots.fetch_add(1, Ordering::Relaxed),
-            flags: match rights {
+            slot: number,
+            flags: match shown.rights {
                 Rights::All => 0,
                 Rights::Load => KVM_MEM_READONLY,
             },
-            guest_phys_addr: slot.gpa,
-            memory_size: slot.bytes,
-            userspace_addr: slot.host,
+            guest_phys_addr: shown.gpas.start,
+            memory_size: shown.gpas.end - shown.gpas.start,
+            userspace_addr: shown.host,
         };
-        self.owners.lock().push(Shown {
-            gpas: slot.gpa..slot.gpa.saturating_add(slot.bytes),
-            rights,
-            _owner: slot.owner,
-        });
         self.ioctls.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: `owner`, kept above for as long as the machine, keeps the range mapped, and all
+        // SAFETY: the slot's owner, which is kept for as long as the machine, keeps the range mapped, and all
         // access to it on our side is volatile or atomic.
-        unsafe { self.fd.set_user_memory_region(region) }.map_err(refused("a memory slot"))
+        unsafe { fd.set_user_memory_region(region) }.map_err(refused("a memory slot"))
     }
 
     /// Lets KVM keep `pages` shadow pages: its default, about 2 % of the slots, thrashes with a
@@ -187,8 +309,17 @@ impl Vm {
     /// # Errors
     /// KVM refused.
     pub fn set_shadow_pages(&self, pages: u64) -> Result<(), VmError> {
+        let mut life = self.life.lock();
+        life.shadow_pages = Some(pages);
+        match &life.fd {
+            Some(fd) => self.limit_shadow_pages(fd, pages),
+            None => Ok(()),
+        }
+    }
+
+    fn limit_shadow_pages(&self, fd: &VmFd, pages: u64) -> Result<(), VmError> {
         self.ioctls.fetch_add(1, Ordering::Relaxed);
-        ioctls::set_nr_mmu_pages(&self.fd, pages).map_err(|source| VmError::Refused {
+        ioctls::set_nr_mmu_pages(fd, pages).map_err(|source| VmError::Refused {
             what: "a number of shadow pages",
             source,
         })

@@ -13,22 +13,26 @@
 //!   soon as that is 5 ms: the worker is *told*, puts its thread back, and takes the first of the line. Guests
 //!   so take workers in turn, whatever the number of their threads. Turns within a guest are `turns.rs`'s.
 //! * **Rounds.** One clock thread serves all guests. A scheduler says when it wants its round (`plan`), at most
-//!   one time; the clock thread sleeps until the first.
+//!   one time; the clock thread sleeps until the first. It sleeps where it likes, with an *alarm* that ends its sleep.
+//! * **Rests.** When every worker has waited for a second, and there is a guest that may wait longer, each is told once to
+//!   *rest* ([`Roster::may_rest`]): it gives its virtual CPU back. The next task wakes who gets it. Waking costs something, so
+//!   a machine whose rests are short, because its guest has something to do every few seconds, waits longer and
+//!   longer before the next one: it rests for nine tenths of the time or not at all.
 //!
 //! What it is not: it knows nothing of threads, and weighs no guest against another.
 //!
 //! Lock order: its lock is a leaf, taken with a scheduler's queues held.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Condvar;
 
 use super::Kick;
 use super::turns::{LEAD, PATIENCE};
-use crate::locks::{WaitMutex, rank};
+use crate::locks::{WaitGuard, WaitMutex, rank};
 
 #[cfg(test)]
 mod tests;
@@ -44,6 +48,8 @@ pub enum Task {
     Guest(GuestId),
     /// What it was asked to do when there is no thread.
     Errand,
+    /// Gives its virtual CPU back until there is something else to do: all workers are told so.
+    Rest,
     /// Nothing any more: the machine has ended.
     End,
 }
@@ -57,17 +63,35 @@ pub(super) enum Line {
     Waits,
 }
 
+/// How long all workers wait before the machine rests...
+const REST_AFTER: Duration = Duration::from_secs(1);
+/// ... and at most, if it is woken soon each time...
+const REST_AFTER_MOST: Duration = Duration::from_secs(64);
+/// ... which is before it has rested for so many times as long.
+const REST_WORTH: u32 = 9;
+
+/// What decides whether a machine may rest.
+struct Rests {
+    workers: usize,
+    /// Whether there is a guest. A machine without one is kept for the next, which is to have it at once.
+    occupied: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
 /// The line, the workers and the rounds of a machine.
 pub struct Roster {
     inner: WaitMutex<rank::Roster, Inner>,
     /// Signalled when the line grows, for an errand, and at the end.
     work: Condvar,
-    /// Signalled when a round earlier than all others is planned, and at the end.
-    earlier: Condvar,
+    /// Ends the clock thread's sleep: when a round is planned before its end, and at the machine's end.
+    alarm: OnceLock<Alarm>,
     closed: AtomicBool,
     guests: AtomicU64,
     from: Instant,
+    rests: OnceLock<Rests>,
 }
+
+/// Ends a sleep, or the next one if none has begun. Called with the roster's lock held.
+pub type Alarm = Box<dyn Fn() + Send + Sync>;
 
 /// What a worker is doing for a guest.
 struct Seat {
@@ -93,10 +117,21 @@ struct Inner {
     idle: usize,
     seats: Vec<Option<Seat>>,
     due: BTreeSet<(u64, Due)>,
-    /// When turns are looked at: the one entry for it in `due`.
-    turns_at: Option<u64>,
     /// Until when the clock thread sleeps, if it does.
     sleeps_until: Option<u64>,
+    /// When turns are looked at: the one entry for it in `due`.
+    turns_at: Option<u64>,
+    /// Since when all workers wait.
+    quiet_since: Option<u64>,
+    /// All were told to rest, and none has had anything to do since.
+    resting: bool,
+    /// When they were told.
+    rests_since: u64,
+    /// How often in a row a rest was short.
+    short_rests: u32,
+    /// Rests so far, and the last one that each worker knows of.
+    rests: u64,
+    rested: Vec<u64>,
 }
 
 impl Default for Roster {
@@ -104,10 +139,11 @@ impl Default for Roster {
         Self {
             inner: WaitMutex::default(),
             work: Condvar::new(),
-            earlier: Condvar::new(),
+            alarm: OnceLock::new(),
             closed: AtomicBool::new(false),
             guests: AtomicU64::new(0),
             from: Instant::now(),
+            rests: OnceLock::new(),
         }
     }
 }
@@ -166,8 +202,12 @@ impl Roster {
             if self.is_closed() {
                 return Task::End;
             }
+            if inner.is_to_rest(worker) {
+                return Task::Rest;
+            }
             if let Some(guest) = inner.waiting.pop_front() {
                 let since = self.now();
+                inner.stirs(since);
                 inner.seats[worker] = Some(Seat {
                     guest,
                     kick: Arc::clone(kick),
@@ -178,12 +218,42 @@ impl Roster {
                 return Task::Guest(guest);
             }
             if errand() {
+                inner.stirs(self.now());
                 return Task::Errand;
             }
-            inner.idle += 1;
-            inner.wait(&self.work);
-            inner.idle -= 1;
+            self.wait_for_work(&mut inner);
         }
+    }
+
+    /// From now on the machine rests when its `workers` have had nothing to do for a while and it is `occupied`.
+    pub fn may_rest(&self, workers: usize, occupied: Box<dyn Fn() -> bool + Send + Sync>) {
+        let first = self.rests.set(Rests { workers, occupied }).is_ok();
+        debug_assert!(first, "it may rest already");
+    }
+
+    /// Waits until there may be something to do, if only to rest.
+    fn wait_for_work(&self, inner: &mut WaitGuard<'_, rank::Roster, Inner>) {
+        inner.idle += 1;
+        match self.rests.get() {
+            Some(rests) if inner.idle == rests.workers && !inner.resting => {
+                let now = self.now();
+                let since = *inner.quiet_since.get_or_insert(now);
+                let left = inner
+                    .rest_after()
+                    .saturating_sub(Duration::from_nanos(now - since));
+                if !left.is_zero() {
+                    inner.wait_for(&self.work, left);
+                } else if (rests.occupied)() {
+                    (inner.resting, inner.rests_since) = (true, now);
+                    inner.rests += 1;
+                    self.work.notify_all();
+                } else {
+                    inner.wait(&self.work);
+                }
+            }
+            Some(_) | None => inner.wait(&self.work),
+        }
+        inner.idle -= 1;
     }
 
     /// Whether a worker was told to give way to another guest, and still should.
@@ -214,11 +284,27 @@ impl Roster {
         }
     }
 
+    /// How the clock thread's sleep is ended; before it first sleeps.
+    pub fn set_alarm(&self, alarm: Alarm) {
+        let first = self.alarm.set(alarm).is_ok();
+        debug_assert!(first, "there is one clock thread");
+    }
+
+    fn sound_alarm(&self) {
+        if let Some(alarm) = self.alarm.get() {
+            alarm();
+        }
+    }
+
     /// The next guest whose round is due; waits for it, and sees to turns between guests meanwhile. For the clock
-    /// thread; `None` when the machine has ended.
-    pub fn next_round(&self) -> Option<GuestId> {
-        let mut inner = self.inner.lock();
-        while !self.is_closed() {
+    /// thread, which `sleep`s, at most so long, until its alarm or for no reason; `None` when the machine has ended.
+    pub fn next_round(&self, mut sleep: impl FnMut(Option<Duration>)) -> Option<GuestId> {
+        loop {
+            let mut inner = self.inner.lock();
+            inner.sleeps_until = None;
+            if self.is_closed() {
+                return None;
+            }
             let now = self.now();
             match inner.due.first().copied() {
                 Some((at, due)) if at <= now => {
@@ -231,18 +317,13 @@ impl Roster {
                         }
                     }
                 }
-                Some((at, _)) => {
-                    inner.sleeps_until = Some(at);
-                    inner.wait_for(&self.earlier, Duration::from_nanos(at - now));
-                }
-                None => {
-                    inner.sleeps_until = Some(u64::MAX);
-                    inner.wait(&self.earlier);
+                first => {
+                    inner.sleeps_until = Some(first.map_or(u64::MAX, |(at, _)| at));
+                    drop(inner);
+                    sleep(first.map(|(at, _)| Duration::from_nanos(at - now)));
                 }
             }
-            inner.sleeps_until = None;
         }
-        None
     }
 
     /// Ends the machine: workers and clock thread return. Its guests are ended by who closes it.
@@ -250,7 +331,7 @@ impl Roster {
         self.closed.store(true, Ordering::SeqCst);
         let _inner = self.inner.lock();
         self.work.notify_all();
-        self.earlier.notify_all();
+        self.sound_alarm();
     }
 
     /// Whether the machine has ended.
@@ -267,7 +348,9 @@ impl Roster {
     fn insert(&self, inner: &mut Inner, at: u64, due: Due) {
         inner.due.insert((at, due));
         if inner.sleeps_until.is_some_and(|until| at < until) {
-            self.earlier.notify_one();
+            // Once is enough.
+            inner.sleeps_until = None;
+            self.sound_alarm();
         }
     }
 
@@ -301,6 +384,32 @@ impl Inner {
             self.seats.resize_with(worker + 1, || None);
         }
         self.seats[worker] = None;
+    }
+
+    /// Whether a worker was not told of the last rest yet; it is now.
+    fn is_to_rest(&mut self, worker: usize) -> bool {
+        if self.rested.len() <= worker {
+            self.rested.resize(worker + 1, 0);
+        }
+        std::mem::replace(&mut self.rested[worker], self.rests) != self.rests
+    }
+
+    /// How long all workers wait before the next rest.
+    fn rest_after(&self) -> Duration {
+        let longer = REST_AFTER * (1 << self.short_rests.min(16));
+        longer.min(REST_AFTER_MOST)
+    }
+
+    /// A worker has something to do.
+    fn stirs(&mut self, now: u64) {
+        if std::mem::take(&mut self.resting) {
+            let rested = Duration::from_nanos(now - self.rests_since);
+            self.short_rests = match rested < self.rest_after() * REST_WORTH {
+                true => self.short_rests.saturating_add(1),
+                false => 0,
+            };
+        }
+        self.quiet_since = None;
     }
 
     fn other_waits(&self, guest: GuestId) -> bool {

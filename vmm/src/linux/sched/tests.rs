@@ -38,9 +38,16 @@ pub(super) fn next(
                 }
             }
             Task::Errand => return Next::Errand,
+            Task::Rest => unreachable!("this machine may not rest"),
             Task::End => return Next::End,
         }
     }
+}
+
+/// The sleep of a clock thread without an alarm.
+pub(super) fn nap(left: Option<Duration>) {
+    let most = Duration::from_millis(1);
+    std::thread::sleep(left.map_or(most, |left| left.min(most)));
 }
 
 /// Runs the clock of a machine that has only this guest.
@@ -50,7 +57,7 @@ pub(super) fn run_clock(
     mut tick: impl FnMut() -> Option<u64>,
 ) {
     sched.clock_changed();
-    while let Some(guest) = sched.roster().next_round() {
+    while let Some(guest) = sched.roster().next_round(nap) {
         assert_eq!(guest, sched.guest());
         sched.round(&now, &mut tick);
     }

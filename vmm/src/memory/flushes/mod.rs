@@ -23,7 +23,9 @@
 //!   touches for itself, which needs no order between them. A space that runs nowhere is
 //!   touched by a worker that has nothing else to do, or along with somebody's entry ([`Flushes::errand`]). Workers
 //!   that wait for frames in the middle of system calls can do neither, and what they wait for may be the
-//!   touches: so there is a *spare* virtual CPU that does nothing else ([`Flushes::call_spare`]).
+//!   touches: so there is a *spare* virtual CPU that does nothing else, made when it is first called ([`Flushes::call_spare`]).
+//! * A machine that *rests* ([`crate::hv::kvm::vm::Turn`]) has no virtual CPU that knows a translation, and KVM no shadow
+//!   page: every flush is touched, and those submitted meanwhile need nothing.
 //! * A flush is **acknowledged** (handed back, its frames go home) when it is touched and no virtual CPU
 //!   is inside its space with its ticket uncovered. Where the processor walks the tables that is at
 //!   once for a space that nobody else runs.
@@ -44,6 +46,7 @@ use guest::{abi, monitor};
 use parking_lot::Condvar;
 use shadow_mm::{Flush, Pfn, SpaceId};
 
+use crate::hv::kvm::vm::Turn;
 use crate::hv::probe::Paging;
 use crate::locks::{WaitGuard, WaitMutex, rank};
 use crate::memory::{Space, VmmPlatform};
@@ -56,6 +59,14 @@ pub trait Eject: Send + Sync {
     /// Makes it leave soon. One that is just about to enter comes back at once; has no effect on one that
     /// stays out.
     fn eject(&self);
+}
+
+/// The spare virtual CPU's thread, which is started when it is first called.
+pub trait Spare: Send + Sync {
+    /// Has it look whether it was called ([`Flushes::take_call`]).
+    fn call(&self);
+    /// Has it give its virtual CPU back: the others have, and the machine is to rest.
+    fn rest(&self);
 }
 
 /// Wakes a worker that sleeps for want of threads; false if none does.
@@ -129,8 +140,7 @@ pub struct Flushes {
     /// Signalled when a virtual CPU has left the guest or a flush is done.
     left: Condvar,
     wake_idle: OnceLock<WakeIdle>,
-    /// The thread of the spare virtual CPU.
-    spare: OnceLock<std::thread::Thread>,
+    spare: OnceLock<Arc<dyn Spare>>,
     spare_called: AtomicBool,
     counters: Counters,
 }
@@ -148,6 +158,8 @@ impl std::fmt::Debug for Flushes {
 struct Queues {
     /// The last ticket given out.
     ticket: u64,
+    /// KVM has no virtual machine: there is nothing to touch.
+    resting: bool,
     /// By whom they concern, in the order of their tickets.
     spaces: BTreeMap<SpaceId, Vec<Item>>,
 }
@@ -215,24 +227,26 @@ impl Flushes {
         let _ = self.wake_idle.set(wake);
     }
 
-    /// The calling thread is the spare virtual CPU's.
-    pub fn set_spare(&self) {
+    /// Who the spare virtual CPU is.
+    pub fn set_spare(&self, spare: Arc<dyn Spare>) {
         // Set once: there is one.
-        let _ = self.spare.set(std::thread::current());
+        let _ = self.spare.set(spare);
     }
 
     /// Has the spare virtual CPU run the errands that wait. It is called by who cannot, or finds nobody else.
     pub fn call_spare(&self) {
         if self.errand_waits() {
             self.spare_called.store(true, Ordering::SeqCst);
-            self.wake_spare();
+            if let Some(spare) = self.spare.get() {
+                spare.call();
+            }
         }
     }
 
-    /// Wakes the spare virtual CPU's thread, to look at what there is, or at the end.
-    pub fn wake_spare(&self) {
-        if let Some(thread) = self.spare.get() {
-            thread.unpark();
+    /// Has the spare virtual CPU given back, for the machine to rest.
+    pub fn rest_spare(&self) {
+        if let Some(spare) = self.spare.get() {
+            spare.rest();
         }
     }
 
@@ -261,7 +275,7 @@ impl Flushes {
             }
         }
         flush.announced();
-        let touched = self.paging == Paging::Hardware;
+        let touched = self.paging == Paging::Hardware || queues.resting;
         if touched && inside.is_empty() {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
             self.counters.acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -563,6 +577,31 @@ impl Flushes {
             }
             queues.wait_for(&self.left, left);
         }
+    }
+
+    /// The machine begins to rest, or is about to wake. What is done by that is given back by [`Self::rested`].
+    pub fn turn(&self, turn: Turn) {
+        let mut queues = self.queues.lock();
+        queues.resting = turn == Turn::Rests;
+        if queues.resting {
+            for item in queues.spaces.values_mut().flatten() {
+                (item.touched, item.carried) = (true, false);
+            }
+            self.untouched.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// What a machine's rest has done, to be acknowledged.
+    #[must_use]
+    pub fn rested(&self) -> Vec<Flush> {
+        let mut queues = self.queues.lock();
+        let spaces: Vec<_> = queues.spaces.keys().copied().collect();
+        let mut done = Vec::new();
+        for space in spaces {
+            self.collect(&mut queues, space, &mut done);
+        }
+        self.left.notify_all();
+        done
     }
 
     /// Everything that waits: for the end of the machine, when no virtual CPU will run again.

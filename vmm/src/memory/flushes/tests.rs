@@ -195,6 +195,17 @@ fn shadow_flush_of_a_space_that_runs_nowhere_is_an_errand_or_rides_along() {
     assert!(!m.flushes.pending());
 }
 
+/// A thread that parks.
+struct Parked(thread::Thread);
+
+impl Spare for Parked {
+    fn call(&self) {
+        self.0.unpark();
+    }
+
+    fn rest(&self) {}
+}
+
 /// Both workers are in system calls that wait for frames, which the flush holds.
 #[test]
 fn spare_cpu_touches_when_nobody_else_can() {
@@ -204,7 +215,7 @@ fn spare_cpu_touches_when_nobody_else_can() {
     let looked = AtomicBool::new(false);
     thread::scope(|scope| {
         let spare = scope.spawn(|| {
-            m.flushes.set_spare();
+            m.flushes.set_spare(Arc::new(Parked(thread::current())));
             looked.store(true, Ordering::SeqCst);
             while !m.flushes.take_call() {
                 thread::park();
@@ -221,6 +232,26 @@ fn spare_cpu_touches_when_nobody_else_can() {
         assert_eq!(spare.join().unwrap(), 1);
     });
     assert!(!m.finish_flushes(), "nothing waits any more");
+}
+
+#[test]
+fn machine_that_rests_has_nothing_to_touch_before_it_wakes() {
+    let m = memory(Paging::Shadow, 1);
+    let a = space(&m);
+    m.submit(flush(&m, &a, 0));
+    assert!(m.flushes.errand_waits());
+    m.flushes.turn(Turn::Rests);
+    assert!(!m.flushes.errand_waits());
+    let done = m.flushes.rested();
+    assert_eq!(done.len(), 1);
+    m.acknowledge(done);
+    m.submit(flush(&m, &a, 1));
+    assert!(!m.flushes.pending(), "nobody knows what it takes away");
+    m.flushes.turn(Turn::Wakes);
+    m.submit(flush(&m, &a, 2));
+    assert!(m.flushes.errand_waits());
+    let entry = enter(&m, 0, &a);
+    assert_eq!(leave(&m, 0, &entry, true), 1);
 }
 
 #[test]

@@ -2,6 +2,7 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::linux::call::{Wait, WaitKey};
+use crate::linux::sched::tests::nap;
 use crate::linux::sched::{Leave, Sched};
 use crate::linux::testing::Machine;
 use crate::linux::thread::{Thread, Tid};
@@ -59,7 +60,7 @@ impl Guests {
 
     /// The clock thread, until the machine ends.
     fn clock(&self) {
-        while let Some(id) = self.roster.next_round() {
+        while let Some(id) = self.roster.next_round(nap) {
             self.scheds[self.of(id)].round(|| 0, || None);
         }
     }
@@ -224,8 +225,98 @@ fn guests_stop_and_go_for_themselves() {
     assert!(guests.scheds[0].start(&kick).is_some());
     assert_eq!(next(&guests), Task::Errand);
     // It was to have a round after it went on; the other one has none any more.
-    assert_eq!(guests.roster.next_round(), Some(ids[0]));
+    assert_eq!(guests.roster.next_round(nap), Some(ids[0]));
     guests.roster.close();
-    assert_eq!(guests.roster.next_round(), None);
+    assert_eq!(guests.roster.next_round(nap), None);
     assert_eq!(next(&guests), Task::End);
+}
+
+#[test]
+fn all_workers_are_told_to_rest_once_if_there_is_a_guest_and_later_after_a_short_rest() {
+    let roster = Roster::default();
+    let occupied = Arc::new(AtomicBool::new(false));
+    let there = Arc::clone(&occupied);
+    roster.may_rest(2, Box::new(move || there.load(Ordering::SeqCst)));
+    let rested = [(); 2].map(|()| AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for (worker, rested) in rested.iter().enumerate() {
+            let roster = &roster;
+            scope.spawn(move || {
+                let kick: Arc<dyn Kick> = Arc::new(Kicked::default());
+                loop {
+                    match roster.next(worker, &kick, || false) {
+                        Task::Rest => _ = rested.fetch_add(1, Ordering::SeqCst),
+                        Task::Guest(_) | Task::Errand => {}
+                        Task::End => return,
+                    }
+                }
+            });
+        }
+        let rests = || rested.each_ref().map(|rests| rests.load(Ordering::SeqCst));
+        let wait = || std::thread::sleep(REST_AFTER + Duration::from_millis(400));
+        wait();
+        assert_eq!(rests(), [0, 0], "the machine waits for a guest");
+        occupied.store(true, Ordering::SeqCst);
+        roster.put(GuestId(0));
+        wait();
+        assert_eq!(rests(), [1, 1]);
+        roster.put(GuestId(0));
+        wait();
+        assert_eq!(rests(), [1, 1], "the first rest was short");
+        wait();
+        assert_eq!(rests(), [2, 2]);
+        wait();
+        assert_eq!(rests(), [2, 2], "they rest already");
+        roster.close();
+    });
+}
+
+#[test]
+fn rests_that_are_short_come_later_and_later_until_one_is_long() {
+    let mut inner = Inner::default();
+    let mut now = 0;
+    let mut rests = |inner: &mut Inner, time: Duration| {
+        (inner.resting, inner.rests_since) = (true, now);
+        now += time.as_nanos() as u64;
+        inner.stirs(now);
+        // One that has not rested meanwhile changes nothing.
+        inner.stirs(now);
+        inner.rest_after()
+    };
+    for doubled in 1..=6 {
+        let after = rests(&mut inner, REST_AFTER);
+        assert_eq!(after, REST_AFTER * (1 << doubled));
+    }
+    for _ in 0..100 {
+        assert_eq!(rests(&mut inner, REST_AFTER), REST_AFTER_MOST);
+    }
+    assert_eq!(rests(&mut inner, REST_AFTER_MOST * REST_WORTH), REST_AFTER);
+}
+
+#[test]
+fn alarm_sounds_once_for_a_round_before_the_end_of_the_sleep_and_at_the_end() {
+    let roster = Roster::default();
+    let alarms = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&alarms);
+    roster.set_alarm(Box::new(move || _ = count.fetch_add(1, Ordering::SeqCst)));
+    let sounded = || alarms.load(Ordering::SeqCst);
+    let (first, other) = (GuestId(0), GuestId(1));
+    roster.plan(other, None, Some(u64::MAX - 1));
+    assert_eq!(sounded(), 0, "nobody sleeps");
+    let mut slept = 0;
+    let next = roster.next_round(|left| {
+        slept += 1;
+        if slept == 1 {
+            assert!(left.is_some());
+            roster.plan(first, None, Some(u64::MAX));
+            assert_eq!(sounded(), 0, "it sleeps no longer");
+            roster.plan(first, Some(u64::MAX), Some(0));
+            roster.plan(other, Some(u64::MAX - 1), Some(1));
+            assert_eq!(sounded(), 1);
+        }
+    });
+    assert_eq!((next, slept), (Some(first), 1));
+    assert_eq!(roster.next_round(|_| ()), Some(other));
+    roster.close();
+    assert_eq!((sounded(), roster.next_round(|_| ())), (2, None));
 }
