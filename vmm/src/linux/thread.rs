@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use shadow_mm::{Access, GuestVa};
+use shadow_mm::{Access, GuestVa, PAGE_SIZE};
 
 use super::call::CallRecord;
 use super::proc::Image;
@@ -118,6 +118,32 @@ impl ThreadShared {
     }
 }
 
+/// How often in a row a thread has found no memory for one page.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Starved {
+    page: u64,
+    times: u32,
+}
+
+impl Starved {
+    /// Once more, for the page of this address; how often in a row.
+    pub fn again(&mut self, address: u64) -> u32 {
+        let page = address / PAGE_SIZE as u64;
+        if page != self.page {
+            *self = Self { page, times: 0 };
+        }
+        self.times = self.times.saturating_add(1);
+        self.times
+    }
+
+    /// The page of this address is there.
+    pub fn resolved(&mut self, address: u64) {
+        if address / PAGE_SIZE as u64 == self.page {
+            *self = Self::default();
+        }
+    }
+}
+
 /// A guest thread. Owned by the worker that runs it, by the scheduler's queues otherwise.
 #[derive(Debug)]
 pub struct Thread {
@@ -150,6 +176,8 @@ pub struct Thread {
     pub mm: Arc<AddressSpace>,
     /// The last fault: vector, error code and CR2, for a signal frame's context.
     pub last_trap: (u64, u64, u64),
+    /// Whether it gets no memory.
+    pub starved: Starved,
     /// A program that `execve` has loaded, while it waits for the other threads to end.
     pub image: Option<Box<Image>>,
     /// It gives its processor to others that wait for one, once (sched_yield(2)).
@@ -173,5 +201,24 @@ impl Thread {
                 let _ = memory.fault(&self.mm.space, va, access);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starving_is_for_one_page_in_a_row() {
+        let mut starved = Starved::default();
+        assert_eq!(
+            [0x5000, 0x5008, 0x5fff].map(|at| starved.again(at)),
+            [1, 2, 3]
+        );
+        starved.resolved(0x7000);
+        assert_eq!(starved.again(0x5000), 4);
+        assert_eq!(starved.again(0x7000), 1);
+        starved.resolved(0x7abc);
+        assert_eq!(starved.again(0x7000), 1);
     }
 }

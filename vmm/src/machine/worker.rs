@@ -101,6 +101,9 @@ impl Shared {
     }
 }
 
+/// How often in a row a thread finds no memory for a page, although there was some, before somebody is ended for it.
+const STARVED: u32 = 64;
+
 /// A worker.
 pub struct Worker {
     guests: Arc<Guests>,
@@ -436,10 +439,12 @@ impl Worker {
         trap: Trap,
     ) -> Result<Turn, CpuError> {
         match trap::page_fault(&shared.kernel.memory, thread, trap) {
-            Faulted::Resolved(_) | Faulted::ReadFile => {}
+            Faulted::Resolved(_) | Faulted::ReadFile => thread.starved.resolved(trap.address),
             Faulted::Signal(info) => self.fault(shared, thread, trap, info),
-            // The frames that flushes held are back: fault again.
-            Faulted::NoMemory if self.finish_flushes()? || self.make_room(shared)? => {}
+            // The frames that flushes held are back, or others: fault again.
+            Faulted::NoMemory
+                if (self.finish_flushes()? || self.make_room(shared)?)
+                    && !self.starves(thread, trap.address) => {}
             Faulted::NoMemory => match self.guests.end_largest(shared, thread.pid) {
                 Verdict::Ends => {}
                 Verdict::Waits => return Ok(Turn::Leave(Leave::Last)),
@@ -447,6 +452,12 @@ impl Worker {
             },
         }
         Ok(Turn::Again)
+    }
+
+    /// Whether frames come, and somebody else always takes them: without a page file only pages of files can be had back, and
+    /// if programs need those to run, they go round.
+    fn starves(&self, thread: &mut Thread, address: u64) -> bool {
+        thread.starved.again(address) > STARVED && !self.memory.has_page_file()
     }
 
     /// The signal of an exception that is not a page fault.

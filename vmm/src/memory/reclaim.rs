@@ -96,6 +96,11 @@ impl Memory {
         self.manager.set_commit_limit(CommitLimit::Pages(pages));
     }
 
+    /// Whether pages of the guest's own can be had back, not files' alone.
+    pub fn has_page_file(&self) -> bool {
+        self.page_file.get().is_some()
+    }
+
     /// Calls the pager if frames are running low.
     pub(super) fn watch_level(&self) {
         let available = self.manager.available();
@@ -118,7 +123,7 @@ impl Memory {
     pub fn give_way(&self) -> bool {
         let frames = u64::from(self.manager.layout().data.count);
         let reclaim = &self.reclaim;
-        let hopeless = self.page_file.get().is_none() || reclaim.barren.load(Ordering::SeqCst) > 0;
+        let hopeless = !self.has_page_file() || reclaim.barren.load(Ordering::SeqCst) > 0;
         if hopeless || self.manager.available() >= frames / CALL_DIVISOR {
             return false;
         }

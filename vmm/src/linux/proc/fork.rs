@@ -19,7 +19,7 @@ use crate::linux::call::{
 use crate::linux::process::{AddressSpace, Pid, Prctl, Process, SigAction};
 use crate::linux::signal::SIG_IGN;
 use crate::linux::signal::frame::USER_END;
-use crate::linux::thread::{AltStack, Fpu, Thread, ThreadShared};
+use crate::linux::thread::{AltStack, Fpu, Starved, Thread, ThreadShared};
 
 use Arg::{Hex, Int};
 
@@ -398,6 +398,7 @@ fn child_thread(c: &Ctx<'_>, request: &Request, mm: Arc<AddressSpace>, fpu: Fpu)
         personality: parent.personality,
         mm,
         last_trap: (0, 0, 0),
+        starved: Starved::default(),
         image: None,
         yields: false,
         account: 0,

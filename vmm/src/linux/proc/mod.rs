@@ -8,7 +8,7 @@ use super::call::Entry;
 use super::file::Location;
 use super::kernel::Kernel;
 use super::process::{AddressSpace, Credentials, FdTable, INIT, Life, Pid, Process, State};
-use super::thread::{AltStack, Fpu, Regs, Thread, ThreadShared};
+use super::thread::{AltStack, Fpu, Regs, Starved, Thread, ThreadShared};
 
 pub mod creds;
 pub mod exit;
@@ -110,6 +110,7 @@ pub fn first_process(k: &Kernel, first: FirstProcess) -> Box<Thread> {
         personality: 0,
         mm: first.mm,
         last_trap: (0, 0, 0),
+        starved: Starved::default(),
         image: None,
         yields: false,
         account: 0,

@@ -23,7 +23,7 @@ use crate::linux::saved::error::{Damaged, RestoreError, require};
 use crate::linux::saved::tables::{DescriptionIx, SpaceIx};
 use crate::linux::saved::{Loader, Saver};
 use crate::linux::signal::xsave;
-use crate::linux::thread::{AltStack, Fpu, Regs, Thread, ThreadShared, Tid, XsaveArea};
+use crate::linux::thread::{AltStack, Fpu, Regs, Starved, Thread, ThreadShared, Tid, XsaveArea};
 
 /// Counters and times are below this, so that sums of them are numbers.
 pub(super) const LARGEST: u64 = 1 << 62;
@@ -348,6 +348,7 @@ impl SavedThread {
             personality: self.personality,
             mm: Arc::clone(l.space(self.mm)?),
             last_trap: self.last_trap,
+            starved: Starved::default(),
             image,
             yields: false,
             account: 0,
