@@ -40,8 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Keep a template of a running guest, with machines that wait for copies of it
 ///
 /// The guest is frozen, unless it has frozen itself (/dev/vmm) or `vmm freeze` has done it, and goes on; it may end. `vmm fork POOL` then starts copies in
-/// machines that are there, and copies of copies leave them for the next. The command ends when `vmm kill POOL` or a signal ends it, and all copies
-/// in its machines with it.
+/// machines that are there; a copy that ends leaves its machine to the next one. The command ends when `vmm kill POOL` or a signal ends it, and all
+/// copies in its machines with it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit status: 0 if vmm kill has ended it, 128+N if signal N has; 125 if vmm itself failed.")]
