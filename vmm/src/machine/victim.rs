@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::guests::Guests;
 use super::worker::Shared;
 use crate::linux::process::{AddressSpace, Pid, SigFields, SigInfo};
+use crate::linux::sched::roster::GuestId;
 use crate::linux::signal;
 
 /// How long a process that was killed may take to give back its memory.
@@ -24,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Leaving {
     space: Weak<AddressSpace>,
-    since: Option<Instant>,
+    of: Option<(GuestId, Instant)>,
 }
 
 /// What becomes of the thread that wants memory.
@@ -38,6 +39,16 @@ pub(super) enum Verdict {
     WaitsForGuest,
 }
 
+impl Verdict {
+    /// For a process of `guest`.
+    fn waits(guest: GuestId, own: &Shared) -> Self {
+        match guest == own.kernel.sched.guest() {
+            true => Self::Waits,
+            false => Self::WaitsForGuest,
+        }
+    }
+}
+
 /// A process that may end.
 struct Candidate {
     guest: Arc<Shared>,
@@ -49,21 +60,26 @@ struct Candidate {
 /// How far it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
-    /// Nobody ends, or nobody any more.
     Nobody,
-    UnderWay,
+    /// Its memory comes back: it is to be tried once more before the next one.
+    Over(GuestId),
+    /// In this guest.
+    UnderWay(GuestId),
     /// It takes too long.
     Late,
 }
 
 impl Leaving {
     fn progress(&self) -> Progress {
-        match (self.space.upgrade(), self.since) {
-            (Some(mm), Some(since)) if !mm.is_deleted() => match since.elapsed() > PATIENCE {
-                true => Progress::Late,
-                false => Progress::UnderWay,
-            },
-            _ => Progress::Nobody,
+        match (self.space.upgrade(), self.of) {
+            (Some(mm), Some((guest, since))) if !mm.is_deleted() => {
+                match since.elapsed() > PATIENCE {
+                    true => Progress::Late,
+                    false => Progress::UnderWay(guest),
+                }
+            }
+            (_, Some((guest, _))) => Progress::Over(guest),
+            (_, None) => Progress::Nobody,
         }
     }
 }
@@ -74,7 +90,11 @@ impl Guests {
         // Held all the while, so that two who find no frame at once do not end two.
         let mut leaving = self.leaving.lock();
         let largest = match leaving.progress() {
-            Progress::UnderWay => return Verdict::Waits,
+            Progress::UnderWay(guest) => return Verdict::waits(guest, own),
+            Progress::Over(guest) => {
+                *leaving = Leaving::default();
+                return Verdict::waits(guest, own);
+            }
             Progress::Late => None,
             Progress::Nobody => self.candidates().max_by_key(|one| one.size),
         };
@@ -83,9 +103,10 @@ impl Guests {
             kill(own, pid);
             return Verdict::Ends;
         };
+        let guest = largest.guest.kernel.sched.guest();
         *leaving = Leaving {
             space: Arc::downgrade(&largest.mm),
-            since: Some(Instant::now()),
+            of: Some((guest, Instant::now())),
         };
         drop(leaving);
         tracing::warn!(
@@ -94,13 +115,9 @@ impl Guests {
             "killed: the guest's memory is used up; run with a larger --memory"
         );
         kill_users(&largest);
-        let guest = largest.guest.kernel.sched.guest();
-        if guest != own.kernel.sched.guest() {
-            Verdict::WaitsForGuest
-        } else if largest.pid == pid {
-            Verdict::Ends
-        } else {
-            Verdict::Waits
+        match Verdict::waits(guest, own) {
+            Verdict::Waits if largest.pid == pid => Verdict::Ends,
+            waits => waits,
         }
     }
 

@@ -27,7 +27,7 @@ use crate::linux::sched::roster::Task;
 use crate::linux::sched::{Kick, Leave, Sched};
 use crate::linux::signal::{self, Outcome, Settled};
 use crate::linux::table::Table;
-use crate::linux::thread::{Cpu, Thread};
+use crate::linux::thread::{Cpu, Starved, Thread};
 use crate::linux::user_mem::UserMem;
 use crate::linux::vdso::data::CpuSource;
 use crate::memory::{Eject, Memory, Room};
@@ -445,13 +445,19 @@ impl Worker {
             Faulted::NoMemory
                 if (self.finish_flushes()? || self.make_room(shared)?)
                     && !self.starves(thread, trap.address) => {}
-            Faulted::NoMemory => match self.guests.end_largest(shared, thread.pid) {
+            Faulted::NoMemory => match self.ends(shared, thread) {
                 Verdict::Ends => {}
                 Verdict::Waits => return Ok(Turn::Leave(Leave::Last)),
                 Verdict::WaitsForGuest => return Ok(Turn::Leave(Leave::ForGuest)),
             },
         }
         Ok(Turn::Again)
+    }
+
+    /// Has somebody end for a thread that gets no memory; what that gives back is waited for anew.
+    fn ends(&self, shared: &Shared, thread: &mut Thread) -> Verdict {
+        thread.starved = Starved::default();
+        self.guests.end_largest(shared, thread.pid)
     }
 
     /// Whether frames come, and somebody else always takes them: without a page file only pages of files can be had back, and

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -199,7 +199,6 @@ struct Pool {
     name: String,
     since: Instant,
     ends: Mutex<rank::PoolTalks, Sender<Why>>,
-    ready: AtomicBool,
     open: Mutex<rank::PoolTalks, Option<Open>>,
 }
 
@@ -216,7 +215,6 @@ impl Pool {
             name: name.to_owned(),
             since: Instant::now(),
             ends: Mutex::new(ends),
-            ready: AtomicBool::new(false),
             open: Mutex::new(None),
         }
     }
@@ -227,7 +225,6 @@ impl Pool {
             stock: Arc::clone(stock),
             talks: Vec::new(),
         });
-        self.ready.store(true, Ordering::SeqCst);
     }
 
     fn joins(&self, talk: &Arc<Talk>) {
@@ -278,7 +275,7 @@ impl Pool {
                     .collect(),
             },
             uptime_ms: self.since.elapsed().as_millis() as u64,
-            ready: Some(self.ready.load(Ordering::SeqCst)),
+            ready: Some(stock.is_some()),
             pool: Some(crate::control::protocol::Pool {
                 machines: stock.map_or(0, |stock| stock.waiting() as u32),
                 copies: self.copies(),

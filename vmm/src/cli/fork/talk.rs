@@ -45,13 +45,6 @@ pub(super) enum TalkError {
     Thread(#[source] io::Error),
 }
 
-/// Why there is no clone.
-#[derive(Debug, thiserror::Error)]
-enum StartError {
-    #[error(transparent)]
-    Machine(#[from] RunError),
-}
-
 /// The clones that run.
 #[derive(Default)]
 struct Running {
@@ -239,7 +232,7 @@ impl Talk {
         }
     }
 
-    fn make(&self, one: &One, with: &[OwnedFd]) -> Result<Revived, StartError> {
+    fn make(&self, one: &One, with: &[OwnedFd]) -> Result<Revived, RunError> {
         let called = match (&one.name, &*self.numbers) {
             (Some(name), _) => Called::Name(name),
             (None, Numbers::Given) => Called::Clone(one.number),
