@@ -62,14 +62,18 @@ pub(crate) type SupervisorMutex<P> =
 pub trait FrameStore: Send + Sync {
     /// Reads one table entry.
     fn load(&self, table: Pfn, index: EntryIndex) -> u64;
-    /// Which entries of a table are not zero. A store that can look at a table as a whole is faster at it than one
-    /// that is asked for each.
-    fn used(&self, table: Pfn) -> UsedEntries {
-        let mut used = UsedEntries::default();
-        for index in EntryIndex::all().filter(|index| self.load(table, *index) != 0) {
-            used.insert(index);
+    /// Reads all entries of a table, each as [`Self::load`] does. A store that can look at a table as a whole is faster at
+    /// it than one that is asked for each.
+    fn entries(&self, table: Pfn) -> [u64; TABLE_ENTRIES] {
+        let mut words = [0; TABLE_ENTRIES];
+        for (index, word) in EntryIndex::all().zip(&mut words) {
+            *word = self.load(table, index);
         }
-        used
+        words
+    }
+    /// Which entries of a table are not zero.
+    fn used(&self, table: Pfn) -> UsedEntries {
+        UsedEntries::of(&self.entries(table))
     }
     /// Fills a table of zeroes that nobody else knows of yet: hardware has not seen it.
     fn fill(&self, table: Pfn, entries: &[u64; TABLE_ENTRIES]) {

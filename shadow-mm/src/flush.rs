@@ -70,6 +70,9 @@ pub struct Flush {
     entries: Vec<FlushEntry>,
     tables: Vec<Pfn>,
     held: Vec<Pfn>,
+    /// Leaf tables that were made while it was: hardware has seen little of them, so more than one edit of such a table is
+    /// told as the whole table too.
+    made: Vec<Pfn>,
     wide: bool,
     announcement: Option<Announcement>,
     fork: Option<ForkUnderWay>,
@@ -83,6 +86,7 @@ impl Flush {
             entries: Vec::new(),
             tables: Vec::new(),
             held: Vec::new(),
+            made: Vec::new(),
             wide: false,
             announcement: Some(unannounced.one()),
             fork: None,
@@ -151,13 +155,20 @@ impl Flush {
 
     /// Both flushes as one. They must be of the same space.
     pub fn merge(mut self, other: Self) -> Self {
+        self.add(other);
+        self
+    }
+
+    /// Another flush of the same space becomes part of this one.
+    pub(crate) fn add(&mut self, other: Self) {
         debug_assert_eq!(self.space, other.space, "flushes of two spaces were merged");
         self.entries.extend(other.entries);
         self.tables.extend(other.tables);
         self.held.extend(other.held);
+        self.made.extend(other.made);
         self.wide |= other.wide;
         self.collapse();
-        self.finish()
+        self.tidy();
     }
 
     /// Adds the edits of one table.
@@ -186,6 +197,11 @@ impl Flush {
         }
     }
 
+    /// A leaf table was made that may have edits soon.
+    pub(crate) fn made(&mut self, table: Pfn) {
+        self.made.push(table);
+    }
+
     /// A frame waits for this flush; it has one reference for that.
     pub(crate) fn hold(&mut self, frame: Pfn) {
         self.held.push(frame);
@@ -198,16 +214,20 @@ impl Flush {
 
     /// Says nothing twice: edits of a table that is listed as a whole go.
     pub(crate) fn finish(mut self) -> Self {
+        self.tidy();
+        self
+    }
+
+    fn tidy(&mut self) {
         self.tables.sort_unstable();
         self.tables.dedup();
         let tables = &self.tables;
         self.entries
             .retain(|entry| tables.binary_search(&entry.table).is_err());
-        self
     }
 
     fn collapse(&mut self) {
-        if self.entries.len() <= MAX_EDITS_PER_TABLE {
+        if self.entries.len() <= MAX_EDITS_PER_TABLE && self.made.is_empty() {
             return;
         }
         self.entries
@@ -215,7 +235,10 @@ impl Flush {
         self.entries.dedup();
         let runs = self.entries.chunk_by(|a, b| a.table == b.table);
         let many = runs
-            .filter(|run| run.len() > MAX_EDITS_PER_TABLE)
+            .filter(|run| {
+                let new = self.made.contains(&run[0].table);
+                run.len() > if new { 1 } else { MAX_EDITS_PER_TABLE }
+            })
             .map(|run| run[0].table);
         self.tables.extend(many);
     }
@@ -302,5 +325,13 @@ mod tests {
         assert_eq!((merged.entries().len(), merged.tables().len()), (0, 1));
         let apart = flush(edits(5, 0, 16)).merge(flush(edits(6, 0, 16)));
         assert_eq!((apart.entries().len(), apart.tables().len()), (32, 0));
+        let mut new = flush(edits(5, 0, 1)).merge(flush(edits(6, 0, 2)));
+        new.made(Pfn::new(5));
+        new.made(Pfn::new(6));
+        let merged = new.merge(flush(edits(7, 0, 2)));
+        assert_eq!(
+            (merged.entries().len(), merged.tables()),
+            (3, &[Pfn::new(6)][..])
+        );
     }
 }

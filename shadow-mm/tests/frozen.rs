@@ -177,6 +177,30 @@ fn layers_are_beyond_the_pool_and_lie_under_mappings_only() {
 }
 
 #[test]
+fn stores_at_even_distances_copy_ahead() {
+    for read_first in [true, false] {
+        let mm = manager(64, 64);
+        let (space, _section) = over_layer(&mm);
+        let mut cpu = Cpu::new(&space);
+        if read_first {
+            assert_eq!(cpu.load(&mm, BASE), Ok(1));
+        }
+        for page in [0, 2, 4, 6] {
+            cpu.store(&mm, BASE + page, 99).expect("a store");
+        }
+        let stats = mm.stats();
+        assert_eq!((stats.faults_copy_on_write, stats.pages_copied), (3, 4));
+        assert_eq!(mm.usage(&space).private, 4);
+        for page in 0..u64::from(LAYER) {
+            let stored = page < 7 && page % 2 == 0;
+            let byte = if stored { 99 } else { page as u8 + 1 };
+            assert_eq!(cpu.load(&mm, BASE + page), Ok(byte));
+        }
+        mm.check(&[space]).expect("invariants");
+    }
+}
+
+#[test]
 fn stores_in_order_copy_ahead() {
     for read_first in [true, false] {
         let mm = manager(64, 64);

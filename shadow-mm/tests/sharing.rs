@@ -317,14 +317,51 @@ fn stores_in_order_copy_ahead_and_others_copy_what_they_store_to() {
         faults_of_stores(&mm, &mut child, BASE..BASE + 111),
         (4 + 6, 0)
     );
-    let scattered = (BASE + 120..BASE + 200).step_by(2);
-    assert_eq!(faults_of_stores(&mm, &mut child, scattered), (40, 40));
-    let backwards = (BASE + 112..BASE + 116).rev();
-    assert_eq!(faults_of_stores(&mm, &mut child, backwards), (4, 4));
+    // No two of them as far apart as the two before.
+    let scattered = (1..12).map(|n| BASE + 120 + n * (n + 1) / 2);
+    assert_eq!(faults_of_stores(&mm, &mut child, scattered), (11, 11));
     for page in BASE..BASE + 200 {
         let stored = page < BASE + 111;
         assert_eq!(parent.load(&mm, page), Ok(if stored { 2 } else { 1 }));
     }
+    assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));
+}
+
+#[test]
+fn stores_at_even_distances_copy_ahead_in_either_direction() {
+    for mode in [ForkMode::Eager, ForkMode::Shared] {
+        let mm = manager(8_000, 256);
+        mm.set_fork_mode(mode);
+        let (mut parent, mut child) = forked(&mm, 3_000);
+        // 1, 1, 2, 4, 8, and what is left, in six leaf tables.
+        let apart = (0..30).map(|n| BASE + n * 100);
+        assert_eq!(faults_of_stores(&mm, &mut parent, apart.clone()), (6, 30));
+        // 1, 1, 2, 4, 8 and 14, from the end.
+        assert_eq!(
+            faults_of_stores(&mm, &mut child, apart.clone().map(|page| page + 7).rev()),
+            (6, 30)
+        );
+        // Downwards, page for page: 1, 1, 2, 4 and 8, of which the guest stores to two, and had one already.
+        let row = (BASE + 10..BASE + 20).rev();
+        assert_eq!(faults_of_stores(&mm, &mut child, row), (5, 15));
+        for page in BASE..BASE + 3_000 {
+            let stored = (page - BASE) % 100 == 0;
+            assert_eq!(parent.load(&mm, page), Ok(if stored { 2 } else { 1 }));
+        }
+        assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));
+    }
+}
+
+#[test]
+fn one_store_out_of_step_copies_one_page() {
+    let mm = manager(1_000, 64);
+    let (mut parent, child) = forked(&mm, 400);
+    let apart = (0..7).map(|n| BASE + n * 10);
+    assert_eq!(faults_of_stores(&mm, &mut parent, apart).1, 8);
+    assert_eq!(
+        faults_of_stores(&mm, &mut parent, [BASE + 333, BASE + 352].into_iter()),
+        (2, 2)
+    );
     assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));
 }
 

@@ -337,8 +337,11 @@ impl PfnDatabase {
     /// page file is out of date then, and its slot is given back.
     #[inline]
     pub(crate) fn mark_modified(&mut self, pfn: Pfn) {
-        self.entry_mut(pfn).flags |= PfnFlags::MODIFIED;
-        self.forget_original(pfn);
+        let entry = self.entry_mut(pfn);
+        entry.flags |= PfnFlags::MODIFIED;
+        if entry.original() != Original::Zero {
+            self.forget_original(pfn);
+        }
     }
 
     /// Gives back the slot a frame has, if it has one.

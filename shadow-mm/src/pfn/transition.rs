@@ -50,8 +50,9 @@ impl PfnDatabase {
     /// A private page becomes a clone block's. A file's page, whose block would not know the file, is
     /// for the page file from then on.
     pub(crate) fn give_to_block(&mut self, pfn: Pfn, block: BlockId) {
-        self.set_owner(pfn, Owner::Clone(block));
-        if self.entry(pfn).original() == Original::File {
+        let entry = self.entry_mut(pfn);
+        entry.owner = Owner::Clone(block);
+        if entry.original() == Original::File {
             self.mark_modified(pfn);
         }
     }

@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
-use crate::addr::{EntryIndex, Level, PAGE_SIZE, Pfn, TABLE_ENTRIES, UsedEntries, Vpn, VpnRange};
+use crate::addr::{EntryIndex, Level, Pfn, TABLE_ENTRIES, UsedEntries, Vpn, VpnRange};
 use crate::backend::FrameStore;
 use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
@@ -151,6 +151,14 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         self.store.used(table).iter()
     }
 
+    /// The entries in use of a table as they are now, rising. The table is looked at once, as a whole: who changes an entry
+    /// must be ready for hardware having set a bit since.
+    pub(crate) fn words(&self, table: Pfn) -> impl Iterator<Item = (EntryIndex, u64)> + use<S> {
+        let words = self.store.entries(table);
+        let words = EntryIndex::all().zip(words);
+        words.filter(|(_, raw)| *raw != 0)
+    }
+
     /// The entry of a leaf table.
     pub(crate) fn leaf(&self, table: Pfn, index: EntryIndex) -> Entry {
         decode_leaf(self.store.load(table, index))
@@ -159,10 +167,7 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
     /// The entries of a leaf table that are in use and not a layer's, of which there are `count`. Hardware's bits, all that may
     /// change meanwhile, do not matter: so the table is looked at as a whole.
     pub(crate) fn unfrozen(&self, table: Pfn, count: u16) -> Vec<EntryIndex> {
-        let mut raw = [0; PAGE_SIZE];
-        self.store.read(table, 0, &mut raw);
-        let entries = raw.as_chunks().0.iter().map(|raw| u64::from_le_bytes(*raw));
-        let found = EntryIndex::all().zip(entries);
+        let found = self.words(table);
         let found = found.filter(|(_, raw)| Entry::is_unfrozen(*raw));
         found.map(|(index, _)| index).take(count.into()).collect()
     }
@@ -480,7 +485,7 @@ pub(crate) fn retarget(
 }
 
 #[inline]
-fn decode_leaf(raw: u64) -> Entry {
+pub(crate) fn decode_leaf(raw: u64) -> Entry {
     let decoded = Entry::decode(raw);
     debug_assert!(decoded.is_some(), "undecodable leaf entry {raw:#x}");
     decoded.unwrap_or(Entry::Empty)

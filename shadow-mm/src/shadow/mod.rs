@@ -5,7 +5,7 @@ mod new_leaf;
 mod prune;
 mod share;
 
-pub(crate) use cursor::{Cursor, LeafRun, TableCount, retarget};
+pub(crate) use cursor::{Cursor, LeafRun, TableCount, decode_leaf, retarget};
 pub(crate) use new_leaf::NewLeaf;
 
 use crate::addr::EntryIndex;

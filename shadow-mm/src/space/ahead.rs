@@ -27,6 +27,7 @@ pub(super) fn note_made<B: Clone + Eq>(state: &mut SpaceState<B>, vpn: Vpn, made
         vad.around = FaultAround {
             next: vpn.get() + made as u64,
             window: u8::try_from(made).unwrap_or(u8::MAX),
+            ..vad.around
         };
     }
 }

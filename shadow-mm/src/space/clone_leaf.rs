@@ -13,7 +13,7 @@ use crate::manager::Manager;
 use crate::pfn::{Owner, PfnDatabase};
 use crate::proto::{BlockContent, BlockId, HeaderId};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
-use crate::shadow::{Cursor, LeafRun, NewLeaf};
+use crate::shadow::{Cursor, LeafRun, NewLeaf, decode_leaf};
 use crate::space::Space;
 use crate::space::fork::Cloning;
 use crate::space::zap::may_be_stale;
@@ -75,15 +75,16 @@ impl LeafCopy {
     }
 }
 
-/// Makes a twin of the entry at `place`: a private page moves to a clone block of `header`, which both
+/// Makes a twin of the entry at `place`, which is `raw`: a private page moves to a clone block of `header`, which both
 /// entries refer to then, and both become copy-on-write.
+#[inline]
 pub(super) fn share_entry<S: FrameStore>(
     db: &mut PfnDatabase,
     cursor: &Cursor<'_, S>,
-    place: (Pfn, EntryIndex),
+    (place, raw): ((Pfn, EntryIndex), u64),
     header: Option<HeaderId>,
 ) -> Twin {
-    let found = cursor.leaf(place.0, place.1);
+    let found = decode_leaf(raw);
     match found {
         Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted => Twin::Nothing,
         Entry::Valid(entry) => {
@@ -93,7 +94,7 @@ pub(super) fn share_entry<S: FrameStore>(
                 return Twin::Pinned(entry);
             }
             let (block, downgraded) = if private {
-                let Some(moved) = move_to_block(db, cursor, place, found, header) else {
+                let Some(moved) = move_mapped(db, cursor, (place, raw), header) else {
                     return Twin::Nothing;
                 };
                 (Some(moved.block), moved.downgraded)
@@ -164,19 +165,7 @@ pub(super) fn move_to_block<S: FrameStore>(
 ) -> Option<Moved> {
     let header = header.expect("a header for private pages was reserved");
     let (content, downgraded) = match found {
-        Entry::Valid(entry) => {
-            let share = |e: ValidEntry| e.with_flags(e.flags.shared());
-            let (old, _) = cursor.rewrite_from(place, found.encode(), share)?;
-            if old.flags.contains(EntryFlags::DIRTY) {
-                db.mark_modified(entry.frame);
-            }
-            let content = BlockContent::Resident(entry.frame);
-            let downgraded = old.flags.contains(EntryFlags::WRITABLE);
-            return Some(Moved {
-                block: new_block(db, header, content),
-                downgraded,
-            });
-        }
+        Entry::Valid(_) => return move_mapped(db, cursor, (place, found.encode()), Some(header)),
         // A stale translation may still allow stores.
         Entry::Transition(frame) => (BlockContent::Resident(frame), may_be_stale(db, found)),
         Entry::PageFile(slot) => (BlockContent::PageFile(slot), may_be_stale(db, found)),
@@ -191,6 +180,26 @@ pub(super) fn move_to_block<S: FrameStore>(
     let block = new_block(db, header, content);
     cursor.replace(place, Entry::Prototype(block));
     Some(Moved { block, downgraded })
+}
+
+/// As [`move_to_block`], of a page that is mapped: its entry is `raw`, but for bits that hardware sets.
+#[inline]
+fn move_mapped<S: FrameStore>(
+    db: &mut PfnDatabase,
+    cursor: &Cursor<'_, S>,
+    (place, raw): ((Pfn, EntryIndex), u64),
+    header: Option<HeaderId>,
+) -> Option<Moved> {
+    let header = header.expect("a header for private pages was reserved");
+    let share = |e: ValidEntry| e.with_flags(e.flags.shared());
+    let (old, _) = cursor.rewrite_from(place, raw, share)?;
+    if old.flags.contains(EntryFlags::DIRTY) {
+        db.mark_modified(old.frame);
+    }
+    Some(Moved {
+        block: new_block(db, header, BlockContent::Resident(old.frame)),
+        downgraded: old.flags.contains(EntryFlags::WRITABLE),
+    })
 }
 
 /// Moves a private page to a clone block that two entries refer to.
@@ -226,9 +235,10 @@ impl<P: Platform> Manager<P> {
         let mut downgraded = false;
         let before = clone.touched;
         let mut db = self.pfns.lock();
-        for (index, vpn) in run.pages() {
-            let shared = match share_entry(&mut db, &cursor, (run.table, index), clone.plan.header)
-            {
+        for (index, raw) in cursor.words(run.table) {
+            let Some(vpn) = run.page(index) else { continue };
+            let place = (run.table, index);
+            let shared = match share_entry(&mut db, &cursor, (place, raw), clone.plan.header) {
                 Twin::Nothing => continue,
                 Twin::Pinned(entry) => {
                     clone.touched += 1;

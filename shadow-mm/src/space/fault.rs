@@ -26,7 +26,14 @@ impl<P: Platform> Manager<P> {
     /// Resolves a fault at an address. Only the lower half's user range has mappings, so an address of
     /// the supervisor slot is [`Denied::NotMapped`].
     pub fn fault(&self, space: &Arc<Space<P>>, va: GuestVa, access: Access) -> FaultOutcome<P> {
-        let outcome = self.resolve(space, &mut space.state.lock(), va.vpn(), access);
+        let mut state = space.state.lock();
+        let mut outcome = self.resolve(space, &mut state, va.vpn(), access);
+        if let FaultOutcome::Resolved(resolution) = &mut outcome
+            && access == Access::Write
+        {
+            self.store_ahead(space, &mut state, va.vpn(), resolution);
+        }
+        drop(state);
         self.count(&outcome);
         outcome
     }

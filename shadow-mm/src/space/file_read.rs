@@ -52,6 +52,7 @@ pub(super) fn note_read<P: Platform>(
         vad.around = FaultAround {
             next: vpn.get() + end - ticket.wanted.get(),
             window,
+            ..vad.around
         };
     }
 }

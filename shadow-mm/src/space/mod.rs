@@ -25,6 +25,7 @@ mod reset;
 mod save;
 mod share;
 mod state;
+mod stride;
 mod transition;
 mod trim;
 mod unmap;

@@ -468,6 +468,9 @@ impl<S: FrameStore> Unsharing<'_, S> {
         if alone || downgraded {
             self.flush.whole_table(below);
         }
+        if leaf {
+            self.flush.made(copy);
+        }
         copy
     }
 
@@ -541,8 +544,9 @@ impl<S: FrameStore> Unsharing<'_, S> {
     /// Gives a new leaf table a twin of every entry; true if the old one's allow less now.
     fn copy_leaf(&mut self, from: Pfn, to: Pfn) -> bool {
         let mut copy = LeafCopy::new();
-        for index in self.cursor.used(from) {
-            match share_entry(self.db, &self.cursor, (from, index), Some(HeaderId::LAZY)) {
+        for (index, raw) in self.cursor.words(from) {
+            let place = (from, index);
+            match share_entry(self.db, &self.cursor, (place, raw), Some(HeaderId::LAZY)) {
                 Twin::Nothing => {}
                 Twin::Pinned(entry) => {
                     debug_assert!(false, "{entry:?} is write-pinned in a shared table");

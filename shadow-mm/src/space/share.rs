@@ -414,7 +414,7 @@ impl<S: FrameStore> Splitting<'_, S> {
     /// less now.
     fn copy_visible(&mut self, from: Pfn, to: Pfn, start: Vpn) -> bool {
         let mut copy = LeafCopy::new();
-        for index in self.unsharing.cursor.used(from) {
+        for (index, raw) in self.unsharing.cursor.words(from) {
             let Some(vpn) = start.checked_add(index.get() as u64) else {
                 continue;
             };
@@ -423,7 +423,7 @@ impl<S: FrameStore> Splitting<'_, S> {
             }
             self.visited += 1;
             let Unsharing { cursor, db, .. } = &mut self.unsharing;
-            match share_entry(db, cursor, (from, index), Some(HeaderId::LAZY)) {
+            match share_entry(db, cursor, ((from, index), raw), Some(HeaderId::LAZY)) {
                 Twin::Nothing => {}
                 Twin::Pinned(entry) => self.pinned.push((to, Pinned { index, vpn, entry })),
                 Twin::Entry(shared) => copy.add(index, &shared),

@@ -127,6 +127,7 @@ impl<P: Platform> Manager<P> {
             vad.around = FaultAround {
                 next: absent.vpn.get() + 1 + mapped,
                 window: most as u8,
+                ..vad.around
             };
         }
         mapped as u32

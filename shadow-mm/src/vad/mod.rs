@@ -72,6 +72,18 @@ pub(crate) struct FaultAround {
     pub(crate) next: u64,
     /// Pages the last fault mapped.
     pub(crate) window: u8,
+    pub(crate) stride: Stride,
+}
+
+/// How far apart the guest stores: each time as far from the last place as that was from the one before, or not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Stride {
+    /// The last page that was stored to, or dealt with ahead of a store; zero: none yet.
+    pub(crate) last: u64,
+    /// How many pages that was from the one before; negative: below it. Zero: not known.
+    pub(crate) pages: i64,
+    /// Pages the last store there dealt with.
+    pub(crate) window: u8,
 }
 
 /// One range of an address space. Protected by the space's lock.

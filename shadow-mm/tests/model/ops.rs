@@ -59,6 +59,8 @@ pub(crate) enum Op {
         to: Option<Page>,
     },
     Write(Which, Page, u8, u8),
+    /// Stores to so many pages at even distances, one after the other.
+    WriteApart(Which, Page, (i8, u8), u8),
     Read(Which, Page),
     Execute(Which, Page),
     Fork(Which),
@@ -129,6 +131,8 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         2 => (which(), page(), count(), any_advice()).prop_map(|(w, p, n, a)| Op::Advise(w, p, n, a)),
         3 => any_remap(),
         16 => (which(), page(), 0u8..3, any::<u8>()).prop_map(|(w, p, s, b)| Op::Write(w, p, s, b)),
+        3 => (which(), page(), (-5i8..6, 3u8..8), any::<u8>())
+            .prop_map(|(w, p, apart, b)| Op::WriteApart(w, p, apart, b)),
         8 => (which(), page()).prop_map(|(w, p)| Op::Read(w, p)),
         1 => (which(), page()).prop_map(|(w, p)| Op::Execute(w, p)),
         5 => which().prop_map(Op::Fork),

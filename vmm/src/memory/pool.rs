@@ -10,7 +10,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use shadow_mm::{EntryIndex, FrameStore, Pfn, PfnRange, TABLE_ENTRIES, UsedEntries};
+use shadow_mm::{EntryIndex, FrameStore, Pfn, PfnRange, TABLE_ENTRIES};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::layer::Layer;
@@ -230,10 +230,10 @@ impl FrameStore for Pool {
         self.entry(table, index).load(Ordering::SeqCst)
     }
 
-    fn used(&self, table: Pfn) -> UsedEntries {
+    fn entries(&self, table: Pfn) -> [u64; TABLE_ENTRIES] {
         let mut words = [0; TABLE_ENTRIES];
         self.frame(table).copy_to(&mut words);
-        UsedEntries::of(&words)
+        words
     }
 
     fn fill(&self, table: Pfn, entries: &[u64; TABLE_ENTRIES]) {
