@@ -345,7 +345,7 @@ fn stores_at_even_distances_copy_ahead_in_either_direction() {
         let row = (BASE + 10..BASE + 20).rev();
         assert_eq!(faults_of_stores(&mm, &mut child, row), (5, 15));
         for page in BASE..BASE + 3_000 {
-            let stored = (page - BASE) % 100 == 0;
+            let stored = (page - BASE).is_multiple_of(100);
             assert_eq!(parent.load(&mm, page), Ok(if stored { 2 } else { 1 }));
         }
         assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));

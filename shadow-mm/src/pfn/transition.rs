@@ -49,6 +49,7 @@ impl PfnDatabase {
 
     /// A private page becomes a clone block's. A file's page, whose block would not know the file, is
     /// for the page file from then on.
+    #[inline]
     pub(crate) fn give_to_block(&mut self, pfn: Pfn, block: BlockId) {
         let entry = self.entry_mut(pfn);
         entry.owner = Owner::Clone(block);

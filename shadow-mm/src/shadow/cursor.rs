@@ -430,6 +430,7 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
     }
 
     /// As [`Self::rewrite`], of an entry that has just been looked at: it was `raw`.
+    #[inline]
     pub(crate) fn rewrite_from(
         &self,
         (table, index): (Pfn, EntryIndex),

@@ -24,6 +24,7 @@ impl NewLeaf {
     }
 
     /// Fills an entry that is empty.
+    #[inline]
     pub(crate) fn put(&mut self, index: EntryIndex, entry: Entry) {
         debug_assert_ne!(entry, Entry::Empty);
         let word = &mut self.words[index.get()];

@@ -67,6 +67,7 @@ impl LeafCopy {
     }
 
     /// Adds an entry's twin.
+    #[inline]
     pub(super) fn add(&mut self, index: EntryIndex, shared: &Shared) {
         self.leaf.put(index, shared.entry);
         self.made += u64::from(shared.made);
@@ -203,6 +204,7 @@ fn move_mapped<S: FrameStore>(
 }
 
 /// Moves a private page to a clone block that two entries refer to.
+#[inline]
 fn new_block(db: &mut PfnDatabase, header: HeaderId, content: BlockContent) -> BlockId {
     let block = db.clones.make_block(header, content);
     let forgotten = cfg!(mutant = "forgotten_block") && header == HeaderId::LAZY;

@@ -110,6 +110,8 @@ pub struct VadInfo<B> {
     pub flags: VadFlags,
     /// The caller's word for it.
     pub tag: VadTag,
+    /// Whether its pages are charged: what was ever private and writable stays so.
+    pub charged: bool,
 }
 
 impl<B> VadInfo<B> {
@@ -223,6 +225,7 @@ impl<B: Clone + Eq> Vad<B> {
             kind: self.kind.clone(),
             flags: self.flags - VadFlags::CHARGED,
             tag: self.tag,
+            charged: self.charge() > 0,
         }
     }
 

@@ -235,7 +235,8 @@ impl World {
             let mut views = process.pages.values().filter_map(|m| m.view);
             views.any(|view| view.file == number)
         };
-        if self.processes.iter().any(viewed) || !self.reads.is_empty() {
+        let viewed = self.processes.iter().any(viewed) || self.keeper.shows(number);
+        if viewed || !self.reads.is_empty() {
             return Ok(());
         }
         for pinned in &mut self.pins {

@@ -1,6 +1,6 @@
 //! Spaces that are kept as they were, while what they were made of goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shadow_mm::{ForkError, ForkMode, PageKey};
 
@@ -16,6 +16,8 @@ const MAX_KEPT: usize = 3;
 struct Kept {
     space: Guest,
     pages: BTreeMap<u64, ToKeep>,
+    /// Whose views it had: it may show them still.
+    files: BTreeSet<usize>,
 }
 
 /// All that are kept.
@@ -29,6 +31,11 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) fn spaces(&self) -> impl Iterator<Item = &Guest> {
         self.kept.iter().map(|kept| &kept.space)
+    }
+
+    /// Whether what is kept may show a file.
+    pub(crate) fn shows(&self, file: usize) -> bool {
+        self.kept.iter().any(|kept| kept.files.contains(&file))
     }
 }
 
@@ -52,7 +59,14 @@ impl World {
         agree("charged", usage.charged, 0)?;
         let pages = self.to_be_kept(which);
         let space = kept.child;
-        self.keeper.kept.push(Kept { space, pages });
+        let views = self.processes[which].pages.values();
+        let files = views.filter_map(|page| page.view).map(|view| view.file);
+        let files = files.collect();
+        self.keeper.kept.push(Kept {
+            space,
+            pages,
+            files,
+        });
         Ok(())
     }
 

@@ -104,6 +104,35 @@ fn page_of_a_file_that_is_cut_is_as_the_file_in_a_kept_space() {
     world.close().expect("the kept space is dropped");
 }
 
+/// A section that nothing but a kept space shows has its pages still.
+#[test]
+fn section_in_a_kept_space_keeps_its_promises() {
+    let mut world = World::new(ForkMode::Shared, (100, 40), 100, CommitLimit::Unlimited);
+    let view = ops::MapOp {
+        page: 5,
+        count: 7,
+        prot: common::RW,
+        view: Some((ops::BYTES, 0, shadow_mm::Sharing::Private)),
+    };
+    let anon = ops::MapOp {
+        page: 0,
+        count: 12,
+        view: None,
+        ..view
+    };
+    for op in [
+        Op::Map(0, view),
+        Op::Read(0, 10),
+        Op::Keep(0),
+        Op::Map(0, anon),
+        Op::NewSection(ops::BYTES),
+        Op::LookAtKept(0),
+    ] {
+        world.apply(&op).expect("a step");
+    }
+    world.close().expect("the kept space is dropped");
+}
+
 /// Forks of forks, each writing one page: the shape of a shell pipeline, long.
 #[test]
 fn long_fork_chain_stays_exact() {

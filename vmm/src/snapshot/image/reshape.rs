@@ -124,7 +124,7 @@ fn alike((vad, run): At<'_>, (other, under): At<'_>, page: Vpn) -> bool {
             Some((section.clone(), at, *sharing))
         }
     };
-    let mapping = |vad: &VadInfo<Backing>| (vad.prot, vad.flags, vad.tag, shows(vad));
+    let mapping = |vad: &VadInfo<Backing>| (vad.prot, vad.flags, vad.tag, vad.charged, shows(vad));
     let image = |run: &ImageRun<Backing>| {
         let of = (&run.section, run.range.start(), run.first.get());
         let (section, at) = section_page(of, page);

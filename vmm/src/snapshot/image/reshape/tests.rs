@@ -256,6 +256,13 @@ fn go_back_and_compare(histories: &[Vec<Op>]) {
     }
 }
 
+/// A page that could be stored to for a while is charged ever after.
+#[test]
+fn page_that_was_writable_for_a_while_is_charged_as_it_was() {
+    let history = [Op::Protect(0, 121, RW), Op::Protect(119, 2, Prot::READ)];
+    go_back_and_compare(&[history.to_vec()]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 60,

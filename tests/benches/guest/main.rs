@@ -3,10 +3,12 @@
 //! Times are of one run and noisy; exits are counted and exact: those of a whole workload, less those of a
 //! run that only gets there (one without forks, one that stores nothing after its fork).
 //!
-//! `cargo bench -p tests --bench guest -- [WORKLOAD [MIB]]`. `VMM_BENCH_HOST=npt` (or `shadow`) runs it in the emulated machine with
+//! `cargo bench -p tests --bench guest -- [WORKLOAD [MIB]]`; the workload `work` is the memory manager's own work without a machine. `VMM_BENCH_HOST=npt` (or `shadow`) runs it in the emulated machine with
 //! nested (or shadow) paging, the native program in that same machine. Environment: `VMM_BIN`.
 
+#[path = "../shared/mod.rs"]
 mod shared;
+mod work;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -261,6 +263,14 @@ impl Bench {
         Ok(parse(&String::from_utf8_lossy(&out.stdout)))
     }
 
+    /// Nanoseconds of the line that has this in its name.
+    fn native_time(&self, args: &[&str], what: &str) -> Result<f64, String> {
+        let lines = self.native(args)?;
+        let line = lines.iter().find(|line| line.what.contains(what));
+        line.map(|line| line.ns)
+            .ok_or_else(|| format!("no {what:?} in {args:?}"))
+    }
+
     fn machine(
         &self,
         args: &[&str],
@@ -346,12 +356,14 @@ fn build(out: &Path) -> Result<PathBuf, String> {
     }
 }
 
+/// What was asked for.
+fn asked() -> impl Iterator<Item = String> {
+    std::env::args().skip(1).filter(|arg| !arg.starts_with('-'))
+}
+
 /// Those that were asked for by name, and size; all, if none was.
 fn chosen() -> impl Iterator<Item = &'static Workload> {
-    let asked: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with('-'))
-        .collect();
+    let asked: Vec<String> = asked().collect();
     let is_asked = move |workload: &&Workload| {
         let (name, size) = (workload.args[0], workload.args.get(2));
         let named = asked.first().is_none_or(|asked| asked == name);
@@ -392,7 +404,12 @@ fn bench() -> Result<(), String> {
         "{:<58} {:>10} {:>10} {:>8} {:>9} {:>9} {:>9} {:>9}",
         "", "native", "machine", "ratio", "calls", "faults", "ioctls", "entries"
     );
-    chosen().try_for_each(|workload| bench.rows(workload))
+    chosen().try_for_each(|workload| bench.rows(workload))?;
+    let mut asked = asked();
+    match asked.next().as_deref() {
+        None | Some("work") => work::table(|args, what| bench.native_time(args, what)),
+        Some(_) => Ok(()),
+    }
 }
 
 fn main() -> ExitCode {
