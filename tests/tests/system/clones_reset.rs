@@ -34,7 +34,7 @@ pub(crate) fn start(
 }
 
 /// Waits until a file has so many lines, and gives them.
-fn lines(context: &Context, path: &Path, count: usize) -> Result<Vec<String>, String> {
+pub(crate) fn lines(context: &Context, path: &Path, count: usize) -> Result<Vec<String>, String> {
     let until = Instant::now() + context.timeout / 2;
     loop {
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -50,7 +50,7 @@ fn lines(context: &Context, path: &Path, count: usize) -> Result<Vec<String>, St
 
 /// A clone that changes what it has is as it was made after each reset; the other one does not notice, and a guest that is
 /// no clone is left alone.
-fn clones(context: &Context) -> Checked {
+fn clones(context: &Context, isolation: &str) -> Checked {
     let line = "x=warm; echo warm > /tmp/file; echo freeze > /dev/vmm; read -r role n rest < /dev/vmm; \
                 echo $role $n $x $(cat /tmp/file) $(ls /tmp | wc -l); [ $role = clone ] || { read -r end; exit 0; }; \
                 x=cold; echo cold > /tmp/file; echo 1 > /tmp/other; sleep 1000 & \
@@ -60,8 +60,9 @@ fn clones(context: &Context) -> Checked {
     refused(context, &["reset", "warm"], "not made of a template")?;
     let output = context.work().join("out.%i");
     let output = output.to_string_lossy();
-    let words = ["-n", "2", "--name", "again", "--stdout", &output];
-    let mut fork = start(context, &[&["fork", "warm"], &words[..]].concat(), None)?;
+    let words = ["fork", "warm", "--isolation", isolation, "-n", "2"];
+    let names = ["--name", "again", "--stdout", &output];
+    let mut fork = start(context, &[&words[..], &names[..]].concat(), None)?;
     let outputs = ["1", "2"].map(|n| context.work().join(output.replace("%i", n)));
     lines(context, &outputs[1], 2)?;
     for round in 1..=4 {
@@ -111,7 +112,8 @@ fn restored(context: &Context) -> Checked {
 
 pub(crate) fn cases() -> Vec<Case> {
     [
-        Case::function("clones/reset", clones),
+        Case::function("clones/reset", |context| clones(context, "vm")),
+        Case::function("together/reset", |context| clones(context, "process")),
         Case::function("clones/reset-restored", restored),
     ]
     .map(|case| case.needs(&["busybox"]).not_native(ONLY_VMM).seconds(120))

@@ -32,7 +32,7 @@ pub(crate) fn warm(context: &Context, line: &str) -> Result<Guest, String> {
 /// A `vmm fork` that runs, its clones' input open until this is dropped.
 pub(crate) struct Forks<'a> {
     context: &'a Context,
-    child: Child,
+    pub(crate) child: Child,
     name: &'a str,
     /// Both ends of the clones' input.
     input: Option<fs::File>,
@@ -81,7 +81,7 @@ impl<'a> Forks<'a> {
     }
 
     /// Its clones that are listed, and the process of each.
-    fn listed(&self) -> Result<BTreeMap<String, u64>, String> {
+    pub(crate) fn listed(&self) -> Result<BTreeMap<String, u64>, String> {
         let list = succeed(self.context, &["ps", "--json"])?;
         let list: serde_json::Value = serde_json::from_slice(&list.stdout).map_err(text)?;
         let guests = list.as_array().into_iter().flatten();
@@ -235,16 +235,18 @@ fn in_turn(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
-/// A clone is frozen while others of its process go on, and is forked itself.
-fn frozen_again(context: &Context) -> Checked {
+/// A clone is frozen while others of its process, or of its machine, go on, and is forked itself.
+fn frozen_again(context: &Context, isolation: &str) -> Checked {
     let guest = warm(context, AGAIN)?;
-    let forks = Forks::start(context, "f", &["-n", "3"])?;
+    let options = ["-n", "3", "--isolation", isolation];
+    let forks = Forks::start(context, "f", &options)?;
     let all = |listed: &BTreeMap<String, u64>| listed.len() == 3;
     let listed = forks.wait_for("not all run", all)?;
     succeed(context, &["freeze", "f-2"])?;
     let deep = context.work().join("deep.%i");
     let deep = deep.to_string_lossy();
-    succeed(context, &["fork", "f-2", "-n", "2", "--stdout", &deep])?;
+    let words = ["fork", "f-2", "-n", "2", "--stdout", &deep];
+    succeed(context, &[&words[..], &options[2..]].concat())?;
     for n in 1..=2 {
         let printed = fs::read_to_string(deep.replace("%i", &n.to_string())).map_err(text)?;
         // It had read who it was before it was frozen, and opens the device again.
@@ -268,7 +270,10 @@ pub(crate) fn cases() -> Vec<Case> {
         ("clones/several", several as fn(&Context) -> Checked),
         ("clones/killed", killed),
         ("clones/in-turn", in_turn),
-        ("clones/frozen-again", frozen_again),
+        ("clones/frozen-again", |context| frozen_again(context, "vm")),
+        ("together/frozen-again", |context| {
+            frozen_again(context, "process")
+        }),
     ]
     .into_iter()
     .map(|(name, body)| Case::function(name, body).needs(&["busybox"]))

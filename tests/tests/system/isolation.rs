@@ -14,11 +14,12 @@ use tests::context::{Context, shorten};
 
 use super::snapshot::{Guest, ONLY_VMM, succeed};
 
-/// One `vmm fork` of the tree: of whom, how many, and the numbers of the clones, in which `%i` is 1, 2, ...
+/// One `vmm fork` of the tree: of whom, how many, the numbers of the clones, in which `%i` is 1, 2, ..., and what keeps them apart.
 struct Branch<'a> {
     of: &'a str,
     count: usize,
     ids: &'a str,
+    isolation: &'a str,
 }
 
 impl Branch<'_> {
@@ -32,7 +33,8 @@ impl Branch<'_> {
         let (count, id) = (self.count.to_string(), format!("ID={}", self.ids));
         let output = self.output(context, self.ids);
         let words = ["fork", self.of, "-n", &count, "--env", &id];
-        let words = [&words[..], &["--stdout", &output], more].concat();
+        let apart = ["--isolation", self.isolation];
+        let words = [&words[..], &apart, &["--stdout", &output], more].concat();
         succeed(context, &words)?;
         for number in 1..=self.count {
             let id = self.ids.replace("%i", &number.to_string());
@@ -97,7 +99,7 @@ fn templates(pid: u32) -> Result<Vec<u64>, String> {
 
 /// Clones, clones of two of them, and clones of a clone of one of these, while all that were frozen go on writing; and the first
 /// template again at the end, which is the same.
-fn tree(context: &Context) -> Checked {
+fn tree(context: &Context, isolation: &str) -> Checked {
     let program = context.program("clone_tree");
     // A dozen machines share the emulated one's processor.
     let (pages, rest) = if context.setup.host.in_rig() {
@@ -115,7 +117,12 @@ fn tree(context: &Context) -> Checked {
     let open = open.map_err(text)?;
     let input = input.to_string_lossy();
     let deeper = |name: &'static str| ["--env", "DEEPER=1", "--name", name, "--stdin", &input];
-    let branch = |of, count, ids| Branch { of, count, ids };
+    let branch = |of, count, ids| Branch {
+        of,
+        count,
+        ids,
+        isolation,
+    };
     let second = branch("warm", 2, "2%i");
     let third = branch("second-1", 1, "5%i");
     std::thread::scope(|scope| {
@@ -262,7 +269,8 @@ fn cycles(context: &Context) -> Checked {
 
 pub(crate) fn cases() -> Vec<Case> {
     [
-        Case::function("clones/tree", tree).seconds(300),
+        Case::function("clones/tree", |context| tree(context, "vm")).seconds(300),
+        Case::function("together/tree", |context| tree(context, "process")).seconds(300),
         Case::function("clones/cycles", cycles)
             .needs(&["busybox"])
             .seconds(7200),

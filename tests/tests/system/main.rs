@@ -12,6 +12,7 @@ mod carried;
 mod clones;
 mod clones_pool;
 mod clones_reset;
+mod clones_together;
 mod clones_workers;
 mod confinement;
 mod examples;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         freeze::cases(),
         clones_workers::cases(),
         clones_pool::cases(),
+        clones_together::cases(),
         isolation::cases(),
         killed::cases(),
         examples::cases(),

@@ -21,7 +21,7 @@ mod together;
 mod wire;
 pub(super) mod worker;
 
-/// Copies in machines of their own that are started at most.
+/// Copies in machines of their own, or with names, that are started at most.
 const MOST_APART: u32 = 10_000;
 
 /// Start copies of a running guest
@@ -66,7 +66,7 @@ pub(super) struct ForkArgs {
     #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = super::restore::setting)]
     env: Vec<String>,
 
-    /// Name of the copies for `vmm ps`; the copy's number follows it. Not with --isolation process
+    /// Name of the copies for `vmm ps`; the copy's number follows it
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 
@@ -98,10 +98,10 @@ enum Isolation {
 
 #[derive(Debug, thiserror::Error)]
 enum ForkError {
-    #[error("--name: copies that share a machine (--isolation process) have no names yet")]
-    Nameless,
     #[error("-n {0}: that many share a machine: add --isolation process")]
     Many(u32),
+    #[error("-n {0}: at most {MOST_APART} copies have names, each with a socket of its own")]
+    Names(u32),
     #[error("--memory is for copies that share a machine: add --isolation process")]
     Memory,
     #[error("--per-process is for copies with machines of their own (--isolation vm)")]
@@ -142,7 +142,9 @@ fn run(args: &ForkArgs) -> Result<u8, ForkError> {
     match args.isolation {
         Isolation::Vm if args.count > MOST_APART => Err(ForkError::Many(args.count)),
         Isolation::Vm => apart::run(args),
-        Isolation::Process if args.name.is_some() => Err(ForkError::Nameless),
+        Isolation::Process if args.name.is_some() && args.count > MOST_APART => {
+            Err(ForkError::Names(args.count))
+        }
         Isolation::Process if args.per_process.is_some() => Err(ForkError::PerProcess),
         Isolation::Process => together::run(args, template(&args.guest, args.anew)?.1),
     }

@@ -1,6 +1,7 @@
 //! `vmm ps`, `vmm kill` and `vmm reset`: the guests that run.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::{say, settled};
@@ -79,18 +80,43 @@ fn signal(text: &str) -> Result<i32, String> {
 }
 
 /// The guests that run, asked who they are.
-fn guests() -> Result<Vec<Hello>, GuestsError> {
+pub(super) fn guests() -> Result<Vec<Hello>, RunDirError> {
     let folder = rundir::folder();
     let mut guests = Vec::new();
     for id in rundir::list(&folder)? {
-        match client::ask(&folder, &id, &Request::Hello) {
-            Ok(Response::Hello { hello, .. }) => guests.push(hello),
+        let asked = match client::ask(&folder, &id, &Request::Hello) {
+            Ok(Response::Hello { hello, .. }) if hello.clones.is_some() => {
+                clones(&folder, &id, &mut guests)
+            }
+            Ok(Response::Hello { hello, .. }) => {
+                guests.push(hello);
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match asked {
             // It ended between.
-            Ok(_) | Err(AskError::NoGuest(_)) => {}
+            Ok(()) | Err(AskError::NoGuest(_)) => {}
             Err(error) => super::complain(&error),
         }
     }
     Ok(guests)
+}
+
+/// Those that share a machine and have no socket of their own.
+fn clones(folder: &Path, id: &str, guests: &mut Vec<Hello>) -> Result<(), AskError> {
+    let mut from = Some(0);
+    while let Some(after) = from {
+        let answer = client::ask(folder, id, &Request::Clones { after })?;
+        let Response::Clones { clones, next, .. } = answer else {
+            return Ok(());
+        };
+        guests.extend(clones);
+        // Numbers that do not grow would never end.
+        from = next.filter(|next| *next > after);
+    }
+    Ok(())
 }
 
 fn list(json: bool) -> Result<(), GuestsError> {

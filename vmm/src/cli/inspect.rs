@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::guests::guests;
 use super::{STATUS_FAILURE, complain, say};
 use crate::control::client::{self, AskError};
 use crate::control::protocol::{Request, Response};
@@ -94,16 +95,7 @@ pub(super) fn main(args: &InspectArgs) -> ExitCode {
 
 /// The guests that run.
 fn list(json: bool) -> Result<String, InspectError> {
-    let folder = rundir::folder();
-    let mut guests = Vec::new();
-    for id in rundir::list(&folder)? {
-        match client::ask(&folder, &id, &Request::Hello) {
-            Ok(Response::Hello { hello, .. }) => guests.push(hello),
-            // It ended between.
-            Ok(_) | Err(AskError::NoGuest(_)) => {}
-            Err(error) => complain(&error),
-        }
-    }
+    let guests = guests()?;
     if json {
         return Ok(serde_json::to_string(&guests)? + "\n");
     }

@@ -75,15 +75,17 @@ pub fn converse(
         id: id.to_owned(),
         source,
     };
-    let mut stream = connect(folder, id, SOCKET)?;
-    let mut line = serde_json::to_vec(request).map_err(|e| connection(e.into()))?;
+    let (mut stream, mut line) = reach(folder, id, request)?;
     line.push(b'\n');
     let patience = match request {
         // How long it takes nobody knows, and that the other side lives the connection shows.
         Request::Snapshot { .. } | Request::Freeze | Request::Reset => None,
-        Request::Hello | Request::Inspect { .. } | Request::Kill { .. } | Request::Template => {
-            Some(PATIENCE)
-        }
+        Request::Hello
+        | Request::Inspect { .. }
+        | Request::Kill { .. }
+        | Request::Template
+        | Request::Clones { .. }
+        | Request::Clone { .. } => Some(PATIENCE),
     };
     let said = stream
         .set_read_timeout(patience)
@@ -95,6 +97,9 @@ pub fn converse(
         let text = heard.line(&stream).map_err(connection)?;
         match serde_json::from_slice(&text) {
             Ok(Response::Progress { progress: far, .. }) => progress(far),
+            Ok(Response::Failed { gone: true, .. }) => {
+                return Err(AskError::NoGuest(id.to_owned()));
+            }
             Ok(Response::Failed { error, .. }) => {
                 return Err(AskError::Refused {
                     id: id.to_owned(),
@@ -110,6 +115,35 @@ pub fn converse(
             }
         }
     }
+}
+
+/// Connects to who answers for guest `id`, and says what he is to be asked: the guest's own socket, or that of the machine
+/// that it shares with others and where it is known by its number.
+fn reach(folder: &Path, id: &str, request: &Request) -> Result<(UnixStream, Vec<u8>), AskError> {
+    let connection = |source: serde_json::Error| AskError::Connection {
+        id: id.to_owned(),
+        source: source.into(),
+    };
+    let (stream, line) = match (connect(folder, id, SOCKET), of_a_process(id)) {
+        (Err(AskError::NoGuest(_)), Some((process, number))) => {
+            let stream = connect(folder, process, SOCKET).map_err(|error| match error {
+                AskError::NoGuest(_) => AskError::NoGuest(id.to_owned()),
+                error => error,
+            })?;
+            let ask = Box::new(request.clone());
+            (stream, serde_json::to_vec(&Request::Clone { number, ask }))
+        }
+        (stream, _) => (stream?, serde_json::to_vec(request)),
+    };
+    Ok((stream, line.map_err(connection)?))
+}
+
+/// The process and the number of a clone without a name, `4711.3`.
+fn of_a_process(id: &str) -> Option<(&str, u32)> {
+    let (process, number) = id.split_once('.')?;
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    (digits(process) && digits(number)).then_some(())?;
+    Some((process, number.parse().ok()?))
 }
 
 /// Connects to a socket in the run directory of guest `id`.

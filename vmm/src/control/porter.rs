@@ -2,8 +2,8 @@
 //!
 //! A process may run a hundred guests, each with a socket, and most are never asked anything: one thread waits at all of them. It
 //! does nothing itself: whoever knocks gets a thread that serves him to the end, so that a guest that takes its time to answer
-//! (a snapshot, a freeze) holds up nobody but those who ask the same guest. At one guest at most one is served at a
-//! time; the others wait at the socket.
+//! (a snapshot, a freeze) holds up nobody but those who ask the same guest. Of those who ask at one socket only so many are served
+//! at a time (one, if the socket is a guest's); the others wait there.
 //!
 //! The thread is started with the first socket, and is there as long as the process.
 
@@ -28,7 +28,7 @@ const KNOCKS: usize = 16;
 /// How long a host that cannot wait, or has no thread or descriptor, is let alone.
 const TROUBLE: Duration = Duration::from_millis(100);
 
-/// A guest's socket. Dropping it hangs up on nobody, but waits until who is served has gone.
+/// A guest's socket, or that of several. Dropping it hangs up on nobody, but waits until who is served has gone.
 #[derive(Debug)]
 pub(super) struct Door {
     number: u64,
@@ -39,15 +39,19 @@ pub(super) struct Door {
 struct Inside {
     listener: UnixListener,
     serve: Serve,
-    visit: Mutex<rank::Visit, Visit>,
+    /// Who is served at a time at most.
+    most: usize,
+    visits: Mutex<rank::Visit, Visits>,
 }
 
 #[derive(Debug, Default)]
-struct Visit {
+struct Visits {
     /// Nobody is let in any more.
     closed: bool,
-    /// Who is served, or was last.
-    thread: Option<JoinHandle<()>>,
+    /// How many are served.
+    served: usize,
+    /// Those who are, and some who were.
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Inside {
@@ -87,18 +91,19 @@ fn porter() -> io::Result<Arc<Porter>> {
 }
 
 impl Door {
-    /// Serves who knocks from now on.
+    /// Serves who knocks from now on, `most` at a time.
     ///
     /// # Errors
     /// The host has no descriptor or thread for it.
-    pub(super) fn open(listener: UnixListener, serve: Serve) -> io::Result<Self> {
+    pub(super) fn open(listener: UnixListener, serve: Serve, most: usize) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let porter = porter()?;
         let number = porter.next.fetch_add(1, Ordering::Relaxed);
         let inside = Arc::new(Inside {
             listener,
             serve,
-            visit: Mutex::default(),
+            most,
+            visits: Mutex::default(),
         });
         porter.doors.lock().insert(number, Arc::clone(&inside));
         let door = Self { number, inside };
@@ -115,14 +120,14 @@ impl Drop for Door {
             // One that could not be added is not there.
             let _ = epoll::delete(&porter.epoll, &self.inside.listener);
         }
-        let mut visit = self.inside.visit.lock();
-        visit.closed = true;
-        let thread = visit.thread.take();
-        drop(visit);
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that answers on the socket failed");
+        let mut visits = self.inside.visits.lock();
+        visits.closed = true;
+        let threads = std::mem::take(&mut visits.threads);
+        drop(visits);
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("the thread that answers on the socket failed");
+            }
         }
     }
 }
@@ -165,24 +170,30 @@ impl Porter {
                 return self.listen(number, inside);
             }
         };
-        let mut now = inside.visit.lock();
-        if now.closed {
+        let mut visits = inside.visits.lock();
+        if visits.closed {
             return;
         }
+        visits.threads.retain(|thread| !thread.is_finished());
         let (porter, visited) = (Arc::clone(self), Arc::clone(inside));
         let thread = Builder::new().name("answer".into()).spawn(move || {
             crate::machine::take_no_signals();
             (visited.serve)(stream);
+            visited.visits.lock().served -= 1;
             porter.listen(number, &visited);
         });
         match thread {
-            Ok(thread) => now.thread = Some(thread),
-            Err(error) => {
-                // Who knocked is hung up on.
-                tracing::warn!(%error, "no thread for who asks on a guest's socket");
-                drop(now);
-                self.listen(number, inside);
+            Ok(thread) => {
+                visits.threads.push(thread);
+                visits.served += 1;
             }
+            // Who knocked is hung up on.
+            Err(error) => tracing::warn!(%error, "no thread for who asks on a guest's socket"),
+        }
+        let more = visits.served < inside.most;
+        drop(visits);
+        if more {
+            self.listen(number, inside);
         }
     }
 

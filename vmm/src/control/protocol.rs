@@ -46,6 +46,19 @@ pub enum Request {
     Template,
     /// Have the guest go back to the template or the snapshot that it was made of.
     Reset,
+    /// Of a machine that clones share: the next of its clones that have no name, and so no socket of their own.
+    Clones {
+        /// Only those with larger numbers.
+        #[serde(default)]
+        after: u32,
+    },
+    /// The same machine is asked something about one of its clones; the answer is that of a guest.
+    Clone {
+        /// Which.
+        number: u32,
+        /// What.
+        ask: Box<Request>,
+    },
 }
 
 fn sigkill() -> i32 {
@@ -91,12 +104,24 @@ pub enum Response {
         /// What.
         frozen: Frozen,
     },
+    /// To [`Request::Clones`].
+    Clones {
+        /// True.
+        ok: bool,
+        /// Some, in the order of their numbers.
+        clones: Vec<Hello>,
+        /// What to ask for the others with: the number of the last; `None` if there are no others.
+        next: Option<u32>,
+    },
     /// To what was not understood or could not be done.
     Failed {
         /// False.
         ok: bool,
         /// Why, in words.
         error: String,
+        /// There is no such clone ([`Request::Clone`]).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        gone: bool,
     },
     /// To [`Request::Kill`] and [`Request::Reset`]. Last: nothing else is left of it.
     Done {
@@ -157,6 +182,9 @@ pub struct Hello {
     /// It is no guest but a pool of machines for copies of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
+    /// It is no guest but a machine that so many clones share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clones: Option<u32>,
 }
 
 /// A pool of machines (`vmm pool`).
@@ -175,6 +203,17 @@ impl Response {
         Self::Failed {
             ok: false,
             error: error.into(),
+            gone: false,
+        }
+    }
+
+    /// The answer to [`Request::Clone`] if there is no such one.
+    #[must_use]
+    pub fn gone() -> Self {
+        Self::Failed {
+            ok: false,
+            error: "there is no such clone here".to_owned(),
+            gone: true,
         }
     }
 }
@@ -214,7 +253,12 @@ mod tests {
             ok: true,
             inspect: Box::new(crate::inspect::tests::example()),
         };
-        for response in [inspect, Response::failed("no")] {
+        let clones = Response::Clones {
+            ok: true,
+            clones: Vec::new(),
+            next: Some(7),
+        };
+        for response in [inspect, clones, Response::failed("no"), Response::gone()] {
             let text = serde_json::to_string(&response).unwrap();
             assert_eq!(serde_json::from_str::<Response>(&text).unwrap(), response);
         }
@@ -224,5 +268,9 @@ mod tests {
     fn question_without_detail_asks_for_all() {
         let request: Request = serde_json::from_str("{\"op\":\"inspect\"}").unwrap();
         assert_eq!(request, Request::Inspect { summary: false });
+        let text = "{\"op\":\"clone\",\"number\":3,\"ask\":{\"op\":\"kill\"}}";
+        let request: Request = serde_json::from_str(text).unwrap();
+        let ask = Box::new(Request::Kill { signal: 9 });
+        assert_eq!(request, Request::Clone { number: 3, ask });
     }
 }

@@ -1,8 +1,8 @@
 //! Answers on a guest's socket. One thread waits at the sockets of all guests of the process (`porter.rs`); a client has
 //! a thread of its own.
 //!
-//! One client at a time; one that says nothing for a few seconds is hung up on, so that the next gets
-//! its turn. A client's thread ends as soon as the machine does, whatever the client does.
+//! At a guest's socket one client at a time, at one that many guests have together a few; one that says nothing for a few
+//! seconds is hung up on, so that the next gets its turn. A client's thread ends as soon as the machine does, whatever the client does.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -16,6 +16,9 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use super::porter::Door;
 use super::protocol::{REQUEST_MAX, Reply, Request, Response};
 use super::rundir::RunDir;
+
+/// Clients that are served at a time where many guests have one socket: what one asks of one guest may take long.
+const SEVERAL: usize = 16;
 
 /// How long a client may keep the others waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,11 +36,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts to answer.
+    /// Starts to answer for one guest.
     ///
     /// # Errors
     /// The host has no socket or thread for it.
     pub fn start(dir: RunDir, answer: Answer) -> io::Result<Self> {
+        Self::start_for(dir, answer, 1)
+    }
+
+    /// Starts to answer for many guests.
+    ///
+    /// # Errors
+    /// The host has no socket or thread for it.
+    pub fn start_for_many(dir: RunDir, answer: Answer) -> io::Result<Self> {
+        Self::start_for(dir, answer, SEVERAL)
+    }
+
+    fn start_for(dir: RunDir, answer: Answer, clients: usize) -> io::Result<Self> {
         let listener = UnixListener::bind(dir.socket())?;
         let (stop, stopped) = UnixStream::pair()?;
         let serve = move |stream| {
@@ -51,7 +66,7 @@ impl Server {
         };
         Ok(Self {
             stop: Some(stop),
-            _door: Door::open(listener, Box::new(serve))?,
+            _door: Door::open(listener, Box::new(serve), clients)?,
             _dir: dir,
         })
     }
@@ -220,6 +235,52 @@ mod tests {
         BufReader::new(client).read_line(&mut line).unwrap();
         assert!(line.contains("late"), "{line}");
         drop(slow);
+    }
+
+    #[test]
+    fn socket_of_many_guests_serves_others_beside_one_that_takes_its_time() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = RunDir::create(&tmp.path().join("vmm"), Called::Name("many")).unwrap();
+        let socket = dir.socket();
+        let (go, wait) = channel::<()>();
+        let wait = std::sync::Mutex::new(wait);
+        let answer: Answer = Arc::new(move |request, _| {
+            if *request == Request::Freeze {
+                wait.lock().unwrap().recv().unwrap();
+            }
+            Response::failed(format!("{request:?}")).into()
+        });
+        let server = Server::start_for_many(dir, answer).unwrap();
+        let ask = |op: &str| {
+            let mut client = UnixStream::connect(&socket).unwrap();
+            writeln!(client, "{{\"op\":\"{op}\"}}").unwrap();
+            client
+        };
+        let heard = |client: UnixStream| {
+            let mut line = String::new();
+            BufReader::new(client).read_line(&mut line).unwrap();
+            line
+        };
+        let slow = ask("freeze");
+        // More than are served at a time, one after the other.
+        for _ in 0..2 * SEVERAL {
+            assert!(heard(ask("hello")).contains("Hello"));
+        }
+        // So many say nothing; the next one is served when one of them has gone.
+        let mut idle: Vec<_> = (1..SEVERAL)
+            .map(|_| UnixStream::connect(&socket).unwrap())
+            .collect();
+        let waits = ask("hello");
+        std::thread::sleep(Duration::from_millis(50));
+        waits.set_nonblocking(true).unwrap();
+        let early = (&waits).read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(early, Err(io::ErrorKind::WouldBlock));
+        waits.set_nonblocking(false).unwrap();
+        idle.pop();
+        assert!(heard(waits).contains("Hello"));
+        go.send(()).unwrap();
+        assert!(heard(slow).contains("Freeze"));
+        drop(server);
     }
 
     #[test]

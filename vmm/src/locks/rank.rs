@@ -63,6 +63,8 @@ ranks! {
     FreeMachines,
     /// Machines that wait for a clone of a template.
     WarmMachines,
+    /// The clones of a machine that they share, as others see them.
+    SharedClones,
     /// A machine that guests share, until its end.
     MachineThreads,
     /// Who gives back memory because it is used up.

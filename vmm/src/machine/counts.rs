@@ -21,6 +21,16 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// Those of a guest in a machine that it shares.
+    pub(super) fn of_one(shared: &Arc<Shared>, vm: &Arc<Vm>, supervisor_tables: u64) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            vm: Arc::clone(vm),
+            supervisor_tables,
+            ioctls_before: 0,
+        }
+    }
+
     /// What has been counted.
     pub(crate) fn report(&self) -> Report {
         let memory = &self.shared.kernel.memory;

@@ -1,4 +1,4 @@
-//! The thread that freezes a guest when the guest asks for it ([`crate::linux::freezes`]): a worker cannot, it
+//! The thread that freezes guests when they ask for it ([`crate::linux::freezes`]): a worker cannot, it
 //! would wait for itself. It sleeps until it is asked, and ends when it is dropped.
 
 use std::io;
@@ -8,48 +8,52 @@ use std::thread::JoinHandle;
 
 use crate::linux::freezes::Freezes;
 
+/// Settles what a guest has asked for.
+pub(super) type Freeze = Arc<dyn Fn() + Send + Sync>;
+
 /// What the thread is told.
 enum Message {
-    Freeze,
+    Freeze(Freeze),
     End,
 }
 
 /// The thread.
 #[derive(Debug)]
-pub(super) struct Freezer {
+pub(crate) struct Freezer {
     sender: Sender<Message>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Freezer {
-    /// Starts it for the guest `name`. `freeze` settles what it was asked for, and is called as often as the guest
-    /// asks.
+    /// Starts it.
     ///
     /// # Errors
     /// The host has no thread for it.
-    pub(super) fn start(
-        freezes: &Arc<Freezes>,
-        name: &str,
-        freeze: Box<dyn Fn() + Send>,
-    ) -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         let (sender, receiver) = channel();
         let thread = std::thread::Builder::new()
             .name("freezer".into())
-            .spawn(move || run(&receiver, &*freeze))?;
-        // What it is asked for is bounded by `freezes`, so what is in the channel is too.
-        let asks = sender.clone();
-        // After its end nobody is left who waits.
-        let ask = Box::new(move || drop(asks.send(Message::Freeze)));
-        freezes.allow(name, ask);
+            .spawn(move || run(&receiver))?;
         Ok(Self {
             sender,
             thread: Some(thread),
         })
     }
+
+    /// Freezes the guest `name` too. `freeze` settles what it was asked for, and is called as often as the guest asks; it
+    /// does not keep the guest, which keeps it.
+    pub(super) fn serve(&self, freezes: &Freezes, name: &str, freeze: Freeze) {
+        // What it is asked for is bounded by `freezes`, so what is in the channel is too.
+        let asks = self.sender.clone();
+        // After its end nobody is left who waits.
+        let ask = Box::new(move || drop(asks.send(Message::Freeze(Arc::clone(&freeze)))));
+        freezes.allow(name, ask);
+    }
 }
 
-fn run(receiver: &Receiver<Message>, freeze: &dyn Fn()) {
-    while let Ok(Message::Freeze) = receiver.recv() {
+fn run(receiver: &Receiver<Message>) {
+    crate::machine::take_no_signals();
+    while let Ok(Message::Freeze(freeze)) = receiver.recv() {
         freeze();
     }
 }
@@ -77,10 +81,11 @@ mod tests {
         let freezes = Arc::new(Freezes::new(WaitKey::Object(1)));
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
-        let freeze = Box::new(move || {
+        let freeze = Arc::new(move || {
             counted.fetch_add(1, Ordering::SeqCst);
         });
-        let freezer = Freezer::start(&freezes, "warm", freeze).unwrap();
+        let freezer = Freezer::start().unwrap();
+        freezer.serve(&freezes, "warm", freeze);
         for _ in 0..3 {
             freezes.ask().unwrap();
         }

@@ -70,6 +70,23 @@ pub(super) struct ReportFile {
 }
 
 impl Inspector {
+    /// Looks at a guest that is called `id`, since it was `started`.
+    pub(super) fn new(counts: Counts, observed: Observed, id: String, started: Instant) -> Self {
+        let Observed {
+            machine,
+            origin,
+            ready,
+            keeps_last: _,
+        } = observed;
+        Self {
+            about: machine.about(id),
+            started,
+            verbs: Verbs::new(&counts.shared.kernel, machine, origin, ready),
+            counts,
+            last: Mutex::default(),
+        }
+    }
+
     fn uptime_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
@@ -84,7 +101,12 @@ impl Inspector {
         collect::collect(&self.counts.shared.kernel, given, detail)
     }
 
-    fn answer(&self, door: &Door, request: &Request, tell: Tell<'_>) -> Reply {
+    /// Makes a template because the guest wants to be one.
+    pub(super) fn freeze_if_wanted(&self) {
+        self.verbs.freeze_if_wanted(&self.about.id);
+    }
+
+    pub(super) fn answer(&self, door: &Door, request: &Request, tell: Tell<'_>) -> Reply {
         let response = match request {
             Request::Hello => Response::Hello {
                 ok: true,
@@ -94,13 +116,14 @@ impl Inspector {
                     uptime_ms: self.uptime_ms(),
                     ready: self.verbs.ready(),
                     pool: None,
+                    clones: None,
                 },
             },
             Request::Kill { signal } => self.verbs.kill(*signal),
             Request::Snapshot { path, base } => self.verbs.snapshot(path, base.as_deref(), tell),
             Request::Freeze => return self.verbs.freeze(&self.about.id, tell),
             Request::Template => return self.verbs.template(),
-            Request::Reset => door.ask(&self.counts.shared.kernel.sched),
+            Request::Reset => door.ask(|| self.counts.shared.kernel.sched.end()),
             Request::Inspect { summary } => {
                 let detail = if *summary {
                     Detail::Summary
@@ -112,6 +135,8 @@ impl Inspector {
                     inspect: Box::new(self.look(detail)),
                 }
             }
+            Request::Clones { .. } => Response::failed("this is no machine that clones share"),
+            Request::Clone { .. } => Response::gone(),
         };
         response.into()
     }
@@ -178,31 +203,12 @@ impl Machine {
     }
 
     fn inspect(&self, observed: Observed, id: String) -> Arc<Inspector> {
-        let Observed {
-            machine,
-            origin,
-            ready,
-            keeps_last,
-        } = observed;
-        if let Some(Ready::Line(line)) = ready.clone() {
+        let keeps_last = observed.keeps_last;
+        if let Some(Ready::Line(line)) = observed.ready.clone() {
             let printed = Box::new(move |bytes: &[u8]| line.feed(bytes));
             let _first = self.shared.kernel.printed.set(printed);
         }
-        let words = machine.command.iter();
-        let inspector = Arc::new(Inspector {
-            counts: self.counts(),
-            about: About {
-                id,
-                pid: std::process::id(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                command: words
-                    .map(|word| String::from_utf8_lossy(word).into_owned())
-                    .collect(),
-            },
-            started: Instant::now(),
-            verbs: Verbs::new(&self.shared.kernel, machine, origin, ready),
-            last: Mutex::default(),
-        });
+        let inspector = Arc::new(Inspector::new(self.counts(), observed, id, Instant::now()));
         if keeps_last {
             // Weak: the kernel is part of what the inspector looks at.
             let weak = Arc::downgrade(&inspector);
@@ -219,10 +225,17 @@ impl Machine {
     /// Lets a guest with a name freeze itself.
     fn freeze_for(&mut self, seen: &Seen) {
         let Some(name) = &seen.name else { return };
-        let asked = seen.now();
-        let freeze = Box::new(move || asked.verbs.freeze_if_wanted(&asked.about.id));
-        match Freezer::start(&self.shared.kernel.freezes, name, freeze) {
-            Ok(freezer) => self.freezer = Some(freezer),
+        let asked = Arc::downgrade(&seen.now());
+        let freeze = Arc::new(move || {
+            if let Some(asked) = asked.upgrade() {
+                asked.freeze_if_wanted();
+            }
+        });
+        match Freezer::start() {
+            Ok(freezer) => {
+                freezer.serve(&self.shared.kernel.freezes, name, freeze);
+                self.freezer = Some(freezer);
+            }
             Err(error) => tracing::warn!(%error, "the guest cannot freeze itself"),
         }
     }

@@ -16,7 +16,7 @@ pub mod builder;
 mod counts;
 mod crew;
 pub mod fpu;
-mod freezer;
+pub(crate) mod freezer;
 pub mod guests;
 pub mod hardware;
 pub mod host_io;
@@ -160,6 +160,18 @@ pub(crate) enum After {
     Keep,
 }
 
+impl End {
+    /// Exit status: the program's, 128 + the signal that ended it, 124 when time was up, 125 when the machine failed.
+    #[must_use]
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Program(status) => exit_status(status),
+            Self::TimedOut => STATUS_TIMEOUT,
+            Self::Failed => STATUS_FAILURE,
+        }
+    }
+}
+
 /// How a machine ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -170,14 +182,10 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Exit status: the program's, 128 + the signal that ended it, or 124 when time was up.
+    /// The exit status ([`End::status`]).
     #[must_use]
     pub fn status(&self) -> u8 {
-        match self.end {
-            End::Program(status) => exit_status(status),
-            End::TimedOut => STATUS_TIMEOUT,
-            End::Failed => STATUS_FAILURE,
-        }
+        self.end.status()
     }
 }
 

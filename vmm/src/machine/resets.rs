@@ -15,7 +15,6 @@ use super::verbs::chain;
 use super::{After, Bare, Ended, RunError};
 use crate::control::protocol::Response;
 use crate::linux::kernel::Kernel;
-use crate::linux::sched::Sched;
 use crate::locks::{WaitMutex, rank};
 
 /// Where a guest is asked to go back.
@@ -33,7 +32,7 @@ struct State {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// It was made of a program.
     #[default]
     Never,
@@ -46,20 +45,31 @@ enum Stage {
 }
 
 impl Door {
-    /// Has a guest go back; waits until it has. At most one asks at a time: the socket's thread.
-    pub(super) fn ask(&self, sched: &Sched) -> Response {
+    /// Where one that was made of a template is asked.
+    pub(super) fn open() -> Self {
+        let door = Self::default();
+        door.state.lock().stage = Stage::Open;
+        door
+    }
+
+    /// Has a guest go back; waits until it has. One asks at a time: whoever asks until he has heard is refused.
+    /// `end` ends the guest that is there then.
+    pub(super) fn ask(&self, end: impl FnOnce()) -> Response {
         let mut state = self.state.lock();
         match state.stage {
-            Stage::Open => state.stage = Stage::Asked,
+            Stage::Open if state.answer.is_none() => state.stage = Stage::Asked,
+            Stage::Open | Stage::Asked => {
+                return Response::failed("somebody else has it go back just now");
+            }
             Stage::Never => {
                 return Response::failed(
                     "it was not made of a template or a snapshot that it could go back to",
                 );
             }
-            Stage::Asked | Stage::Over => return Response::failed("the guest has ended"),
+            Stage::Over => return Response::failed("the guest has ended"),
         }
         drop(state);
-        sched.end();
+        end();
         let mut state = self.state.lock();
         loop {
             match state.answer.take() {
@@ -71,7 +81,7 @@ impl Door {
     }
 
     /// The guest has ended: whether because somebody has asked. If not, nobody can any more.
-    fn was_asked(&self) -> bool {
+    pub(super) fn was_asked(&self) -> bool {
         let mut state = self.state.lock();
         let asked = state.stage == Stage::Asked;
         if !asked {
@@ -81,7 +91,7 @@ impl Door {
     }
 
     /// Answers who asks, if somebody does.
-    fn tell(&self, stage: Stage, answer: impl FnOnce() -> Result<(), String>) {
+    pub(super) fn tell(&self, stage: Stage, answer: impl FnOnce() -> Result<(), String>) {
         let mut state = self.state.lock();
         if state.stage == Stage::Asked {
             state.answer = Some(answer());
@@ -207,6 +217,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linux::sched::Sched;
 
     fn failed(response: &Response) -> bool {
         matches!(response, Response::Failed { .. })
@@ -215,11 +226,11 @@ mod tests {
     #[test]
     fn guest_of_a_program_and_one_that_has_ended_are_refused() {
         let (door, sched) = (Door::default(), Sched::default());
-        assert!(failed(&door.ask(&sched)));
+        assert!(failed(&door.ask(|| sched.end())));
         assert!(!sched.has_ended());
         door.tell(Stage::Open, || Ok(()));
         assert!(!door.was_asked());
-        assert!(failed(&door.ask(&sched)));
+        assert!(failed(&door.ask(|| sched.end())));
         assert!(!sched.has_ended());
     }
 
@@ -230,13 +241,13 @@ mod tests {
             door.tell(Stage::Open, || Ok(()));
             let (asked, ends) = (Arc::clone(&door), Arc::new(Sched::default()));
             let end = Arc::clone(&ends);
-            let asks = std::thread::spawn(move || asked.ask(&end));
+            let asks = std::thread::spawn(move || asked.ask(|| end.end()));
             ends.wait_for_end();
             assert!(door.was_asked());
             let told = answer.clone();
             door.tell(Stage::Over, || told);
             assert_eq!(failed(&asks.join().expect("no panic")), answer.is_err());
         }
-        assert!(failed(&door.ask(&sched)));
+        assert!(failed(&door.ask(|| sched.end())));
     }
 }

@@ -14,7 +14,7 @@
 //! * workers, in turn ([`crate::linux::sched::roster`]);
 //! * the vDSO's page, which has no clock: programs make the call.
 //!
-//! An ended tenant gives back all it had of the machine when it is waited for or dropped.
+//! An ended tenant gives back all it had of the machine when it is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,9 +28,8 @@ use super::restored::load;
 use super::stats::Counters;
 use super::strace::Strace;
 use super::worker::{Limit, Shared};
-use super::{
-    After, HostSide, ProcessSignals, RunError, STATUS_FAILURE, STATUS_TIMEOUT, Wanted, exit_status,
-};
+use super::{After, Counts, End, HostSide, ProcessSignals, RunError, Wanted};
+use crate::hv::kvm::vm::Vm;
 use crate::linux::events::Events;
 use crate::linux::kernel::Kernel;
 use crate::linux::sched::Sched;
@@ -49,6 +48,7 @@ pub struct SharedMachine {
     machine: Mutex<rank::MachineThreads, Option<Machine>>,
     guests: Arc<Guests>,
     seed: Arc<Shared>,
+    vm: Arc<Vm>,
     supervisor_tables: u64,
     seeds: Seeds,
     records: Records,
@@ -66,7 +66,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PACE: u64 = 32;
 
 /// A guest to be.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Wish {
     /// Which one it is.
     pub identity: Identity,
@@ -121,6 +121,7 @@ impl SharedMachine {
             strace: wanted.strace,
             made: AtomicU64::new(0),
             guests: Arc::clone(&machine.bare.guests),
+            vm: Arc::clone(&machine.bare.hardware.vm),
             supervisor_tables: machine.bare.supervisor_tables(),
             seed,
             machine: Mutex::new(Some(machine)),
@@ -136,6 +137,15 @@ impl SharedMachine {
     /// # Errors
     /// There is no memory for it, or a file is not what it was.
     pub fn fork(self: &Arc<Self>, wish: Wish) -> Result<Tenant, RunError> {
+        Ok(self.fork_seen(wish, |_| ())?.0)
+    }
+
+    /// The same, with a look at the guest before it runs: it cannot have ended yet, nor asked for anything.
+    pub(crate) fn fork_seen<R>(
+        self: &Arc<Self>,
+        wish: Wish,
+        look: impl FnOnce(&Arc<Shared>) -> R,
+    ) -> Result<(Tenant, R), RunError> {
         let seed = self.seed();
         let sched = Arc::new(Sched::new(seed.sched.roster()));
         // Until the machine knows it.
@@ -166,10 +176,11 @@ impl SharedMachine {
         if let Some(timeout) = wish.timeout {
             guest.end_after(timeout);
         }
+        let seen = look(&guest);
         self.guests.add(&guest);
         sched.go_on();
         let machine = Arc::clone(self);
-        Ok(Tenant { machine, guest })
+        Ok((Tenant { machine, guest }, seen))
     }
 
     /// A fork gives the seed another root too, and the old one comes back with its flush. On hosts where some virtual
@@ -178,6 +189,11 @@ impl SharedMachine {
         if self.made.fetch_add(1, Ordering::Relaxed) % PACE == PACE - 1 {
             self.seed().memory.finish_flushes();
         }
+    }
+
+    /// What one of its guests has counted; ioctls and memory are the machine's.
+    pub(crate) fn counts(&self, guest: &Arc<Shared>) -> Counts {
+        Counts::of_one(guest, &self.vm, self.supervisor_tables)
     }
 
     /// What the machine's memory is used for, that of the seed included.
@@ -228,17 +244,21 @@ impl Tenant {
         self.kernel().sched.has_ended()
     }
 
-    /// Waits for its end, and gives back what it had. The exit status: the program's, 128 + the signal that ended it, 124 when
-    /// its time was up, 125 when the machine failed.
+    /// What it and its machine have counted.
+    pub(crate) fn counts(&self) -> Counts {
+        self.machine.counts(&self.guest)
+    }
+
+    /// Waits for its end, and says what it was.
     #[must_use]
-    pub fn wait(self) -> u8 {
+    pub fn wait(&self) -> End {
         let kernel = self.kernel();
         kernel.sched.wait_for_end();
         let status = kernel.state().main_status;
         match status {
-            Some(status) => exit_status(status),
-            None if self.guest.limit.has_passed() => STATUS_TIMEOUT,
-            None => STATUS_FAILURE,
+            Some(status) => End::Program(status),
+            None if self.guest.limit.has_passed() => End::TimedOut,
+            None => End::Failed,
         }
     }
 }
@@ -261,5 +281,6 @@ impl Drop for Tenant {
     }
 }
 
+pub(crate) mod registry;
 #[cfg(test)]
 mod tests;

@@ -10,10 +10,11 @@ use super::image::{ImageWriter, SaveError};
 use super::read::{ReadError, Snapshot};
 use super::records::{Records, Refused, save};
 use super::write::{Base, WriteError, Writer, Written};
+use crate::inspect::About;
 use crate::linux::kernel::Kernel;
 
 /// What kind of machine a guest was in, and what it is called: for people, and to make another one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineData {
     /// The VMM that wrote it.
     pub version: String,
@@ -27,6 +28,22 @@ pub struct MachineData {
     pub overcommit: bool,
     /// Bytes of private memory that one process may ask for.
     pub process_memory: Option<u64>,
+}
+
+impl MachineData {
+    /// The guest as others see it, called `id`, in this process.
+    #[must_use]
+    pub fn about(&self, id: String) -> About {
+        let words = self.command.iter();
+        About {
+            id,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            command: words
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect(),
+        }
+    }
 }
 
 /// Why a guest was not saved. It goes on as before, and what was there before is as it was.

@@ -30,7 +30,6 @@ use crate::cli::{STATUS_FAILURE, complain, say};
 use crate::control::protocol::{Frozen, Hello, PROTOCOL, Reply, Request, Response};
 use crate::control::rundir::{self, Called, RunDir, RunDirError};
 use crate::control::server::{Answer, Server};
-use crate::inspect::About;
 use crate::locks::{Mutex, rank};
 use crate::machine::RunError;
 
@@ -263,23 +262,17 @@ impl Pool {
         let open = self.open.lock();
         let stock = open.as_ref().map(|open| Arc::clone(&open.stock));
         drop(open);
-        let words = stock.iter().flat_map(|stock| &stock.data().command);
+        let data = stock.as_ref().map(|stock| stock.data().clone());
         Hello {
             protocol: PROTOCOL,
-            guest: About {
-                id: self.name.clone(),
-                pid: std::process::id(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                command: words
-                    .map(|word| String::from_utf8_lossy(word).into_owned())
-                    .collect(),
-            },
+            guest: data.unwrap_or_default().about(self.name.clone()),
             uptime_ms: self.since.elapsed().as_millis() as u64,
             ready: Some(stock.is_some()),
             pool: Some(crate::control::protocol::Pool {
                 machines: stock.map_or(0, |stock| stock.waiting() as u32),
                 copies: self.copies(),
             }),
+            clones: None,
         }
     }
 
@@ -311,10 +304,12 @@ impl Pool {
             Request::Inspect { .. }
             | Request::Snapshot { .. }
             | Request::Freeze
-            | Request::Reset => Response::failed(
+            | Request::Reset
+            | Request::Clones { .. } => Response::failed(
                 "this is a pool, not a guest: vmm fork starts copies, and vmm ps lists them",
             )
             .into(),
+            Request::Clone { .. } => Response::gone().into(),
         }
     }
 }

@@ -1,18 +1,30 @@
 //! `vmm fork --isolation process`: all copies in one machine, in this process.
+//!
+//! One thread, this one, makes the copies, hears of their ends and takes them out. Others are told of a copy by the
+//! [`Registry`]: at the socket of this process by its number, or, if it has a name, at one of its own.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
+use super::worker::more_descriptors;
 use super::{ForkArgs, ForkError, numbered, opened, start};
+use crate::cli::{STATUS_FAILURE, say};
 use crate::config::{Commit, ForkMode, PageFileConfig};
+use crate::control::rundir::{self, Called, RunDir};
+use crate::control::server::Server;
 use crate::linux::stdio::{Ends, HostEnd, copy};
+use crate::machine::freezer::Freezer;
 use crate::machine::hardware::MAX_MEMORY;
+use crate::machine::shared::registry::Registry;
 use crate::machine::shared::{SharedMachine, Tenant, Wish};
-use crate::machine::{RunError, Wanted};
+use crate::machine::verbs::chain;
+use crate::machine::worker::Shared;
+use crate::machine::{RunError, Wanted, run_dir};
 use crate::snapshot::guest::{MachineData, OpenError, open_guest};
 use crate::snapshot::image::Image;
 use crate::snapshot::read::ReadError;
@@ -38,50 +50,202 @@ impl From<ReadError> for TogetherError {
 
 /// Runs the copies to their end: 0, or the status of the first that did not end with it.
 pub(super) fn run(args: &ForkArgs, template: File) -> Result<u8, ForkError> {
-    let machine = machine(args, template)?;
-    let shared = Streams::new()?;
+    if args.name.is_some() {
+        more_descriptors();
+    }
+    let mut copies = Copies::new(args, template)?;
     let most = args.jobs.unwrap_or(args.count) as usize;
-    let mut copies = Copies::default();
     for number in 1..=args.count {
+        copies.see_to_ended();
         while copies.running.len() >= most {
             copies.wait_for_one();
         }
-        let wish = wish(args, number, &shared)?;
-        let made = machine.fork(wish).map_err(TogetherError::from)?;
-        copies.running.push_back(made);
+        copies.start(number)?;
     }
     while !copies.running.is_empty() {
         copies.wait_for_one();
     }
-    Ok(copies.status)
+    Ok(copies.failed.map_or(0, |(_, status)| status))
 }
 
-/// The copies that were started. They are ended with this process, or if not all could be started.
-#[derive(Default)]
-struct Copies {
-    running: VecDeque<Tenant>,
-    /// That of the first that did not end with 0.
-    status: u8,
+/// The copies. They are ended with this process, or if not all could be started.
+struct Copies<'a> {
+    args: &'a ForkArgs,
+    streams: Streams,
+    /// Told the number of one that has ended, perhaps more than once.
+    ends: Sender<u32>,
+    ended: Receiver<u32>,
+    /// That of all. Dropped before what it answers for.
+    _socket: Option<Server>,
+    freezer: Option<Freezer>,
+    running: BTreeMap<u32, Copy>,
+    registry: Arc<Registry>,
+    machine: Arc<SharedMachine>,
+    /// The first that did not end with 0, and its status.
+    failed: Option<(u32, u8)>,
 }
 
-impl Copies {
-    /// Waits for the one that was started first of those that run.
-    fn wait_for_one(&mut self) {
-        if let Some(first) = self.running.pop_front() {
-            let status = first.wait();
-            if self.status == 0 {
-                self.status = status;
+/// One that runs.
+struct Copy {
+    tenant: Tenant,
+    /// Its descriptors 0 to 2: one that goes back gets them again.
+    ends: Ends,
+    /// Its own, if it has a name.
+    socket: Option<Box<Server>>,
+}
+
+impl<'a> Copies<'a> {
+    fn new(args: &'a ForkArgs, template: File) -> Result<Self, ForkError> {
+        let snapshot = Arc::new(opened(template).map_err(TogetherError::from)?);
+        let (data, records) = open_guest(&snapshot).map_err(TogetherError::from)?;
+        let wanted = wanted(args, &data, &records);
+        let image = Image::read(&snapshot).map_err(|error| RunError::Image(error.into()));
+        let image = Arc::new(image.map_err(TogetherError::from)?);
+        let machine =
+            SharedMachine::start(&wanted, &image, records).map_err(TogetherError::from)?;
+        let registry = Registry::new(&machine, data, &snapshot);
+        let dir = run_dir(Called::Process).map_err(TogetherError::from)?;
+        let socket = dir.and_then(|dir| {
+            let served = Server::start_for_many(dir, registry.answers());
+            served
+                .inspect_err(|error| tracing::warn!(%error, "vmm ps will not find these clones"))
+                .ok()
+        });
+        let freezer = args.name.as_ref().map(|_| Freezer::start());
+        let (ends, ended) = channel();
+        Ok(Self {
+            args,
+            streams: Streams::new()?,
+            ends,
+            ended,
+            _socket: socket,
+            freezer: freezer.transpose().map_err(start)?,
+            running: BTreeMap::new(),
+            registry,
+            machine,
+            failed: None,
+        })
+    }
+
+    fn name(&self, number: u32) -> Option<String> {
+        let name = self.args.name.as_ref()?;
+        Some(format!("{name}-{number}"))
+    }
+
+    /// Starts a copy.
+    fn start(&mut self, number: u32) -> Result<(), ForkError> {
+        let ends = ends(self.args, number, &self.streams)?;
+        let socket = match self.name(number) {
+            Some(name) => {
+                // Taken before it runs, asked when it does.
+                let dir = RunDir::create(&rundir::folder(), Called::Name(&name))?;
+                let answer = self.registry.answers_for(number);
+                Some(Box::new(Server::start(dir, answer).map_err(start)?))
             }
+            None => None,
+        };
+        let tenant = self.fork(number, &ends, Registry::enter);
+        let tenant = tenant.map_err(TogetherError::from)?;
+        let copy = Copy {
+            tenant,
+            ends,
+            socket,
+        };
+        self.running.insert(number, copy);
+        Ok(())
+    }
+
+    /// Makes a guest, and has `known` tell others of it.
+    fn fork(
+        &self,
+        number: u32,
+        ends: &Ends,
+        known: fn(&Arc<Registry>, u32, &Arc<Shared>, Option<(&str, &Freezer)>),
+    ) -> Result<Tenant, RunError> {
+        let wish = wish(self.args, number, ends.clone());
+        let name = self.name(number);
+        let made = self.machine.fork_seen(wish, |guest| {
+            let ends = self.ends.clone();
+            // Nobody hears when nobody is left who could see to it.
+            let told = Box::new(move || _ = ends.send(number));
+            guest.kernel.sched.at_end(told);
+            let named = name.as_deref().zip(self.freezer.as_ref());
+            known(&self.registry, number, guest, named);
+        });
+        Ok(made?.0)
+    }
+
+    /// Sees to those that have ended so far.
+    fn see_to_ended(&mut self) {
+        while let Ok(number) = self.ended.try_recv() {
+            self.settle(number);
+        }
+    }
+
+    /// Waits until one has ended, or goes back.
+    fn wait_for_one(&mut self) {
+        // This one has a sender too.
+        if let Ok(number) = self.ended.recv() {
+            self.settle(number);
+        }
+    }
+
+    /// Takes out a copy that has ended, and makes it again if that is what it was ended for.
+    fn settle(&mut self, number: u32) {
+        let ended = |copy: &Copy| copy.tenant.has_ended();
+        if !self.running.get(&number).is_some_and(ended) {
+            return;
+        }
+        let asked = self.registry.was_asked(number);
+        let Some(copy) = self.running.remove(&number) else {
+            return;
+        };
+        if !asked {
+            self.registry.leave(number);
+            drop(copy.socket);
+            self.note(number, copy.tenant.wait().status());
+            return;
+        }
+        let Copy {
+            tenant,
+            ends,
+            socket,
+        } = copy;
+        // Two do not read one input.
+        drop(tenant);
+        match self.fork(number, &ends, Registry::again) {
+            Ok(tenant) => {
+                let copy = Copy {
+                    tenant,
+                    ends,
+                    socket,
+                };
+                self.running.insert(number, copy);
+                self.registry.is_back(number, Ok(()));
+            }
+            Err(error) => {
+                let why = chain(&error);
+                say(&format!("vmm: {why}\n"));
+                let why = format!("it cannot be made again, and has ended: {why}");
+                self.registry.is_back(number, Err(why));
+                self.registry.leave(number);
+                self.note(number, STATUS_FAILURE);
+            }
+        }
+    }
+
+    fn note(&mut self, number: u32, status: u8) {
+        if status != 0 && self.failed.is_none_or(|(first, _)| number < first) {
+            self.failed = Some((number, status));
         }
     }
 }
 
-fn machine(args: &ForkArgs, template: File) -> Result<Arc<SharedMachine>, TogetherError> {
-    let snapshot = Arc::new(opened(template)?);
-    let (data, records) = open_guest(&snapshot)?;
-    let wanted = wanted(args, &data, &records);
-    let image = Arc::new(Image::read(&snapshot).map_err(|error| RunError::Image(error.into()))?);
-    Ok(SharedMachine::start(&wanted, &image, records)?)
+impl Drop for Copies<'_> {
+    fn drop(&mut self) {
+        // Sockets wait for those who ask, and they for clones that nobody sees to any more.
+        self.registry.close();
+    }
 }
 
 fn wanted(args: &ForkArgs, data: &MachineData, records: &Records) -> Wanted {
@@ -141,7 +305,8 @@ fn own(fd: BorrowedFd<'_>) -> Result<Option<Arc<HostEnd>>, ForkError> {
     copy(fd).map_err(start)?.map(end).transpose()
 }
 
-fn wish(args: &ForkArgs, number: u32, shared: &Streams) -> Result<Wish, ForkError> {
+/// Descriptors 0 to 2 of a copy.
+fn ends(args: &ForkArgs, number: u32, shared: &Streams) -> Result<Ends, ForkError> {
     let opened = |pattern: &String, open: fn(&PathBuf) -> io::Result<File>| {
         let path = PathBuf::from(numbered(pattern, number));
         match open(&path) {
@@ -157,8 +322,12 @@ fn wish(args: &ForkArgs, number: u32, shared: &Streams) -> Result<Wish, ForkErro
         Some(pattern) => Some(opened(pattern, |path| File::create(path))?),
         None => shared.stdout.clone(),
     };
+    Ok(Ends([Some(stdin), stdout, shared.stderr.clone()]))
+}
+
+fn wish(args: &ForkArgs, number: u32, ends: Ends) -> Wish {
     let settings = args.env.iter().map(|text| numbered(text, number).into());
-    Ok(Wish {
+    Wish {
         identity: Identity {
             role: Role::Clone {
                 number,
@@ -167,9 +336,9 @@ fn wish(args: &ForkArgs, number: u32, shared: &Streams) -> Result<Wish, ForkErro
             },
             settings: settings.collect(),
         },
-        ends: Ends([Some(stdin), stdout, shared.stderr.clone()]),
+        ends,
         timeout: args.timeout,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -119,7 +119,11 @@ fn tenants_do_what_is_theirs() {
     std::fs::write(host.path().join("go"), b"").expect("a file");
     let mut seen = std::collections::BTreeSet::new();
     for (number, tenant) in (1..).zip(tenants) {
-        assert_eq!(u32::from(tenant.wait()), number % 3, "number {number}");
+        assert_eq!(
+            u32::from(tenant.wait().status()),
+            number % 3,
+            "number {number}"
+        );
         let out = std::fs::read_to_string(host.path().join(format!("out.{number}")));
         let out = out.expect("what it wrote");
         let lines: Vec<&str> = out.lines().collect();
@@ -177,7 +181,7 @@ fn ended_tenants_give_everything_back() {
         for number in from..to {
             let tenant = machine.fork(wish(number, &ends)).expect("a tenant");
             match number % 2 {
-                0 => assert_eq!(tenant.wait(), 5, "number {number}"),
+                0 => assert_eq!(tenant.wait().status(), 5, "number {number}"),
                 // While it is wherever it is.
                 _ => drop(tenant),
             }
@@ -209,6 +213,9 @@ fn who_takes_all_memory_is_who_ends() {
     let fork = |n| machine.fork(wish(n, &ends)).expect("a tenant");
     let tenants: Vec<Tenant> = (1..=4).map(fork).collect();
     std::fs::write(host.path().join("go"), b"").expect("a file");
-    let ended: Vec<u8> = tenants.into_iter().map(|tenant| tenant.wait()).collect();
+    let ended: Vec<u8> = tenants
+        .into_iter()
+        .map(|tenant| tenant.wait().status())
+        .collect();
     assert_eq!(ended, [137, 7, 7, 7]);
 }
