@@ -8,6 +8,8 @@ use tests::process::{self, Limits, Output};
 
 use super::snapshot::ONLY_VMM;
 
+pub(crate) const ASK_POOL: &str = include_str!("../../../examples/ask_pool.py");
+
 const FILES: [(&str, &str); 4] = [
     ("evaluate", include_str!("../../../examples/evaluate")),
     ("evaluate.py", include_str!("../../../examples/evaluate.py")),

@@ -55,10 +55,10 @@ pub(super) fn run(args: &ForkArgs) -> Result<u8, ForkError> {
 
 fn lot(args: &ForkArgs) -> Lot {
     Lot {
-        template: args.guest.clone(),
+        template: Some(args.guest.clone()),
         of: args.count,
         cpus: args.cpus,
-        timeout: args.timeout,
+        timeout_ms: args.timeout.map(|time| time.as_millis() as u64),
     }
 }
 
@@ -97,10 +97,10 @@ fn ends(files: [Option<&File>; 3], is_worker: bool) -> [(End, Option<BorrowedFd<
     ];
     let is_open = |fd: &BorrowedFd<'_>| rustix::io::fcntl_getfd(fd).is_ok();
     std::array::from_fn(|n| match (files[n], own[n].filter(is_open)) {
-        (Some(file), _) => (End::Comes, Some(file.as_fd())),
+        (Some(file), _) => (End::Given, Some(file.as_fd())),
         (None, None) => (End::Nothing, None),
         (None, Some(_)) if is_worker => (End::Own, None),
-        (None, Some(own)) => (End::Comes, Some(own)),
+        (None, Some(own)) => (End::Given, Some(own)),
     })
 }
 
@@ -247,7 +247,7 @@ impl Fleet<'_> {
         let one = One {
             number,
             name: args.name.as_ref().map(|name| format!("{name}-{number}")),
-            settings: settings.collect(),
+            env: settings.collect(),
             stdio: ends.map(|(end, _)| end),
         };
         let with: Vec<_> = ends.into_iter().filter_map(|(_, fd)| fd).collect();
@@ -295,8 +295,8 @@ impl Fleet<'_> {
                 say(&format!("vmm: {why}\n"));
                 self.ended(number, STATUS_FAILURE);
             }
-            // Said before the first order.
-            News::Room(_) => {}
+            // Said before the first order; said of what is none.
+            News::Room(_) | News::Error(_) => {}
         }
     }
 

@@ -32,6 +32,7 @@ use crate::control::rundir::{self, Called, RunDir, RunDirError};
 use crate::control::server::{Answer, Server};
 use crate::locks::{Mutex, rank};
 use crate::machine::RunError;
+use crate::machine::verbs::chain;
 
 /// How long clones may take to end with the pool.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -183,11 +184,17 @@ fn converse(
     numbers: &Arc<Numbers>,
 ) -> Result<(), TalkError> {
     let line = Line::over(stream);
-    let Some((Order::Serve(lot), _)) = line.hear().map_err(TalkError::Line)? else {
-        return Err(TalkError::Order);
+    let lot = match line.hear().map_err(TalkError::Line) {
+        Ok(Some((Order::Serve(lot), _))) if lot.has_good_name() => Ok(lot),
+        Ok(Some((Order::Serve(_), _))) => Err(TalkError::Template),
+        Ok(Some((Order::Start(_), _))) => Err(TalkError::Order),
+        Ok(None) => return Ok(()),
+        Err(error) => Err(error),
     };
-    let talk = Talk::new(line, lot, stock, numbers)?;
+    let mut lot = lot.inspect_err(|error| _ = line.say(&News::Error(chain(error)), &[]))?;
+    lot.template.get_or_insert_with(|| pool.name.clone());
     let room = u32::from(MOST_IN_A_PROCESS).saturating_sub(pool.copies());
+    let talk = Talk::new(line, lot, stock, (numbers, room as usize))?;
     talk.tell(&News::Room(room));
     pool.joins(&talk);
     talk.listen()

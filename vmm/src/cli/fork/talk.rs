@@ -16,6 +16,7 @@ use std::thread::Builder;
 use super::stock::Stock;
 use super::wire::{End, Line, Lot, News, One, Order};
 use crate::cli::STATUS_FAILURE;
+use crate::cli::restore::setting;
 use crate::control::rundir::Called;
 use crate::linux::sched::Sched;
 use crate::linux::stdio::{Given, copy};
@@ -37,10 +38,12 @@ pub(super) enum Numbers {
 /// Why a conversation ends.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TalkError {
-    #[error("only vmm fork starts this")]
+    #[error("no order is understood")]
     Line(#[source] io::Error),
-    #[error("vmm fork says something else than is expected")]
+    #[error("another order is expected: one `serve`, then any number of `start`")]
     Order,
+    #[error("the template's name is not one word")]
+    Template,
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
 }
@@ -59,6 +62,8 @@ pub(super) struct Talk {
     lot: Lot,
     stock: Arc<Stock>,
     numbers: Arc<Numbers>,
+    /// Clones at once.
+    room: usize,
     /// Held while something is said.
     voice: Mutex<rank::CloneNews, ()>,
     running: Mutex<rank::RunningClones, Running>,
@@ -82,7 +87,7 @@ struct Ordered {
 }
 
 impl Talk {
-    /// Begins it.
+    /// Begins it. At most `room` clones run at once.
     ///
     /// # Errors
     /// The host has no thread to hear of ends.
@@ -90,7 +95,7 @@ impl Talk {
         line: Line,
         lot: Lot,
         stock: &Arc<Stock>,
-        numbers: &Arc<Numbers>,
+        (numbers, room): (&Arc<Numbers>, usize),
     ) -> Result<Arc<Self>, TalkError> {
         let (ends, ended) = channel();
         let talk = Arc::new(Self {
@@ -98,6 +103,7 @@ impl Talk {
             lot,
             stock: Arc::clone(stock),
             numbers: Arc::clone(numbers),
+            room,
             voice: Mutex::default(),
             running: Mutex::default(),
             waits: Mutex::default(),
@@ -121,6 +127,9 @@ impl Talk {
                 Err(error) => break Err(TalkError::Line(error)),
             }
         };
+        if let Err(error) = &heard {
+            self.tell(&News::Error(chain(error)));
+        }
         self.end();
         heard
     }
@@ -149,6 +158,9 @@ impl Talk {
     /// Starts a clone, and says what comes of it.
     fn start(self: &Arc<Self>, one: One, with: Vec<OwnedFd>) {
         let number = one.number;
+        if let Err(why) = self.may_start(&one) {
+            return self.tell(&News::Failed { number, why });
+        }
         let end = Ending {
             talk: Arc::clone(self),
             number,
@@ -171,6 +183,25 @@ impl Talk {
         self.set_off((revived, closing), order, Some(&told));
     }
 
+    /// Whether a clone can be what was ordered.
+    fn may_start(&self, one: &One) -> Result<(), String> {
+        let running = self.running.lock();
+        if running.clones.contains_key(&one.number) {
+            return Err(format!("clone {} runs", one.number));
+        }
+        if running.clones.len() >= self.room {
+            return Err(format!(
+                "{} clones run: there is room for no more",
+                self.room
+            ));
+        }
+        drop(running);
+        for text in &one.env {
+            setting(text).map_err(|why| format!("{text:?}: {why}"))?;
+        }
+        Ok(())
+    }
+
     /// Lets a clone run. Its end will be heard of.
     fn set_off(
         self: &Arc<Self>,
@@ -180,7 +211,7 @@ impl Talk {
     ) {
         let number = order.one.number;
         let sched = Arc::clone(&revived.machine.kernel().sched);
-        let (run, ahead) = match revived.set_off(self.lot.timeout, closing) {
+        let (run, ahead) = match revived.set_off(self.lot.timeout(), closing) {
             Ok(runs) => runs,
             Err(error) => return order.ending.fails(&error),
         };
@@ -251,12 +282,12 @@ impl Talk {
         left: Option<Bare>,
     ) -> Result<(Revived, Observed), RunError> {
         let stdio = given(one, with).map_err(RunError::Stdio)?;
-        let settings = one.settings.iter().map(|text| text.clone().into());
+        let settings = one.env.iter().map(|text| text.clone().into());
         let identity = Identity {
             role: Role::Clone {
                 number: one.number,
                 of: self.lot.of,
-                template: self.lot.template.clone(),
+                template: self.lot.template.clone().unwrap_or_else(|| "-".to_owned()),
             },
             settings: settings.collect(),
         };
@@ -296,18 +327,24 @@ fn given(one: &One, with: &[OwnedFd]) -> io::Result<Given> {
     ];
     for ((end, own), given) in one.stdio.iter().zip(own).zip(&mut given) {
         *given = match end {
-            End::Comes => match with.next() {
+            End::Given => match with.next() {
                 Some(fd) => Some(rustix::io::fcntl_dupfd_cloexec(fd, 3)?),
-                None => return Err(io::ErrorKind::InvalidData.into()),
+                None => return Err(io::Error::other("fewer came than were said to be given")),
             },
             End::Own => copy(own.as_fd())?,
+            End::Null => Some(null()?),
             End::Nothing => None,
         };
     }
     if given[0].is_none() {
-        given[0] = Some(File::open("/dev/null")?.into());
+        given[0] = Some(null()?);
     }
     Ok(Given(given))
+}
+
+fn null() -> io::Result<OwnedFd> {
+    let null = File::options().read(true).write(true).open("/dev/null");
+    Ok(null?.into())
 }
 
 /// Reads what a guest had in use, if it has to be read, while it runs.

@@ -1,10 +1,10 @@
-//! What `vmm fork` and the processes that run its clones, workers or a pool, say to each other: a number of bytes, that
-//! many, and descriptors that come with the first of them.
+//! What `vmm fork` and the processes that run its clones, workers or a pool, say to each other: one JSON object a line, and
+//! descriptors that come with it (`docs/control.md`).
 //!
-//! Both sides are the same program and trust each other. A message is bounded all the same, so that whoever is
-//! spoken to by something else says so and does not fill the memory.
+//! A pool is spoken to by other programs too. A line is bounded, and so are the descriptors that come with it: whoever says
+//! something else hears so, and is hung up on.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -13,17 +13,22 @@ use std::time::Duration;
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// Most bytes of a message: as many as a command line has.
+/// Most bytes of a line: as many as a command line has.
 const MOST: usize = 4 << 20;
+/// Bytes that are looked at at a time.
+const PIECE: usize = 4096;
+/// A longer time is as good as none.
+const LONG: u64 = u32::MAX as u64 * 1000;
 /// Most descriptors that come with one.
 const DESCRIPTORS: usize = 3;
 
 /// What a process that runs clones is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "lowercase")]
 pub(super) enum Order {
     /// First: what is the same for all clones. The template comes with it, if it goes to a worker; a pool has its own.
     Serve(Lot),
@@ -34,14 +39,35 @@ pub(super) enum Order {
 /// What is the same for all clones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Lot {
-    /// The name of the guest that was frozen.
-    pub(super) template: String,
-    /// How many clones there will be, in all processes.
+    /// The name of the guest that was frozen, as clones read it from /dev/vmm.
+    #[serde(default)]
+    pub(super) template: Option<String>,
+    /// How many clones there will be, in all processes; 0 if nobody knows.
+    #[serde(default)]
     pub(super) of: u32,
     /// Processors of each machine, if that was said.
+    #[serde(default)]
     pub(super) cpus: Option<u8>,
     /// Each ends after this long.
-    pub(super) timeout: Option<Duration>,
+    #[serde(default)]
+    pub(super) timeout_ms: Option<u64>,
+}
+
+impl Lot {
+    /// Whether the template's name can be read from /dev/vmm as one word.
+    pub(super) fn has_good_name(&self) -> bool {
+        let good = |name: &String| {
+            let graphic = name.bytes().all(|byte| byte.is_ascii_graphic());
+            graphic && (1..=256).contains(&name.len())
+        };
+        self.template.as_ref().is_none_or(good)
+    }
+
+    /// Each ends after this long.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.timeout_ms
+            .map(|ms| Duration::from_millis(ms.min(LONG)))
+    }
 }
 
 /// One of them.
@@ -50,26 +76,32 @@ pub(super) struct One {
     /// Which.
     pub(super) number: u32,
     /// What it is called, if it was given a name.
+    #[serde(default)]
     pub(super) name: Option<String>,
     /// What it reads from /dev/vmm.
-    pub(super) settings: Vec<String>,
+    #[serde(default)]
+    pub(super) env: Vec<String>,
     /// Its descriptors 0 to 2.
     pub(super) stdio: [End; 3],
 }
 
 /// Where a standard descriptor of a clone comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum End {
-    /// With the order.
-    Comes,
+    /// It comes with the order.
+    Given,
     /// It is that of the process that runs the clone.
     Own,
-    /// There is none; nothing to read, if it is standard input.
+    /// Nothing to read, and what is written is gone.
+    Null,
+    /// It is not open, as it was not for who ordered the clone; standard input has nothing to read.
     Nothing,
 }
 
 /// What a process that runs clones tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum News {
     /// First, by a pool: so many clones may run.
     Room(u32),
@@ -89,6 +121,8 @@ pub(super) enum News {
         /// Why, in words.
         why: String,
     },
+    /// What was said is no order, and nothing more is heard; why, in words.
+    Error(String),
 }
 
 /// One side of the conversation.
@@ -130,12 +164,11 @@ impl Line {
     /// # Errors
     /// Nobody listens.
     pub(super) fn say<T: Serialize>(&self, what: &T, with: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let text = postcard::to_stdvec(what).map_err(io::Error::other)?;
+        let mut text = serde_json::to_vec(what)?;
+        text.push(b'\n');
         if text.len() > MOST {
             return Err(Errno::MSGSIZE.into());
         }
-        let length = u32::try_from(text.len()).map_err(io::Error::other)?;
-        let all = [&length.to_le_bytes()[..], &text].concat();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut given = SendAncillaryBuffer::new(&mut space);
         if !with.is_empty() && !given.push(SendAncillaryMessage::ScmRights(with)) {
@@ -144,58 +177,65 @@ impl Line {
         let first = rustix::io::retry_on_intr(|| {
             sendmsg(
                 &self.0,
-                &[IoSlice::new(&all)],
+                &[IoSlice::new(&text)],
                 &mut given,
                 SendFlags::NOSIGNAL,
             )
         })?;
-        (&self.0).write_all(&all[first..])
+        (&self.0).write_all(&text[first..])
     }
 
-    /// Waits for what the other side says; `None` if there is no other side any more.
+    /// Waits for what the other side says; `None` if there is no other side any more. Nothing is read of what comes after it, so
+    /// that who waits at the socket hears of that.
     ///
     /// # Errors
     /// The connection broke, or it is not one of these messages.
     pub(super) fn hear<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-        let mut length = [0; 4];
-        let (heard, with) = self.first(&mut length)?;
-        if heard == 0 {
-            return Ok(None);
+        let (mut text, mut with) = (Vec::new(), Vec::new());
+        while text.last() != Some(&b'\n') {
+            let ahead = match self.ahead() {
+                Ok(0) | Err(Errno::CONNRESET) if text.is_empty() => return Ok(None),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                ahead => ahead?,
+            };
+            if text.len() + ahead > MOST {
+                return Err(Errno::MSGSIZE.into());
+            }
+            self.read(ahead, &mut text, &mut with)?;
+            if with.len() > DESCRIPTORS {
+                return Err(Errno::TOOMANYREFS.into());
+            }
         }
-        let mut rest = &self.0;
-        rest.read_exact(&mut length[heard..])?;
-        let length = u32::from_le_bytes(length) as usize;
-        if length > MOST {
-            return Err(Errno::MSGSIZE.into());
-        }
-        let mut text = vec![0; length];
-        rest.read_exact(&mut text)?;
-        let what = postcard::from_bytes(&text).map_err(io::Error::other)?;
-        Ok(Some((what, with)))
+        Ok(Some((serde_json::from_slice(&text)?, with)))
     }
 
-    /// The first bytes of a message, and the descriptors.
-    fn first(&self, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    /// How many bytes there are, up to the line's end if that is among them.
+    fn ahead(&self) -> Result<usize, Errno> {
+        let mut piece = [0; PIECE];
+        let there = rustix::io::retry_on_intr(|| recv(&self.0, &mut piece[..], RecvFlags::PEEK))?.0;
+        let line = piece[..there].iter().position(|byte| *byte == b'\n');
+        Ok(line.map_or(there, |at| at + 1))
+    }
+
+    /// Reads so many bytes at most, and the descriptors that come with them.
+    fn read(&self, most: usize, text: &mut Vec<u8>, with: &mut Vec<OwnedFd>) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut given = RecvAncillaryBuffer::new(&mut space);
+        let mut piece = [0; PIECE];
         let heard = rustix::io::retry_on_intr(|| {
-            let mut parts = [IoSliceMut::new(bytes)];
+            let mut parts = [IoSliceMut::new(&mut piece[..most])];
             recvmsg(&self.0, &mut parts, &mut given, RecvFlags::CMSG_CLOEXEC)
-        });
-        let heard = match heard {
-            Err(Errno::CONNRESET) => return Ok((0, Vec::new())),
-            heard => heard?,
-        };
-        let mut with = Vec::new();
+        })?;
         for message in given.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
                 with.extend(fds);
             }
         }
-        // This process has no room for them.
+        text.extend_from_slice(&piece[..heard.bytes]);
+        // More came than belong to a line, or this process has no room for them.
         match heard.flags.contains(ReturnFlags::CTRUNC) {
             true => Err(Errno::MFILE.into()),
-            false => Ok((heard.bytes, with)),
+            false => Ok(()),
         }
     }
 }
@@ -216,8 +256,8 @@ mod tests {
         Order::Start(One {
             number,
             name: None,
-            settings: vec![text.to_owned()],
-            stdio: [End::Nothing, End::Comes, End::Own],
+            env: vec![text.to_owned()],
+            stdio: [End::Nothing, End::Given, End::Own],
         })
     }
 
@@ -226,15 +266,18 @@ mod tests {
         let (ours, theirs) = Line::pair().unwrap();
         let theirs = Line::of(theirs).unwrap();
         let null = File::open("/dev/null").unwrap();
-        // More than a socket takes at once.
+        // More than a socket takes at once, and a line's end that does not end it.
         let long = "x".repeat(1 << 20);
-        let orders = [one(1, "A=1"), one(2, &long), one(3, "")];
+        let orders = [one(1, "A=1"), one(2, &long), one(3, "\n"), one(4, "")];
         let said = orders.clone();
         let speaker = std::thread::spawn(move || {
+            let with = [null.as_fd(); 3];
             for (n, order) in said.iter().enumerate() {
-                ours.say(order, &[null.as_fd(), null.as_fd()][..n]).unwrap();
+                ours.say(order, &with[..n]).unwrap();
             }
         });
+        // So that several lines are there at once.
+        std::thread::sleep(Duration::from_millis(50));
         for (n, order) in orders.iter().enumerate() {
             let (heard, with) = theirs.hear::<Order>().unwrap().unwrap();
             assert_eq!((&heard, with.len()), (order, n));
@@ -244,17 +287,93 @@ mod tests {
     }
 
     #[test]
+    fn what_others_leave_out_has_a_meaning() {
+        let serve: Order = serde_json::from_str("{\"op\":\"serve\"}").unwrap();
+        let lot = Lot {
+            template: None,
+            of: 0,
+            cpus: None,
+            timeout_ms: None,
+        };
+        assert_eq!(serve, Order::Serve(lot.clone()));
+        let text = r#"{"op":"start","number":1,"stdio":["null","given","own"]}"#;
+        let Order::Start(start) = serde_json::from_str(text).unwrap() else {
+            panic!("not a start");
+        };
+        assert_eq!((start.name, start.env), (None, Vec::<String>::new()));
+        assert_eq!(start.stdio, [End::Null, End::Given, End::Own]);
+        for (name, good) in [
+            ("warm", true),
+            ("", false),
+            ("a b", false),
+            ("a\nb=1", false),
+        ] {
+            let template = Some(name.to_owned());
+            let lot = Lot {
+                template,
+                ..lot.clone()
+            };
+            assert_eq!(lot.has_good_name(), good, "{name:?}");
+        }
+        let ended = News::Ended {
+            number: 1,
+            status: 7,
+        };
+        let text = serde_json::to_string(&[News::Room(3), News::Runs(1), ended]).unwrap();
+        assert_eq!(
+            text,
+            r#"[{"room":3},{"runs":1},{"ended":{"number":1,"status":7}}]"#
+        );
+        let long = Lot {
+            timeout_ms: Some(u64::MAX),
+            ..lot
+        };
+        assert!(long.timeout().unwrap().as_nanos() < u128::from(u64::MAX));
+    }
+
+    #[test]
     fn what_is_no_message_is_an_error() {
         let (ours, theirs) = Line::pair().unwrap();
         let mut raw = UnixStream::from(theirs);
-        raw.write_all(&[0xff; 4]).unwrap();
-        assert!(ours.hear::<News>().is_err());
-        raw.write_all(&[2, 0, 0, 0, 9, 9]).unwrap();
-        assert!(ours.hear::<News>().is_err());
-        raw.write_all(&[1, 0]).unwrap();
+        for nonsense in ["\n", "[]\n", "{\"runs\":-1}\n", "{\"runs\":1} {}\n"] {
+            raw.write_all(nonsense.as_bytes()).unwrap();
+            assert!(ours.hear::<News>().is_err(), "{nonsense}");
+        }
+        // What comes after it is heard.
+        raw.write_all(b"{\"runs\":1}\n{\"ru").unwrap();
+        assert_eq!(ours.hear().unwrap().unwrap().0, News::Runs(1));
         drop(raw);
         assert!(ours.hear::<News>().is_err());
         let file = File::open("/dev/null").unwrap();
         assert!(Line::of(file.into()).is_err());
+    }
+
+    #[test]
+    fn line_without_an_end_and_too_many_descriptors_are_errors() {
+        let (ours, theirs) = Line::pair().unwrap();
+        let mut raw = UnixStream::from(theirs);
+        let speaker = std::thread::spawn(move || {
+            // Until nobody listens.
+            while raw.write_all(&[b'x'; 1 << 16]).is_ok() {}
+        });
+        assert!(ours.hear::<News>().is_err());
+        drop(ours);
+        speaker.join().unwrap();
+        let (ours, theirs) = Line::pair().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        for byte in [b"{", b" "] {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+            let mut given = SendAncillaryBuffer::new(&mut space);
+            let with = [null.as_fd(); 2];
+            assert!(given.push(SendAncillaryMessage::ScmRights(&with)));
+            sendmsg(
+                &theirs,
+                &[IoSlice::new(byte)],
+                &mut given,
+                SendFlags::NOSIGNAL,
+            )
+            .unwrap();
+        }
+        assert!(ours.hear::<News>().is_err());
     }
 }

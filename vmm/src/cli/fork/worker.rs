@@ -84,7 +84,7 @@ fn serve() -> Result<(), WorkerError> {
     };
     let stock = Stock::open(File::from(template), lot.cpus, usize::MAX)?;
     let numbers = Arc::new(Numbers::Given);
-    Ok(Talk::new(line, lot, &Arc::new(stock), &numbers)?.listen()?)
+    Ok(Talk::new(line, lot, &Arc::new(stock), (&numbers, usize::MAX))?.listen()?)
 }
 
 /// The socket; clones that are given nothing to read do not find it in its place.
