@@ -21,7 +21,8 @@
 //! `examples/per_request.rs` is the whole of it. A [`Guest`] is started as a process is with [`std::process::Command`], and
 //! is waited for, sent signals and killed like one; dropping it ends it. [`Guest::freeze`] makes a [`Template`] of it, which
 //! never changes; [`Template::fork`] makes guests of that, in machines that [`Template::warm`] has made ahead, and
-//! [`Clone::reset`](Guest::reset) takes one back to where it began. [`api`] says what a guest has of the process it runs in.
+//! [`Clone::reset`](Guest::reset) takes one back to where it began. Thousands that mostly wait can share a machine
+//! ([`Template::shared`]). [`api`] says what a guest has of the process it runs in.
 //!
 //! # How it works
 //!
@@ -63,6 +64,6 @@ pub mod snapshot;
 
 #[doc(inline)]
 pub use api::{
-    Builder, Clone, Fork, Forked, FreezeError, Guest, OutputError, SignalError, SpawnError,
-    Started, Stdio, Template, WaitError,
+    Builder, Clone, Fork, Forked, FreezeError, Guest, OutputError, SharedMachine, SignalError,
+    SpawnError, Started, Stdio, Template, WaitError,
 };

@@ -27,7 +27,7 @@ const AS: &str = "--as-embedder=";
 /// A case: its name, what it is, and the programs it needs.
 type Known = (&'static str, fn() -> Done, &'static [&'static str]);
 
-const CASES: [Known; 10] = [
+const CASES: [Known; 11] = [
     ("api/example", per_request::main, &["python3"]),
     ("api/standard_io", standard_io, &["busybox"]),
     ("api/ends", ends, &["busybox"]),
@@ -36,6 +36,7 @@ const CASES: [Known; 10] = [
     ("api/several_at_once", several_at_once, &["busybox"]),
     ("api/warm_machines", warm_machines, &["busybox"]),
     ("api/reset", reset, &["busybox"]),
+    ("api/shared_machine", shared_machine, &["busybox"]),
     (
         "api/gives_everything_back",
         gives_everything_back,
@@ -92,6 +93,7 @@ bodies!(
     run_several_at_once => "api/several_at_once",
     run_warm_machines => "api/warm_machines",
     run_reset => "api/reset",
+    run_shared_machine => "api/shared_machine",
     run_gives_everything_back => "api/gives_everything_back",
     run_cycles => "api/cycles"
 );
@@ -107,7 +109,7 @@ fn run_example(context: &Context) -> Checked {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    let bodies: [fn(&Context) -> Checked; 10] = [
+    let bodies: [fn(&Context) -> Checked; 11] = [
         run_example,
         run_standard_io,
         run_ends,
@@ -116,6 +118,7 @@ pub(crate) fn cases() -> Vec<Case> {
         run_several_at_once,
         run_warm_machines,
         run_reset,
+        run_shared_machine,
         run_gives_everything_back,
         run_cycles,
     ];
@@ -466,6 +469,78 @@ fn reset() -> Done {
     let output = clone.wait_with_output()?;
     let wanted = CHANGED.to_owned() + "other\n";
     check(text(&output.stdout) == wanted, text(&output.stdout))
+}
+
+/// Clones in one machine: no thread for each, ends and streams of their own; one goes back, one is frozen, and the others go on.
+fn shared_machine() -> Done {
+    let template = changing()?;
+    let machine = template.shared(1 << 30)?;
+    let mut fork = machine.fork();
+    fork.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let said = |clone: &mut vmm::Clone| -> Result<String, Box<dyn Error>> {
+        let mut printed = BufReader::new(clone.stdout.as_mut().ok_or("no pipe")?);
+        let mut first = String::new();
+        for _ in 0..3 {
+            printed.read_line(&mut first)?;
+        }
+        Ok(first)
+    };
+    let mut clones = vec![fork.spawn()?];
+    check(said(&mut clones[0])? == CHANGED, "the first")?;
+    let one = counted()?;
+    for n in 2..=30 {
+        clones.push(fork.spawn()?);
+        check(said(&mut clones[n - 1])? == CHANGED, n)?;
+    }
+    let many = counted()?;
+    check(many[1] == one[1], ("threads", one, many))?;
+    // It goes back from wherever it is, also after its end.
+    for n in 0..10 {
+        if n % 3 == 0 {
+            writeln!(clones[4].stdin.take().ok_or("no pipe")?, "{n}")?;
+            let status = clones[4].wait()?;
+            check(status.code() == Some(3), status)?;
+        }
+        clones[4].reset()?;
+        check(said(&mut clones[4])? == CHANGED, n)?;
+    }
+    // Frozen while it waits for its line, and made in a machine of its own and in one with others.
+    let later = clones[5].freeze()?;
+    let again = later.shared(1 << 30)?;
+    for mut fork in [later.fork(), again.fork()] {
+        let output = fork.stdin(Stdio::bytes(*b"later\n")).output()?;
+        let right = output.stdout == b"later\n" && output.status.code() == Some(3);
+        check(right, output)?;
+    }
+    let refused = machine.fork().memory(64 << 20).spawn();
+    check(
+        matches!(refused, Err(SpawnError::SharedMachine)),
+        "memory of its own",
+    )?;
+    let small = template.shared(1 << 20);
+    check(matches!(small, Err(SpawnError::Machine(_))), "too small")?;
+    let mut late = machine.fork();
+    late.stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut late = late.timeout(Duration::from_millis(100)).spawn()?;
+    let open = late.stdin.take();
+    check(matches!(late.wait(), Err(WaitError::TimedOut)), "its time")?;
+    drop(open);
+    clones[6].kill();
+    check(clones[6].wait()?.signal() == Some(9), "it was not killed")?;
+    check(clones[7].signal(15).is_ok(), "a signal")?;
+    check(clones[7].wait()?.signal() == Some(15), "SIGTERM")?;
+    check(clones[7].signal(15).is_err(), "a signal after the end")?;
+    // The machine goes on as long as one of its guests does.
+    drop((machine, fork));
+    for (n, mut clone) in clones.into_iter().enumerate().skip(8) {
+        let mut input = clone.stdin.take().ok_or("no pipe")?;
+        writeln!(input, "{n}")?;
+        drop(input);
+        let output = clone.wait_with_output()?;
+        let right = text(&output.stdout) == format!("{n}\n");
+        check(right && output.status.code() == Some(3), output)?;
+    }
+    Ok(())
 }
 
 /// Clones of one template that run and end, thousands of them (`VMM_CYCLES`): this process has nothing more afterwards, and no

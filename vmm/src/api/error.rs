@@ -23,6 +23,9 @@ pub enum SpawnError {
     /// A machine has 1 to 64 processors.
     #[error("{0} processors: a machine has 1 to 64")]
     Cpus(usize),
+    /// Memory or processors were asked for, for a guest in a machine that it shares.
+    #[error("memory and processors are those of the machine that the guest shares")]
+    SharedMachine,
     /// This process has no descriptors left for standard input, output and error.
     #[error("the guest's standard input, output and error cannot be made")]
     Stdio(#[source] io::Error),

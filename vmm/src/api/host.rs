@@ -72,11 +72,7 @@ impl Desk {
             }
             if work.has_ended_guest() {
                 let (guest, tells) = work.guest.take()?;
-                return Some(Box::new(move || {
-                    if let Some(finished) = guest.finish() {
-                        tells.finish.settle(finished);
-                    }
-                }));
+                return Some(Box::new(move || tells.take_down(&guest)));
             }
             if work.closed && work.guest.is_none() {
                 return None;
@@ -254,9 +250,18 @@ impl Finish {
 }
 
 /// Tells of a guest's end, however that comes.
-struct Tells {
-    finish: Arc<Finish>,
-    bell: Arc<Bell>,
+pub(super) struct Tells {
+    pub(super) finish: Arc<Finish>,
+    pub(super) bell: Arc<Bell>,
+}
+
+impl Tells {
+    /// Takes a guest down that has ended, unless somebody else does, and tells of it.
+    pub(super) fn take_down(self, guest: &Played) {
+        if let Some(finished) = guest.finish() {
+            self.finish.settle(finished);
+        }
+    }
 }
 
 impl Drop for Tells {

@@ -9,7 +9,8 @@
 //! * Standard input, output and error, as [`Stdio`] says; a terminal among them is used as it is, and given back with the
 //!   settings it had when the guest ends.
 //! * The directories of the host it was shown, as this process's user.
-//! * Threads: one for each processor, one for each machine that waits for its end, and a few that sleep. They take no
+//! * Threads: one for each processor, one for each machine that waits for its end, and a few that sleep; none for a guest in a
+//!   machine that it shares, which has one for all. They take no
 //!   signals of the process, and the guests hear of none. Nothing else of the process is changed: no handlers, no
 //!   directory, no limits.
 //! * Descriptors: a few for a machine, and those of the files its programs have open.
@@ -21,12 +22,15 @@ mod error;
 mod guest;
 mod host;
 mod ready;
+mod reaper;
 mod running;
+mod shared;
 mod stdio;
 mod template;
 
 pub use builder::Builder;
 pub use error::{FreezeError, OutputError, SignalError, SpawnError, WaitError};
 pub use guest::{Clone, Forked, Guest, Started};
+pub use shared::SharedMachine;
 pub use stdio::Stdio;
 pub use template::{Fork, Template};

@@ -42,6 +42,12 @@ impl Seen {
     }
 }
 
+/// A guest in a machine that it shares, as those see it who do not run it.
+pub(super) struct Tenancy {
+    pub(super) played: Arc<Played>,
+    pub(super) counts: Counts,
+}
+
 /// A guest that was started.
 pub(super) struct Running {
     name: String,
@@ -50,7 +56,7 @@ pub(super) struct Running {
     over: Option<Over>,
     /// The machine it has left, if that can have another guest.
     left: Option<Bare>,
-    /// Taken with what it has left.
+    /// Taken with what it has left; none of a guest that shares its machine.
     host: Option<Host>,
     /// Whose machine it is.
     home: Option<Template>,
@@ -101,6 +107,31 @@ impl Running {
             host: Some(host),
             home: known.home,
         })
+    }
+
+    /// A guest that shares its machine and runs already: `ready` has watched it since before it ran, and `finish` tells of its
+    /// end.
+    pub(super) fn beside_others(
+        tenant: Tenancy,
+        known: Known<'_>,
+        ready: Ready,
+        finish: Arc<Finish>,
+    ) -> Self {
+        let Tenancy { played, counts } = tenant;
+        Self {
+            name: known.name.to_owned(),
+            live: Some(Live {
+                verbs: Verbs::new(&played.kernel, known.data, None, None),
+                played,
+                counts,
+                ready,
+                finish,
+            }),
+            over: None,
+            left: None,
+            host: None,
+            home: known.home,
+        }
     }
 
     /// Ends the guest, as if its first program had been killed. It takes effect soon.

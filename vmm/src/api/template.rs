@@ -13,6 +13,7 @@ use super::error::{FreezeError, OutputError, SpawnError};
 use super::guest::{Clone as Made, Guest};
 use super::host::{Job, TakeDown};
 use super::running::{Known, Running, Seen, Warm};
+use super::shared::SharedMachine;
 use super::stdio::{Ends, Stdio, Three};
 use crate::config::ReadyWhen;
 use crate::locks::{Mutex, rank};
@@ -185,6 +186,30 @@ impl Template {
         }
     }
 
+    /// Makes a machine with so many bytes of memory, page tables included, that guests of this template share: they are kept
+    /// apart as processes are, and one that waits takes some 30 KiB ([`SharedMachine`]).
+    ///
+    /// # Errors
+    /// See [`SpawnError`].
+    pub fn shared(&self, memory: u64) -> Result<SharedMachine, SpawnError> {
+        let choice = Choice {
+            memory: Some(memory),
+            ..Choice::default()
+        };
+        let of = &self.0;
+        SharedMachine::start(self, &self.wanted(&choice), &of.image, of.records.clone())
+    }
+
+    /// The machine of the guest that was frozen.
+    pub(super) fn data(&self) -> &MachineData {
+        &self.0.machine
+    }
+
+    /// What that was called.
+    pub(super) fn name(&self) -> &str {
+        &self.0.name
+    }
+
     /// A guest that will be made of it.
     #[must_use]
     pub fn fork(&self) -> Fork {
@@ -194,6 +219,7 @@ impl Template {
             settings: Vec::new(),
             number: None,
             of: 0,
+            shared: None,
             choice: Choice::default(),
             timeout: None,
             ready: None,
@@ -211,6 +237,8 @@ pub struct Fork {
     settings: Vec<Vec<u8>>,
     number: Option<u32>,
     of: u32,
+    /// Where it will be, if not in a machine of its own.
+    shared: Option<SharedMachine>,
     choice: Choice,
     timeout: Option<Duration>,
     ready: Option<ReadyWhen>,
@@ -219,6 +247,11 @@ pub struct Fork {
 }
 
 impl Fork {
+    pub(super) fn in_machine(mut self, machine: &SharedMachine) -> Self {
+        self.shared = Some(machine.clone());
+        self
+    }
+
     /// Something that the guest reads from `/dev/vmm`. The environment of the program is in its own memory, and stays what
     /// it was.
     pub fn env(&mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Self {
@@ -262,7 +295,8 @@ impl Fork {
         self
     }
 
-    /// Memory of the machine in bytes; as much as the frozen guest had if nothing is said.
+    /// Memory of the machine in bytes; as much as the frozen guest had if nothing is said. Not of a guest in a machine that it
+    /// shares, as the number of processors and the place of the page file.
     pub fn memory(&mut self, bytes: u64) -> &mut Self {
         self.choice.memory = Some(bytes);
         self
@@ -302,6 +336,21 @@ impl Fork {
         self.start(&self.stdio)
     }
 
+    /// Whether something was said of its machine.
+    pub(super) fn wants_own_machine(&self) -> bool {
+        self.choice != Choice::default()
+    }
+
+    /// What it does when it is ready.
+    pub(super) fn ready(&self) -> Option<&ReadyWhen> {
+        self.ready.as_ref()
+    }
+
+    /// How long it may run.
+    pub(super) fn time(&self) -> Option<Duration> {
+        self.timeout
+    }
+
     /// What was asked for as standard input, output and error.
     pub(super) fn three(&self) -> &Three {
         &self.stdio
@@ -330,6 +379,9 @@ impl Fork {
     ) -> Result<(Running, Ends), SpawnError> {
         if let Some(wrong) = &self.wrong {
             return Err(SpawnError::Setting(wrong.clone()));
+        }
+        if let Some(machine) = &self.shared {
+            return machine.run(self, three);
         }
         let of = &*self.template.0;
         let wanted = self.template.wanted(&self.choice);
@@ -369,7 +421,7 @@ impl Fork {
         fork
     }
 
-    fn identity(&self) -> Identity {
+    pub(super) fn identity(&self) -> Identity {
         Identity {
             role: Role::Clone {
                 number: self.number.unwrap_or_default(),

@@ -37,7 +37,7 @@ pub struct RestoreConfig {
 }
 
 /// What can be chosen of a machine that a guest goes on in; what is not said is as it was.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// Bytes of guest memory, page tables included.
     pub memory: Option<u64>,
