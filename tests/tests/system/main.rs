@@ -24,6 +24,7 @@ mod no_kvm;
 mod options;
 mod programs;
 mod real;
+mod rests;
 mod shared;
 mod shell;
 mod snapshot;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         freeze::cases(),
         clones_workers::cases(),
         clones_pool::cases(),
+        rests::cases(),
         isolation::cases(),
         killed::cases(),
         examples::cases(),

@@ -234,7 +234,7 @@ impl Worker {
         let mut since = Instant::now();
         while !sched.has_ended() {
             if sched.is_stopping() {
-                self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
+                self.fpu.leave(&mut self.cpu, &mut thread);
                 sched.put_back(thread);
                 return Ok(());
             }
@@ -256,11 +256,11 @@ impl Worker {
                     None
                 }
                 Turn::Park(wait) => {
-                    self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
+                    self.fpu.leave(&mut self.cpu, &mut thread);
                     sched.park(thread, wait, seen).err()
                 }
                 Turn::Leave(how) => {
-                    self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
+                    self.fpu.leave(&mut self.cpu, &mut thread);
                     sched.yield_running(thread, how).err()
                 }
             };
@@ -349,7 +349,7 @@ impl Worker {
         if identity::renew(memory, &thread.mm) {
             thread.foresee(memory);
         }
-        self.fpu.enter(&self.cpu, thread, &shared.counters)?;
+        self.fpu.enter(&mut self.cpu, thread, &shared.counters)?;
         let entry = memory.flushes.enter(self.index, &thread.mm.space);
         let flush = if entry.needed {
             count(&shared.counters.flushes);
