@@ -168,9 +168,16 @@ impl Worker {
                     let thread = guest.as_ref().and_then(|g| g.kernel.sched.start(&kick));
                     match (&guest, thread) {
                         (Some(guest), Some(thread)) => {
-                            let mut worker = state.wake()?;
-                            worker.run_thread(guest, thread)?;
-                            State::Awake(worker)
+                            let tid = thread.tid;
+                            let ran = state.wake().and_then(|mut worker| {
+                                worker.run_thread(guest, thread)?;
+                                Ok(State::Awake(worker))
+                            });
+                            if ran.is_err() {
+                                // Nobody is to wait for it when the guest is taken down.
+                                guest.kernel.sched.forget(tid);
+                            }
+                            ran?
                         }
                         (Some(_) | None, _) => state,
                     }
