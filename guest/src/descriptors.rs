@@ -14,7 +14,7 @@ const BITMAP_PORTS: usize = 64;
 /// Offset of the TSS's last byte: bitmap, then the byte of ones the processor wants after it.
 pub const TSS_LIMIT: u32 = (TSS_BYTES + BITMAP_PORTS / 8) as u32;
 
-const _: () = assert!(AREA_TSS + TSS_LIMIT as u64 + 1 <= AREA_XSAVE);
+const _: () = assert!(AREA_TSS + (TSS_LIMIT as u64) < AREA_XSAVE);
 
 /// The GDT, with room for a TSS descriptor for every virtual CPU there may be.
 #[must_use]
