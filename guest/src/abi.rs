@@ -28,8 +28,8 @@ pub const POOL_VA: u64 = MONITOR_CODE_VA + 0x100_0000;
 /// address A is at `TABLES_VA + A`. Supervisor, writable.
 pub const TABLES_VA: u64 = MONITOR_CODE_VA + 0x10_0000_0000;
 
-/// Pages of one virtual CPU's area: stack, which begins with what is to be touched, and TSS with I/O bitmap. A stack that is
-/// too deep leaves the area.
+/// Pages of one virtual CPU's area: stack, which begins with what is to be touched, and TSS with I/O bitmap and an XSAVE area
+/// behind it. A stack that is too deep leaves the area.
 pub const CPU_AREA_PAGES: u64 = 2;
 /// Virtual CPUs there is room for.
 pub const MAX_CPUS: u64 = 128;
@@ -38,6 +38,10 @@ pub const MAX_CPUS: u64 = 128;
 pub const AREA_STACK_TOP: u64 = 0x1000;
 /// Offset of the TSS.
 pub const AREA_TSS: u64 = 0x1000;
+/// Offset of the XSAVE area that the monitor loads (aligned as XRSTOR wants it: Intel SDM volume 1, section 13.8).
+pub const AREA_XSAVE: u64 = 0x1400;
+/// Bytes there are for it: x87, SSE, AVX and AVX-512 in the standard format take 2,688.
+pub const AREA_XSAVE_BYTES: u64 = CPU_AREA_PAGES * 4096 - AREA_XSAVE;
 /// Added to an address that is to be touched: the whole table's shadow is to be dropped, not one entry's.
 pub const TOUCH_TABLE: u64 = 1;
 
@@ -93,3 +97,4 @@ pub const fn pool_page(page: u64) -> u64 {
 }
 
 const _: () = assert!(MAX_CPUS * CPU_AREA_PAGES <= POOL_PAGES);
+const _: () = assert!(AREA_XSAVE.is_multiple_of(64) && AREA_XSAVE_BYTES >= 2688);

@@ -1,7 +1,9 @@
 //! The tables the processor reads: GDT, IDT and TSS, as bytes to be copied into guest memory
 //! (Intel SDM volume 3, sections 3.5, 6.14 and 8.7).
 
-use crate::abi::{AREA_STACK_TOP, AREA_TSS, MAX_CPUS, MONITOR_CODE_VA, PORT_SYSCALL, selector};
+use crate::abi::{
+    AREA_STACK_TOP, AREA_TSS, AREA_XSAVE, MAX_CPUS, MONITOR_CODE_VA, PORT_SYSCALL, selector,
+};
 use crate::monitor::{STUB_STRIDE, VECTORS};
 
 /// Bytes of the TSS without its I/O bitmap.
@@ -11,6 +13,8 @@ const TSS_BYTES: usize = 104;
 const BITMAP_PORTS: usize = 64;
 /// Offset of the TSS's last byte: bitmap, then the byte of ones the processor wants after it.
 pub const TSS_LIMIT: u32 = (TSS_BYTES + BITMAP_PORTS / 8) as u32;
+
+const _: () = assert!(AREA_TSS + (TSS_LIMIT as u64) < AREA_XSAVE);
 
 /// The GDT, with room for a TSS descriptor for every virtual CPU there may be.
 #[must_use]

@@ -11,6 +11,9 @@
 //!   begins with as many of them as he needs ([`run_of`]): no loop, as a software KVM takes microseconds for each instruction.
 //! * `enter_out`: the same, but ends with `out` for hosts whose ring 0 cannot IRET to ring 3, and for
 //!   probing.
+//! * `restore`: XRSTOR of the components in RAX from the XSAVE area at RCX, before one of the above: RAX and RCX are
+//!   popped, and then the address of what follows. The VMM puts nothing there that XRSTOR would refuse; if it did, the
+//!   fault would be one of ring 0, which ends the thread.
 //! * the SYSCALL stub, a page of its own: `out` (one byte wide, so that one port is all the
 //!   TSS ever opens to ring 3; the VMM reads the number from RAX), then SYSRET.
 #![expect(unsafe_code, reason = "global_asm! and the symbols it defines")]
@@ -83,6 +86,14 @@ global_asm!(
     "mov cr3, rax",
     "out {done}, al",
     "7: jmp 7b",
+    ".globl vmm_monitor_restore",
+    ".hidden vmm_monitor_restore",
+    "vmm_monitor_restore:",
+    "xrstor64 [rcx]",
+    "pop rax",
+    "pop rcx",
+    "pop rdx",
+    "jmp rdx",
     ".globl vmm_monitor_end",
     ".hidden vmm_monitor_end",
     "vmm_monitor_end:",
@@ -109,6 +120,7 @@ unsafe extern "C" {
     static vmm_monitor_enter: u8;
     static vmm_monitor_enter_entries: u8;
     static vmm_monitor_enter_out: u8;
+    static vmm_monitor_restore: u8;
     static vmm_monitor_end: u8;
     static vmm_stub_start: u8;
     static vmm_stub_end: u8;
@@ -152,9 +164,8 @@ pub enum Ending {
 #[must_use]
 pub fn run_of(ending: Ending, entries: &[u64], tables: &[u64]) -> (u64, Vec<u64>) {
     assert!(entries.len() <= MAX_ENTRIES && tables.len() <= MAX_TABLES);
-    let before = |end: *const u8, touches: &[u64]| {
-        (end.addr() - (&raw const vmm_monitor_start).addr() - touches.len() * TOUCH_BYTES) as u64
-    };
+    let before =
+        |end: *const u8, touches: &[u64]| offset(end) - (touches.len() * TOUCH_BYTES) as u64;
     let end = match ending {
         Ending::Ring3 => &raw const vmm_monitor_enter,
         Ending::Out => &raw const vmm_monitor_enter_out,
@@ -170,6 +181,20 @@ pub fn run_of(ending: Ending, entries: &[u64], tables: &[u64]) -> (u64, Vec<u64>
     }
     let words = [entries, &[MONITOR_CODE_VA + then], tables].concat();
     (before(&raw const vmm_monitor_entries, entries), words)
+}
+
+fn offset(at: *const u8) -> u64 {
+    (at.addr() - (&raw const vmm_monitor_start).addr()) as u64
+}
+
+/// The same run after `restore`, which leaves RAX and RCX as said: where it begins, and its stack.
+///
+/// `restore` wants the components in EDX:EAX, and the area's address in RCX.
+#[must_use]
+pub fn restore_first((start, words): (u64, &[u64]), rax: u64, rcx: u64) -> (u64, Vec<u64>) {
+    let first = [rax, rcx, MONITOR_CODE_VA + start];
+    let words = [&first, words].concat();
+    (offset(&raw const vmm_monitor_restore), words)
 }
 
 /// The vector whose stub contains `offset` of [`image`], if one does.
@@ -234,6 +259,17 @@ mod tests {
             [0x0f, 0x22, 0xd8]
         );
         assert_eq!(run_of(Ending::Out, &[7], &[]).1.len(), 2);
+    }
+
+    #[test]
+    fn restore_goes_on_where_the_run_begins() {
+        let (start, words) = run_of(Ending::Ring3, &[7], &[]);
+        let (at, stack) = restore_first((start, &words), 1, 2);
+        assert_eq!(vector_at(at), None);
+        assert_eq!(stack, [1, 2, MONITOR_CODE_VA + start, 7]);
+        // `xrstor64 [rcx]`, pops of RAX, RCX and RDX, `jmp rdx`
+        let code = [0x48, 0x0f, 0xae, 0x29, 0x58, 0x59, 0x5a, 0xff, 0xe2];
+        assert_eq!(image()[at as usize..][..9], code);
     }
 
     #[test]

@@ -186,8 +186,11 @@ fn board_state(context: &Context) -> Checked {
             "`cargo test -p vmm` has run it here".to_owned()
         }));
     };
-    let output = context.native(&Launch::new(&units.to_string_lossy(), &["board_state"]))?;
-    expect(&output, 0, "test result: ok. 3 passed")?;
+    let output = context.native(&Launch::new(
+        &units.to_string_lossy(),
+        &["board_state", "fpu_state"],
+    ))?;
+    expect(&output, 0, "test result: ok. 4 passed")?;
     Ok(PASSED)
 }
 

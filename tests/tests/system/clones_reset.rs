@@ -110,10 +110,35 @@ fn restored(context: &Context) -> Checked {
     }
 }
 
+/// Clones find the FPU and vector state of the template, and after a reset find it again; what they had meanwhile is gone.
+fn fpu(context: &Context) -> Checked {
+    let program = context.program("fpu").to_string_lossy().into_owned();
+    let guest = Guest::launch(context, &["--ready-freeze"], &[&program, "held"])?;
+    let output = context.work().join("out.%i").to_string_lossy().into_owned();
+    let words = [
+        "fork", "warm", "-n", "2", "--name", "again", "--stdout", &output,
+    ];
+    let _fork = start(context, &words, None)?;
+    for round in 1..=4 {
+        for number in ["1", "2"] {
+            let said = lines(context, Path::new(&output.replace("%i", number)), round)?;
+            if said != vec![format!("{number} same"); round] {
+                return Err(format!("clone {number}: {said:?}"));
+            }
+            succeed(context, &["reset", &format!("again-{number}")])?;
+        }
+    }
+    match guest.finish(context)?.as_str() {
+        "0 same\n" => Ok(PASSED),
+        said => Err(format!("the original: {said}")),
+    }
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     [
         Case::function("clones/reset", |context| clones(context, "vm")),
         Case::function("together/reset", |context| clones(context, "process")),
+        Case::function("clones/reset-fpu", fpu),
         Case::function("clones/reset-restored", restored),
     ]
     .map(|case| case.needs(&["busybox"]).not_native(ONLY_VMM).seconds(120))

@@ -25,6 +25,7 @@ mod no_kvm;
 mod options;
 mod programs;
 mod real;
+mod rests;
 mod shared;
 mod shell;
 mod snapshot;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         clones_workers::cases(),
         clones_pool::cases(),
         clones_together::cases(),
+        rests::cases(),
         isolation::cases(),
         killed::cases(),
         examples::cases(),

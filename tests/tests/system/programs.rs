@@ -61,6 +61,8 @@ pub(crate) fn cases() -> Vec<Case> {
         threads("threads", ["threads", "1000"], "100", "2"),
         threads("threads_on_one_cpu", ["threads", "100"], "50", "1"),
         threads("thread_storm", ["thread_storm", "200"], "40", "4"),
+        threads("fpu", ["fpu", "20"], "10", "2"),
+        threads("fpu_on_one_cpu", ["fpu", "20"], "10", "1"),
         threads("shootdown", ["shootdown", "200"], "40", "2"),
         thrash(),
         quota(),

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{STATUS_FAILURE, Size, complain};
 use crate::hv::kvm::vm::{self, VmError};
 use crate::hv::probe::{self, HostProfile, Paging};
-use crate::hv::{IretWorks, SyscallRing};
+use crate::hv::{FpuLoader, IretWorks, SyscallRing};
 
 /// Tell whether this host can run guests, and if not, what to do
 #[derive(Debug, clap::Args)]
@@ -239,6 +239,15 @@ fn print_probe(out: &mut String, p: &HostProfile, us: u128) {
         match p.iret {
             IretWorks::Yes => "works in the monitor: a flush costs no exit",
             IretWorks::No => "does not work in the monitor: a flush costs one exit",
+        }
+    );
+    line!(
+        out,
+        "  FPU state    {}",
+        match p.fpu {
+            FpuLoader::Monitor =>
+                "loaded by the monitor: a switch of threads takes no ioctl for it",
+            FpuLoader::Kvm => "loaded by KVM: one ioctl",
         }
     );
     line!(

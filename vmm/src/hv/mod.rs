@@ -88,3 +88,13 @@ pub enum IretWorks {
     /// No: the VMM sets the registers, which costs an exit more for each flush.
     No,
 }
+
+/// Who loads a thread's FPU and vector state into a virtual CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FpuLoader {
+    /// The monitor, on its way into ring 3.
+    Monitor,
+    /// KVM, asked by an ioctl.
+    Kvm,
+}

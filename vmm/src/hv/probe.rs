@@ -1,8 +1,8 @@
 //! What this host's KVM does, found by running a throw-away guest of a few pages: about a
 //! millisecond. Nothing is decided by a host's name.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use guest::abi;
 use guest::descriptors::{self, SyscallPort};
@@ -14,7 +14,7 @@ use super::kvm::area::CpuArea;
 use super::kvm::regs::{CR4_FSGSBASE, CR4_OSXSAVE, CR4_SMEP, CR4_UMIP};
 use super::kvm::vcpu::{CpuSetup, Vcpu};
 use super::kvm::vm::{Slot, Vm, VmError};
-use super::{CpuError, Exit, Flush, IretWorks, SyscallRing};
+use super::{CpuError, Exit, Flush, FpuLoader, IretWorks, SyscallRing};
 use crate::linux::thread::Regs;
 
 /// Who walks the guest's page tables.
@@ -37,6 +37,8 @@ pub struct HostProfile {
     pub paging: Paging,
     /// Whether the monitor can return to ring 3.
     pub iret: IretWorks,
+    /// Who loads a thread's FPU state.
+    pub fpu: FpuLoader,
     /// The guest's time stamp counter equals the host's.
     pub tsc_is_hosts: bool,
     /// RDTSCP returns what the VMM set for the virtual CPU.
@@ -87,9 +89,16 @@ const STORE: &[u8] = &[0x48, 0x89, 0x37, 0x48, 0x8b, 0x07, 0x0f, 0x05];
 const RDTSC: &[u8] = &[0x0f, 0x31, 0x0f, 0x05];
 /// `rdtscp; mov rsi, rcx; syscall`
 const RDTSCP: &[u8] = &[0x0f, 0x01, 0xf9, 0x48, 0x89, 0xce, 0x0f, 0x05];
+/// `movq rsi, xmm0; syscall`
+const XMM: &[u8] = &[0x66, 0x48, 0x0f, 0x7e, 0xc6, 0x0f, 0x05];
 const STORE_AT: u64 = 0;
 const RDTSC_AT: u64 = 0x40;
 const RDTSCP_AT: u64 = 0x80;
+const XMM_AT: u64 = 0xc0;
+/// Where a state has XMM0, and which components it has (Intel SDM volume 1, sections 10.5.1 and 13.4.2).
+const XMM0: usize = 160;
+const XSTATE_BV: usize = 512;
+const SSE: u8 = 2;
 
 /// The probe's memory, with page tables written by hand: it must make edits on purpose that the
 /// memory manager never makes.
@@ -231,6 +240,7 @@ impl Probe {
                 xcr0: features.xcr0,
                 syscall: SyscallRing::Three,
                 iret: IretWorks::No,
+                fpu: FpuLoader::Kvm,
             },
         )?;
         Ok((Self { memory, root, cpu }, features))
@@ -306,6 +316,23 @@ impl Probe {
             matches!(self.call(RDTSCP_AT, 0, Flush::None)?, (Exit::Syscall, regs) if regs.rsi == u64::from(MARK)),
         )
     }
+
+    /// Has the monitor load a state, if that is the guest's to have; the last step, as it may end the guest.
+    fn fpu(&mut self, iret: IretWorks, xcr0: u64) -> Result<FpuLoader, ProbeError> {
+        const MARK: u64 = 0x0123_4567_89ab_cdef;
+        if iret == IretWorks::No || xcr0 == 0 {
+            return Ok(FpuLoader::Kvm);
+        }
+        let mut state = self.cpu.fpu()?;
+        state.0[XMM0..XMM0 + 8].copy_from_slice(&MARK.to_le_bytes());
+        state.0[XSTATE_BV] |= SSE;
+        self.cpu.set_fpu_loader(FpuLoader::Monitor);
+        let by = self.cpu.set_fpu(state)?.by;
+        match self.call(XMM_AT, 0, Flush::None) {
+            Ok((Exit::Syscall, regs)) if regs.rsi == MARK => Ok(by),
+            Ok(_) | Err(_) => Ok(FpuLoader::Kvm),
+        }
+    }
 }
 
 fn map_monitor(memory: &mut Memory, root: u64) {
@@ -343,7 +370,12 @@ fn map_monitor(memory: &mut Memory, root: u64) {
 
 fn map_program(memory: &mut Memory, root: u64) {
     let code = memory.frame();
-    for (at, bytes) in [(STORE_AT, STORE), (RDTSC_AT, RDTSC), (RDTSCP_AT, RDTSCP)] {
+    for (at, bytes) in [
+        (STORE_AT, STORE),
+        (RDTSC_AT, RDTSC),
+        (RDTSCP_AT, RDTSCP),
+        (XMM_AT, XMM),
+    ] {
         memory.put(code + at, bytes);
     }
     memory.map(root, CODE, code | PRESENT | USER);
@@ -355,6 +387,22 @@ fn map_program(memory: &mut Memory, root: u64) {
         abi::TABLES_VA + (entry & FRAME_MASK),
         entry & FRAME_MASK | PRESENT | WRITE,
     );
+}
+
+/// What was found the first time in this process: a host does not change, and the throw-away guest is a virtual machine more for
+/// each machine.
+///
+/// # Errors
+/// As [`probe`]; it is tried again the next time.
+pub fn once(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
+    static FOUND: OnceLock<HostProfile> = OnceLock::new();
+    match FOUND.get() {
+        Some(found) => Ok(found.clone()),
+        None => {
+            let found = probe(kvm)?;
+            Ok(FOUND.get_or_init(|| found).clone())
+        }
+    }
 }
 
 /// Probes the host.
@@ -383,6 +431,7 @@ pub fn probe(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
     probe.cpu.set_iret(iret);
     let tsc_is_hosts = probe.tsc_is_hosts()?;
     let tsc_aux_works = probe.tsc_aux_works()?;
+    let fpu = probe.fpu(iret, xcr0)?;
     // SMEP is for hosts where the stub page is the supervisor's; where ring 3 runs it, it must be off.
     let cr4 = if syscall == SyscallRing::Zero {
         cr4
@@ -394,6 +443,7 @@ pub fn probe(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
         syscall,
         paging,
         iret,
+        fpu,
         tsc_is_hosts,
         tsc_aux_works,
         cr4,
@@ -402,28 +452,4 @@ pub fn probe(kvm: &Kvm) -> Result<HostProfile, ProbeError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fault_queued_when_a_kick_came_does_not_hit_the_next_thread() {
-        let Ok(kvm) = Kvm::new() else {
-            println!("skipped: /dev/kvm is not usable");
-            return;
-        };
-        let (mut probe, _) = Probe::new(&kvm).unwrap();
-        probe
-            .expect_syscall("the first system call", STORE_AT, Flush::None)
-            .unwrap();
-        // A page fault; and INT3's, which KVM does not report among a virtual CPU's events.
-        for vector in [14, 3] {
-            probe.cpu.queue_fault_and_kick(vector);
-            let (exit, _) = probe.call(STORE_AT, 1, Flush::None).unwrap();
-            assert_eq!(exit, Exit::Kicked);
-            probe.cpu.end_kick();
-            probe
-                .expect_syscall("after the kick", STORE_AT, Flush::All { touches: &[] })
-                .unwrap();
-        }
-    }
-}
+mod tests;

@@ -46,7 +46,7 @@ impl Cpu for FakeCpu {
         }
         match fpu {
             Fpu::Saved(area) => Ok(area),
-            Fpu::Initial | Fpu::Live => unreachable!("saved above"),
+            Fpu::Initial | Fpu::Live | Fpu::Left(_) => unreachable!("saved above"),
         }
     }
 

@@ -46,13 +46,28 @@ pub struct Regs {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XsaveArea(pub Vec<u8>);
 
+/// FPU and vector state that a thread has left in a virtual CPU.
+pub trait LeftFpu: std::fmt::Debug + Send + Sync {
+    /// Copies it.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn get(&self) -> Result<XsaveArea, crate::hv::CpuError>;
+
+    /// Whether nobody has copied it yet.
+    fn is_only_there(&self) -> bool;
+}
+
 /// Where a thread's FPU and vector state is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Fpu {
     /// The state a fresh program starts with.
     Initial,
-    /// In the virtual CPU that last ran the thread.
+    /// In the virtual CPU that runs the thread.
     Live,
+    /// The thread does not run, and left it in the virtual CPU that ran it last. Whoever runs it next on that one, before
+    /// any other, finds it there; anybody can have a copy.
+    Left(Arc<dyn LeftFpu>),
     /// Here; loaded before the thread runs again.
     Saved(XsaveArea),
 }

@@ -163,6 +163,8 @@ ranks! {
     PagingEvents,
     /// Run queue, wait queues and deadlines.
     SchedQueues,
+    /// Where the FPU state of a thread is that has left a virtual CPU.
+    LeftFpu,
     /// Which guest gets a worker next, and when the clock thread sees to which.
     Roster,
     /// Flushes that wait for a virtual CPU.

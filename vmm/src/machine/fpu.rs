@@ -1,11 +1,11 @@
 //! Whose FPU and vector state is in a worker's virtual CPU.
 //!
-//! The state of a thread that leaves is copied out at once, since another worker may take it next;
+//! The state of a thread that leaves stays there until somebody wants it ([`crate::hv::kvm::vcpu::LeftState`]);
 //! it is copied in only if the virtual CPU has run another thread meanwhile.
 
-use crate::hv::CpuError;
 use crate::hv::kvm::vcpu::Vcpu;
-use crate::linux::thread::{Cpu, Fpu, Thread, Tid, XsaveArea};
+use crate::hv::{CpuError, FpuLoader};
+use crate::linux::thread::{Cpu, Fpu, LeftFpu, Thread, XsaveArea};
 
 use super::stats::{Counters, count};
 
@@ -19,31 +19,30 @@ fn initial_area(bytes: usize) -> XsaveArea {
     XsaveArea(area)
 }
 
-/// Tracks the state in one virtual CPU.
-#[derive(Debug)]
+/// Counts a copy that is about to be made.
+fn count_copy(left: &dyn LeftFpu, counters: &Counters) {
+    if left.is_only_there() {
+        count(&counters.fpu_saves);
+    }
+}
+
+/// Moves states into a virtual CPU and out of it.
+#[derive(Clone, Copy, Debug)]
 pub struct FpuSwitch {
-    /// What the virtual CPU holds while the thread it belongs to is away.
-    kept: Option<(Tid, XsaveArea)>,
     bytes: usize,
     components: u64,
 }
 
 impl FpuSwitch {
-    /// For a fresh virtual CPU.
+    /// For a virtual CPU.
     ///
     /// # Errors
     /// KVM refused to tell the state's size.
     pub fn new(cpu: &Vcpu, components: u64) -> Result<Self, CpuError> {
         Ok(Self {
-            kept: None,
             bytes: cpu.fpu()?.0.len(),
             components,
         })
-    }
-
-    /// The virtual CPU is another one from now on, which has run nothing.
-    pub fn forget(&mut self) {
-        self.kept = None;
     }
 
     /// Before `thread` runs: its state goes into the virtual CPU unless it is there.
@@ -51,8 +50,8 @@ impl FpuSwitch {
     /// # Errors
     /// KVM refused it.
     pub fn enter(
-        &mut self,
-        cpu: &Vcpu,
+        self,
+        cpu: &mut Vcpu,
         thread: &mut Thread,
         counters: &Counters,
     ) -> Result<(), CpuError> {
@@ -60,45 +59,38 @@ impl FpuSwitch {
             Fpu::Live => return Ok(()),
             Fpu::Initial => initial_area(self.bytes),
             Fpu::Saved(area) => area,
+            Fpu::Left(left) => {
+                if cpu.finds_left(&left)? {
+                    return Ok(());
+                }
+                count_copy(&*left, counters);
+                left.get()?
+            }
         };
-        // Comparing four KiB is far cheaper than the ioctl.
-        if self
-            .kept
-            .take()
-            .is_some_and(|(tid, kept)| tid == thread.tid && kept == area)
-        {
-            return Ok(());
-        }
         count(&counters.fpu_loads);
-        cpu.set_fpu(&area)
-    }
-
-    /// `thread` leaves the virtual CPU, perhaps for another one.
-    ///
-    /// # Errors
-    /// KVM refused to tell it.
-    pub fn leave(
-        &mut self,
-        cpu: &Vcpu,
-        thread: &mut Thread,
-        counters: &Counters,
-    ) -> Result<(), CpuError> {
-        if thread.fpu == Fpu::Live {
+        let loaded = cpu.set_fpu(area)?;
+        if loaded.copied_out {
             count(&counters.fpu_saves);
-            let area = cpu.fpu()?;
-            self.kept = Some((thread.tid, area.clone()));
-            thread.fpu = Fpu::Saved(area);
+        }
+        if loaded.by == FpuLoader::Kvm {
+            count(&counters.fpu_loads_by_kvm);
         }
         Ok(())
     }
 
+    /// `thread` leaves the virtual CPU, perhaps for another one.
+    pub fn leave(self, cpu: &mut Vcpu, thread: &mut Thread) {
+        if matches!(thread.fpu, Fpu::Live) {
+            thread.fpu = cpu.leave_fpu();
+        }
+    }
+
     /// What a handler may ask of the virtual CPU.
-    pub fn access<'a>(&self, cpu: &'a Vcpu, counters: &'a Counters) -> CpuAccess<'a> {
+    pub fn access<'a>(self, cpu: &'a Vcpu, counters: &'a Counters) -> CpuAccess<'a> {
         CpuAccess {
             cpu,
             counters,
-            bytes: self.bytes,
-            components: self.components,
+            fpu: self,
         }
     }
 }
@@ -107,27 +99,33 @@ impl FpuSwitch {
 pub struct CpuAccess<'a> {
     cpu: &'a Vcpu,
     counters: &'a Counters,
-    bytes: usize,
-    components: u64,
+    fpu: FpuSwitch,
 }
 
 impl Cpu for CpuAccess<'_> {
     fn save_fpu<'t>(&mut self, fpu: &'t mut Fpu) -> Result<&'t mut XsaveArea, CpuError> {
-        match fpu {
-            Fpu::Saved(_) => {}
-            Fpu::Initial => *fpu = Fpu::Saved(initial_area(self.bytes)),
+        let area = match fpu {
+            Fpu::Saved(_) => None,
+            Fpu::Initial => Some(initial_area(self.fpu.bytes)),
             Fpu::Live => {
                 count(&self.counters.fpu_saves);
-                *fpu = Fpu::Saved(self.cpu.fpu()?);
+                Some(self.cpu.fpu()?)
             }
+            Fpu::Left(left) => {
+                count_copy(&**left, self.counters);
+                Some(left.get()?)
+            }
+        };
+        if let Some(area) = area {
+            *fpu = Fpu::Saved(area);
         }
         match fpu {
             Fpu::Saved(area) => Ok(area),
-            Fpu::Initial | Fpu::Live => unreachable!("just saved"),
+            Fpu::Initial | Fpu::Live | Fpu::Left(_) => unreachable!("just saved"),
         }
     }
 
     fn xsave_layout(&self) -> (usize, u64) {
-        (self.bytes, self.components)
+        (self.fpu.bytes, self.fpu.components)
     }
 }

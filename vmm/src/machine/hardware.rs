@@ -140,7 +140,7 @@ impl Hardware {
             return Err(HardwareError::MemorySize(bytes));
         }
         let kvm = vm::open()?;
-        let profile = probe::probe(&kvm)?;
+        let profile = probe::once(&kvm)?;
         let layout = layout(bytes);
         let frames = u64::from(layout.data.start.get()) + u64::from(layout.data.count);
         let pool = Pool::new(frames)?;
@@ -209,6 +209,7 @@ impl Hardware {
             xcr0: self.profile.xcr0,
             syscall: self.profile.syscall,
             iret: self.profile.iret,
+            fpu: self.profile.fpu,
         })
     }
 

@@ -241,8 +241,8 @@ impl fmt::Display for Report {
         writeln!(f, "ioctls    {}", self.ioctls)?;
         writeln!(
             f,
-            "flushes   {} entries by the monitor, {} words touched; FPU: {} saves, {} loads",
-            e.flushes, e.touches, e.fpu_saves, e.fpu_loads
+            "flushes   {} entries by the monitor, {} words touched; FPU: {} saves, {} loads, {} of them by an ioctl",
+            e.flushes, e.touches, e.fpu_saves, e.fpu_loads, e.fpu_loads_by_kvm
         )?;
         let d = &self.shootdowns;
         writeln!(

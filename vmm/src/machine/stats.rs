@@ -51,6 +51,8 @@ counters! {
     fpu_saves,
     /// FPU states copied into a virtual CPU.
     fpu_loads,
+    /// Those of them that took an ioctl.
+    fpu_loads_by_kvm,
 }
 
 /// Adds one.

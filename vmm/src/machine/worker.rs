@@ -168,9 +168,16 @@ impl Worker {
                     let thread = guest.as_ref().and_then(|g| g.kernel.sched.start(&kick));
                     match (&guest, thread) {
                         (Some(guest), Some(thread)) => {
-                            let mut worker = state.wake()?;
-                            worker.run_thread(guest, thread)?;
-                            State::Awake(worker)
+                            let tid = thread.tid;
+                            let ran = state.wake().and_then(|mut worker| {
+                                worker.run_thread(guest, thread)?;
+                                Ok(State::Awake(worker))
+                            });
+                            if ran.is_err() {
+                                // Nobody is to wait for it when the guest is taken down.
+                                guest.kernel.sched.forget(tid);
+                            }
+                            ran?
                         }
                         (Some(_) | None, _) => state,
                     }
@@ -234,7 +241,7 @@ impl Worker {
         let mut since = Instant::now();
         while !sched.has_ended() {
             if sched.is_stopping() {
-                self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
+                self.fpu.leave(&mut self.cpu, &mut thread);
                 sched.put_back(thread);
                 return Ok(());
             }
@@ -256,11 +263,11 @@ impl Worker {
                     None
                 }
                 Turn::Park(wait) => {
-                    self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
+                    self.fpu.leave(&mut self.cpu, &mut thread);
                     sched.park(thread, wait, seen).err()
                 }
                 Turn::Leave(how) => {
-                    self.fpu.leave(&self.cpu, &mut thread, &shared.counters)?;
+                    self.fpu.leave(&mut self.cpu, &mut thread);
                     sched.yield_running(thread, how).err()
                 }
             };
@@ -349,7 +356,7 @@ impl Worker {
         if identity::renew(memory, &thread.mm) {
             thread.foresee(memory);
         }
-        self.fpu.enter(&self.cpu, thread, &shared.counters)?;
+        self.fpu.enter(&mut self.cpu, thread, &shared.counters)?;
         let entry = memory.flushes.enter(self.index, &thread.mm.space);
         let flush = if entry.needed {
             count(&shared.counters.flushes);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use guest::abi;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
-/// The area of guest memory a virtual CPU shares with the monitor: TSS, stack, list.
+/// The area of guest memory a virtual CPU shares with the monitor: TSS, stack, list, XSAVE area.
 #[derive(Clone, Debug)]
 pub struct CpuArea {
     memory: Arc<MmapRegion>,
@@ -40,6 +40,16 @@ impl CpuArea {
         let mut words = [0; N];
         self.at(offset, N * 8).copy_to(&mut words);
         words
+    }
+
+    /// Puts an XSAVE area in place for the monitor. False if there is no room for one of this size.
+    pub(super) fn write_xsave(&self, bytes: &[u8]) -> bool {
+        let fits = bytes.len() as u64 <= abi::AREA_XSAVE_BYTES;
+        if fits {
+            let to = self.at(abi::AREA_XSAVE, bytes.len());
+            to.write_slice(bytes, 0).expect("the same length");
+        }
+        fits
     }
 
     /// Puts the TSS in place.

@@ -8,7 +8,8 @@
 //! * from the SYSCALL stub, when only general registers changed: run on into its SYSRET;
 //! * from ring 3: set the general registers;
 //! * otherwise: set segments as well;
-//! * when a flush is due or the address space changes: through the monitor's `enter`.
+//! * when a flush is due, the address space changes, or the monitor is to load the thread's FPU state: through the
+//!   monitor's `enter`.
 
 use std::io;
 use std::sync::Arc;
@@ -26,8 +27,11 @@ use super::regs::{
 use super::touches::{List, Touches};
 use super::vm::{Vm, VmError, refused};
 use super::xsave;
-use crate::hv::{CpuError, Exit, Flush, IretWorks, SyscallRing, Trap};
+use crate::hv::{CpuError, Exit, Flush, FpuLoader, IretWorks, SyscallRing, Trap};
 use crate::linux::thread::{Regs, XsaveArea};
+
+mod fpu;
+pub use fpu::{LeftState, Loaded};
 
 /// What a virtual CPU is made with.
 #[derive(Clone, Debug)]
@@ -46,6 +50,8 @@ pub struct CpuSetup {
     pub syscall: SyscallRing,
     /// Whether the monitor's `enter` can leave by IRET.
     pub iret: IretWorks,
+    /// Who loads FPU states.
+    pub fpu: FpuLoader,
 }
 
 /// Where the stopped processor is.
@@ -72,6 +78,11 @@ pub struct Vcpu {
     bases: (u64, u64),
     syscall: SyscallRing,
     iret: IretWorks,
+    fpu: FpuLoader,
+    /// The FPU state that the monitor is to load: it is in the area too.
+    coming: Option<XsaveArea>,
+    /// That of the thread that was the last to leave.
+    left: Option<Arc<LeftState>>,
     /// What it was made with.
     setup: CpuSetup,
     /// Dropped after the descriptor.
@@ -144,6 +155,9 @@ impl Vcpu {
             bases: (0, 0),
             syscall: setup.syscall,
             iret: setup.iret,
+            fpu: setup.fpu,
+            coming: None,
+            left: None,
             setup,
             _held: held,
         })
@@ -173,7 +187,7 @@ impl Vcpu {
         root: u64,
         flush: Flush<'_>,
     ) -> Result<(Exit, bool), CpuError> {
-        if flush == Flush::None && root == self.root {
+        if flush == Flush::None && root == self.root && self.coming.is_none() {
             self.load(regs);
             return Ok((self.run_once(regs)?, true));
         }
@@ -185,6 +199,9 @@ impl Vcpu {
                 self.load_enter(regs, root, &list);
                 let exit = self.run_once(regs)?;
                 let done = self.at != At::Monitor;
+                if done {
+                    self.coming = None;
+                }
                 return Ok((exit, done));
             }
             self.load_enter_out(root, &list);
@@ -262,7 +279,14 @@ impl Vcpu {
             u64::from(selector::USER_DS),
         ]);
         put_regs(&mut self.fd.sync_regs_mut().regs, regs);
-        self.call_monitor((regs.fs_base, regs.gs_base), root, (start, &words));
+        let bases = (regs.fs_base, regs.gs_base);
+        if self.coming.is_none() {
+            self.call_monitor(bases, root, (start, &words));
+        } else {
+            let (start, words) = monitor::restore_first((start, &words), root, regs.rcx);
+            self.call_monitor(bases, root, (start, &words));
+            self.ask_for_restore();
+        }
     }
 
     /// Sets up the monitor's `enter_out`, which comes back.
@@ -503,6 +527,11 @@ impl Vcpu {
         self.iret = iret;
     }
 
+    /// Who loads FPU states.
+    pub fn set_fpu_loader(&mut self, fpu: FpuLoader) {
+        self.fpu = fpu;
+    }
+
     /// Sets what RDTSCP returns.
     ///
     /// # Errors
@@ -524,24 +553,6 @@ impl Vcpu {
                 libc::EINVAL,
             ))),
         }
-    }
-
-    /// Copies the FPU state out.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn fpu(&self) -> Result<XsaveArea, CpuError> {
-        self.vm.ioctls.fetch_add(1, Ordering::Relaxed);
-        xsave::get(&self.fd, self.vm.xsave_bytes).map_err(cpu_error("FPU state", "read"))
-    }
-
-    /// Sets the FPU state.
-    ///
-    /// # Errors
-    /// KVM refused it.
-    pub fn set_fpu(&self, area: &XsaveArea) -> Result<(), CpuError> {
-        self.vm.ioctls.fetch_add(1, Ordering::Relaxed);
-        xsave::set(&self.fd, area).map_err(cpu_error("FPU state", "set"))
     }
 
     /// Lets `signal` interrupt the guest, though the thread blocks it: pending or arriving, it makes

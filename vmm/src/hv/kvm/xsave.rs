@@ -4,8 +4,12 @@
     reason = "the size of the area KVM writes is not in its type"
 )]
 
-use kvm_bindings::{Xsave, kvm_xsave2};
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{KVMIO, Xsave, kvm_xsave, kvm_xsave2};
 use kvm_ioctls::VcpuFd;
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::ioctl_ior_nr;
 
 use crate::linux::thread::XsaveArea;
 
@@ -21,10 +25,18 @@ fn empty(bytes: usize) -> Result<Xsave, kvm_ioctls::Error> {
     Ok(xsave)
 }
 
-pub(super) fn get(fd: &VcpuFd, bytes: usize) -> Result<XsaveArea, kvm_ioctls::Error> {
+ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
+
+/// The state of the virtual CPU with this descriptor (KVM API, `KVM_GET_XSAVE2`). Not by its [`VcpuFd`]: whoever wants it may
+/// be another than the one who runs it.
+pub(super) fn get(fd: &impl AsRawFd, bytes: usize) -> Result<XsaveArea, kvm_ioctls::Error> {
     let mut xsave = empty(bytes)?;
+    // SAFETY: the number of extra words is not touched.
+    let area = unsafe { xsave.as_mut_fam_struct() };
     // SAFETY: the allocation is as large as KVM said the area is (KVM_CAP_XSAVE2).
-    unsafe { fd.get_xsave2(&mut xsave) }?;
+    if unsafe { ioctl_with_mut_ref(fd, KVM_GET_XSAVE2(), &mut area.xsave) } != 0 {
+        return Err(kvm_ioctls::Error::last());
+    }
     let fixed = &xsave.as_fam_struct_ref().xsave.region;
     let words = fixed.iter().chain(xsave.as_slice());
     let mut area: Vec<u8> = words.flat_map(|w| w.to_le_bytes()).collect();

@@ -19,7 +19,7 @@ use crate::linux::process::{
     Credentials, Fd, FdTable, INIT, Life, MmLayout, PID_MAX, Pending, Pid, Prctl, Process, SIGNALS,
     SigAction, Unreported, Usage,
 };
-use crate::linux::saved::error::{Damaged, RestoreError, require};
+use crate::linux::saved::error::{Damaged, Refused, RestoreError, require};
 use crate::linux::saved::tables::{DescriptionIx, SpaceIx};
 use crate::linux::saved::{Loader, Saver};
 use crate::linux::signal::xsave;
@@ -272,16 +272,21 @@ struct SavedImage {
 }
 
 impl SavedThread {
-    pub(in crate::linux) fn of(t: &Thread, s: &mut Saver<'_>) -> Self {
-        debug_assert!(t.fpu != Fpu::Live, "it is out of the virtual CPU");
-        Self {
+    pub(in crate::linux) fn of(t: &Thread, s: &mut Saver<'_>) -> Result<Self, Refused> {
+        let fpu = match &t.fpu {
+            Fpu::Saved(area) => Some(area.clone()),
+            Fpu::Left(left) => Some(left.get().map_err(Refused::Cpu)?),
+            Fpu::Initial => None,
+            Fpu::Live => {
+                debug_assert!(false, "it is out of the virtual CPU");
+                None
+            }
+        };
+        Ok(Self {
             tid: t.tid,
             pid: t.pid,
             regs: before_call(t.regs),
-            fpu: match &t.fpu {
-                Fpu::Saved(area) => Some(area.clone()),
-                Fpu::Initial | Fpu::Live => None,
-            },
+            fpu,
             call: t.call.as_ref().map(|call| SavedCall {
                 nr: call.nr,
                 args: call.args,
@@ -305,7 +310,7 @@ impl SavedThread {
                 regs: image.regs,
             }),
             cpu_time: t.shared.cpu_time.load(Ordering::Relaxed),
-        }
+        })
     }
 
     pub(in crate::linux) fn tid(&self) -> Tid {

@@ -39,6 +39,9 @@ pub enum Refused {
         #[source]
         source: std::io::Error,
     },
+    /// KVM did not give out what a thread has in a virtual CPU.
+    #[error(transparent)]
+    Cpu(crate::hv::CpuError),
     /// The memory cannot be saved.
     #[error("the guest's memory cannot be saved")]
     Memory(#[source] MemoryError),

@@ -129,7 +129,7 @@ pub fn save(k: &Kernel, memory: &mut dyn SaveMemory) -> Result<Records, Refused>
     k.memory.sections.tidy(&k.memory);
     let mut s = Saver::new(k);
     let tree = k.vfs.saved(&mut s);
-    let (processes, threads, futexes) = people(&mut s);
+    let (processes, threads, futexes) = people(&mut s)?;
     let spaces = spaces(&mut s, memory)?;
     let things = things(&mut s, memory)?;
     let epolls = epolls(&s);
@@ -167,8 +167,10 @@ fn machine(k: &Kernel) -> SavedMachine {
     }
 }
 
+type People = (Vec<SavedProcess>, Vec<SavedThread>, SavedFutexes);
+
 /// Processes, threads, and who of them waits for which word.
-fn people(s: &mut Saver<'_>) -> (Vec<SavedProcess>, Vec<SavedThread>, SavedFutexes) {
+fn people(s: &mut Saver<'_>) -> Result<People, Refused> {
     let k = s.k;
     let state = k.state();
     let processes = state
@@ -179,8 +181,9 @@ fn people(s: &mut Saver<'_>) -> (Vec<SavedProcess>, Vec<SavedThread>, SavedFutex
     let mut threads = Vec::new();
     k.sched
         .each_resting(|rest| threads.push(SavedThread::of(rest.thread, s)));
+    let threads = threads.into_iter().collect::<Result<Vec<_>, _>>()?;
     let futexes = futexes(s, &state, &threads);
-    (processes, threads, futexes)
+    Ok((processes, threads, futexes))
 }
 
 fn futexes(s: &Saver<'_>, state: &State, threads: &[SavedThread]) -> SavedFutexes {

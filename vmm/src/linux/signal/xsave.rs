@@ -35,6 +35,9 @@ const INITIAL_MXCSR: u32 = 0x1f80;
 /// What the SDM says when the processor reports no mask.
 const DEFAULT_MXCSR_MASK: u32 = 0xffbf;
 
+/// What every processor with AVX, and every one of AMD's with 64 bits, lets MXCSR have.
+const EVERY_MXCSR_MASK: u32 = 0xffff;
+
 /// The frame's area cannot be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadXsave;
@@ -126,6 +129,20 @@ pub fn from_legacy(legacy: &[u8; LEGACY], size: usize) -> Vec<u8> {
     area[SW].fill(0);
     area[XSTATE_BV].copy_from_slice(&(FP | SSE).to_le_bytes());
     area
+}
+
+/// The first `size` bytes of a whole area as XRSTOR takes them in ring 0 for the components of `xcr0` without an exception (Intel SDM
+/// volume 1, section 13.8.1), if they can be made so. It loads MXCSR whether the area has the SSE component or not.
+#[must_use]
+pub fn loadable(area: &[u8], size: usize, xcr0: u64) -> Option<Vec<u8>> {
+    let mut plain = area.get(..size.max(WITH_HEADER))?.to_vec();
+    restrict(&mut plain, xcr0);
+    if u64_at(&plain, XSTATE_BV) & SSE == 0 {
+        plain[MXCSR].copy_from_slice(&INITIAL_MXCSR.to_le_bytes());
+    }
+    let standard = u64_at(&plain, XCOMP_BV) == 0 && plain[RESERVED].iter().all(|&b| b == 0);
+    let known = u32_at(&plain, MXCSR.start) & !EVERY_MXCSR_MASK == 0;
+    (standard && known).then_some(plain)
 }
 
 /// Takes out of a whole area of a virtual CPU what the host put in beside the components of `xcr0`.
@@ -222,6 +239,40 @@ mod tests {
         out.truncate(SIZE);
         assert_eq!(u64_at(&out, XSTATE_BV), 7);
         assert_eq!(import(out, XCR0, &sample()), Ok(sample()));
+    }
+
+    #[test]
+    fn loadable_area_has_nothing_that_raises_an_exception() {
+        let mut area = sample();
+        area.resize(4096, 0xa5);
+        area[XSTATE_BV].copy_from_slice(&(7_u64 | 1 << 9).to_le_bytes());
+        let plain = loadable(&area, SIZE, XCR0).expect("it can be made plain");
+        assert_eq!(
+            plain,
+            sample(),
+            "a component less, and no more than has a place"
+        );
+        for (at, bytes) in [
+            (XCOMP_BV.start + 7, 0x80),
+            (RESERVED.start, 1),
+            (575, 1),
+            (MXCSR.start + 2, 1),
+        ] {
+            let mut bad = sample();
+            bad[at] = bytes;
+            assert_eq!(loadable(&bad, SIZE, XCR0), None, "byte {at}");
+        }
+        assert_eq!(loadable(&sample()[..SIZE - 1], SIZE, XCR0), None);
+        assert_eq!(loadable(&[], 0, XCR0), None);
+    }
+
+    #[test]
+    fn mxcsr_is_initial_without_its_component() {
+        let mut area = sample();
+        area[MXCSR].fill(0xff);
+        area[XSTATE_BV].copy_from_slice(&1_u64.to_le_bytes());
+        let plain = loadable(&area, SIZE, XCR0).expect("it is not looked at");
+        assert_eq!(u32_at(&plain, MXCSR.start), INITIAL_MXCSR);
     }
 
     #[test]

@@ -68,13 +68,12 @@ impl Worker {
             memory,
             index,
             cpu,
-            mut fpu,
+            fpu,
             kicker,
             idle,
             // Nothing runs that could be looked at.
             look: _,
         } = self;
-        fpu.forget();
         let (vm, setup) = cpu.rest();
         memory.flushes.rest_spare();
         memory.acknowledge(memory.flushes.rested());
@@ -94,10 +93,13 @@ impl Worker {
 impl Resting {
     fn wake(self) -> Result<Worker, CpuError> {
         let mut made = self.cpu();
-        for _ in 1..ATTEMPTS {
+        for attempt in 1..ATTEMPTS {
             match &made {
                 Err(error) if !self.guests.is_closed() => {
-                    tracing::warn!(%error, "a machine that rested cannot go on yet");
+                    // Once; and if it cannot go on at all, its end says why.
+                    if attempt == 1 {
+                        tracing::info!(%error, "a machine that rested cannot go on yet");
+                    }
                     std::thread::sleep(PAUSE);
                     made = self.cpu();
                 }
