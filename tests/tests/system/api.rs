@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -519,6 +519,21 @@ fn shared_machine() -> Done {
     )?;
     let small = template.shared(1 << 20);
     check(matches!(small, Err(SpawnError::Machine(_))), "too small")?;
+    let (mut from, mut onto) = (template.file().try_clone()?, std::fs::File::create("disk")?);
+    from.rewind()?;
+    std::io::copy(&mut from, &mut onto)?;
+    let disk = Template::open("disk")?;
+    let on_disk = disk.shared(1 << 30);
+    check(matches!(on_disk, Err(SpawnError::OnDisk)), "on a disk")?;
+    let mut fork = disk.fork();
+    let loaded = fork.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let in_memory = loaded.freeze()?.shared(1 << 30)?;
+    drop(loaded);
+    let mut fork = in_memory.fork();
+    fork.stdin(Stdio::bytes(*b"memory\n"));
+    check(fork.output()?.stdout.ends_with(b"memory\n"), "of a disk's")?;
+    let mut fork = machine.fork();
+    fork.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut late = machine.fork();
     late.stdin(Stdio::piped()).stdout(Stdio::null());
     let mut late = late.timeout(Duration::from_millis(100)).spawn()?;

@@ -39,6 +39,12 @@ fn names(context: &Context) -> Checked {
     let taken = ["fork", "warm", "--name", "t", "-n", "7"];
     let taken = [&taken[..], &PROCESS].concat();
     refused(context, &taken, "a guest with this name is running")?;
+    let many = [
+        &["fork", "warm", "--name", "m", "-n", "10001"],
+        &PROCESS[..],
+    ]
+    .concat();
+    refused(context, &many, "at most 10000")?;
     succeed(context, &["kill", "t-2"])?;
     let others = |listed: &BTreeMap<String, u64>| !listed.contains_key("t-2");
     let left = forks.wait_for("t-2 is left", others)?;

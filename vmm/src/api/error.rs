@@ -26,6 +26,11 @@ pub enum SpawnError {
     /// Memory or processors were asked for, for a guest in a machine that it shares.
     #[error("memory and processors are those of the machine that the guest shares")]
     SharedMachine,
+    /// A machine that guests share was asked for, of a template that is a file on a disk ([`Template::open`](crate::Template::open)).
+    #[error(
+        "guests that share a machine are made of a template in memory: freeze a clone of this one"
+    )]
+    OnDisk,
     /// This process has no descriptors left for standard input, output and error.
     #[error("the guest's standard input, output and error cannot be made")]
     Stdio(#[source] io::Error),

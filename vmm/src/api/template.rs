@@ -187,7 +187,8 @@ impl Template {
     }
 
     /// Makes a machine with so many bytes of memory, page tables included, that guests of this template share: they are kept
-    /// apart as processes are, and one that waits takes some 30 KiB ([`SharedMachine`]).
+    /// apart as processes are, and one that waits takes some 30 KiB ([`SharedMachine`]). Not of a snapshot on a disk: freeze a clone
+    /// of that, and use the template.
     ///
     /// # Errors
     /// See [`SpawnError`].
@@ -197,6 +198,11 @@ impl Template {
             ..Choice::default()
         };
         let of = &self.0;
+        let layer = of.image.snapshot().layer();
+        let layer = layer.map_err(|error| RunError::Image(error.into()))?;
+        if layer.is_none() && self.pages() > 0 {
+            return Err(SpawnError::OnDisk);
+        }
         SharedMachine::start(self, &self.wanted(&choice), &of.image, of.records.clone())
     }
 

@@ -23,7 +23,6 @@ use crate::machine::hardware::MAX_MEMORY;
 use crate::machine::shared::registry::Registry;
 use crate::machine::shared::{SharedMachine, Tenant, Wish};
 use crate::machine::verbs::chain;
-use crate::machine::worker::Shared;
 use crate::machine::{RunError, Wanted, run_dir};
 use crate::snapshot::guest::{MachineData, OpenError, open_guest};
 use crate::snapshot::image::Image;
@@ -144,7 +143,7 @@ impl<'a> Copies<'a> {
             }
             None => None,
         };
-        let tenant = self.fork(number, &ends, Registry::enter);
+        let tenant = self.fork(number, &ends);
         let tenant = tenant.map_err(TogetherError::from)?;
         let copy = Copy {
             tenant,
@@ -155,13 +154,8 @@ impl<'a> Copies<'a> {
         Ok(())
     }
 
-    /// Makes a guest, and has `known` tell others of it.
-    fn fork(
-        &self,
-        number: u32,
-        ends: &Ends,
-        known: fn(&Arc<Registry>, u32, &Arc<Shared>, Option<(&str, &Freezer)>),
-    ) -> Result<Tenant, RunError> {
+    /// Makes a guest, of which others are told before it runs.
+    fn fork(&self, number: u32, ends: &Ends) -> Result<Tenant, RunError> {
         let wish = wish(self.args, number, ends.clone());
         let name = self.name(number);
         let made = self.machine.fork_seen(wish, |guest| {
@@ -170,7 +164,7 @@ impl<'a> Copies<'a> {
             let told = Box::new(move || _ = ends.send(number));
             guest.kernel.sched.at_end(told);
             let named = name.as_deref().zip(self.freezer.as_ref());
-            known(&self.registry, number, guest, named);
+            self.registry.enter(number, guest, named);
         });
         Ok(made?.0)
     }
@@ -213,7 +207,7 @@ impl<'a> Copies<'a> {
         } = copy;
         // Two do not read one input.
         drop(tenant);
-        match self.fork(number, &ends, Registry::again) {
+        match self.fork(number, &ends) {
             Ok(tenant) => {
                 let copy = Copy {
                     tenant,

@@ -341,7 +341,7 @@ mod tests {
         }
         // What comes after it is heard.
         raw.write_all(b"{\"runs\":1}\n{\"ru").unwrap();
-        assert_eq!(ours.hear().unwrap().unwrap().0, News::Runs(1));
+        assert_eq!(ours.hear::<News>().unwrap().unwrap().0, News::Runs(1));
         drop(raw);
         assert!(ours.hear::<News>().is_err());
         let file = File::open("/dev/null").unwrap();

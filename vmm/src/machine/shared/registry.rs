@@ -6,7 +6,7 @@
 //! asked hears so.
 //!
 //! A clone is asked to go back at its [`Door`], as one with a machine of its own is; who runs the clones makes it again
-//! ([`Registry::was_asked`], [`Registry::again`], [`Registry::is_back`]).
+//! ([`Registry::was_asked`], [`Registry::enter`], [`Registry::is_back`]).
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -82,24 +82,9 @@ impl Registry {
         })
     }
 
-    /// One more clone, which does not run yet. One with a name may freeze itself, by `freezer`.
+    /// One more clone, or one that was asked to go back, and the guest that it is from now on, which does not run yet. One with
+    /// a name may freeze itself, by the freezer.
     pub(crate) fn enter(
-        self: &Arc<Self>,
-        number: u32,
-        guest: &Arc<Shared>,
-        known: Option<(&str, &Freezer)>,
-    ) {
-        let listed = Arc::new(Listed {
-            name: known.map(|(name, _)| name.into()),
-            door: Door::open(),
-            now: Mutex::new(Now::of(guest)),
-        });
-        self.serve(number, guest, known);
-        self.clones.lock().insert(number, listed);
-    }
-
-    /// The guest, which does not run yet, that a clone is from now on: it was asked to go back.
-    pub(crate) fn again(
         self: &Arc<Self>,
         number: u32,
         guest: &Arc<Shared>,
@@ -110,7 +95,14 @@ impl Registry {
             let before = std::mem::replace(&mut *listed.now.lock(), Now::of(guest));
             // Not with the lock: it may be the last of a guest.
             drop(before);
+            return;
         }
+        let listed = Arc::new(Listed {
+            name: known.map(|(name, _)| name.into()),
+            door: Door::open(),
+            now: Mutex::new(Now::of(guest)),
+        });
+        self.clones.lock().insert(number, listed);
     }
 
     fn serve(self: &Arc<Self>, number: u32, guest: &Shared, known: Option<(&str, &Freezer)>) {
