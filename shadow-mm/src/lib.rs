@@ -90,10 +90,12 @@ pub use pool::{
     NonPagedPool, NotAllocated, PoolFull, PoolMode, PoolPages, PoolUsage, Quarantine,
     QuarantineLimits, SLACK_BYTE, slack_damage,
 };
-pub use proto::{BlockId, HeaderId, Pending, Progress, Section, SectionId, SectionPage};
+pub use proto::{
+    BlockId, Extent, Extents, HeaderId, Pending, Progress, Section, SectionId, SectionPage,
+};
 pub use section::{
-    Allowance, Charge, NoSpace, SectionAt, SectionError, SectionIn, SectionStore, WriteBack,
-    WriteFailed,
+    Allowance, Charge, LayError, NoFrame, NoSpace, SectionAt, SectionError, SectionIn,
+    SectionStore, Thaw, WriteBack, WriteFailed,
 };
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{

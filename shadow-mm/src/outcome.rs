@@ -11,6 +11,7 @@ use crate::flush::Flush;
 use crate::page_file::PageIn;
 use crate::pfn::FreeFrame;
 use crate::proto::{Claim, Pending, Section, SectionPage};
+use crate::section::Thaw;
 use crate::space::Space;
 
 /// How a fault was resolved.
@@ -60,6 +61,9 @@ pub enum FaultOutcome<P: Platform> {
     /// Read this from the page file with no lock held, then call
     /// [`crate::Manager::complete_page_in`].
     PageIn(PageIn<P>),
+    /// The page is a layer's: have it copied for all who share it ([`crate::Manager::thaw`]), with no lock held, and try
+    /// again.
+    Thaw(Thaw<P::Backing>),
     /// The page is being read for somebody else, or the space is being forked: wait for the end of any read or
     /// fork, and try again.
     Collided,
@@ -176,6 +180,8 @@ pub enum PinOutcome<P: Platform> {
     Wait(Pending),
     /// Read this, call [`crate::Manager::complete_page_in`], and pin again.
     PageIn(PageIn<P>),
+    /// The page is a layer's: have it copied for all who share it ([`crate::Manager::thaw`]), and pin again.
+    Thaw(Thaw<P::Backing>),
     /// The page is being read for somebody else, or the space is being forked: wait for the end of any read or
     /// fork, and pin again.
     Collided,
@@ -204,6 +210,7 @@ impl<P: Platform> fmt::Debug for FaultOutcome<P> {
             Self::Read(ticket) => f.debug_tuple("Read").field(ticket).finish(),
             Self::Wait(pending) => f.debug_tuple("Wait").field(pending).finish(),
             Self::PageIn(ticket) => f.debug_tuple("PageIn").field(ticket).finish(),
+            Self::Thaw(thaw) => f.debug_tuple("Thaw").field(thaw).finish(),
             Self::Collided => f.write_str("Collided"),
             Self::Denied(denied) => f.debug_tuple("Denied").field(denied).finish(),
             Self::NoMemory => f.write_str("NoMemory"),
@@ -218,6 +225,7 @@ impl<P: Platform> fmt::Debug for PinOutcome<P> {
             Self::Read(ticket) => f.debug_tuple("Read").field(ticket).finish(),
             Self::Wait(pending) => f.debug_tuple("Wait").field(pending).finish(),
             Self::PageIn(ticket) => f.debug_tuple("PageIn").field(ticket).finish(),
+            Self::Thaw(thaw) => f.debug_tuple("Thaw").field(thaw).finish(),
             Self::Collided => f.write_str("Collided"),
             Self::Again(flush) => f.debug_tuple("Again").field(flush).finish(),
             Self::Denied(denied) => f.debug_tuple("Denied").field(denied).finish(),

@@ -63,6 +63,8 @@ counters! {
     pages_mapped_around,
     /// Entries made for pages of frozen layers.
     pages_frozen,
+    /// Pages of a layer that sections have copies of, because they were stored to.
+    pages_thawed,
     /// Times a space went back to what lies under it.
     resets,
     /// Pages that spaces gave up then.
@@ -125,6 +127,8 @@ counters! {
     faults_paged_in,
     /// Faults on a page that somebody else was reading.
     faults_collided,
+    /// Stores to a page of a layer that others share.
+    faults_thaw,
     /// Reads of the page file handed out.
     page_ins,
     /// Pages those reads were for, neighbours included.

@@ -353,6 +353,7 @@ fn failed_fault_leaves_no_trace() {
                 }
                 FaultOutcome::NoMemory => false,
                 FaultOutcome::Collided => panic!("nobody reads"),
+                FaultOutcome::Thaw(thaw) => panic!("no layer: {thaw:?}"),
                 FaultOutcome::Denied(denied) => panic!("{denied}"),
                 FaultOutcome::Wait(pending) => panic!("{pending:?}"),
             };

@@ -10,7 +10,7 @@ use common::page_file::{File, evict_all, trim};
 use common::{BASE, Cpu, Mm, RW, manager, request, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, Allowance, CommitLimit, FailPlan, FaultOutcome, FrameStore, IoFailed, MapKind,
+    Access, Allowance, CommitLimit, FailPlan, FaultOutcome, Flush, FrameStore, IoFailed, MapKind,
     PAGE_SIZE, Section, SectionAt, SectionIn, SectionPage, SectionStore, Sharing,
 };
 
@@ -27,8 +27,8 @@ const HERE: u64 = 8;
 struct Room(AtomicU64);
 
 impl Allowance for Room {
-    fn take(&self) -> bool {
-        let less = |left: u64| left.checked_sub(1);
+    fn take(&self, pages: u64) -> bool {
+        let less = |left: u64| left.checked_sub(pages);
         self.0.fetch_update(SeqCst, SeqCst, less).is_ok()
     }
 
@@ -123,6 +123,14 @@ impl Scene {
                     let _ = self.mm.complete_page_in(ticket, Ok(length));
                 }
                 SectionStore::In(SectionIn::Again) => {}
+                SectionStore::Frozen(thaw) => {
+                    let done = |flushes: Vec<Flush>| {
+                        flushes.into_iter().for_each(|flush| self.mm.flushed(flush));
+                    };
+                    if self.mm.thaw(&thaw, done).is_err() {
+                        return false;
+                    }
+                }
                 SectionStore::In(SectionIn::NoMemory) | SectionStore::NoSpace => return false,
                 SectionStore::In(SectionIn::Collided) | SectionStore::BeyondEnd => {
                     panic!("nobody reads, and the file is longer")

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use super::Violation;
 use super::walk::Seen;
 use crate::pfn::{Owner, PfnDatabase, ZoneKind};
-use crate::proto::Proto;
+use crate::proto::{Proto, SectionId, SectionPage, SectionState};
 use crate::section::Charge;
 
 pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
@@ -14,6 +14,7 @@ pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Vi
         for (&page, proto) in &section.pages {
             let wrong = Violation::WrongPrototype { section: id, page };
             let fits = section.contains(page)
+                && section.frozen(page).is_none()
                 && match proto {
                     Proto::Resident(frame) => {
                         counted += 1;
@@ -36,6 +37,9 @@ pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Vi
             }
         }
     }
+    for (id, section) in db.sections.iter() {
+        check_frozen(id, section)?;
+    }
     // Every frame that says a section owns it is that section's page.
     for (frame, entry) in db.zone(ZoneKind::Data).iter() {
         if let Owner::Section { section, page } = entry.owner {
@@ -50,5 +54,25 @@ pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Vi
         Ok(())
     } else {
         Err(Violation::WrongSections { counted, believed })
+    }
+}
+
+/// What a section has in a layer lies before its end, and is counted.
+fn check_frozen(id: SectionId, section: &SectionState) -> Result<(), Violation> {
+    let Some(frozen) = &section.frozen else {
+        return Ok(());
+    };
+    let mut counted = 0;
+    for run in frozen.runs(0..SectionPage::COUNT) {
+        counted += run.count;
+        let last = SectionPage::new(run.first + run.count - 1);
+        if let Some(page) = last.filter(|page| !section.contains(*page)) {
+            return Err(Violation::WrongPrototype { section: id, page });
+        }
+    }
+    let believed = frozen.count();
+    match counted == believed {
+        true => Ok(()),
+        false => Err(Violation::WrongSections { counted, believed }),
     }
 }

@@ -311,7 +311,13 @@ impl<P: Platform> Walk<'_, P> {
         let vad = self.state.vads.find(vpn);
         let vad = vad.ok_or(Violation::NoMapping { space, vpn })?;
         let run = self.state.images.find(vpn);
-        let named = run.and_then(|run| run.section.frozen(run.page(vpn)?));
+        let named = match run {
+            Some(run) => run.page(vpn).and_then(|page| run.section.frozen(page)),
+            None => self.state.source(vpn).and_then(|source| {
+                let section = self.db.sections.get(source.section.id());
+                section.frozen(source.page(vpn)?)
+            }),
+        };
         if named != Some(frame) {
             return Err(Violation::WrongFrozen { space, vpn, frame });
         }

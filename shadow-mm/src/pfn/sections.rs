@@ -13,6 +13,39 @@ use crate::section::{Charge, NoSpace};
 const REAP_AT_ONCE: usize = 256;
 
 impl PfnDatabase {
+    /// A filled frame becomes a section's page, which is held and cannot be mapped yet: as if it were being read.
+    /// [`Self::end_thaw`] ends that.
+    pub(crate) fn begin_thaw(
+        &mut self,
+        id: SectionId,
+        page: SectionPage,
+        frame: ReadyFrame,
+    ) -> Pfn {
+        let pfn = frame.into_pfn();
+        self.set_owner(pfn, Owner::Section { section: id, page });
+        self.entry_mut(pfn).flags = match cfg!(mutant = "thawed_early") {
+            true => PfnFlags::empty(),
+            false => PfnFlags::READING,
+        };
+        let old = self
+            .sections
+            .get_mut(id)
+            .pages
+            .insert(page, Proto::Resident(pfn));
+        debug_assert!(old.is_none(), "{page:?} of a layer had {old:?} too");
+        self.sections.resident += 1;
+        pfn
+    }
+
+    /// The page can be mapped. The layer is no place to find it again.
+    pub(crate) fn end_thaw(&mut self, pfn: Pfn) {
+        self.now_read(pfn);
+        if self.entry(pfn).owner != Owner::None && cfg!(not(mutant = "thawed_clean")) {
+            self.mark_modified(pfn);
+        }
+        self.release(pfn);
+    }
+
     /// A filled frame becomes a section's page, and can be taken until somebody maps it.
     pub(crate) fn make_resident(&mut self, id: SectionId, page: SectionPage, frame: ReadyFrame) {
         let pfn = frame.into_pfn();
@@ -99,19 +132,24 @@ impl PfnDatabase {
         if state.charge != Charge::ByPage || state.pages.contains_key(&page) {
             return Ok(());
         }
-        if let Some(allowance) = &state.allowance
-            && !allowance.take()
+        self.charge_more(id, 1)
+    }
+
+    /// Charges so many pages more to a section whose pages are charged one by one.
+    pub(crate) fn charge_more(&mut self, id: SectionId, pages: u64) -> Result<(), NoSpace> {
+        if let Some(allowance) = &self.sections.get(id).allowance
+            && !allowance.take(pages)
         {
             return Err(NoSpace);
         }
         let charged = match self.injected_failure() {
             true => Err(NoCommit),
-            false => self.commit.charge(1),
+            false => self.commit.charge(pages),
         };
         if charged.is_err()
             && let Some(allowance) = &self.sections.get(id).allowance
         {
-            allowance.give(1);
+            allowance.give(pages);
         }
         charged.map_err(|NoCommit| NoSpace)
     }
@@ -144,7 +182,7 @@ impl PfnDatabase {
         }
         for id in sections {
             let state = self.sections.get_mut(id);
-            let pages = state.pages.len() as u64;
+            let pages = state.extent();
             let (charged, allowance) = state.uncharge();
             allowance.iter().for_each(|a| a.give(pages));
             self.commit.release(charged);

@@ -4,13 +4,16 @@
 
 mod bell;
 mod clone_block;
+mod frozen;
 mod lazy;
 mod pending;
 mod section;
 
 pub(crate) use clone_block::{Block, BlockContent, CloneTable, CloneTableFull, Header};
 pub use clone_block::{BlockId, HeaderId};
+pub(crate) use frozen::FrozenPages;
+pub use frozen::{Extent, Extents};
 pub(crate) use pending::{Claim, Record};
 pub use pending::{Pending, Progress};
-pub(crate) use section::{Direction, Dropped, Proto, Run, SectionTable};
+pub(crate) use section::{Direction, Dropped, Proto, Run, SectionState, SectionTable};
 pub use section::{Section, SectionId, SectionPage};

@@ -15,9 +15,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::hash::{Hash, Hasher};
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::bell::Bell;
+use super::frozen::FrozenPages;
 use super::pending::Record;
 use crate::addr::{PAGE_SIZE, Pfn, PfnRange, SpaceId};
 use crate::page_file::Slot;
@@ -130,6 +132,11 @@ impl<B> Section<B> {
         inside.then(|| Pfn::new(layer.start.get() + page.get() as u32))
     }
 
+    /// The layer whose frames its pages are.
+    pub(crate) fn layer(&self) -> Option<PfnRange> {
+        self.inner.layer
+    }
+
     /// Whether its pages are frames of a layer.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
@@ -217,6 +224,8 @@ pub(crate) struct SectionState {
     /// Who else is asked before it has a page more.
     pub(crate) allowance: Option<Arc<dyn Allowance>>,
     pub(crate) pages: BTreeMap<SectionPage, Proto>,
+    /// Pages that are a layer's, none of which is among those.
+    pub(crate) frozen: Option<FrozenPages>,
     pub(crate) runs: Vec<Run>,
     /// Spaces that may have views; all that have are here.
     pub(crate) viewers: BTreeSet<SpaceId>,
@@ -232,8 +241,25 @@ impl SectionState {
     pub(crate) fn charged(&self) -> u64 {
         match self.charge {
             Charge::Charged | Charge::Uncharged => self.charge.pages(self.bytes),
-            Charge::ByPage => self.pages.len() as u64,
+            Charge::ByPage => self.extent(),
         }
+    }
+
+    /// Pages it has, wherever they are.
+    pub(crate) fn extent(&self) -> u64 {
+        let frozen = self.frozen.as_ref().map_or(0, FrozenPages::count);
+        self.pages.len() as u64 + frozen
+    }
+
+    /// The layer's frame that a page is.
+    pub(crate) fn frozen(&self, page: SectionPage) -> Option<Pfn> {
+        self.frozen.as_ref()?.frame(page)
+    }
+
+    /// Pages of a range are no layer's any more; gives back how many were.
+    pub(crate) fn cut_frozen(&mut self, pages: Range<u64>) -> u64 {
+        let frozen = self.frozen.as_mut();
+        frozen.map_or(0, |frozen| frozen.cut(pages))
     }
 
     pub(crate) fn contains(&self, page: SectionPage) -> bool {
@@ -291,6 +317,7 @@ impl SectionTable {
             charge,
             allowance,
             pages: BTreeMap::new(),
+            frozen: None,
             runs: Vec::new(),
             viewers: BTreeSet::new(),
         };
@@ -443,6 +470,7 @@ impl SectionState {
         let charged = self.charged();
         self.charge = Charge::Uncharged;
         self.bytes = 0;
+        self.frozen = None;
         (charged, self.allowance.take())
     }
 }

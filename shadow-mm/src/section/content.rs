@@ -12,7 +12,7 @@ use crate::manager::Manager;
 use crate::outcome::Pin;
 use crate::page_file::PageIn;
 use crate::proto::{Proto, Section, SectionPage};
-use crate::section::{AT_ONCE, NoSpace, SectionAt};
+use crate::section::{AT_ONCE, NoSpace, SectionAt, Thaw};
 use crate::space::{Unmade, ViewIn};
 
 /// What it takes to have a page of a section in memory.
@@ -37,6 +37,8 @@ pub enum SectionStore<P: Platform> {
     There(Pin),
     /// Not in memory yet.
     In(SectionIn<P>),
+    /// It is a layer's: have it copied ([`Manager::thaw`]), and look again.
+    Frozen(Thaw<P::Backing>),
     /// The section may not have the page.
     NoSpace,
     /// The page lies beyond the section's end.
@@ -72,8 +74,16 @@ impl<P: Platform> Manager<P> {
         page: SectionPage,
     ) -> SectionStore<P> {
         debug_assert!(section.backing().is_none(), "a file is written, not this");
-        if !self.pfns.lock().sections.get(section.id()).contains(page) {
+        let (there, frozen) = {
+            let db = self.pfns.lock();
+            let state = db.sections.get(section.id());
+            (state.contains(page), state.frozen(page).is_some())
+        };
+        if !there {
             return SectionStore::BeyondEnd;
+        }
+        if frozen {
+            return SectionStore::Frozen(Thaw::new(section, page, 1));
         }
         match self.section_page(section, page) {
             SectionAt::Resident(pin) => SectionStore::There(pin),
@@ -116,7 +126,8 @@ impl<P: Platform> Manager<P> {
             let until = pages.end.min(from + AT_ONCE as u64);
             for page in (from..until).filter_map(SectionPage::new) {
                 let state = db.sections.get(id);
-                if !state.contains(page) || state.pages.contains_key(&page) {
+                let has = state.pages.contains_key(&page) || state.frozen(page).is_some();
+                if !state.contains(page) || has {
                     continue;
                 }
                 result = db.charge_page(id, page);

@@ -2,8 +2,10 @@
 //! are in `proto/section.rs`; faults on views are in `space/view.rs`.
 
 mod content;
+mod lay;
 mod punch;
 mod resize;
+mod thaw;
 mod viewers;
 mod write_back;
 
@@ -21,6 +23,8 @@ use crate::pfn::PfnState;
 use crate::proto::{Pending, Proto, Section, SectionPage};
 
 pub use content::{SectionIn, SectionStore};
+pub use lay::LayError;
+pub use thaw::{NoFrame, Thaw};
 pub use write_back::{WriteBack, WriteFailed};
 
 /// Pages of a section looked at in one go, with the PFN lock held.
@@ -60,9 +64,9 @@ pub enum Charge {
 /// Who says whether a section may have more pages, besides the commit account: the size limit of a file system
 /// in memory. It is asked with the PFN lock held, and must neither wait nor call back.
 pub trait Allowance: fmt::Debug + Send + Sync {
-    /// Takes one page, if there is one.
+    /// Takes so many pages, if they are there.
     #[must_use]
-    fn take(&self) -> bool;
+    fn take(&self, pages: u64) -> bool;
 
     /// Gives pages back.
     fn give(&self, pages: u64);
@@ -97,7 +101,7 @@ pub enum SectionAt {
     Absent,
     /// In the page file, or just being read from there: a view brings it back.
     PagedOut,
-    /// In a frame, pinned. The embedder may load and store there.
+    /// In a frame, pinned, which may be a layer's. The embedder may load there.
     Resident(Pin),
     /// Being read: wait, and ask again.
     Reading(Pending),
@@ -212,10 +216,10 @@ impl<P: Platform> Manager<P> {
     /// Pages a section has, wherever they are, those that are only promised included.
     #[must_use]
     pub fn section_extent(&self, section: &Section<P::Backing>) -> u64 {
-        self.pfns.lock().sections.get(section.id()).pages.len() as u64
+        self.pfns.lock().sections.get(section.id()).extent()
     }
 
-    /// The pages a section has in memory or in the page file, rising.
+    /// The pages a section has in memory or in the page file, rising; not those that are a layer's.
     #[must_use]
     pub fn section_pages(&self, section: &Section<P::Backing>) -> Vec<SectionPage> {
         let db = self.pfns.lock();
@@ -228,12 +232,25 @@ impl<P: Platform> Manager<P> {
         pages.map(|(page, _)| *page).collect()
     }
 
+    /// The pages a section has in a layer, rising: first pages, and the layer's frames, which stay as they are.
+    #[must_use]
+    pub fn section_frozen(&self, section: &Section<P::Backing>) -> Vec<(u64, PfnRange)> {
+        let db = self.pfns.lock();
+        let frozen = db.sections.get(section.id()).frozen.as_ref();
+        frozen.map_or_else(Vec::new, |frozen| frozen.frames(0..SectionPage::COUNT))
+    }
+
     /// Where a page is, so that what is stored to the file elsewhere can be stored there too, and what
     /// was stored through a view can be read. The pin ends with [`Manager::unpin`].
     pub fn section_page(&self, section: &Section<P::Backing>, page: SectionPage) -> SectionAt {
         let mut db = self.pfns.lock();
         db.reap();
-        match db.sections.get(section.id()).pages.get(&page) {
+        let state = db.sections.get(section.id());
+        if let Some(pfn) = state.frozen(page) {
+            let kind = PinKind::Frozen;
+            return SectionAt::Resident(Pin { pfn, kind });
+        }
+        match state.pages.get(&page) {
             None | Some(Proto::Zeroes) => SectionAt::Absent,
             Some(Proto::Reading(record)) => SectionAt::Reading(Pending::new(record)),
             Some(Proto::PageFile(_)) => SectionAt::PagedOut,

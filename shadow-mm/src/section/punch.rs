@@ -18,8 +18,14 @@ impl<P: Platform> Manager<P> {
     /// back what each space with a shared view must flush.
     pub fn punch_section(&self, section: &Section<P::Backing>, pages: Range<u64>) -> Vec<Flush> {
         let mut flushes = Vec::new();
+        // No fault maps a layer's page from here on.
+        self.cut_frozen(section, pages.clone());
         self.for_each_viewer(section, |space, state, views| {
             let mut flush = space.no_flush();
+            let private = views.iter().filter(|view| view.sharing == Sharing::Private);
+            for range in private.filter_map(|view| part(view, &pages)) {
+                self.drop_frozen(space, state, range, &mut flush);
+            }
             let shared = views.iter().filter(|view| view.sharing == Sharing::Shared);
             for range in shared.filter_map(|view| part(view, &pages)) {
                 self.own_edges_now((space, &mut *state), range, &mut flush);
@@ -32,6 +38,14 @@ impl<P: Platform> Manager<P> {
             from = next;
         }
         flushes
+    }
+
+    /// Takes from a section what of a range is a layer's.
+    fn cut_frozen(&self, section: &Section<P::Backing>, pages: Range<u64>) {
+        let mut db = self.pfns.lock();
+        db.reap();
+        let cut = db.sections.get_mut(section.id()).cut_frozen(pages);
+        db.discharge_pages(section.id(), cut);
     }
 
     /// The first pages of a hole; gives back where to go on.
@@ -79,7 +93,7 @@ impl<P: Platform> Manager<P> {
 }
 
 /// The part of a view that shows pages of a range.
-fn part(view: &View, pages: &Range<u64>) -> Option<VpnRange> {
+pub(super) fn part(view: &View, pages: &Range<u64>) -> Option<VpnRange> {
     let base = view.range.start().get();
     let ahead = pages.start.saturating_sub(view.first);
     let start = Vpn::new(base.checked_add(ahead)?)?;

@@ -36,10 +36,14 @@ impl<P: Platform> Manager<P> {
             self.pfns.lock().release(last);
         }
         self.for_each_viewer(section, |space, state, views| {
+            let mut flush = space.no_flush();
             if state.purpose == Purpose::Keep && cfg!(not(mutant = "kept_truncated")) {
+                for range in views.iter().filter_map(|view| beyond(view, first_gone)) {
+                    self.drop_frozen(space, state, range, &mut flush);
+                }
+                flushes.push(flush.finish());
                 return;
             }
-            let mut flush = space.no_flush();
             for range in views.iter().filter_map(|view| beyond(view, first_gone)) {
                 self.own_edges_now((space, &mut *state), range, &mut flush);
                 self.zap(space, state, range, &mut flush);
@@ -93,8 +97,9 @@ impl<P: Platform> Manager<P> {
                 Some(Proto::PageFile(_) | Proto::Zeroes) | None => {}
             }
         }
+        let frozen = state.cut_frozen(first_gone..SectionPage::COUNT);
         last.into_iter().for_each(|frame| db.hold(frame));
-        db.discharge_pages(section.id(), gone.len() as u64);
+        db.discharge_pages(section.id(), gone.len() as u64 + frozen);
         if cfg!(not(mutant = "truncated_stays")) {
             for proto in gone.into_values() {
                 db.disown(Some(&proto));

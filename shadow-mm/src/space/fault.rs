@@ -15,7 +15,7 @@ use crate::space::own::Owning;
 use crate::space::transition::Absent;
 use crate::space::{Space, SpaceState};
 use crate::stats::add;
-use crate::vad::MapKind;
+use crate::vad::{MapKind, Sharing};
 
 /// Pages a first demand-zero fault maps.
 pub(super) const AROUND_FIRST: u8 = 1;
@@ -73,6 +73,9 @@ impl<P: Platform> Manager<P> {
             }
             Entry::Frozen(_) if access == Access::Write && space.is_forking() => {
                 FaultOutcome::Collided
+            }
+            Entry::Frozen(_) if access == Access::Write && is_shared_view(state, vpn) => {
+                self.to_be_thawed(state, vpn)
             }
             // Others may share the entry, but not the right to store.
             Entry::Valid(_) | Entry::Frozen(_) if found.shared && access == Access::Write => {
@@ -156,6 +159,7 @@ impl<P: Platform> Manager<P> {
             | FaultOutcome::Read(_)
             | FaultOutcome::Wait(_)
             | FaultOutcome::PageIn(_)
+            | FaultOutcome::Thaw(_)
             | FaultOutcome::Collided => FaultOutcome::Resolved(owned),
         }
     }
@@ -232,6 +236,7 @@ impl<P: Platform> Manager<P> {
             FaultOutcome::NoMemory => add(&self.counters.faults_no_memory, 1),
             FaultOutcome::Wait(_) => add(&self.counters.faults_collided, 1),
             FaultOutcome::Collided => add(&self.counters.faults_collided, 1),
+            FaultOutcome::Thaw(_) => add(&self.counters.faults_thaw, 1),
             FaultOutcome::PageIn(ticket) => {
                 add(&self.counters.page_ins, 1);
                 add(&self.counters.pages_paged_in, ticket.frames.len() as u64);
@@ -263,6 +268,12 @@ pub(super) fn window<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> usize {
     };
     let left = end - vpn.get();
     u64::from(window.clamp(AROUND_FIRST, AROUND_MAX)).min(left) as usize
+}
+
+/// Whether a store to the page is seen by others who map it.
+fn is_shared_view<B: Clone + Eq>(state: &SpaceState<B>, vpn: Vpn) -> bool {
+    let source = state.source(vpn);
+    source.is_some_and(|source| source.sharing == Sharing::Shared)
 }
 
 /// What hardware would set for the access that is about to be tried again.

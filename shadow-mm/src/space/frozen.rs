@@ -19,8 +19,10 @@ use crate::backend::{FrameStore, Platform};
 use crate::flush::TableEdits;
 use crate::manager::{Demand, Manager};
 use crate::outcome::{FaultKind, FaultOutcome};
-use crate::pfn::Owner;
+use crate::pfn::{Owner, PfnDatabase};
+use crate::proto::SectionPage;
 use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::section::Thaw;
 use crate::shadow::Cursor;
 use crate::space::ahead::{copied_ahead, note_made};
 use crate::space::fault::{resolution, used};
@@ -45,7 +47,7 @@ impl<P: Platform> Manager<P> {
         let Some(mut reserve) = self.reserve_for(needs, demand) else {
             return FaultOutcome::NoMemory;
         };
-        let pages = frozen_around(state, vpn);
+        let mut pages = frozen_around(state, vpn);
         let mut outcome = resolution(space, FaultKind::Mapped, 0);
         let mut db = self.pfns.lock();
         let owning = Owning {
@@ -53,6 +55,8 @@ impl<P: Platform> Manager<P> {
             flush: &mut outcome.flush,
         };
         let table = self.own_leaf((space, &mut *state), &mut db, vpn, owning);
+        // What sections have may change for all who share it until here.
+        pages.extend(frozen_views(state, &db, vpn));
         for (index, entry) in pages {
             if cursor.leaf(table, index) == Entry::Empty {
                 cursor.put(&mut db, (table, index), Entry::Frozen(entry));
@@ -68,6 +72,31 @@ impl<P: Platform> Manager<P> {
         add(&self.counters.entries_written, outcome.mapped.into());
         add(&self.counters.pages_frozen, outcome.mapped.into());
         FaultOutcome::Resolved(outcome)
+    }
+
+    /// A store to a layer's page that others share: what is to be copied, and the pages after it if the guest stores to one after
+    /// the other.
+    pub(super) fn to_be_thawed(
+        &self,
+        state: &mut SpaceState<P::Backing>,
+        vpn: Vpn,
+    ) -> FaultOutcome<P> {
+        let source = state.source(vpn);
+        let target = source.and_then(|source| Some((source.page(vpn)?, source)));
+        let Some((page, source)) = target else {
+            return FaultOutcome::Denied(Denied::NotMapped);
+        };
+        let frozen = {
+            let db = self.pfns.lock();
+            db.sections.get(source.section.id()).frozen(page).is_some()
+        };
+        if !frozen {
+            // Somebody thaws it, and has not come to this space yet.
+            return FaultOutcome::Collided;
+        }
+        let ahead = copied_ahead(state, vpn).count();
+        note_made(state, vpn, ahead as usize);
+        FaultOutcome::Thaw(Thaw::new(&source.section, page, ahead as usize))
     }
 
     /// A store to a page of a layer, mapped or not: gives the space a copy of its own, and of the layer's pages after it if
@@ -209,6 +238,36 @@ pub(super) fn frozen_around<B: Clone + Eq>(
                 );
             }
         }
+    }
+    pages
+}
+
+/// The pages that the leaf table of `vpn` can translate and that sections have in layers, each with the entry it gets: read-only
+/// whoever shares them.
+fn frozen_views<B: Clone + Eq>(
+    state: &SpaceState<B>,
+    db: &PfnDatabase,
+    vpn: Vpn,
+) -> Vec<(EntryIndex, ValidEntry)> {
+    let Some(table) = span(Level::Directory, vpn) else {
+        return Vec::new();
+    };
+    let mut pages = Vec::new();
+    for vad in state.vads.overlapping(table) {
+        let view = vad.view().filter(|_| !vad.prot.is_empty());
+        let part = table.intersect(vad.range);
+        let Some(((section, first, _), part)) = view.zip(part) else {
+            continue;
+        };
+        let section = db.sections.get(section.id());
+        let ahead = |vpn: Vpn| vpn.get() - vad.range.start().get();
+        let flags = frozen_flags(vad.prot);
+        let shown = part.iter().filter(|vpn| state.images.find(*vpn).is_none());
+        pages.extend(shown.filter_map(|vpn| {
+            let page = SectionPage::new(first + ahead(vpn));
+            let frame = page.and_then(|page| section.frozen(page))?;
+            Some((vpn.index(Level::Leaf), ValidEntry { frame, flags }))
+        }));
     }
     pages
 }

@@ -82,6 +82,7 @@ fn not_pinned<P: Platform>(outcome: FaultOutcome<P>) -> PinOutcome<P> {
         FaultOutcome::Read(ticket) => PinOutcome::Read(ticket),
         FaultOutcome::Wait(pending) => PinOutcome::Wait(pending),
         FaultOutcome::PageIn(ticket) => PinOutcome::PageIn(ticket),
+        FaultOutcome::Thaw(thaw) => PinOutcome::Thaw(thaw),
         FaultOutcome::Collided => PinOutcome::Collided,
         FaultOutcome::Denied(denied) => PinOutcome::Denied(denied),
         FaultOutcome::NoMemory | FaultOutcome::Resolved(_) => PinOutcome::NoMemory,

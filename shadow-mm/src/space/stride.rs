@@ -117,6 +117,7 @@ impl<P: Platform> Manager<P> {
             | FaultOutcome::Read(_)
             | FaultOutcome::Wait(_)
             | FaultOutcome::PageIn(_)
+            | FaultOutcome::Thaw(_)
             | FaultOutcome::Collided => false,
         }
     }

@@ -88,6 +88,14 @@ impl<P: Platform> Manager<P> {
             if !section.contains(target.page) {
                 return FaultOutcome::Denied(Denied::BeyondEnd);
             }
+            if let Some(frame) = section.frozen(target.page) {
+                drop(db);
+                return match access {
+                    Access::Write if !target.copies => self.to_be_thawed(state, vpn),
+                    Access::Write => self.copy_frozen(space, state, vpn, frame),
+                    Access::Read | Access::Execute => self.map_frozen(space, state, vpn, access),
+                };
+            }
             match section.pages.get(&target.page) {
                 Some(Proto::Resident(_)) => {
                     let Some(from) = db.mappable(target.section.id(), target.page) else {
@@ -166,8 +174,11 @@ impl<P: Platform> Manager<P> {
         for (ahead, frame) in frames.into_iter().enumerate() {
             let state = db.sections.get(id);
             let page = SectionPage::new(page.get() + ahead as u64);
-            let zeroes =
-                |page: &SectionPage| matches!(state.pages.get(page), None | Some(Proto::Zeroes));
+            let zeroes = |page: &SectionPage| match state.pages.get(page) {
+                None => state.frozen(*page).is_none() || cfg!(mutant = "zeroes_over_layer"),
+                Some(Proto::Zeroes) => true,
+                Some(Proto::Resident(_) | Proto::Reading(_) | Proto::PageFile(_)) => false,
+            };
             let page = page.filter(|page| state.contains(*page) && zeroes(page));
             let charged = page.map(|page| db.charge_page(id, page).map(|()| page));
             match charged {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use shadow_mm::sim::{SimFile, SimMmu, SimPlatform, SimStore};
 use shadow_mm::{
     Access, FaultOutcome, Flush, FrameStore, GuestVa, Limits, Manager, MapKind, MapRequest, Pfn,
-    PfnRange, Placement, PoolLayout, Prot, Section, SectionPage, Space, VadFlags, VadTag, Vpn,
-    VpnRange,
+    PfnRange, Placement, PoolLayout, Prot, Section, SectionPage, Space, Thaw, VadFlags, VadTag,
+    Vpn, VpnRange,
 };
 
 pub(crate) type Sim = SimPlatform<parking_lot::RawMutex>;
@@ -149,6 +149,14 @@ impl Cpu {
         Ok(byte[0])
     }
 
+    /// Has pages copied, and drops what of them only this guest may see.
+    pub(crate) fn thaw(&mut self, mm: &Mm, wanted: &Thaw<SimFile>) -> Result<(), String> {
+        let flushed = |flushes: Vec<Flush>| {
+            flushes.into_iter().for_each(|flush| self.flush(mm, flush));
+        };
+        mm.thaw(wanted, flushed).map_err(|error| error.to_string())
+    }
+
     /// Makes an access until it succeeds; file reads bring zeroes.
     pub(crate) fn touch(&mut self, mm: &Mm, page: u64, access: Access) -> Result<Pfn, String> {
         let at = vpn(page).va();
@@ -169,6 +177,7 @@ impl Cpu {
                 FaultOutcome::Resolved(resolution) => self.flush(mm, resolution.flush),
                 FaultOutcome::Read(_) => return Err("a read after a read".into()),
                 FaultOutcome::Wait(_) => return Err("a read under way".into()),
+                FaultOutcome::Thaw(thaw) => self.thaw(mm, &thaw)?,
                 FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
                     return Err("no page was trimmed".into());
                 }

@@ -26,8 +26,8 @@ impl Room {
 }
 
 impl Allowance for Room {
-    fn take(&self) -> bool {
-        let more = |used| (used < PAGES).then_some(used + 1);
+    fn take(&self, pages: u64) -> bool {
+        let more = |used| (used + pages <= PAGES).then_some(used + pages);
         let order = Ordering::SeqCst;
         self.0.fetch_update(order, order, more).is_ok()
     }
@@ -67,6 +67,11 @@ impl World {
                 }
                 SectionStore::BeyondEnd => return agree("end", self.files[number].valid(page), 0),
                 SectionStore::NoSpace => return Ok(()),
+                SectionStore::Frozen(thaw) => {
+                    if !self.thaw(&thaw) {
+                        return Ok(());
+                    }
+                }
                 SectionStore::In(how) => {
                     if !self.bring(how)? {
                         return Ok(());

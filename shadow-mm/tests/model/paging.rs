@@ -54,7 +54,10 @@ impl World {
         match self.fill_page_in(ticket, end) {
             FaultOutcome::Resolved(done) => self.flush_space(done.flush),
             FaultOutcome::Denied(_) | FaultOutcome::NoMemory | FaultOutcome::Wait(_) => {}
-            FaultOutcome::Read(_) | FaultOutcome::PageIn(_) | FaultOutcome::Collided => {
+            FaultOutcome::Read(_)
+            | FaultOutcome::PageIn(_)
+            | FaultOutcome::Thaw(_)
+            | FaultOutcome::Collided => {
                 return Err("a read after a read".into());
             }
         }

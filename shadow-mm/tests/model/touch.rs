@@ -92,6 +92,11 @@ impl World {
                 // As when memory runs out.
                 FaultOutcome::Denied(Denied::NoSpace) => return Ok(None),
                 FaultOutcome::Denied(denied) => return Ok(Some(Err(denied))),
+                FaultOutcome::Thaw(thaw) => {
+                    if !self.thaw(&thaw) {
+                        return Ok(None);
+                    }
+                }
                 FaultOutcome::NoMemory | FaultOutcome::Collided => return Ok(None),
                 FaultOutcome::Read(_) | FaultOutcome::PageIn(_) => {
                     return Err("a read after a read".into());
@@ -135,6 +140,7 @@ impl World {
             FaultOutcome::Denied(_)
             | FaultOutcome::NoMemory
             | FaultOutcome::Wait(_)
+            | FaultOutcome::Thaw(_)
             | FaultOutcome::Collided => {}
         }
         Ok(())
@@ -166,7 +172,9 @@ impl World {
             FaultOutcome::Read(ticket) => drop(ticket),
             // The place is something else by now.
             FaultOutcome::PageIn(ticket) => self.page_ins.push(ticket),
-            FaultOutcome::Denied(_)
+            // Nobody has stored there yet.
+            FaultOutcome::Thaw(_)
+            | FaultOutcome::Denied(_)
             | FaultOutcome::NoMemory
             | FaultOutcome::Wait(_)
             | FaultOutcome::Collided => {}
@@ -265,6 +273,10 @@ impl World {
             PinOutcome::Denied(denied) => agree("pin", Err(denied), verdict),
             PinOutcome::Again(flush) => {
                 self.flush(which, flush);
+                agree("pin", Ok(()), verdict)
+            }
+            PinOutcome::Thaw(thaw) => {
+                self.thaw(&thaw);
                 agree("pin", Ok(()), verdict)
             }
             PinOutcome::NoMemory | PinOutcome::Collided => Ok(()),

@@ -289,6 +289,8 @@ impl World {
             .position(|p| p.cpu.space.id() == space)
         {
             Some(which) => self.flush(which, flush),
+            // A table that a kept space shares is others' too.
+            None if flush.is_wide() => self.flush(usize::MAX, flush),
             None => self.unacknowledged.push(flush),
         }
     }

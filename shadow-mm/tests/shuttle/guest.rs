@@ -7,8 +7,8 @@ use std::sync::{Arc, Weak};
 use shadow_mm::sim::{SimFile, SimMmu};
 use shadow_mm::{
     Access, Denied, FaultOutcome, Flush, ForkMode, FrameStore, GuestVa, IoTicket, Limits, Manager,
-    MapKind, MapRequest, PAGE_SIZE, PageIn, Pfn, PfnRange, Placement, PoolLayout, Progress, Prot,
-    Space, TrimMode, VadFlags, VadTag, Vpn, VpnRange,
+    MapKind, MapRequest, NoFrame, PAGE_SIZE, PageIn, Pfn, PfnRange, Placement, PoolLayout,
+    Progress, Prot, Space, Thaw, TrimMode, VadFlags, VadTag, Vpn, VpnRange,
 };
 use shuttle::sync::Mutex;
 
@@ -21,6 +21,9 @@ pub(crate) const BASE: u64 = 0x1_0000;
 pub(crate) const RW: Prot = Prot::READ.union(Prot::WRITE);
 /// Data frames of the machine.
 const DATA: u32 = 48;
+
+/// Frames of a layer.
+pub(crate) const LAYER: u32 = 3;
 
 /// Slots of the page file.
 const SLOTS: u64 = 32;
@@ -42,12 +45,20 @@ pub(crate) fn machine() -> Arc<Mm> {
         user_end: va(0x7f80_0000_0000),
         min_va: va(0x1_0000),
     };
-    let store = ModelStore::new(frames(0, 16 + DATA + 32));
+    let store = ModelStore::new(frames(0, 16 + DATA + 32 + LAYER));
     let mm = Manager::new(store, layout, limits).expect("a manager");
     mm.add_page_file(SLOTS).expect("a page file");
     mm.set_fork_mode(MODE.get());
     GUESTS.take();
     Arc::new(mm)
+}
+
+/// The frames of a layer: those above the pool.
+pub(crate) fn layer(mm: &Mm) -> PfnRange {
+    PfnRange {
+        start: Pfn::new(mm.layout().tables.end() as u32),
+        count: LAYER,
+    }
 }
 
 // Shuttle runs all threads of a schedule on one of the host's.
@@ -140,6 +151,25 @@ impl Guest {
         self.mm.flushed(flush);
     }
 
+    /// The same of a flush of any space.
+    pub(crate) fn shoot_any(&self, flush: Flush) {
+        let whose = GUESTS.with_borrow(|all| {
+            let mut all = all.iter().filter_map(Weak::upgrade);
+            all.find(|guest| guest.space.id() == flush.space())
+        });
+        match whose {
+            Some(guest) => guest.shoot(flush),
+            None => self.mm.flushed(flush),
+        }
+    }
+
+    /// Has pages of a layer copied.
+    pub(crate) fn thaw(&self, wanted: &Thaw<SimFile>) -> Result<(), NoFrame> {
+        self.mm.thaw(wanted, |flushes| {
+            flushes.into_iter().for_each(|flush| self.shoot_any(flush));
+        })
+    }
+
     fn drop_stale(&self, flush: &Flush) {
         for cpu in &self.cpus {
             let mut cpu = cpu.lock().expect("a virtual CPU");
@@ -228,6 +258,10 @@ impl Guest {
                 let length = ticket.length();
                 let completed = self.mm.complete_page_in(ticket, Ok(length));
                 self.settle(completed)
+            }
+            FaultOutcome::Thaw(thaw) => {
+                let _ = self.thaw(&thaw);
+                Ok(())
             }
             // Somebody reads it, or the flush of a fork is not done; or somebody has all frames, for a while.
             FaultOutcome::Collided | FaultOutcome::NoMemory => {

@@ -19,6 +19,7 @@ mod platform;
 mod range;
 mod share;
 mod stored;
+mod thaw;
 
 use shadow_mm::ForkMode;
 use shuttle::Runner;

@@ -23,8 +23,8 @@ const PAGES: u64 = 3;
 struct Room(AtomicU64);
 
 impl Allowance for Room {
-    fn take(&self) -> bool {
-        let less = |left: u64| left.checked_sub(1);
+    fn take(&self, pages: u64) -> bool {
+        let less = |left: u64| left.checked_sub(pages);
         self.0.fetch_update(SeqCst, SeqCst, less).is_ok()
     }
 
@@ -88,6 +88,9 @@ impl Stored {
                     return Ok(());
                 }
                 SectionStore::In(how) => self.bring(how),
+                SectionStore::Frozen(thaw) => {
+                    let _ = self.guest.thaw(&thaw);
+                }
                 SectionStore::NoSpace => return Err(NoSpace),
                 SectionStore::BeyondEnd => panic!("the file is shorter"),
             }

@@ -12,6 +12,7 @@ mod carried;
 mod clones;
 mod clones_pool;
 mod clones_reset;
+mod clones_shared;
 mod clones_together;
 mod clones_workers;
 mod confinement;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         carried::cases(),
         clones::cases(),
         clones_reset::cases(),
+        clones_shared::cases(),
         freeze::cases(),
         clones_workers::cases(),
         clones_pool::cases(),

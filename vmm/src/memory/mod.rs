@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 
 use shadow_mm::{
-    Access, Denied, FaultOutcome, Flush, ForkError, Forked, GuestVa, Manager, Pending, Pfn, Pin,
-    PinOutcome, Progress,
+    Access, Denied, FaultOutcome, Flush, ForkError, Forked, GuestVa, Manager, NoFrame, Pending,
+    Pfn, Pin, PinOutcome, Progress,
 };
 
 pub use content::{Backing, Content, FileId, Version};
@@ -152,6 +152,11 @@ impl Memory {
                     other => self.settle(other),
                 },
                 PinOutcome::Wait(pending) => self.wait(&pending).map_err(AccessError::Denied)?,
+                PinOutcome::Thaw(wanted) => match self.thaw(&wanted) {
+                    Ok(()) => {}
+                    Err(NoFrame) if self.make_room() => {}
+                    Err(NoFrame) => return Err(AccessError::NoMemory),
+                },
                 PinOutcome::Collided => self.reads.wait(seen),
                 PinOutcome::Again(flush) => self.submit(flush),
                 PinOutcome::Denied(denied) => return Err(AccessError::Denied(denied)),

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use parking_lot::Condvar;
 use shadow_mm::{
-    Access, Denied, FaultKind, FaultOutcome, FrameStore, GuestVa, IoFailed, PageIn, Slot, Space,
+    Access, Denied, FaultKind, FaultOutcome, Flush, FrameStore, GuestVa, IoFailed, NoFrame, PageIn,
+    Slot, Space, Thaw,
 };
 
-use super::{FRAME, Memory, VmmPlatform};
+use super::flushes::concerns;
+use super::{Backing, FRAME, Memory, VmmPlatform};
 use crate::locks::{WaitMutex, rank};
 
 /// What a fault came to.
@@ -94,6 +96,11 @@ impl Memory {
                         return Fault::Denied(denied);
                     }
                 }
+                FaultOutcome::Thaw(wanted) => match self.thaw(&wanted) {
+                    Ok(()) => {}
+                    Err(NoFrame) if self.relieve() => {}
+                    Err(NoFrame) => return Fault::NoMemory,
+                },
                 FaultOutcome::Collided => self.reads.wait(seen),
                 FaultOutcome::Denied(denied) => return Fault::Denied(denied),
                 FaultOutcome::NoMemory if self.relieve() => {}
@@ -104,6 +111,23 @@ impl Memory {
                 FaultOutcome::PageIn(ticket) => self.settle(self.page_in(ticket)),
             }
         }
+    }
+
+    /// Has pages of a layer copied for all who share them. When this returns, no virtual CPU reads the layer's there any more.
+    ///
+    /// # Errors
+    /// No frame is left.
+    pub(super) fn thaw(&self, wanted: &Thaw<Backing>) -> Result<(), NoFrame> {
+        let thawed = self.manager.thaw(wanted, |flushes: Vec<Flush>| {
+            let stale = flushes.iter().filter(|flush| !flush.is_empty());
+            let whose: Vec<_> = stale.map(concerns).collect();
+            flushes.into_iter().for_each(|flush| self.submit(flush));
+            whose
+                .into_iter()
+                .for_each(|space| self.flushes.quiesce_for(space));
+        });
+        self.reads.notify();
+        thawed
     }
 
     /// Performs one read of the page file: slots into frames, through a bounce buffer and with no lock

@@ -13,13 +13,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use shadow_mm::{
-    Allowance, FaultOutcome, Flush, FrameStore, NoSpace, Pfn, Section, SectionAt, SectionIn,
-    SectionPage, SectionStore,
+    Allowance, FaultOutcome, Flush, FrameStore, NoFrame, NoSpace, Pfn, PfnRange, Section,
+    SectionAt, SectionIn, SectionPage, SectionStore,
 };
 
 use super::{Backing, FRAME, Memory};
 
 const PAGE: u64 = FRAME as u64;
+/// Pages of a layer that are copied at once, at most, for a write to all of them.
+const AHEAD: usize = 16;
 /// How often a page that goes again before it can be used is looked for.
 const TRIES: usize = 64;
 
@@ -91,11 +93,18 @@ impl Stored {
         self.memory.manager.section_extent(&self.section)
     }
 
-    /// The pages that were ever written or mapped, rising.
+    /// The pages that were ever written or mapped, rising, but for those of a layer.
     #[must_use]
     pub fn pages(&self) -> Vec<u64> {
         let pages = self.memory.manager.section_pages(&self.section);
         pages.into_iter().map(SectionPage::get).collect()
+    }
+
+    /// The pages that are a layer's, with its frames: those that nobody has stored to. The frames are as they are as long as
+    /// the machine is there.
+    #[must_use]
+    pub fn frozen(&self) -> Vec<(u64, PfnRange)> {
+        self.memory.manager.section_frozen(&self.section)
     }
 
     /// Where it ends: a multiple of the page size.
@@ -159,7 +168,8 @@ impl Stored {
         let mut done = 0;
         while done < bytes.len() {
             let (page, start, n) = piece(offset + done as u64, bytes.len() - done);
-            let stored = self.store(page, |pool, pfn| {
+            let left = (bytes.len() - done).div_ceil(FRAME).min(AHEAD);
+            let stored = self.store((page, left), |pool, pfn| {
                 pool.write(pfn, start, &bytes[done..done + n]);
             });
             match stored {
@@ -185,9 +195,16 @@ impl Stored {
         match self.find(page)? {
             Found::Zeroes => {}
             Found::There(pin) => {
-                let store = self.memory.manager.store();
-                store.write(pin.pfn(), start, &ZEROES[..n]);
-                self.memory.manager.unpin_stored(pin);
+                let mut has = [0; FRAME];
+                self.memory
+                    .manager
+                    .store()
+                    .read(pin.pfn(), start, &mut has[..n]);
+                self.memory.manager.unpin(pin);
+                // Who looks for nothing else takes no frame for what is a layer's.
+                if has[..n] != ZEROES[..n] {
+                    self.store((page, 1), |pool, pfn| pool.write(pfn, start, &ZEROES[..n]))?;
+                }
             }
         }
         Ok(())
@@ -216,7 +233,12 @@ impl Stored {
         Err(StoredError::NoMemory)
     }
 
-    fn store(&self, page: u64, with: impl FnOnce(&super::Pool, Pfn)) -> Result<(), StoredError> {
+    /// Stores to a page with `with`; as many pages in all as the pair says are going to be stored to.
+    fn store(
+        &self,
+        (page, ahead): (u64, usize),
+        with: impl FnOnce(&super::Pool, Pfn),
+    ) -> Result<(), StoredError> {
         let manager = &self.memory.manager;
         let page = SectionPage::new(page).ok_or(StoredError::NoSpace)?;
         self.memory.watch_level();
@@ -229,6 +251,11 @@ impl Stored {
                     return Ok(());
                 }
                 SectionStore::In(how) => self.bring(how, seen)?,
+                SectionStore::Frozen(thaw) => match self.memory.thaw(&thaw.ahead(ahead)) {
+                    Ok(()) => {}
+                    Err(NoFrame) if self.memory.make_room() => {}
+                    Err(NoFrame) => return Err(StoredError::NoMemory),
+                },
                 SectionStore::NoSpace => return Err(StoredError::NoSpace),
                 SectionStore::BeyondEnd => {
                     debug_assert!(false, "page {page:?} lies beyond the end");

@@ -72,9 +72,10 @@ impl Budget {
 /// The pages of files: they count against the file system's own size, and only their records against what the VMM
 /// keeps for all; the pages themselves are the guest's memory.
 impl Allowance for Budget {
-    fn take(&self) -> bool {
+    fn take(&self, pages: u64) -> bool {
         let bytes = if self.parent.is_some() { PAGE } else { RECORD };
-        self.take_part(bytes, RECORD).is_ok()
+        let [bytes, records] = [bytes, RECORD].map(|size| pages.saturating_mul(size));
+        self.take_part(bytes, records).is_ok()
     }
 
     fn give(&self, pages: u64) {

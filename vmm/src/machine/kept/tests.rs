@@ -296,6 +296,22 @@ fn guest_that_dropped_pages_is_the_template_again() {
     }
 }
 
+/// Its mapping is of the file that its descriptor is of, each time.
+#[test]
+fn guest_that_maps_a_file_in_memory_is_the_template_again() {
+    let before =
+        "shm = os.open('/tmp/shared', os.O_RDWR | os.O_CREAT); os.truncate('/tmp/shared', 65536)
+shared = mmap.mmap(shm, 65536); shared[:4] = shared[8192:8196] = b'warm'
+private = mmap.mmap(shm, 65536, flags=mmap.MAP_PRIVATE)";
+    let changes = "assert shared[:4] == os.pread(shm, 4, 0) == private[:4] == b'warm'
+shared[:4] = b'cold'; os.pwrite(shm, b'cold', 8192)
+assert os.pread(shm, 4, 0) == shared[8192:8196] == private[8192:8196] == b'cold'
+os.truncate('/tmp/shared', 4096); os.truncate('/tmp/shared', 8192); assert shared[4096:8192] == bytes(4096)";
+    if let Some(kept) = again_and_again(before, changes) {
+        assert_eq!(kept.spaces, 0);
+    }
+}
+
 #[test]
 fn guest_that_executed_another_program_is_the_template_again() {
     let changes = "os.execvp('sh', ['sh', '-c', ': >/mnt/done; sleep 1000'])";

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::load::{ImageLoader, Loaded};
 use crate::memory::{Memory, Space, VmmPlatform};
 use crate::snapshot::records::{
-    BytesRef, ContentRef, LoadContents, LoadMemory, MemoryError, Page, SpaceRef,
+    BytesRef, ContentRef, LoadBytes, LoadContents, LoadMemory, MemoryError, SpaceRef,
 };
 
 /// The seeds of an image.
@@ -87,14 +87,10 @@ impl LoadMemory for SeedLoader<'_> {
         }
     }
 
-    fn bytes(
-        &mut self,
-        at: BytesRef,
-        page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
-    ) -> Result<u64, MemoryError> {
+    fn bytes(&mut self, at: BytesRef, into: &dyn LoadBytes) -> Result<u64, MemoryError> {
         match self {
-            Self::Forks(seeds) => seeds.image.load_bytes(at, page),
-            Self::Loads(image) => image.bytes(at, page),
+            Self::Forks(seeds) => seeds.image.load_bytes(at, into),
+            Self::Loads(image) => image.bytes(at, into),
         }
     }
 }

@@ -22,7 +22,7 @@ use super::load::{Image, ImageLoader, Loaded};
 use super::reshape::{Form, reshape};
 use crate::memory::{Backing, Memory, Space, VmmPlatform};
 use crate::snapshot::records::{
-    BytesRef, ContentRef, LoadContents, LoadMemory, MemoryError, Page, SpaceRef,
+    BytesRef, ContentRef, LoadBytes, LoadContents, LoadMemory, MemoryError, SpaceRef,
 };
 
 type GuestSpace = Arc<Space<VmmPlatform>>;
@@ -122,7 +122,11 @@ impl KeptMemory {
             KindData::Anonymous => true,
             KindData::Private { section, .. } | KindData::Shared { section, .. } => {
                 let section = data.sections.get(section as usize);
-                section.is_some_and(|s| s.content.is_some() && s.writer.is_none())
+                let section = section.filter(|section| section.writer.is_none());
+                // Files of the host are the same for each guest, files in memory each guest's own.
+                section
+                    .and_then(|section| section.content)
+                    .is_some_and(|file| self.files().any(|(known, _)| known == file))
             }
         };
         let space = data.spaces.get(at.0 as usize);
@@ -224,11 +228,7 @@ impl LoadMemory for KeptMemory {
         }
     }
 
-    fn bytes(
-        &mut self,
-        at: BytesRef,
-        page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
-    ) -> Result<u64, MemoryError> {
-        self.image.bytes(at, page)
+    fn bytes(&mut self, at: BytesRef, into: &dyn LoadBytes) -> Result<u64, MemoryError> {
+        self.image.bytes(at, into)
     }
 }

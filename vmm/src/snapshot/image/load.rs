@@ -8,18 +8,20 @@ use std::sync::{Arc, OnceLock};
 
 use super::scratch::Scratch;
 use super::{
-    ImageContent, ImageData, KindData, Run, SectionData, SectionRef, SpaceData, VadData, range,
+    ImageContent, ImageData, KindData, Run, Runs, SectionData, SectionRef, SpaceData, VadData,
+    range,
 };
 use crate::locks::{Mutex, rank};
 use crate::memory::{AccessError, Backing, FRAME, Intent, Memory, Space, VmmPlatform};
 use crate::snapshot::format::{PartKind, StoredPage};
 use crate::snapshot::read::{ReadError, Snapshot};
 use crate::snapshot::records::{
-    BytesRef, ContentRef, LoadContents, LoadMemory, MemoryError, Page, SpaceRef,
+    BytesRef, ContentRef, LoadBytes, LoadContents, LoadMemory, MemoryError, Page, SpaceRef,
 };
 use shadow_mm::{
-    Charge, CreateError, ImageError, MapError, MapKind, MapRequest, PfnRange, Placement, Prot,
-    Section, SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn, VpnRange,
+    Charge, CreateError, Extent, Extents, ImageError, LayError, MapError, MapKind, MapRequest,
+    PfnRange, Placement, Prot, Section, SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn,
+    VpnRange,
 };
 
 /// Why a memory image could not be loaded.
@@ -49,6 +51,9 @@ pub enum LoadError {
     /// A section cannot be made.
     #[error(transparent)]
     Section(#[from] SectionError),
+    /// It cannot have its pages.
+    #[error("the guest's shared memory and files in memory cannot be had again")]
+    Lay(#[from] LayError),
     /// Its pages do not fit.
     #[error("the guest's shared memory does not fit into --memory")]
     NoMemory,
@@ -71,6 +76,32 @@ pub struct WorkingSet {
 pub struct Image {
     snapshot: Arc<Snapshot>,
     data: ImageData,
+    extents: AllExtents,
+}
+
+/// Where sections and files in memory have which pages of the snapshot; none of those that make no sense, or that no layer can
+/// have.
+#[derive(Debug)]
+struct AllExtents {
+    sections: Vec<Option<Extents>>,
+    bytes: Vec<Option<Extents>>,
+}
+
+impl AllExtents {
+    fn of(data: &ImageData) -> Self {
+        Self {
+            sections: data.sections.iter().map(|s| extents(&s.pages)).collect(),
+            bytes: data.bytes.iter().map(|b| extents(&b.pages)).collect(),
+        }
+    }
+}
+
+fn extents(runs: &Runs) -> Option<Extents> {
+    Extents::new(runs.0.iter().map(|run| Extent {
+        first: run.start,
+        count: run.count,
+        stored: run.stored,
+    }))
 }
 
 impl Image {
@@ -83,6 +114,7 @@ impl Image {
         let data = postcard::from_bytes(&part).map_err(LoadError::Decode)?;
         Ok(Self {
             snapshot: Arc::clone(snapshot),
+            extents: AllExtents::of(&data),
             data,
         })
     }
@@ -349,10 +381,11 @@ impl ImageLoader {
         if let Some(section) = known {
             return Ok(section.clone());
         }
-        let data = self.of.data.sections[at.0 as usize].clone();
+        let of = Arc::clone(&self.of);
+        let data = of.data.sections[at.0 as usize].clone();
         let section = match data.content {
             Some(_) => self.open_section(&data, contents)?,
-            None => self.make_section(&data)?,
+            None => self.make_section(&data, of.extents.sections.get(at.0 as usize))?,
         };
         self.sections[at.0 as usize] = Some(section.clone());
         Ok(section)
@@ -383,8 +416,31 @@ impl ImageLoader {
         Ok(section.ok_or(LoadError::Nonsense("sections"))?)
     }
 
+    /// Has pages of a section that has none be the layer's: nothing is done for each of them.
+    fn lay(
+        &self,
+        section: &Section<Backing>,
+        bytes: u64,
+        extents: Option<&Option<Extents>>,
+    ) -> Result<(), LoadError> {
+        let manager = &self.memory.manager;
+        let extents = extents.and_then(Option::as_ref);
+        let extents = extents.ok_or(LoadError::Nonsense("pages"))?;
+        if manager.section_size(section) < bytes {
+            let flushes = manager.resize_section(section, bytes)?;
+            flushes
+                .into_iter()
+                .for_each(|flush| self.memory.submit(flush));
+        }
+        Ok(manager.lay_section(section, &self.image, extents)?)
+    }
+
     /// A section over nothing, with its pages in it.
-    fn make_section(&self, data: &SectionData) -> Result<Section<Backing>, LoadError> {
+    fn make_section(
+        &self,
+        data: &SectionData,
+        extents: Option<&Option<Extents>>,
+    ) -> Result<Section<Backing>, LoadError> {
         let charge = if data.charged {
             Charge::Charged
         } else {
@@ -392,6 +448,10 @@ impl ImageLoader {
         };
         let manager = &self.memory.manager;
         let section = manager.create_shared_memory(data.bytes, charge)?;
+        if self.image.is_frozen() {
+            self.lay(&section, data.bytes, extents)?;
+            return Ok(section);
+        }
         let scratch = Scratch::new(&self.memory)?;
         for run in &data.pages.0 {
             self.checked(run)?;
@@ -422,16 +482,21 @@ impl ImageLoader {
     pub(super) fn load_bytes(
         &self,
         at: BytesRef,
-        page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
+        into: &dyn LoadBytes,
     ) -> Result<u64, MemoryError> {
         let of = Arc::clone(&self.of);
         let data = of.data.bytes.get(at.0 as usize);
         let data = data.ok_or(LoadError::Nonsense("files in memory"))?;
+        if self.image.is_frozen() {
+            let extents = of.extents.bytes.get(at.0 as usize);
+            self.lay(into.section(), data.length, extents)?;
+            return Ok(data.length);
+        }
         let mut bytes: Page = [0; FRAME];
         for run in &data.pages.0 {
             for ahead in 0..run.count {
                 self.read(run.stored.saturating_add(ahead), &mut bytes)?;
-                page(run.start.saturating_add(ahead), &bytes)?;
+                into.page(run.start.saturating_add(ahead), &bytes)?;
             }
         }
         Ok(data.length)
@@ -447,11 +512,7 @@ impl LoadMemory for ImageLoader {
         self.load_space(at, contents)
     }
 
-    fn bytes(
-        &mut self,
-        at: BytesRef,
-        page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
-    ) -> Result<u64, MemoryError> {
-        self.load_bytes(at, page)
+    fn bytes(&mut self, at: BytesRef, into: &dyn LoadBytes) -> Result<u64, MemoryError> {
+        self.load_bytes(at, into)
     }
 }

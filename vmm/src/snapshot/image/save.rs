@@ -10,7 +10,8 @@ use std::io;
 use std::sync::Arc;
 
 use shadow_mm::{
-    Charge, MapKind, PageKey, Section, SectionId, SectionPage, Sharing, VadInfo, Vpn, VpnRange,
+    Charge, FrameStore, MapKind, PageKey, Pfn, PfnRange, Section, SectionId, SectionPage, Sharing,
+    VadInfo, Vpn, VpnRange,
 };
 
 use super::look::is_zero;
@@ -65,6 +66,13 @@ pub(super) struct Later<'a> {
     pub(super) private: Vec<VadInfo<Backing>>,
 }
 
+/// Whose pages are a layer's.
+#[derive(Clone, Copy, Debug)]
+enum Frozen {
+    Section(SectionRef),
+    Bytes(BytesRef),
+}
+
 /// Where a page is that a section has.
 pub(super) type SectionKey = (SectionId, SectionPage);
 
@@ -80,6 +88,8 @@ pub struct ImageWriter<'a> {
     sections: HashMap<SectionId, SectionRef>,
     /// Spaces whose pages are still to be written.
     later: Vec<Later<'a>>,
+    /// Pages of a layer that the guest came from: they are as they are.
+    frozen: Vec<(Frozen, Vec<(u64, PfnRange)>)>,
     /// Told of the pages written.
     progress: &'a mut dyn FnMut(u64),
 }
@@ -109,6 +119,7 @@ impl<'a> ImageWriter<'a> {
             copied: HashMap::new(),
             sections: HashMap::new(),
             later: Vec::new(),
+            frozen: Vec::new(),
             progress,
         }
     }
@@ -137,6 +148,7 @@ impl<'a> ImageWriter<'a> {
             self.save_kept(kept)?;
         }
         drop(later);
+        self.save_frozen()?;
         let spaces = postcard::to_stdvec(&self.data).map_err(SaveError::Encode)?;
         let writer = self.writer;
         Ok(Saved { writer, spaces })
@@ -226,7 +238,11 @@ impl<'a> ImageWriter<'a> {
                 data.content = Some(contents.content(backing)?);
                 data.writer = self.writer_of(section, contents)?;
             }
-            None => data.pages = self.section_pages(section)?,
+            None => {
+                data.pages = self.section_pages(section)?;
+                let frozen = self.memory.manager.section_frozen(section);
+                self.frozen.push((Frozen::Section(at), frozen));
+            }
         }
         self.data.sections.push(data);
         Ok(at)
@@ -276,7 +292,39 @@ impl<'a> ImageWriter<'a> {
             }
         }
         self.data.bytes.push(data);
+        self.frozen.push((Frozen::Bytes(at), bytes.frozen()));
         Ok(at)
+    }
+
+    /// Writes what is a layer's.
+    fn save_frozen(&mut self) -> Result<(), SaveError> {
+        for (whose, frozen) in std::mem::take(&mut self.frozen) {
+            let mut runs = Runs::default();
+            for (first, frames) in frozen {
+                for ahead in 0..frames.count {
+                    let frame = Pfn::new(frames.start.get() + ahead);
+                    let page = first + u64::from(ahead);
+                    let mut bytes = Box::new([0; FRAME]);
+                    self.memory.manager.store().read(frame, 0, &mut bytes[..]);
+                    let stored = self.add_page(&bytes)?;
+                    runs.push(page, stored);
+                }
+            }
+            let pages = match whose {
+                Frozen::Section(at) => self
+                    .data
+                    .sections
+                    .get_mut(at.0 as usize)
+                    .map(|s| &mut s.pages),
+                Frozen::Bytes(at) => self.data.bytes.get_mut(at.0 as usize).map(|b| &mut b.pages),
+            };
+            debug_assert!(pages.is_some(), "nothing was begun for {whose:?}");
+            if let Some(pages) = pages {
+                pages.0.append(&mut runs.0);
+                pages.0.sort_by_key(|run| run.start);
+            }
+        }
+        Ok(())
     }
 }
 

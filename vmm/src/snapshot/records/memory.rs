@@ -14,6 +14,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use shadow_mm::{PfnRange, Section};
 
 use crate::memory::{Backing, Space, VmmPlatform};
 
@@ -52,14 +53,29 @@ pub trait SparseBytes: Debug {
     /// Its length in bytes.
     fn length(&self) -> u64;
 
-    /// The pages that hold anything, in rising order.
+    /// The pages that hold anything, in rising order, but for those that can be had later.
     fn pages(&self) -> Vec<u64>;
+
+    /// Pages that are a layer's, with its frames, which do not change: they need not be read before the guest goes on.
+    fn frozen(&self) -> Vec<(u64, PfnRange)>;
 
     /// One of them; zeroes if it holds nothing.
     ///
     /// # Errors
     /// It is in the page file, and does not come back.
     fn read(&self, page: u64, into: &mut Page) -> std::io::Result<()>;
+}
+
+/// A file in memory that is made again, and has nothing yet.
+pub trait LoadBytes {
+    /// The section that has its bytes.
+    fn section(&self) -> &Section<Backing>;
+
+    /// Stores a page.
+    ///
+    /// # Errors
+    /// There is no room for it, or no such page.
+    fn page(&self, page: u64, bytes: &Page) -> Result<(), MemoryError>;
 }
 
 /// Keeps memory for the records.
@@ -107,16 +123,11 @@ pub trait LoadMemory {
         contents: &dyn LoadContents,
     ) -> Result<Arc<Space<VmmPlatform>>, MemoryError>;
 
-    /// The bytes of a file in memory: gives each page that holds anything to `page`, and returns the
-    /// length. `page` refuses what has no room.
+    /// The bytes of a file in memory, which go to a new one; returns the length, which the new one may not have yet.
     ///
     /// # Errors
-    /// As [`LoadMemory::space`], and what `page` says.
-    fn bytes(
-        &mut self,
-        at: BytesRef,
-        page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
-    ) -> Result<u64, MemoryError>;
+    /// As [`LoadMemory::space`], and what `into` says.
+    fn bytes(&mut self, at: BytesRef, into: &dyn LoadBytes) -> Result<u64, MemoryError>;
 }
 
 /// Opens the contents of mapped files while memory is loaded.

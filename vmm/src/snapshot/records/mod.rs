@@ -14,8 +14,8 @@ pub use crate::linux::saved::{
     Damaged, Parts, Place, Records, Refused, RestoreError, restore, save,
 };
 pub use memory::{
-    BytesRef, ContentRef, LoadContents, LoadMemory, MemoryError, PAGE_BYTES, Page, SaveContents,
-    SaveMemory, SpaceRef, SparseBytes,
+    BytesRef, ContentRef, LoadBytes, LoadContents, LoadMemory, MemoryError, PAGE_BYTES, Page,
+    SaveContents, SaveMemory, SpaceRef, SparseBytes,
 };
 
 /// Which of the guests made from one this is. The guest reads it from `/dev/vmm`.

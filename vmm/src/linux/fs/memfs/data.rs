@@ -7,14 +7,15 @@
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use shadow_mm::{SectionPage, Sharing};
+use shadow_mm::{PfnRange, SectionPage, Sharing};
 
 use super::seals::Seals;
 use crate::linux::fs::budget::Budget;
 use crate::linux::mm::TAG_SHARED;
+use crate::linux::saved::Damaged;
 use crate::locks::{Mutex, rank};
 use crate::memory::{Backing, Memory, Stored};
-use crate::snapshot::records::{Page, SparseBytes};
+use crate::snapshot::records::{LoadBytes, MemoryError, Page, SparseBytes};
 
 const PAGE: u64 = 4096;
 /// One past the last byte that can be written.
@@ -193,6 +194,20 @@ impl Data {
     }
 }
 
+impl LoadBytes for Data {
+    fn section(&self) -> &shadow_mm::Section<Backing> {
+        self.section()
+    }
+
+    fn page(&self, page: u64, bytes: &Page) -> Result<(), MemoryError> {
+        let at = page.checked_mul(PAGE).ok_or(Damaged("a file's page"))?;
+        if self.write(Some(at), bytes)? < bytes.len() {
+            return Err(Errno::NOSPC.into());
+        }
+        Ok(())
+    }
+}
+
 impl SparseBytes for Data {
     fn length(&self) -> u64 {
         self.state.lock().size
@@ -200,6 +215,10 @@ impl SparseBytes for Data {
 
     fn pages(&self) -> Vec<u64> {
         self.stored.pages()
+    }
+
+    fn frozen(&self) -> Vec<(u64, PfnRange)> {
+        self.stored.frozen()
     }
 
     fn read(&self, page: u64, into: &mut Page) -> std::io::Result<()> {

@@ -172,17 +172,7 @@ fn load_data(
     (bytes, image): (BytesRef, &mut dyn LoadMemory),
 ) -> Result<Data, RestoreError> {
     let data = Data::new(memory, &maker.budget, Seals::empty()).map_err(no_room)?;
-    let length = image
-        .bytes(bytes, &mut |page, bytes| {
-            let at = page
-                .checked_mul(bytes.len() as u64)
-                .ok_or(Damaged("a file's page"))?;
-            if data.write(Some(at), bytes)? < bytes.len() {
-                return Err(Errno::NOSPC.into());
-            }
-            Ok(())
-        })
-        .map_err(RestoreError::Memory)?;
+    let length = image.bytes(bytes, &data).map_err(RestoreError::Memory)?;
     data.truncate(length)
         .map_err(|_| Damaged("a file's length"))?;
     Ok(data)

@@ -10,8 +10,8 @@ use shadow_mm::{
 
 use crate::memory::{Backing, Intent, Memory, Space, VmmPlatform};
 use crate::snapshot::records::{
-    BytesRef, ContentRef, LoadContents, LoadMemory, MemoryError, PAGE_BYTES, Page, SaveContents,
-    SaveMemory, SpaceRef, SparseBytes,
+    BytesRef, ContentRef, LoadBytes, LoadContents, LoadMemory, MemoryError, PAGE_BYTES, Page,
+    SaveContents, SaveMemory, SpaceRef, SparseBytes,
 };
 
 /// What was kept.
@@ -186,14 +186,10 @@ impl LoadMemory for Image {
         Ok(space)
     }
 
-    fn bytes(
-        &mut self,
-        at: BytesRef,
-        page: &mut dyn FnMut(u64, &Page) -> Result<(), MemoryError>,
-    ) -> Result<u64, MemoryError> {
+    fn bytes(&mut self, at: BytesRef, into: &dyn LoadBytes) -> Result<u64, MemoryError> {
         let (length, pages) = self.bytes.get(at.0 as usize).ok_or("no such bytes")?;
         for (&number, bytes) in pages {
-            page(number, bytes)?;
+            into.page(number, bytes)?;
         }
         Ok(*length)
     }
