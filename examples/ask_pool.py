@@ -31,7 +31,8 @@ class Pool:
         line = json.dumps(what).encode() + b"\n"
         with_it = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         sent = self.socket.sendmsg([line], with_it if descriptors else [])
-        self.socket.sendall(line[sent:])
+        if sent < len(line):
+            self.socket.sendall(line[sent:])
 
     def hear(self):
         line = self.lines.readline()
