@@ -10,6 +10,7 @@ use super::running::{Known, Running, Tenancy};
 use super::stdio::{Ends, Three};
 use super::template::{Fork, Template};
 use crate::linux::stdio::Ends as GuestEnds;
+use crate::machine::restored::Choice;
 use crate::machine::shared::{SharedMachine as Machine, Wish};
 use crate::machine::{Ended, Wanted, without_signals};
 use crate::snapshot::image::Image;
@@ -84,32 +85,35 @@ impl SharedMachine {
     /// Its first `reset` takes it out of the machine and makes it there once more; so does each later one.
     #[must_use]
     pub fn fork(&self) -> Fork {
-        self.template.fork().in_machine(self)
+        let mut fork = self.template.fork();
+        fork.shared = Some(self.clone());
+        fork
     }
 
     /// Makes a guest, which goes on where the template was frozen.
     pub(super) fn run(&self, fork: &Fork, three: &Three) -> Result<(Running, Ends), SpawnError> {
-        if fork.wants_own_machine() {
+        if fork.choice != Choice::default() {
             return Err(SpawnError::SharedMachine);
         }
         let (given, ends) = three.open().map_err(SpawnError::Stdio)?;
         let wish = Wish {
             identity: fork.identity(),
             ends: GuestEnds::new(given).map_err(SpawnError::Stdio)?,
-            timeout: fork.time(),
+            timeout: fork.timeout,
         };
-        let name = self.template.name();
+        let of = &*self.template.0;
+        let name = of.name.as_str();
         let Inside { reaper, machine } = &*self.inside;
         let (tenant, seen) = machine.fork_seen(wish, |guest| {
             let kernel = &guest.kernel;
             let ticket = reaper.announce(&kernel.sched);
-            (ticket, Ready::watch(kernel, fork.ready(), name))
+            (ticket, Ready::watch(kernel, fork.ready.as_ref(), name))
         })?;
         let (ticket, ready) = seen;
         let known = Known {
             name,
-            ready: fork.ready(),
-            data: self.template.data().clone(),
+            ready: fork.ready.as_ref(),
+            data: of.machine.clone(),
             home: None,
         };
         let (kernel, counts) = (Arc::clone(tenant.kernel()), tenant.counts());

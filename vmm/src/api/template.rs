@@ -29,15 +29,15 @@ use crate::snapshot::records::{Identity, Records, Role};
 /// It never changes, and copying it copies nothing: it is a file in memory that its clones read their pages from.
 /// It does not need the guest it was made of any more.
 #[derive(Clone, Debug)]
-pub struct Template(Arc<Inner>);
+pub struct Template(pub(super) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     /// What the snapshot says, read once for all guests.
     image: Arc<Image>,
-    machine: MachineData,
+    pub(super) machine: MachineData,
     records: Records,
-    name: String,
+    pub(super) name: String,
     pause: Option<Duration>,
     /// Guests made of it so far.
     forks: AtomicU32,
@@ -206,16 +206,6 @@ impl Template {
         SharedMachine::start(self, &self.wanted(&choice), &of.image, of.records.clone())
     }
 
-    /// The machine of the guest that was frozen.
-    pub(super) fn data(&self) -> &MachineData {
-        &self.0.machine
-    }
-
-    /// What that was called.
-    pub(super) fn name(&self) -> &str {
-        &self.0.name
-    }
-
     /// A guest that will be made of it.
     #[must_use]
     pub fn fork(&self) -> Fork {
@@ -244,20 +234,15 @@ pub struct Fork {
     number: Option<u32>,
     of: u32,
     /// Where it will be, if not in a machine of its own.
-    shared: Option<SharedMachine>,
-    choice: Choice,
-    timeout: Option<Duration>,
-    ready: Option<ReadyWhen>,
+    pub(super) shared: Option<SharedMachine>,
+    pub(super) choice: Choice,
+    pub(super) timeout: Option<Duration>,
+    pub(super) ready: Option<ReadyWhen>,
     /// The first setting that cannot be: it is told when the guest is to be made.
     wrong: Option<String>,
 }
 
 impl Fork {
-    pub(super) fn in_machine(mut self, machine: &SharedMachine) -> Self {
-        self.shared = Some(machine.clone());
-        self
-    }
-
     /// Something that the guest reads from `/dev/vmm`. The environment of the program is in its own memory, and stays what
     /// it was.
     pub fn env(&mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Self {
@@ -340,21 +325,6 @@ impl Fork {
     /// See [`SpawnError`].
     pub fn spawn(&self) -> Result<Made, SpawnError> {
         self.start(&self.stdio)
-    }
-
-    /// Whether something was said of its machine.
-    pub(super) fn wants_own_machine(&self) -> bool {
-        self.choice != Choice::default()
-    }
-
-    /// What it does when it is ready.
-    pub(super) fn ready(&self) -> Option<&ReadyWhen> {
-        self.ready.as_ref()
-    }
-
-    /// How long it may run.
-    pub(super) fn time(&self) -> Option<Duration> {
-        self.timeout
     }
 
     /// What was asked for as standard input, output and error.
