@@ -14,7 +14,7 @@ use tests::process;
 
 use super::clones_reset::{Running, lines, start};
 use super::clones_workers::{Forks, WAITS, warm};
-use super::snapshot::{ONLY_VMM, command, expect, kills, refused, succeed, vmm_with};
+use super::snapshot::{Guest, ONLY_VMM, command, expect, kills, refused, succeed, vmm_with};
 
 const PROCESS: [&str; 2] = ["--isolation", "process"];
 
@@ -254,6 +254,40 @@ fn freezes_itself(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
+/// A clone may have more memory than the guest had that it is made of; what is made of it then has as much.
+fn grown(context: &Context) -> Checked {
+    let program = "BEGIN { print \"freeze\" > \"/dev/vmm\"; close(\"/dev/vmm\"); getline role < \"/dev/vmm\"; \
+                   if (role ~ /clone/) s = sprintf(\"%150000000s\", \"\"); print \"has\", length(s); fflush(); \
+                   getline line; print length(s) }";
+    let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "awk", program])?;
+    let forks = Forks::of(
+        "warm",
+        context,
+        "g",
+        &[&PROCESS[..], &["--memory", "600M"]].concat(),
+    )?;
+    forks.wait_for_all(1)?;
+    if forks.printed(1) != "has 150000000\n" {
+        return Err(forks.printed(1));
+    }
+    let file = context.work().join("grown.snap");
+    let file = file.to_string_lossy();
+    succeed(context, &["snapshot", "g-1", &file])?;
+    for words in [
+        &["restore", &file][..],
+        &["fork", "g-1"],
+        &["fork", "g-1", "--isolation", "process"],
+    ] {
+        expect(&vmm_with(context, words, b"")?, 0, "150000000\n")?;
+    }
+    match forks.finish()? {
+        (Some(0), said) if said.is_empty() => {}
+        ended => return Err(format!("{ended:?}")),
+    }
+    guest.finish(context)?;
+    Ok(PASSED)
+}
+
 /// One answer of the socket of a process; none if that has ended.
 fn ask(path: &PathBuf, question: &str) -> Option<serde_json::Value> {
     let mut stream = UnixStream::connect(path).ok()?;
@@ -410,6 +444,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("together/names", names as fn(&Context) -> Checked),
         ("together/numbers", numbers),
         ("together/freezes-itself", freezes_itself),
+        ("together/grown", grown),
         ("together/hammered", hammered),
         ("together/killed", killed),
     ]

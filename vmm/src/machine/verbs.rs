@@ -111,11 +111,12 @@ impl Verbs {
             }
         };
         let _alone = self.saving.lock();
+        let machine = self.machine.with_room_for(&self.kernel);
         let saved = Writer::create(path, base)
             .map_err(SnapshotError::from)
             .and_then(|writer| {
                 let mut progress = self.progress(tell);
-                save_guest(&self.kernel, &self.machine, writer, base, &mut progress)
+                save_guest(&self.kernel, &machine, writer, base, &mut progress)
             });
         match saved {
             Ok(saved) => Response::Written {
@@ -191,7 +192,8 @@ impl Verbs {
     fn write_template(&self, id: &str, tell: Tell<'_>) -> Result<Template, SnapshotError> {
         let writer = Writer::in_memory(id)?;
         let mut progress = self.progress(tell);
-        let saved = save_guest(&self.kernel, &self.machine, writer, None, &mut progress)?;
+        let machine = self.machine.with_room_for(&self.kernel);
+        let saved = save_guest(&self.kernel, &machine, writer, None, &mut progress)?;
         let written = told(&saved);
         let template = Template {
             file: Arc::new(saved.written.file),

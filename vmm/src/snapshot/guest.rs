@@ -1,9 +1,11 @@
 //! A whole guest: stopped, written, and read again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use shadow_mm::{CommitLimit, SpaceUsage};
 
 use super::format::PartKind;
 use super::image::{ImageWriter, SaveError};
@@ -12,6 +14,8 @@ use super::records::{Records, Refused, save};
 use super::write::{Base, WriteError, Writer, Written};
 use crate::inspect::About;
 use crate::linux::kernel::Kernel;
+use crate::machine::hardware::MAX_MEMORY;
+use crate::memory::FRAME;
 
 /// What kind of machine a guest was in, and what it is called: for people, and to make another one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +35,22 @@ pub struct MachineData {
 }
 
 impl MachineData {
+    /// The machine that a guest made of this one takes. Where memory is promised to nobody, in a machine that guests share, one may
+    /// have been given more than there was in the machine of its template.
+    #[must_use]
+    pub fn with_room_for(&self, kernel: &Kernel) -> Self {
+        let mut machine = self.clone();
+        let shares = kernel.memory.manager.commit_limit() == CommitLimit::Unlimited && !self.overcommit;
+        let pages: u64 = usage(kernel).map(|usage| usage.charged).sum();
+        let bytes = pages.saturating_mul(FRAME as u64);
+        if shares && bytes > self.memory / 4 * 3 + self.page_file {
+            // Page tables and what is kept in reserve are part of it.
+            let wanted = bytes.saturating_add(bytes / 2);
+            machine.memory = wanted.clamp(self.memory, MAX_MEMORY.max(self.memory));
+        }
+        machine
+    }
+
     /// The guest as others see it, called `id`, in this process.
     #[must_use]
     pub fn about(&self, id: String) -> About {
@@ -77,12 +97,19 @@ pub struct SavedGuest {
 /// Pages a snapshot may have at most, as far as that is known before.
 #[must_use]
 pub fn expected_pages(kernel: &Kernel) -> u64 {
+    usage(kernel).map(|usage| usage.private).sum()
+}
+
+/// What a guest's address spaces use; there may be those of others in its machine.
+fn usage(kernel: &Kernel) -> impl Iterator<Item = SpaceUsage> {
+    let state = kernel.state();
+    let all = state.procs.values().filter_map(|p| p.mm.as_ref());
+    let all: BTreeMap<_, _> = all
+        .map(|mm| (mm.space.id().get(), Arc::clone(&mm.space)))
+        .collect();
+    drop(state);
     let manager = &kernel.memory.manager;
-    let spaces = manager.spaces();
-    spaces
-        .iter()
-        .map(|space| manager.usage(space).private)
-        .sum()
+    all.into_values().map(move |space| manager.usage(&space))
 }
 
 /// Stops a guest, and writes it down as it is then. It goes on as soon as what it shares with nobody is kept
