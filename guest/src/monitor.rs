@@ -13,7 +13,8 @@
 //!   probing.
 //! * `restore`: XRSTOR of the components in RAX from the XSAVE area at RCX, before one of the above: RAX and RCX are
 //!   popped, and then the address of what follows. The VMM puts nothing there that XRSTOR would refuse; if it did, the
-//!   fault would be one of ring 0, which ends the thread.
+//!   fault would be one of ring 0, which ends the thread. Before that an x87 instruction of the monitor's own: some of AMD's
+//!   processors load the addresses of the last one only with a pending exception, and would show the thread another one's.
 //! * the SYSCALL stub, a page of its own: `out` (one byte wide, so that one port is all the
 //!   TSS ever opens to ring 3; the VMM reads the number from RAX), then SYSRET.
 #![expect(unsafe_code, reason = "global_asm! and the symbols it defines")]
@@ -89,6 +90,9 @@ global_asm!(
     ".globl vmm_monitor_restore",
     ".hidden vmm_monitor_restore",
     "vmm_monitor_restore:",
+    "fnclex",
+    "emms",
+    "fild dword ptr [rcx]",
     "xrstor64 [rcx]",
     "pop rax",
     "pop rcx",
@@ -267,9 +271,11 @@ mod tests {
         let (at, stack) = restore_first((start, &words), 1, 2);
         assert_eq!(vector_at(at), None);
         assert_eq!(stack, [1, 2, MONITOR_CODE_VA + start, 7]);
-        // `xrstor64 [rcx]`, pops of RAX, RCX and RDX, `jmp rdx`
+        // `fnclex`, `emms`, `fild dword ptr [rcx]`; `xrstor64 [rcx]`, pops of RAX, RCX and RDX, `jmp rdx`
+        let x87 = [0xdb, 0xe2, 0x0f, 0x77, 0xdb, 0x01];
+        assert_eq!(image()[at as usize..][..6], x87);
         let code = [0x48, 0x0f, 0xae, 0x29, 0x58, 0x59, 0x5a, 0xff, 0xe2];
-        assert_eq!(image()[at as usize..][..9], code);
+        assert_eq!(image()[at as usize + 6..][..9], code);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 #!/bin/sh
 # Plants one bug at a time and expects the tests to notice.
-# usage: shadow-mm/tests/mutants.sh [mutant...]
+# usage: shadow-mm/tests/mutants.sh [--check] [mutant...]
+# --check: no tests; only whether each bug is still planted somewhere, and compiles
 set -eu
+check=
+[ "${1:-}" != --check ] || { check=yes; shift; }
 cd "$(dirname "$0")/.."
 target="${CARGO_TARGET_DIR:-../target}/mutants"
 mkdir -p "$target"
@@ -19,12 +22,26 @@ all="lost_share skipped_flush skipped_copy lost_dirty held_taken leaked_table
      kept_truncated kept_as_child never_opened promises_kept
      kept_unfilled kept_clean pinned_kept kept_shared"
 survived=0
+planted=$(grep -rho 'mutant = "[a-z_]*"' src | sed 's/.*"\(.*\)"/\1/' | sort -u)
+for mutant in $all $planted; do
+    case " $(echo $all) " in *" $mutant "*) ;; *) echo "UNKNOWN  $mutant (planted, and not in this list)"; survived=$((survived + 1));; esac
+    case " $(echo $planted) " in *" $mutant "*) ;; *) echo "GONE     $mutant (nothing is planted under this name)"; survived=$((survived + 1));; esac
+done
 for mutant in ${*:-$all}; do
     log="$target/$mutant.log"
     # A wrapper around this workspace's rustc only, so that the dependencies are built once.
     wrapper="$target/rustc-$mutant"
     printf '#!/bin/sh\nexec "$@" --cfg '\''mutant="%s"'\''\n' "$mutant" >"$wrapper"
     chmod +x "$wrapper"
+    if [ -n "$check" ]; then
+        if RUSTC_WORKSPACE_WRAPPER="$wrapper" CARGO_TARGET_DIR="$target" CARGO_INCREMENTAL=0 cargo check -p shadow-mm >"$log" 2>&1; then
+            echo "planted  $mutant"
+        else
+            echo "BROKEN   $mutant (does not compile, see $log)"
+            survived=$((survived + 1))
+        fi
+        continue
+    fi
     if RUSTC_WORKSPACE_WRAPPER="$wrapper" CARGO_TARGET_DIR="$target" CARGO_INCREMENTAL=0 \
         cargo test -p shadow-mm --no-fail-fast >"$log" 2>&1; then
         echo "SURVIVED $mutant"

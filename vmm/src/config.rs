@@ -40,6 +40,11 @@ pub enum Commit {
     Over,
 }
 
+/// Memory of a machine, if nothing else is said.
+const MEMORY: u64 = 1 << 30;
+/// Processes of a machine, if nothing else is said.
+const PROCESSES: usize = 1024;
+
 /// What shows that a guest is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadyWhen {
@@ -90,4 +95,32 @@ pub struct RunConfig {
     pub program: Vec<u8>,
     /// Its arguments, without its name.
     pub args: Vec<Vec<u8>>,
+}
+
+impl RunConfig {
+    /// A program and its arguments, as they are run if nothing else is said, on one processor.
+    #[must_use]
+    pub fn new(program: Vec<u8>, args: Vec<Vec<u8>>) -> Self {
+        Self {
+            memory: MEMORY,
+            page_file: None,
+            commit: Commit::Limited,
+            process_memory: None,
+            fork: ForkMode::Shared,
+            root: None,
+            mounts: Vec::new(),
+            workdir: b"/".to_vec(),
+            env: Vec::new(),
+            strace: false,
+            timeout: None,
+            max_procs: PROCESSES,
+            guard_alloc: false,
+            name: None,
+            ready: None,
+            report: None,
+            cpus: 1,
+            program,
+            args,
+        }
+    }
 }

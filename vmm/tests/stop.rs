@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmm::config::{Commit, ForkMode, RunConfig};
+use vmm::config::{Commit, RunConfig};
 use vmm::linux::kernel::Kernel;
 use vmm::linux::stop::Stopped;
 use vmm::machine::{Ended, HostSide, Machine};
@@ -23,26 +23,15 @@ fn config(program: &str, args: &[&str]) -> Option<RunConfig> {
         println!("skipped: /dev/kvm is not usable");
         return None;
     }
+    let args = args.iter().map(|&arg| arg.into()).collect();
     Some(RunConfig {
         memory: 64 << 20,
-        page_file: None,
         commit: Commit::Over,
-        process_memory: None,
-        fork: ForkMode::Shared,
         root: Some("/".into()),
-        mounts: Vec::new(),
-        workdir: b"/".to_vec(),
-        env: Vec::new(),
-        strace: false,
         timeout: Some(Duration::from_secs(60)),
         max_procs: 16,
-        guard_alloc: false,
-        name: None,
-        report: None,
-        ready: None,
         cpus: 2,
-        program: program.into(),
-        args: args.iter().map(|&a| a.into()).collect(),
+        ..RunConfig::new(program.into(), args)
     })
 }
 

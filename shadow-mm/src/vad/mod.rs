@@ -147,6 +147,14 @@ impl<B> VadInfo<B> {
     }
 }
 
+impl<B: Clone> VadInfo<B> {
+    /// What it shows from this page of it on.
+    #[must_use]
+    pub fn kind_from(&self, page: Vpn) -> MapKind<B> {
+        self.kind.advanced(page.get() - self.range.start().get())
+    }
+}
+
 impl<B: Clone> MapKind<B> {
     /// What a mapping of this kind shows from `pages` further on.
     #[must_use]

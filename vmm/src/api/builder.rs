@@ -11,14 +11,10 @@ use super::guest::{Guest, Started};
 use super::host::{Host, Job, TakeDown};
 use super::running::{Known, Running, Seen};
 use super::stdio::{Stdio, Three};
-use crate::config::{Commit, ForkMode, Mount, PageFileConfig, ReadyWhen, RunConfig};
+use crate::config::{Commit, Mount, PageFileConfig, ReadyWhen, RunConfig};
 use crate::control::rundir::check_name;
 use crate::machine::{After, HostSide, Machine, ProcessSignals, RunError, machine_data};
 
-/// Memory of a machine, if nothing else is said.
-const MEMORY: u64 = 1 << 30;
-/// Processes of a machine, if nothing else is said.
-const PROCESSES: usize = 1024;
 /// Processors a machine has at most.
 const MOST_CPUS: usize = 64;
 /// What a guest is called that has no name.
@@ -57,25 +53,8 @@ impl Builder {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let mut builder = Self {
             config: RunConfig {
-                memory: MEMORY,
-                page_file: None,
-                commit: Commit::Limited,
-                process_memory: None,
-                fork: ForkMode::Shared,
-                root: None,
-                mounts: Vec::new(),
-                workdir: b"/".to_vec(),
-                env: Vec::new(),
-                strace: false,
-                timeout: None,
-                max_procs: PROCESSES,
-                guard_alloc: false,
-                name: None,
-                ready: None,
-                report: None,
                 cpus: cpus.min(MOST_CPUS),
-                program: Vec::new(),
-                args: Vec::new(),
+                ..RunConfig::new(Vec::new(), Vec::new())
             },
             stdio: Three::default(),
             wrong: None,

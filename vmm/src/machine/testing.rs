@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::config::{Commit, ForkMode, Mount, RunConfig};
+use crate::config::{Commit, Mount, RunConfig};
 
 /// Whether there is a `/dev/kvm`; says so if not.
 pub(super) fn usable() -> bool {
@@ -19,12 +19,10 @@ pub(super) fn usable() -> bool {
 
 /// A program on this host's files, with `host` at `/mnt` and a `/tmp` of its own, in so many bytes of memory.
 pub(super) fn config(program: &[&str], host: &Path, memory: u64) -> RunConfig {
+    let words = |words: &[&str]| words.iter().map(|&word| word.into()).collect();
     RunConfig {
         memory,
-        page_file: None,
         commit: Commit::Over,
-        process_memory: None,
-        fork: ForkMode::Shared,
         root: Some("/".into()),
         mounts: vec![
             Mount::ReadWrite {
@@ -36,17 +34,9 @@ pub(super) fn config(program: &[&str], host: &Path, memory: u64) -> RunConfig {
             },
         ],
         workdir: b"/mnt".to_vec(),
-        env: Vec::new(),
-        strace: false,
-        timeout: None,
         max_procs: 16,
-        guard_alloc: false,
-        name: None,
-        report: None,
-        ready: None,
         cpus: 2,
-        program: program[0].into(),
-        args: program[1..].iter().map(|&a| a.into()).collect(),
+        ..RunConfig::new(program[0].into(), words(&program[1..]))
     }
 }
 

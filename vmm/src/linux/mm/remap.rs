@@ -136,7 +136,7 @@ fn duplicate(
         placement,
         count: new_len / PAGE,
         prot: vad.prot,
-        kind: kind_at(&vad, page),
+        kind: vad.kind_from(page.start()),
         flags: vad.flags,
         tag: vad.tag,
     };
@@ -234,7 +234,7 @@ fn move_and_keep(c: &Ctx<'_>, vad: &VadInfo, old: VpnRange, fixed: Option<Vpn>) 
         placement: Placement::Fixed(old.start()),
         count: old.count(),
         prot: vad.prot,
-        kind: kind_at(vad, old),
+        kind: vad.kind_from(old.start()),
         flags: vad.flags,
         tag: vad.tag,
     };
@@ -245,10 +245,4 @@ fn move_and_keep(c: &Ctx<'_>, vad: &VadInfo, old: VpnRange, fixed: Option<Vpn>) 
             .map_err(map_errno)?;
     c.k.memory.submit(mapped.flush);
     Ok(moved)
-}
-
-/// What `vad` shows from the start of `range` on.
-fn kind_at(vad: &VadInfo, range: VpnRange) -> MapKind<crate::memory::Backing> {
-    vad.kind
-        .advanced(range.start().get() - vad.range.start().get())
 }

@@ -194,12 +194,11 @@ fn map(
         let Some(part) = vad.range.intersect(range) else {
             break;
         };
-        let ahead = part.start().get() - vad.range.start().get();
         let request = MapRequest {
             placement: Placement::FixedNoReplace(part.start()),
             count: part.count(),
             prot: vad.prot,
-            kind: vad.kind.advanced(ahead),
+            kind: vad.kind_from(part.start()),
             flags: vad.flags,
             tag: vad.tag,
         };
