@@ -20,6 +20,7 @@ mod pages;
 mod reshape;
 mod save;
 mod scratch;
+mod shared;
 #[cfg(test)]
 mod tests;
 
