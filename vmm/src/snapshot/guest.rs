@@ -40,7 +40,8 @@ impl MachineData {
     #[must_use]
     pub fn with_room_for(&self, kernel: &Kernel) -> Self {
         let mut machine = self.clone();
-        let shares = kernel.memory.manager.commit_limit() == CommitLimit::Unlimited && !self.overcommit;
+        let shares =
+            kernel.memory.manager.commit_limit() == CommitLimit::Unlimited && !self.overcommit;
         let pages: u64 = usage(kernel).map(|usage| usage.charged).sum();
         let bytes = pages.saturating_mul(FRAME as u64);
         if shares && bytes > self.memory / 4 * 3 + self.page_file {
