@@ -61,7 +61,8 @@ static void wall_clock(void)
 	ok(llabs(s - tv.tv_sec) <= 1, "time() too");
 	ok(time(&stored) >= s && stored >= s, "also through its pointer");
 	ok(s > 1577836800, "and it is after 2020");
-	ok(by_library(CLOCK_BOOTTIME) >= by_library(CLOCK_MONOTONIC) - 1000000, "CLOCK_BOOTTIME is not behind CLOCK_MONOTONIC");
+	long long monotonic = by_library(CLOCK_MONOTONIC);
+	ok(by_library(CLOCK_BOOTTIME) >= monotonic, "CLOCK_BOOTTIME is not behind CLOCK_MONOTONIC");
 	ok(llabs(by_library(CLOCK_REALTIME_COARSE) - by_library(CLOCK_REALTIME)) < 100000000, "the coarse clock is near the fine one");
 	struct timespec r;
 	is(clock_getres(CLOCK_MONOTONIC, &r), 0, "clock_getres");

@@ -198,7 +198,7 @@ static void faults(void)
 	FAULT(SIGSEGV, SEGV_MAPERR, page + PAGE + 5, "reading an unmapped page", sink = ((volatile char *)page)[PAGE + 5]);
 	FAULT(SIGSEGV, SEGV_MAPERR, page + PAGE, "a read that crosses into one", sink = *(volatile int *)(page + PAGE - 2));
 	FAULT(SIGSEGV, SEGV_ACCERR, page, "running data", ((void (*)(void))page)());
-	FAULT(SIGSEGV, SEGV_MAPERR, 0x1234000, "running where nothing is", ((void (*)(void))0x1234000L)());
+	FAULT(SIGSEGV, SEGV_MAPERR, page + PAGE, "running where nothing is", ((void (*)(void))(page + PAGE))());
 	FAULT(SIGSEGV, SI_KERNEL, 0, "a non-canonical address", sink = *(volatile char *)0x8000000000000000);
 	(void)sink;
 	munmap(page, PAGE);
