@@ -47,7 +47,12 @@ pub(crate) fn cases() -> Vec<Case> {
         Launch::new("{programs}/sockets", &["/var/tmp"]).options(&["--tmpfs", "/var/tmp"]);
     vec![
         tap("fork_tree", &["200"]).seconds(120),
-        tap("cow_storm", &["500"]).seconds(120),
+        Case::new(
+            "programs/cow_storm",
+            Launch::new("{programs}/cow_storm", &["500"]).in_rig(&["200"]),
+            Expect::Tap,
+        )
+        .seconds(120),
         tap("vfork_exec", &[]),
         tap("signals", &[]).seconds(120),
         tap("timers", &[]).seconds(120),
