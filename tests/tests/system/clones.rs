@@ -376,7 +376,7 @@ fn processes(words: &[&str]) -> Result<usize, String> {
 fn abandoned(context: &Context) -> Checked {
     let line = "echo freeze > /dev/vmm; while :; do sleep 1; done";
     let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])?;
-    for round in 0..kills(10) {
+    for round in 0..kills(context, 10) {
         let words = ["fork", "warm", "-n", "8", "--per-process", "3"];
         let mut fork = command(context, &words);
         let fork = fork.stderr(Stdio::null()).spawn();

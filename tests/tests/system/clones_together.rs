@@ -407,7 +407,7 @@ fn killed(context: &Context) -> Checked {
     let guest = warm(context, WAITS)?;
     let file = context.work().join("killed.snap");
     let file = file.to_string_lossy();
-    let rounds = kills(if context.setup.host.in_rig() { 4 } else { 10 });
+    let rounds = kills(context, 10);
     for round in 0..rounds {
         let name = format!("k{round}");
         let options = [&PROCESS[..], &["-n", "3"]].concat();

@@ -87,7 +87,7 @@ fn ends(context: &Context) -> Checked {
     let path = path.to_string_lossy();
     let start = || Guest::start_in(context, &[], &["busybox", "awk", program]);
     succeed_and_drop(context, start()?, &path)?;
-    for round in 0..kills(12) {
+    for round in 0..kills(context, 12) {
         let guest = start()?;
         let mut asks = command(context, &["snapshot", "warm", &path]);
         let asks = asks.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();

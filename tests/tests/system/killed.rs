@@ -56,7 +56,7 @@ fn nobody(context: &Context) -> Result<(), String> {
 
 /// A VMM that is killed while it is frozen: who asked hears of it, and nothing is left.
 fn freeze(context: &Context) -> Checked {
-    for round in 0..kills(15) {
+    for round in 0..kills(context, 15) {
         let mut guest = Guest::start_in(context, &[], &["busybox", "awk", PROGRAM])?;
         let verb = ["freeze", "fork"][round as usize % 2];
         let mut asks = spawn(context, &[verb, "warm"])?;
@@ -75,7 +75,7 @@ fn restore(context: &Context) -> Checked {
         snapshot(context)?
     };
     let before = fs::read(&path).map_err(|e| e.to_string())?;
-    for round in 0..kills(15) {
+    for round in 0..kills(context, 15) {
         let mut restores = spawn(context, &["restore", &path, "--name", "again"])?;
         std::thread::sleep(moment(round));
         kill(&mut restores)?;
@@ -93,7 +93,7 @@ fn restore(context: &Context) -> Checked {
 fn asks(context: &Context) -> Checked {
     let guest = Guest::start_in(context, &[], &["busybox", "awk", PROGRAM])?;
     let path = snapshot(context)?;
-    for round in 0..kills(15) {
+    for round in 0..kills(context, 15) {
         let words: &[&str] = match round % 3 {
             0 => &["freeze", "warm"],
             1 => &["snapshot", "warm", &path],
