@@ -268,6 +268,13 @@ impl EntryIndex {
         (first.0..TABLE_ENTRIES as u16).map(Self)
     }
 
+    /// The words of a table, each with its slot.
+    #[inline]
+    pub(crate) fn numbered<T>(words: [T; TABLE_ENTRIES]) -> impl Iterator<Item = (Self, T)> {
+        let words = words.into_iter().enumerate();
+        words.map(|(index, word)| (Self(index as u16), word))
+    }
+
     /// Every slot of a table.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..TABLE_ENTRIES as u16).map(Self)

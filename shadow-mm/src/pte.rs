@@ -244,7 +244,14 @@ impl Entry {
         Self::decode_absent(raw)
     }
 
+    /// Whether a raw leaf entry maps a frame of the pool.
+    #[inline]
+    pub(crate) fn is_resident(raw: u64) -> bool {
+        raw & (PRESENT | FROZEN) == PRESENT
+    }
+
     /// Whether a raw leaf entry is in use and not a layer's page.
+    #[inline]
     pub(crate) fn is_unfrozen(raw: u64) -> bool {
         raw != 0 && raw & (PRESENT | FROZEN) != PRESENT | FROZEN
     }
@@ -299,6 +306,38 @@ impl Entry {
             KIND_PAGE_FILE => Slot::new(number).map(Self::PageFile),
             _ => None,
         }
+    }
+}
+
+/// A raw leaf entry that maps a frame of the pool which is nobody else's. Tables that are copied are full of
+/// them, so what a copy does with one is done with the bits as they are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PrivateWord(u64);
+
+impl PrivateWord {
+    /// These bits of a leaf table, if they are such an entry.
+    #[inline]
+    pub(crate) fn new(raw: u64) -> Option<Self> {
+        let kind = PRESENT | FROZEN | EntryFlags::PROTOTYPE.bits();
+        (raw & kind == PRESENT).then_some(Self(raw))
+    }
+
+    /// The frame it maps.
+    #[inline]
+    pub(crate) fn frame(self) -> Pfn {
+        Pfn::new(((self.0 & FRAME_MASK) >> PAGE_SHIFT) as u32)
+    }
+
+    /// What hardware did with the entry, and what the entry allows.
+    #[inline]
+    pub(crate) fn flags(self) -> EntryFlags {
+        EntryFlags::from_bits_truncate(self.0 & !FRAME_MASK)
+    }
+
+    /// The entry once the frame belongs to a prototype.
+    #[inline]
+    pub(crate) fn shared(self) -> u64 {
+        PRESENT | (self.0 & FRAME_MASK) | self.flags().shared().bits()
     }
 }
 

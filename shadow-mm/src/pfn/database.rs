@@ -34,7 +34,7 @@ pub(crate) enum Want {
 /// All frames, and the clone blocks that own some of them.
 #[derive(Debug)]
 pub(crate) struct PfnDatabase {
-    data: Zone,
+    pub(super) data: Zone,
     tables: Zone,
     pub(crate) clones: CloneTable,
     pub(crate) sections: SectionTable,

@@ -22,5 +22,6 @@ mod zone;
 pub(crate) use database::{PfnDatabase, Want, ZoneKind};
 pub use entry::PfnState;
 pub(crate) use entry::{Original, Owner, PfnEntry, PfnFlags};
+pub(crate) use sharing::Sharing;
 pub(crate) use token::{FreeFrame, ReadyFrame, Taken, ZeroedFrame};
 pub(crate) use zone::Zone;

@@ -6,12 +6,57 @@
 //! against the table zone, the blocks against the commit account.
 
 use super::database::{PfnDatabase, ZoneKind};
-use super::entry::{Owner, PfnState};
+use super::entry::{Original, Owner, PfnFlags, PfnState};
 use crate::addr::Pfn;
 use crate::commit::NoCommit;
 use crate::proto::{BlockContent, BlockId, HeaderId};
 
+/// What came of giving a private page a clone block.
+pub(crate) enum Sharing {
+    /// It has this one, and its entry is what it was to be.
+    Done(BlockId),
+    /// Nothing: its entry is this by now.
+    Changed(u64),
+    /// Nothing: somebody may store to the frame through a pin.
+    Pinned,
+}
+
 impl PfnDatabase {
+    /// Moves the private page in a frame to a clone block that two entries refer to: the one that maps it, which `exchange`
+    /// makes one that refers to a block, and another. `dirty` is what that entry said of it.
+    #[inline]
+    pub(crate) fn share_private(
+        &mut self,
+        (pfn, dirty): (Pfn, bool),
+        header: HeaderId,
+        exchange: impl FnOnce() -> Result<u64, u64>,
+    ) -> Sharing {
+        let entry = self.data.entry_mut(pfn);
+        if entry.write_pins() > 0 && cfg!(not(mutant = "pinned_shared")) {
+            return Sharing::Pinned;
+        }
+        if let Err(now) = exchange() {
+            return Sharing::Changed(now);
+        }
+        *entry.share_mut() += 1;
+        if dirty {
+            entry.flags |= PfnFlags::MODIFIED;
+        }
+        let block = self.clones.make_block(header, BlockContent::Resident(pfn));
+        let forgotten = cfg!(mutant = "forgotten_block") && header == HeaderId::LAZY;
+        if !forgotten {
+            entry.owner = Owner::Clone(block);
+        }
+        match entry.original() {
+            Original::Zero => {}
+            // The block has nothing to say which file it is.
+            Original::File => self.mark_modified(pfn),
+            Original::Slot(_) if dirty => self.mark_modified(pfn),
+            Original::Slot(_) => {}
+        }
+        Sharing::Done(block)
+    }
+
     /// One more entry of an upper table names a table.
     pub(crate) fn add_parent(&mut self, table: Pfn) {
         if cfg!(not(mutant = "lost_parent")) {

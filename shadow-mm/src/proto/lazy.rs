@@ -41,15 +41,22 @@ impl LazyBlocks {
             }
             return place;
         }
+        let full = self.chunks.len().saturating_sub(1) * CHUNK;
         match self.chunks.last_mut() {
-            Some(chunk) if chunk.len() < CHUNK => chunk.push(block),
-            Some(_) | None => {
-                let mut chunk = Vec::with_capacity(CHUNK);
+            Some(chunk) if chunk.len() < CHUNK => {
                 chunk.push(block);
-                self.chunks.push(chunk);
+                (full + chunk.len() - 1) as u32
             }
+            Some(_) | None => self.make_chunk(block),
         }
-        (self.places() - 1) as u32
+    }
+
+    /// Makes a block in a chunk of its own; gives back its place.
+    fn make_chunk(&mut self, block: Block) -> u32 {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        chunk.push(block);
+        self.chunks.push(chunk);
+        ((self.chunks.len() - 1) * CHUNK) as u32
     }
 
     /// Nothing refers to the block any more.
@@ -76,12 +83,6 @@ impl LazyBlocks {
         self.chunks
             .get_mut(place as usize / CHUNK)?
             .get_mut(place as usize % CHUNK)
-    }
-
-    #[inline]
-    fn places(&self) -> usize {
-        let full = self.chunks.len().saturating_sub(1) * CHUNK;
-        full + self.chunks.last().map_or(0, Vec::len)
     }
 
     /// So many more may have to be made.

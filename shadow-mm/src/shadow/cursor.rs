@@ -155,8 +155,7 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
     /// must be ready for hardware having set a bit since.
     pub(crate) fn words(&self, table: Pfn) -> impl Iterator<Item = (EntryIndex, u64)> + use<S> {
         let words = self.store.entries(table);
-        let words = EntryIndex::all().zip(words);
-        words.filter(|(_, raw)| *raw != 0)
+        EntryIndex::numbered(words).filter(|(_, raw)| *raw != 0)
     }
 
     /// The entry of a leaf table.
@@ -386,11 +385,17 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
 
     /// Fills an empty leaf entry.
     pub(crate) fn put(&self, db: &mut PfnDatabase, place: (Pfn, EntryIndex), entry: Entry) {
-        debug_assert_ne!(entry, Entry::Empty);
-        let old = self.store.swap(place.0, place.1, entry.encode());
+        self.put_raw(db, place, entry.encode());
+    }
+
+    /// The same with a raw entry.
+    #[inline]
+    pub(crate) fn put_raw(&self, db: &mut PfnDatabase, place: (Pfn, EntryIndex), raw: u64) {
+        debug_assert_ne!(raw, 0);
+        let old = self.store.swap(place.0, place.1, raw);
         debug_assert_eq!(old, 0, "an entry was installed over something");
         db.add_share(place.0);
-        if !matches!(entry, Entry::Frozen(_)) && cfg!(not(mutant = "uncounted_entry")) {
+        if Entry::is_unfrozen(raw) && cfg!(not(mutant = "uncounted_entry")) {
             db.count_unfrozen(place.0);
         }
     }
@@ -427,6 +432,20 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
     ) -> Option<(ValidEntry, ValidEntry)> {
         let raw = self.store.load(table, index);
         self.rewrite_from((table, index), raw, change)
+    }
+
+    /// Makes the raw entry `new` if it is still `raw`; otherwise says what it is.
+    #[inline]
+    pub(crate) fn exchange(
+        &self,
+        (table, index): (Pfn, EntryIndex),
+        raw: u64,
+        new: u64,
+    ) -> Result<u64, u64> {
+        if cfg!(mutant = "lost_dirty") {
+            return Ok(self.store.swap(table, index, new));
+        }
+        self.store.compare_exchange(table, index, raw, new)
     }
 
     /// As [`Self::rewrite`], of an entry that has just been looked at: it was `raw`.

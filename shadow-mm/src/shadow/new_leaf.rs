@@ -23,15 +23,15 @@ impl NewLeaf {
         }
     }
 
-    /// Fills an entry that is empty.
+    /// Fills an entry that is empty with a raw one that is not.
     #[inline]
-    pub(crate) fn put(&mut self, index: EntryIndex, entry: Entry) {
-        debug_assert_ne!(entry, Entry::Empty);
+    pub(crate) fn put(&mut self, index: EntryIndex, raw: u64) {
+        debug_assert_ne!(raw, 0);
         let word = &mut self.words[index.get()];
         debug_assert_eq!(*word, 0, "an entry was installed over something");
-        *word = entry.encode();
+        *word = raw;
         self.used += 1;
-        self.unfrozen += u16::from(!matches!(entry, Entry::Frozen(_)));
+        self.unfrozen += u16::from(Entry::is_unfrozen(raw));
     }
 
     /// Entries in use.

@@ -10,9 +10,9 @@ use alloc::vec::Vec;
 use crate::addr::{EntryIndex, Pfn, Vpn};
 use crate::backend::{FrameStore, Platform};
 use crate::manager::Manager;
-use crate::pfn::{Owner, PfnDatabase};
+use crate::pfn::{Owner, PfnDatabase, Sharing};
 use crate::proto::{BlockContent, BlockId, HeaderId};
-use crate::pte::{Entry, EntryFlags, ValidEntry};
+use crate::pte::{Entry, EntryFlags, PrivateWord, ValidEntry};
 use crate::shadow::{Cursor, LeafRun, NewLeaf, decode_leaf};
 use crate::space::Space;
 use crate::space::fork::Cloning;
@@ -37,7 +37,8 @@ pub(super) enum Twin {
 
 /// A page that two tables' entries refer to from now on.
 pub(super) struct Shared {
-    pub(super) entry: Entry,
+    /// The twin's bits.
+    pub(super) raw: u64,
     /// The clone block both refer to; a section's page needs none, nor does a layer's.
     pub(super) block: Option<BlockId>,
     /// Whether the block was made for it.
@@ -69,9 +70,9 @@ impl LeafCopy {
     /// Adds an entry's twin.
     #[inline]
     pub(super) fn add(&mut self, index: EntryIndex, shared: &Shared) {
-        self.leaf.put(index, shared.entry);
+        self.leaf.put(index, shared.raw);
         self.made += u64::from(shared.made);
-        self.resident += u64::from(matches!(shared.entry, Entry::Valid(_)));
+        self.resident += u64::from(Entry::is_resident(shared.raw));
         self.downgraded |= shared.downgraded;
     }
 }
@@ -82,28 +83,45 @@ impl LeafCopy {
 pub(super) fn share_entry<S: FrameStore>(
     db: &mut PfnDatabase,
     cursor: &Cursor<'_, S>,
+    (place, mut raw): ((Pfn, EntryIndex), u64),
+    header: Option<HeaderId>,
+) -> Twin {
+    while let Some(word) = PrivateWord::new(raw) {
+        let header = header.expect("a header for private pages was reserved");
+        let shared = word.shared();
+        let flags = word.flags();
+        let dirty = flags.contains(EntryFlags::DIRTY);
+        let exchange = || cursor.exchange(place, raw, shared);
+        match db.share_private((word.frame(), dirty), header, exchange) {
+            Sharing::Done(block) => {
+                return Twin::Entry(Shared {
+                    raw: twin_raw(shared),
+                    block: Some(block),
+                    made: true,
+                    downgraded: flags.contains(EntryFlags::WRITABLE),
+                });
+            }
+            Sharing::Changed(now) => raw = now,
+            Sharing::Pinned => break,
+        }
+    }
+    share_other(db, cursor, (place, raw), header)
+}
+
+/// The same of an entry that maps no private page, or one that cannot be shared.
+fn share_other<S: FrameStore>(
+    db: &mut PfnDatabase,
+    cursor: &Cursor<'_, S>,
     (place, raw): ((Pfn, EntryIndex), u64),
     header: Option<HeaderId>,
 ) -> Twin {
     let found = decode_leaf(raw);
     match found {
         Entry::Empty | Entry::DemandZero(_) | Entry::Decommitted => Twin::Nothing,
+        Entry::Valid(entry) if !entry.flags.contains(EntryFlags::PROTOTYPE) => Twin::Pinned(entry),
         Entry::Valid(entry) => {
-            let private = !entry.flags.contains(EntryFlags::PROTOTYPE);
-            let pins = db.entry(entry.frame).write_pins();
-            if private && pins > 0 && cfg!(not(mutant = "pinned_shared")) {
-                return Twin::Pinned(entry);
-            }
-            let (block, downgraded) = if private {
-                let Some(moved) = move_mapped(db, cursor, (place, raw), header) else {
-                    return Twin::Nothing;
-                };
-                (Some(moved.block), moved.downgraded)
-            } else {
-                let block = db.block_of(entry.frame);
-                let block = block.inspect(|block| db.clones.add_reference(*block));
-                (block, false)
-            };
+            let block = db.block_of(entry.frame);
+            let block = block.inspect(|block| db.clones.add_reference(*block));
             db.add_share(entry.frame);
             // A section's views need no clone block, and keep their rights.
             let flags = match block {
@@ -111,15 +129,15 @@ pub(super) fn share_entry<S: FrameStore>(
                 None => entry.flags,
             };
             Twin::Entry(Shared {
-                entry: Entry::Valid(entry.with_flags(twin_flags(flags))),
+                raw: twin_raw(Entry::Valid(entry.with_flags(flags)).encode()),
                 block,
-                made: private,
-                downgraded,
+                made: false,
+                downgraded: false,
             })
         }
         // The layer does not know how many entries map its pages.
-        Entry::Frozen(entry) => Twin::Entry(Shared {
-            entry: Entry::Frozen(entry.with_flags(twin_flags(entry.flags))),
+        Entry::Frozen(_) => Twin::Entry(Shared {
+            raw: twin_raw(raw),
             block: None,
             made: false,
             downgraded: false,
@@ -127,7 +145,7 @@ pub(super) fn share_entry<S: FrameStore>(
         Entry::Prototype(block) => {
             db.clones.add_reference(block);
             Twin::Entry(Shared {
-                entry: found,
+                raw,
                 block: Some(block),
                 made: false,
                 // A stale translation may still allow stores.
@@ -139,7 +157,7 @@ pub(super) fn share_entry<S: FrameStore>(
                 return Twin::Nothing;
             };
             Twin::Entry(Shared {
-                entry: Entry::Prototype(moved.block),
+                raw: Entry::Prototype(moved.block).encode(),
                 block: Some(moved.block),
                 made: true,
                 downgraded: moved.downgraded,
@@ -216,10 +234,18 @@ fn new_block(db: &mut PfnDatabase, header: HeaderId, content: BlockContent) -> B
     block
 }
 
-/// The twin has not been used yet.
+/// What the processor notes in an entry that it used. A twin has not been used yet.
+const USED: EntryFlags = EntryFlags::ACCESSED.union(EntryFlags::DIRTY);
+
 #[inline]
 pub(super) fn twin_flags(flags: EntryFlags) -> EntryFlags {
-    flags - (EntryFlags::ACCESSED | EntryFlags::DIRTY)
+    flags - USED
+}
+
+/// The same of a raw entry that is present.
+#[inline]
+fn twin_raw(raw: u64) -> u64 {
+    raw & !USED.bits()
 }
 
 impl<P: Platform> Manager<P> {
@@ -252,7 +278,7 @@ impl<P: Platform> Manager<P> {
             clone.note(&shared);
             downgraded |= shared.downgraded;
             let table = child.ensure_leaf(&mut db, vpn, &mut clone.plan.reserve.tables);
-            child.put(&mut db, (table, index), shared.entry);
+            child.put_raw(&mut db, (table, index), shared.raw);
         }
         drop(db);
         if downgraded {
@@ -281,7 +307,7 @@ impl<B: Clone + Eq> Cloning<'_, B> {
     /// Counts an entry that the child got.
     fn note(&mut self, shared: &Shared) {
         self.touched += 1;
-        self.resident += u64::from(matches!(shared.entry, Entry::Valid(_)));
+        self.resident += u64::from(Entry::is_resident(shared.raw));
         if let Some(block) = shared.block {
             self.plan.descriptors.add(block.header, 1);
         }

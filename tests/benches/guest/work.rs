@@ -214,7 +214,7 @@ pub(crate) fn table(native: impl Fn(&[&str], &str) -> Result<f64, String>) -> Re
         "", "fork, us", "stores, us", "ratio", "faults", "copied"
     );
     [128, 1024].into_iter().try_for_each(|mib: u64| {
-        let args = ["after-write-1", "1", &mib.to_string()];
+        let args = ["after-write-1", "3", &mib.to_string()];
         rows(mib, native(&args, "with the fork")?)
     })
 }
