@@ -5,7 +5,7 @@
  *               freezes itself again in the middle, so that a clone of the clone goes on from there
  *               WAIT=1 has it rest for a while then; a clone of it has DEEPER=1
  *   MODE=again  both store to all of it; then it sleeps, to be reset
- * usage: frozen_shared MEBIBYTES, of each kind */
+ * usage: frozen_shared PAGES, of each kind */
 #include "tap.h"
 #include <sys/sendfile.h>
 
@@ -182,7 +182,7 @@ static unsigned long freeze(int vmm, char said[512])
 int main(int argc, char **argv)
 {
 	static char said[512];
-	pages = (argc > 1 ? strtoul(argv[1], NULL, 10) : 4) << 8;
+	pages = argc > 1 ? strtoul(argv[1], NULL, 10) : 1024;
 	map(NO_FILE, -1);
 	map(FILE_IN_MEMORY, open("/dev/shm/file", O_RDWR | O_CREAT, 0600));
 	map(SEALED, memfd_create("sealed", MFD_ALLOW_SEALING));

@@ -22,6 +22,8 @@ pub struct Launch {
     pub args: Vec<String>,
     /// Others, in the rig, where the full amount would take too long.
     pub rig_args: Option<Vec<String>>,
+    /// Other options, in the rig: a smaller machine for a smaller amount.
+    pub rig_options: Option<Vec<String>>,
     /// Its standard input.
     pub stdin: Vec<u8>,
     /// A signal for the VMM while it runs.
@@ -70,6 +72,13 @@ impl Launch {
         self
     }
 
+    /// Sets other options for the rig.
+    #[must_use]
+    pub fn options_in_rig(mut self, options: &[&str]) -> Self {
+        self.rig_options = Some(words(options));
+        self
+    }
+
     /// Sends the VMM a signal after a while.
     #[must_use]
     pub fn signal(mut self, after: Duration, signal: Signal) -> Self {
@@ -100,7 +109,7 @@ pub type Checked = Result<Verdict, String>;
 /// How a case is done.
 pub enum Body {
     /// One launch.
-    Launch(Launch, Expect),
+    Launch(Box<Launch>, Expect),
     /// Anything else.
     Function(fn(&Context) -> Checked),
 }
@@ -165,7 +174,7 @@ impl Case {
             on: On::EveryKvm,
             needs: Vec::new(),
             timeout: Duration::from_secs(60),
-            body: Body::Launch(launch, expect),
+            body: Body::Launch(Box::new(launch), expect),
             not_native: None,
         }
     }
@@ -211,6 +220,15 @@ impl Case {
     #[must_use]
     pub fn native_too(mut self) -> Self {
         self.not_native = None;
+        self
+    }
+
+    /// Sets other arguments of its launch for the rig.
+    #[must_use]
+    pub fn in_rig(mut self, args: &[&str]) -> Self {
+        if let Body::Launch(launch, expect) = self.body {
+            self.body = Body::Launch(Box::new(launch.in_rig(args)), expect);
+        }
         self
     }
 

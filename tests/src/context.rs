@@ -68,6 +68,16 @@ impl Context {
         })
     }
 
+    /// How much, or how often: the second where all is emulated. It has to cross what the case is about (memory that does not
+    /// suffice, pages that do not fit into one table) as the first does.
+    #[must_use]
+    pub fn amount<T>(&self, whole: T, emulated: T) -> T {
+        match self.setup.host.in_rig() {
+            true => emulated,
+            false => whole,
+        }
+    }
+
     /// The folder that the case may fill; empty at first.
     #[must_use]
     pub fn work(&self) -> PathBuf {
@@ -207,7 +217,11 @@ impl Context {
     /// # Errors
     /// One of these does not hold, or the time is over.
     pub fn run(&self, launch: &Launch) -> Result<Output, String> {
-        let mut options = launch.options.clone();
+        let options = match &launch.rig_options {
+            Some(options) if self.setup.host.in_rig() => options,
+            _ => &launch.options,
+        };
+        let mut options = options.clone();
         options.push("--stats=json".to_owned());
         let mut words = self.prefix(&options);
         words.extend(self.words(launch));

@@ -42,7 +42,7 @@ impl Host {
         match self {
             Self::Npt | Self::Shadow | Self::NoKvm => true,
             Self::Kvm => false,
-            Self::Native => std::env::var_os("VMM_TEST_EMULATED_CPU").is_some(),
+            Self::Native => emulated(),
         }
     }
 }
@@ -57,6 +57,12 @@ impl fmt::Display for Host {
             Self::Native => "native (no VMM: the programs on Linux itself)",
         })
     }
+}
+
+/// Whether this machine's processor is an emulated one.
+#[must_use]
+pub fn emulated() -> bool {
+    std::env::var_os("VMM_TEST_EMULATED_CPU").is_some()
 }
 
 /// Whether `/dev/kvm` can be opened.

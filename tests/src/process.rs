@@ -8,7 +8,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 
 /// What came of a command.
 #[derive(Clone, Debug)]
@@ -83,26 +85,20 @@ pub fn run(command: &mut Command, stdin: &[u8], limits: &Limits) -> io::Result<O
     }
     let stdout = collect(child.stdout.take());
     let stderr = collect(child.stderr.take());
-    let mut to_send = limits.signal;
-    let mut timed_out = false;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
+    let mut status = None;
+    if let Some((when, signal)) = limits.signal {
+        status = ended_by(&mut child, started + when.min(limits.timeout))?;
+        if let (None, Some(pid)) = (status, pid) {
+            kill_process(pid, signal)?;
         }
-        let elapsed = started.elapsed();
-        if let Some((when, signal)) = to_send
-            && elapsed >= when
-        {
-            to_send = None;
-            if let Some(pid) = pid {
-                kill_process(pid, signal)?;
-            }
-        }
-        if elapsed > limits.timeout {
-            timed_out = true;
-            break kill(&mut child, pid)?;
-        }
-        thread::sleep(Duration::from_millis(3));
+    }
+    if status.is_none() {
+        status = ended_by(&mut child, started + limits.timeout)?;
+    }
+    let timed_out = status.is_none();
+    let status = match status {
+        Some(status) => status,
+        None => kill(&mut child, pid)?,
     };
     let elapsed = started.elapsed();
     if let Some(pid) = pid {
@@ -124,17 +120,35 @@ pub fn run(command: &mut Command, stdin: &[u8], limits: &Limits) -> io::Result<O
 /// # Errors
 /// It did not end in time.
 pub fn wait_within(child: &mut Child, limit: Duration) -> Result<ExitStatus, String> {
-    let started = Instant::now();
+    match ended_by(child, Instant::now() + limit) {
+        Ok(Some(status)) => Ok(status),
+        Ok(None) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(format!("did not end within {} s", limit.as_secs()))
+        }
+        Err(why) => Err(why.to_string()),
+    }
+}
+
+/// How a process has ended, if it does until then. Looking again and again would take the emulated machine, which has one
+/// processor, much of its time.
+fn ended_by(child: &mut Child, until: Instant) -> io::Result<Option<ExitStatus>> {
+    let pid = pid_of(child).ok_or(io::ErrorKind::InvalidInput)?;
     loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Ok(status),
-            Ok(None) if started.elapsed() < limit => thread::sleep(Duration::from_millis(5)),
-            Ok(None) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!("did not end within {} s", limit.as_secs()));
-            }
-            Err(why) => return Err(why.to_string()),
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        // It has not been waited for, so the number is its own.
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&left)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tests::case::{Case, Checked, PASSED};
 use tests::context::Context;
+use tests::host::emulated;
 use tests::process::{self, Limits};
 use vmm::{FreezeError, Guest, SpawnError, Stdio, Template, WaitError};
 
@@ -561,9 +562,8 @@ fn shared_machine() -> Done {
 /// Clones of one template that run and end, thousands of them (`VMM_CYCLES`): this process has nothing more afterwards, and no
 /// more memory.
 fn cycles() -> Done {
-    let emulated = std::env::var_os("VMM_TEST_EMULATED_CPU").is_some();
-    let count =
-        std::env::var("VMM_CYCLES").map_or(Ok(if emulated { 20 } else { 100 }), |n| n.parse())?;
+    let count = if emulated() { 20 } else { 100 };
+    let count = std::env::var("VMM_CYCLES").map_or(Ok(count), |n| n.parse())?;
     let warm = shell("echo freeze > /dev/vmm; read line; echo $line")
         .ready_freeze()
         .stdin(Stdio::null())
@@ -641,8 +641,7 @@ fn settle(before: Counted) -> Done {
 
 /// A hundred guests, dropped in every state, leave nothing.
 fn gives_everything_back() -> Done {
-    let emulated = std::env::var_os("VMM_TEST_EMULATED_CPU").is_some();
-    let rounds = if emulated { 5 } else { 25 };
+    let rounds = if emulated() { 5 } else { 25 };
     let warm = shell("echo freeze > /dev/vmm; read line; echo $line")
         .ready_freeze()
         .stdin(Stdio::null())

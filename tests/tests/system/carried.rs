@@ -91,22 +91,23 @@ const DATABASE: &str = "import sys, sqlite3
 db = sqlite3.connect('/mnt/test.db', isolation_level=None)
 db.execute('create table t (n integer primary key, s text)')
 db.execute('begin')
+half = int(sys.argv[1])
 rows = lambda a, b: [(n, 'row %d' % n) for n in range(a, b)]
-db.executemany('insert into t values (?, ?)', rows(0, 3000))
+db.executemany('insert into t values (?, ?)', rows(0, half))
 print('READY', flush=True)
 line = sys.stdin.readline().strip()
-db.executemany('insert into t values (?, ?)', rows(3000, 6000))
+db.executemany('insert into t values (?, ?)', rows(half, 2 * half))
 db.execute('commit')
 db = sqlite3.connect('/mnt/test.db')
 print(line, *db.execute('select count(*), sum(n) from t').fetchone(),
       db.execute('pragma integrity_check').fetchone()[0])
 ";
 
-fn twice(context: &Context, program: &str, rest: &str) -> Checked {
+fn twice(context: &Context, program: &str, argument: &str, rest: &str) -> Checked {
     let file = context.write("program.py", program, 0o644)?;
     let file = file.to_string_lossy().into_owned();
     let options = ["--root", "/", "--tmpfs", "/mnt"];
-    let guest = Guest::start_in(context, &options, &["python3", &file])?;
+    let guest = Guest::start_in(context, &options, &["python3", "-S", "-E", &file, argument])?;
     let path = snapshot(context)?;
     drop(guest);
     for line in ["one", "two"] {
@@ -118,17 +119,25 @@ fn twice(context: &Context, program: &str, rest: &str) -> Checked {
 
 /// Threads that run, wait and sleep go on doing so.
 fn threads(context: &Context) -> Checked {
-    twice(context, THREADS, "[True, True, True] ['slept', 'woken']")
+    twice(
+        context,
+        THREADS,
+        "",
+        "[True, True, True] ['slept', 'woken']",
+    )
 }
 
 /// What was left of a wait is left, and what was pending is.
 fn waits(context: &Context) -> Checked {
-    twice(context, WAITS, "7 {} ['SIGUSR1'] half")
+    twice(context, WAITS, "", "7 {} ['SIGUSR1'] half")
 }
 
 /// A transaction that was half-way is finished, and the database is sound.
 fn database(context: &Context) -> Checked {
-    twice(context, DATABASE, "6000 17997000 ok")
+    let half: u64 = context.amount(3000, 600);
+    let sum = half * (2 * half - 1);
+    let rest = format!("{} {sum} ok", 2 * half);
+    twice(context, DATABASE, &half.to_string(), &rest)
 }
 
 pub(crate) fn cases() -> Vec<Case> {

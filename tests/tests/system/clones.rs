@@ -36,7 +36,8 @@ io.write(lines[1], ' ', squares[n], '\\n') io.flush() io.read('a')
 
 /// Memory that processes share, before and after: clones each have their own.
 const SHARED: &str = "import mmap, os, sys, time
-shared = mmap.mmap(-1, 1 << 20)
+size = int(sys.argv[1])
+shared = mmap.mmap(-1, size)
 shared[:4] = b'warm'
 file = os.open('/dev/shm/file', os.O_RDWR | os.O_CREAT)
 os.write(file, b'warm')
@@ -52,31 +53,33 @@ if os.fork() == 0:
 os.wait()
 time.sleep(0.3)
 same = shared[:4] == mine == os.pread(file, 4, 0)
-print(number, before.decode(), same, shared[:] == mine + bytes((1 << 20) - 4), flush=True)
+print(number, before.decode(), same, shared[:] == mine + bytes(size - 4), flush=True)
 sys.stdin.read()
 ";
 
 /// What keeps clones apart.
 const ISOLATIONS: [&str; 2] = ["vm", "process"];
 
-/// Starts five clones, and five more in one machine, and compares what each prints with `line`, in which `%i` is its
-/// number.
-fn five(context: &Context, env: &str, line: &str) -> Result<(), String> {
+/// Starts some clones, and some more in one machine, and compares what each prints with `line`, in which `%i` is its
+/// number and `%n` how many they are.
+fn some(context: &Context, env: &str, line: &str) -> Result<(), String> {
     ISOLATIONS
         .into_iter()
-        .try_for_each(|isolation| five_apart_by(context, isolation, env, line))
+        .try_for_each(|isolation| some_apart_by(context, isolation, env, line))
 }
 
-fn five_apart_by(context: &Context, isolation: &str, env: &str, line: &str) -> Result<(), String> {
+fn some_apart_by(context: &Context, isolation: &str, env: &str, line: &str) -> Result<(), String> {
     let output = context.work().join("out.%i");
     let output = output.to_string_lossy();
-    let words = ["fork", "warm", "-n", "5", "--env", env, "--stdout", &output];
+    let count = context.amount(5, 2);
+    let of = count.to_string();
+    let words = ["fork", "warm", "-n", &of, "--env", env, "--stdout", &output];
     succeed(context, &[&words[..], &["--isolation", isolation]].concat())?;
-    for n in 1..=5 {
+    for n in 1..=count {
         let number = n.to_string();
         let path = output.replace("%i", &number);
         let printed = fs::read_to_string(path).map_err(|e| e.to_string())?;
-        let wanted = line.replace("%i", &number);
+        let wanted = line.replace("%i", &number).replace("%n", &of);
         if printed != wanted {
             return Err(format!(
                 "clone {n} ({isolation}): {printed:?}, not {wanted:?}"
@@ -93,9 +96,15 @@ fn memory(context: &Context) -> Checked {
     let guest = Guest::launch(
         context,
         &["--ready-freeze", "--root", "/"],
-        &["python3", &file],
+        &[
+            "python3",
+            "-S",
+            "-E",
+            &file,
+            context.amount("1048576", "196608"),
+        ],
     )?;
-    five(context, "N=1", "%i warmwarm True True\n")?;
+    some(context, "N=1", "%i warmwarm True True\n")?;
     match guest.finish(context)? {
         printed if printed == "0 warmwarm True True\n" => Ok(PASSED),
         printed => Err(format!("the original: {printed:?}")),
@@ -145,10 +154,10 @@ fn shell(context: &Context) -> Checked {
         &["--ready-freeze"],
         &["busybox", "sh", "-c", SHELL],
     )?;
-    five(
+    some(
         context,
         "WHO=the  %ith = one",
-        "clone %i 5 warm warm the %ith = one\n",
+        "clone %i %n warm warm the %ith = one\n",
     )?;
     // A snapshot is of now: the program has read who it was.
     let path = snapshot(context)?;
@@ -160,14 +169,14 @@ fn shell(context: &Context) -> Checked {
     }
 }
 
-fn warmed(context: &Context, interpreter: &str, file: &str, program: &str) -> Checked {
+fn warmed(context: &Context, interpreter: &[&str], file: &str, program: &str) -> Checked {
     let file = context.write(file, program, 0o644)?;
     let file = file.to_string_lossy().into_owned();
     let options = ["--ready-freeze", "--root", "/"];
-    let guest = Guest::launch(context, &options, &[interpreter, &file])?;
+    let guest = Guest::launch(context, &options, &[interpreter, &[&file]].concat())?;
     for squares in ["N=70", "N=9"] {
         let square = if squares == "N=9" { 81 } else { 4900 };
-        five(context, squares, &format!("clone %i 5 warm {square}\n"))?;
+        some(context, squares, &format!("clone %i %n warm {square}\n"))?;
     }
     match guest.finish(context)? {
         printed if printed == "original 0 0 warm 9\n" => Ok(PASSED),
@@ -176,11 +185,11 @@ fn warmed(context: &Context, interpreter: &str, file: &str, program: &str) -> Ch
 }
 
 fn python(context: &Context) -> Checked {
-    warmed(context, "python3", "warm.py", PYTHON)
+    warmed(context, &["python3", "-S", "-E"], "warm.py", PYTHON)
 }
 
 fn lua(context: &Context) -> Checked {
-    warmed(context, "lua5.4", "warm.lua", LUA)
+    warmed(context, &["lua5.4"], "warm.lua", LUA)
 }
 
 /// Several processes ask at once, while others run: each gets its answer, in the original and in the clones.
@@ -246,8 +255,6 @@ fn layers(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
-/// Pages that the clones of `frozen` find in the template.
-const FROZEN: u64 = 16 << 8;
 /// Frames a clone may take for what it has besides, the pages of its program among them.
 const SMALL: u64 = 512;
 
@@ -256,7 +263,10 @@ const SMALL: u64 = 512;
 fn frozen(context: &Context) -> Checked {
     let program = context.setup.programs.join("frozen");
     let program = program.to_string_lossy();
-    let guest = Guest::launch(context, &["--ready-freeze"], &[&program, "16"])?;
+    // Many more than a clone takes for what it has besides, where all is emulated too.
+    let mebibytes: u64 = context.amount(16, 4);
+    let words = [&*program, &mebibytes.to_string()];
+    let guest = Guest::launch(context, &["--ready-freeze"], &words)?;
     let output = context.work().join("out.%i");
     let output = output.to_string_lossy();
     let words = [
@@ -285,7 +295,7 @@ fn frozen(context: &Context) -> Checked {
     let copied = seen["counters"]["memory"]["pages_copied"].as_u64();
     let active = seen["zones"][0]["states"]["active"].as_u64();
     let few = |n: Option<u64>| n.is_some_and(|n| n < SMALL);
-    if sum("frozen") < FROZEN || sum("resident") > SMALL || !few(copied) || !few(active) {
+    if sum("frozen") < mebibytes << 8 || sum("resident") > SMALL || !few(copied) || !few(active) {
         return Err(format!("{copied:?} copied, {active:?} active: {seen}"));
     }
     guest.finish(context)?;

@@ -9,21 +9,23 @@ use tests::context::Context;
 use super::clones_reset::{lines, start};
 use super::snapshot::{Guest, ONLY_VMM, succeed};
 
-/// Of each kind of memory; less where all is emulated.
-fn mebibytes(context: &Context) -> u64 {
-    match context.setup.host.in_rig() {
-        true => 1,
-        false => 8,
-    }
+/// Pages of each kind of memory; fewer where all is emulated, but several runs of those that are kept together.
+fn pages(context: &Context) -> u64 {
+    context.amount(8 << 8, 80)
+}
+
+/// The same where it is to be seen that clones take no frames for them: many more than [`SMALL`].
+fn many_pages(context: &Context) -> u64 {
+    context.amount(8 << 8, 1 << 8)
 }
 
 /// Frames a clone may take for what it has besides.
 const SMALL: u64 = 512;
 
-fn launch(context: &Context, more: &[&str]) -> Result<Guest, String> {
+fn launch(context: &Context, pages: u64) -> Result<Guest, String> {
     let program = context.program("frozen_shared");
-    let words = [&*program.to_string_lossy(), &mebibytes(context).to_string()];
-    Guest::launch(context, &[&["--ready-freeze"], more].concat(), &words)
+    let words = [&*program.to_string_lossy(), &pages.to_string()];
+    Guest::launch(context, &["--ready-freeze"], &words)
 }
 
 fn end(context: &Context, guest: Guest) -> Checked {
@@ -44,14 +46,22 @@ fn wants(context: &Context, name: &str, wanted: &str) -> Result<(), String> {
 /// Two processes of each clone store to all that they share, by mappings and by descriptors, cut it and make holes in it. The original and
 /// clones that come later have what was there.
 fn stores(context: &Context) -> Checked {
-    let guest = launch(context, &[])?;
+    let guest = launch(context, pages(context))?;
     let output = context.work().join("out.%i");
     let output = output.to_string_lossy();
+    let clones = context.amount(3, 2);
     for isolation in ["vm", "process"] {
-        let words = ["fork", "warm", "-n", "3", "--env", "MODE=write"];
+        let words = [
+            "fork",
+            "warm",
+            "-n",
+            &clones.to_string(),
+            "--env",
+            "MODE=write",
+        ];
         let how = ["--isolation", isolation, "--stdout", &output];
         succeed(context, &[&words[..], &how].concat())?;
-        for n in 1..=3 {
+        for n in 1..=clones {
             wants(context, &format!("out.{n}"), &format!("written {n}\nok\n"))?;
         }
     }
@@ -60,7 +70,7 @@ fn stores(context: &Context) -> Checked {
 
 /// A clone that stored to all of it is a template too, and its clones have what it stored.
 fn deeper(context: &Context) -> Checked {
-    let guest = launch(context, &[])?;
+    let guest = launch(context, pages(context))?;
     let path = |name: &str| context.work().join(name).to_string_lossy().into_owned();
     let env = ["--env", "MODE=write", "--env", "WAIT=1"];
     let output = path("first");
@@ -90,7 +100,7 @@ fn deeper(context: &Context) -> Checked {
 
 /// A clone that reads all of it, mapped and by descriptor, takes no frames for it.
 fn reads(context: &Context) -> Checked {
-    let guest = launch(context, &[])?;
+    let guest = launch(context, many_pages(context))?;
     let path = context.work().join("reader");
     let output = path.to_string_lossy();
     let words = ["fork", "warm", "--name", "reader", "--env", "MODE=read"];
@@ -110,7 +120,7 @@ fn reads(context: &Context) -> Checked {
     let states = ["active", "standby", "modified"].map(|state| zone[state].as_u64());
     let few = states.iter().all(|n| n.is_some_and(|n| n < SMALL));
     // Each process maps all of it: three kinds.
-    let shared = 3 * (mebibytes(context) << 8);
+    let shared = 3 * many_pages(context);
     if frozen < 2 * shared || !few {
         return Err(format!("{frozen} frozen, {states:?}: {seen}"));
     }
@@ -119,7 +129,7 @@ fn reads(context: &Context) -> Checked {
 
 /// A clone that stores to all of it, and is reset, finds it as it was, again and again.
 fn again(context: &Context) -> Checked {
-    let guest = launch(context, &[])?;
+    let guest = launch(context, pages(context))?;
     let path = context.work().join("again");
     let output = path.to_string_lossy();
     let words = ["fork", "warm", "--name", "again", "--env", "MODE=again"];

@@ -153,11 +153,7 @@ fn wait_until(
 fn numbers(context: &Context) -> Checked {
     let guest = warm(context, WAITS)?;
     // More than one answer tells of.
-    let count = if context.setup.host.in_rig() {
-        40
-    } else {
-        1203
-    };
+    let count = context.amount(1203, 40);
     let mut forks = Numbered::fork(context, &count.to_string())?;
     let pid = forks.pid();
     wait_until(context, "not all are listed", || {
@@ -257,17 +253,14 @@ fn freezes_itself(context: &Context) -> Checked {
 /// A clone may have more memory than the guest had that it is made of; what is made of it then has as much.
 fn grown(context: &Context) -> Checked {
     let program = "BEGIN { print \"freeze\" > \"/dev/vmm\"; close(\"/dev/vmm\"); getline role < \"/dev/vmm\"; \
-                   if (role ~ /clone/) s = sprintf(\"%150000000s\", \"\"); print \"has\", length(s); fflush(); \
+                   if (role ~ /clone/) s = sprintf(\"%30000000s\", \"\"); print \"has\", length(s); fflush(); \
                    getline line; print length(s) }";
-    let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "awk", program])?;
-    let forks = Forks::of(
-        "warm",
-        context,
-        "g",
-        &[&PROCESS[..], &["--memory", "600M"]].concat(),
-    )?;
+    let options = ["--ready-freeze", "--memory", "24M"];
+    let guest = Guest::launch(context, &options, &["busybox", "awk", program])?;
+    let more = [&PROCESS[..], &["--memory", "120M"]].concat();
+    let forks = Forks::of("warm", context, "g", &more)?;
     forks.wait_for_all(1)?;
-    if forks.printed(1) != "has 150000000\n" {
+    if forks.printed(1) != "has 30000000\n" {
         return Err(forks.printed(1));
     }
     let file = context.work().join("grown.snap");
@@ -278,7 +271,7 @@ fn grown(context: &Context) -> Checked {
         &["fork", "g-1"],
         &["fork", "g-1", "--isolation", "process"],
     ] {
-        expect(&vmm_with(context, words, b"")?, 0, "150000000\n")?;
+        expect(&vmm_with(context, words, b"")?, 0, "30000000\n")?;
     }
     match forks.finish()? {
         (Some(0), said) if said.is_empty() => {}
@@ -314,10 +307,7 @@ fn hammered(context: &Context) -> Checked {
                 i=0; while [ $i -lt 8 ]; do x=$(echo $n | sed s/^/n/); i=$((i+1)); done; \
                 [ $n = 0 ] || [ $x = n$n ] || exit 3; exit 5";
     let guest = warm(context, line)?;
-    let (count, turns) = match context.setup.host.in_rig() {
-        true => (20, 20),
-        false => (60, 60),
-    };
+    let (count, turns) = context.amount((60, 60), (20, 20));
     let number = count.to_string();
     let words = ["fork", "warm", "-n", &number, "-j", "10"];
     let said = context.work().join("said");

@@ -102,11 +102,7 @@ fn templates(pid: u32) -> Result<Vec<u64>, String> {
 fn tree(context: &Context, isolation: &str) -> Checked {
     let program = context.program("clone_tree");
     // A dozen machines share the emulated one's processor.
-    let (pages, rest) = if context.setup.host.in_rig() {
-        ("2", "40")
-    } else {
-        ("16", "0")
-    };
+    let (pages, rest) = context.amount(("16", "0"), ("2", "40"));
     let words = [&*program.to_string_lossy(), pages, rest];
     let guest = Guest::launch(context, &["--ready-freeze"], &words)?;
     let template = templates(guest.number());
@@ -216,7 +212,7 @@ fn count(pid: u32, folder: &Path) -> Result<Counted, String> {
 fn cycles(context: &Context) -> Checked {
     let all = std::env::var("VMM_CYCLES").ok();
     let all = all.and_then(|n| n.parse::<u32>().ok());
-    let all = all.unwrap_or(if context.setup.host.in_rig() { 20 } else { 100 });
+    let all = all.unwrap_or(context.amount(100, 20));
     let line = "echo freeze > /dev/vmm; read -r role n < /dev/vmm; [ $role = clone ] && exit 0; while read line; do :; done";
     let guest = Guest::launch(context, &["--ready-freeze"], &["busybox", "sh", "-c", line])?;
     let folder = context.work().join("vmm");

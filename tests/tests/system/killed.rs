@@ -9,12 +9,7 @@ use tests::case::{Case, Checked, PASSED};
 use tests::context::Context;
 use tests::process;
 
-use super::snapshot::{Guest, ONLY_VMM, command, expect, kills, snapshot, succeed, vmm_with};
-
-/// Says `sum` of what it has kept for each line of its input.
-const PROGRAM: &str = "BEGIN { for (i = 0; i < 60000; i++) a[i] = i * 7; print \"READY\"; fflush(); \
-    while (getline line) { s = 0; for (i = 0; i < 60000; i++) s += a[i]; print line, s / 1000 } }";
-const SUM: &str = "sum 12599790\n";
+use super::snapshot::{ONLY_VMM, Sums, command, expect, kills, snapshot, succeed, vmm_with};
 
 /// Another moment every time, from none to 30 ms.
 fn moment(round: u32) -> Duration {
@@ -56,8 +51,9 @@ fn nobody(context: &Context) -> Result<(), String> {
 
 /// A VMM that is killed while it is frozen: who asked hears of it, and nothing is left.
 fn freeze(context: &Context) -> Checked {
+    let sums = Sums::of_lines(context);
     for round in 0..kills(context, 15) {
-        let mut guest = Guest::start_in(context, &[], &["busybox", "awk", PROGRAM])?;
+        let mut guest = sums.start(context)?;
         let verb = ["freeze", "fork"][round as usize % 2];
         let mut asks = spawn(context, &[verb, "warm"])?;
         std::thread::sleep(moment(round));
@@ -70,8 +66,9 @@ fn freeze(context: &Context) -> Checked {
 
 /// A VMM that is killed while it makes a guest of a file: the file is the same, and can be used again.
 fn restore(context: &Context) -> Checked {
+    let sums = Sums::of_lines(context);
     let path = {
-        let _guest = Guest::start_in(context, &[], &["busybox", "awk", PROGRAM])?;
+        let _guest = sums.start(context)?;
         snapshot(context)?
     };
     let before = fs::read(&path).map_err(|e| e.to_string())?;
@@ -85,13 +82,14 @@ fn restore(context: &Context) -> Checked {
         return Err("the file has changed".to_owned());
     }
     let again = vmm_with(context, &["restore", "--verify", &path], b"sum\n")?;
-    expect(&again, 0, SUM)?;
+    expect(&again, 0, &sums.printed)?;
     Ok(PASSED)
 }
 
 /// A command that is killed while it waits for its answer: the guest goes on, and the next command is answered.
 fn asks(context: &Context) -> Checked {
-    let guest = Guest::start_in(context, &[], &["busybox", "awk", PROGRAM])?;
+    let sums = Sums::of_lines(context);
+    let guest = sums.start(context)?;
     let path = snapshot(context)?;
     for round in 0..kills(context, 15) {
         let words: &[&str] = match round % 3 {
@@ -104,10 +102,10 @@ fn asks(context: &Context) -> Checked {
         kill(&mut asks)?;
     }
     let again = vmm_with(context, &["restore", "--verify", &path], b"sum\n")?;
-    expect(&again, 0, SUM)?;
+    expect(&again, 0, &sums.printed)?;
     succeed(context, &["snapshot", "warm", &path])?;
     let again = vmm_with(context, &["restore", "--verify", &path], b"sum\n")?;
-    expect(&again, 0, SUM)?;
+    expect(&again, 0, &sums.printed)?;
     let printed = guest.finish(context)?;
     match printed.as_str() {
         "READY\n" => Ok(PASSED),

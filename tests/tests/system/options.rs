@@ -118,15 +118,12 @@ fn statistics(context: &Context) -> Checked {
 
 /// Much more than the machine has: the program is told, and the VMM goes on.
 fn memory_runs_out(context: &Context) -> Checked {
-    // sort and tr hold all their input, and either may be the one that ends; a line of 64 MiB does not fit into 24 MiB.
-    let launch = busybox(
-        &[
-            "sh",
-            "-c",
-            "set -o pipefail; head -c 67108864 /dev/zero | tr '\\0' x | sort > /dev/null; echo status $?; echo still here",
-        ],
-        &["--memory", "24M"],
+    // sort and tr hold all their input, and either may be the one that ends; the line does not fit into the memory.
+    let (memory, line) = context.amount(("24M", 64 << 20), ("8M", 16 << 20));
+    let line = format!(
+        "set -o pipefail; head -c {line} /dev/zero | tr '\\0' x | sort > /dev/null; echo status $?; echo still here"
     );
+    let launch = busybox(&["sh", "-c", &line], &["--memory", memory]);
     let output = context.run(&launch)?;
     if output.status == 0
         && output.out().ends_with("still here\n")

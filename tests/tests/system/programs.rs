@@ -10,8 +10,9 @@ fn tap(name: &str, args: &[&str]) -> Case {
 /// Processes that have four times the memory of the machine, and more once they fork.
 fn thrash() -> Case {
     let launch = Launch::new("{programs}/thrash", &["8", "6144", "4"])
-        .in_rig(&["6", "5120", "3"])
-        .options(&["--memory", "16M", "--page-file", "256M"]);
+        .in_rig(&["5", "3072", "2"])
+        .options(&["--memory", "16M", "--page-file", "256M"])
+        .options_in_rig(&["--memory", "8M", "--page-file", "256M"]);
     Case::new("programs/thrash", launch, Expect::Tap).seconds(240)
 }
 
@@ -49,7 +50,7 @@ pub(crate) fn cases() -> Vec<Case> {
         tap("fork_tree", &["200"]).seconds(120),
         Case::new(
             "programs/cow_storm",
-            Launch::new("{programs}/cow_storm", &["500"]).in_rig(&["200"]),
+            Launch::new("{programs}/cow_storm", &["500"]).in_rig(&["24"]),
             Expect::Tap,
         )
         .seconds(120),
@@ -65,7 +66,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("programs/fds_on_tmpfs", on_tmpfs, Expect::Tap),
         threads("threads", ["threads", "1000"], "100", "2"),
         threads("threads_on_one_cpu", ["threads", "100"], "50", "1"),
-        threads("thread_storm", ["thread_storm", "200"], "40", "4"),
+        threads("thread_storm", ["thread_storm", "200"], "12", "4"),
         threads("fpu", ["fpu", "20"], "10", "2"),
         threads("fpu_on_one_cpu", ["fpu", "20"], "10", "1"),
         threads("shootdown", ["shootdown", "200"], "40", "2"),

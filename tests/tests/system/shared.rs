@@ -30,7 +30,7 @@ fn stores_arrive(context: &Context) -> Checked {
 /// Why a case is not run natively.
 const TMPFS: &str = "it fills a tmpfs";
 
-const MEMORY: &str = "import mmap, os, multiprocessing as mp\n\
+const MEMORY: &str = "import mmap, os, sys, multiprocessing as mp\n\
     from multiprocessing import shared_memory\n\
     m = mmap.mmap(-1, 8192)\n\
     if os.fork() == 0:\n    m[0:5] = b'child'; os._exit(0)\n\
@@ -41,21 +41,22 @@ const MEMORY: &str = "import mmap, os, multiprocessing as mp\n\
     p = ctx.Process(target=fill, args=(s.name,)); p.start(); p.join(); print(p.exitcode, s.buf[9000])\n\
     s.close(); s.unlink()\n\
     v = ctx.Value('i', 0)\n\
-    def count():\n    for _ in range(50):\n        with v.get_lock(): v.value += 1\n\
+    def count():\n    for _ in range(int(sys.argv[1])):\n        with v.get_lock(): v.value += 1\n\
     for _ in range(3):\n    p = ctx.Process(target=count); p.start(); p.join()\n\
     print(v.value)\n";
 
 /// Semaphores with names behind a pool, a queue, a lock, an event and a barrier, and a worker that is killed.
-const POOL: &str = "import multiprocessing as mp, os, signal, time\n\
+const POOL: &str = "import multiprocessing as mp, os, signal, sys, time\n\
+    ROUNDS = int(sys.argv[1])\n\
     ctx = mp.get_context('fork')\n\
     def square(n): return n * n\n\
     with ctx.Pool(4) as pool:\n\
-    \x20   print(sum(pool.map(square, range(500))), pool.apply(square, (12,)), sorted(pool.imap_unordered(square, range(20), 3)))\n\
+    \x20   print(sum(pool.map(square, range(2 * ROUNDS + 100))), pool.apply(square, (12,)), sorted(pool.imap_unordered(square, range(20), 3)))\n\
     lock, tally, q, go = ctx.Lock(), ctx.RawValue('i', 0), ctx.Queue(), ctx.Event()\n\
     gate = ctx.Barrier(3)\n\
     def work(n):\n\
     \x20   go.wait()\n\
-    \x20   for _ in range(200):\n\
+    \x20   for _ in range(ROUNDS):\n\
     \x20       with lock: tally.value += 1\n\
     \x20   gate.wait(); q.put((n, 'done'))\n\
     ps = [ctx.Process(target=work, args=(n,)) for n in range(3)]\n\
@@ -81,7 +82,8 @@ const FILES: &str = "import mmap, os\n\
     print(open('vmm-test-map', 'rb').read()[29999:])\n";
 
 /// A writer and readers of one database in WAL mode, whose index is a file they map.
-const WAL: &str = "import os, sqlite3\n\
+const WAL: &str = "import os, sqlite3, sys\n\
+    COUNT = int(sys.argv[1])\n\
     if os.path.exists('vmm-test-wal.db'): os.remove('vmm-test-wal.db')\n\
     db = sqlite3.connect('vmm-test-wal.db', isolation_level=None, timeout=60)\n\
     print(db.execute('pragma journal_mode=wal').fetchone())\n\
@@ -91,7 +93,7 @@ const WAL: &str = "import os, sqlite3\n\
     for who in range(3):\n\
     \x20   if os.fork() == 0:\n\
     \x20       db = sqlite3.connect('vmm-test-wal.db', isolation_level=None, timeout=60)\n\
-    \x20       for n in range(30):\n\
+    \x20       for n in range(COUNT):\n\
     \x20           db.execute('begin immediate'); db.execute('insert into t(who) values (?)', (who,)); db.execute('commit')\n\
     \x20           seen = db.execute('select count(*) from t where who = ?', (who,)).fetchone()[0]\n\
     \x20           if seen != n + 1: print('lost', who, n, seen)\n\
@@ -133,7 +135,7 @@ const LARGE_WAL: &str = "import hashlib, os, sqlite3, sys\n\
 fn large_wal() -> Case {
     let script = |rows| ["-c", LARGE_WAL, rows];
     let launch = Launch::new("python3", &script("3000"))
-        .in_rig(&script("1200"))
+        .in_rig(&script("800"))
         .options(&[
             "--root",
             "/",
@@ -156,15 +158,11 @@ fn large_wal() -> Case {
     .not_native(TMPFS)
 }
 
-fn python(name: &str, script: &str) -> Case {
-    let launch = Launch::new("python3", &["-c", script]).options(&[
-        "--root",
-        "/",
-        "--rw",
-        "{work}",
-        "--workdir",
-        "{work}",
-    ]);
+/// With an argument, another one where all is emulated.
+fn python(name: &str, script: &str, argument: &str, in_rig: &str) -> Case {
+    let launch = Launch::new("python3", &["-S", "-E", "-c", script, argument])
+        .in_rig(&["-S", "-E", "-c", script, in_rig])
+        .options(&["--root", "/", "--rw", "{work}", "--workdir", "{work}"]);
     Case::new(&format!("shared/{name}"), launch, Expect::LikeNative)
         .needs(&["python3"])
         .seconds(180)
@@ -185,25 +183,28 @@ pub(crate) fn cases() -> Vec<Case> {
             .options(&["--rw", "{work}", "--workdir", "{work}", "--cpus", "2"])
     };
     let locks = locks(&["{work}", "2000"], &["{work}", "200"]);
+    let thrash = |memory| {
+        let folder = ["--rw", "{work}", "--workdir", "{work}"];
+        [&folder[..], &["--memory", memory, "--page-file", "256M"]].concat()
+    };
     let thrash = Launch::new("{programs}/shared_thrash", &["{work}", "4", "49152", "3"])
-        .in_rig(&["{work}", "3", "24576", "2"])
-        .options(&[
-            "--rw",
-            "{work}",
-            "--workdir",
-            "{work}",
-            "--memory",
-            "16M",
-            "--page-file",
-            "256M",
-        ]);
+        .in_rig(&["{work}", "3", "8192", "2"])
+        .options(&thrash("16M"))
+        .options_in_rig(&thrash("8M"));
     let on_tmpfs = |program: &str, args: &[&str]| {
         let all: Vec<&str> = [&["/t"], args].concat();
         Launch::new(&format!("{{programs}}/{program}"), &all).options(&["--tmpfs", "/t"])
     };
     let paged = ["--memory", "16M", "--page-file", "256M"];
-    let thrash_in_memory = on_tmpfs("shared_thrash", &["3", "24576", "2"]).options(&paged);
-    let large = on_tmpfs("memory_files", &["40"]).options(&paged);
+    let little = ["--tmpfs", "/t", "--memory", "8M", "--page-file", "256M"];
+    let thrash_in_memory = on_tmpfs("shared_thrash", &["3", "24576", "2"])
+        .in_rig(&["/t", "3", "8192", "2"])
+        .options(&paged)
+        .options_in_rig(&little);
+    let large = on_tmpfs("memory_files", &["40"])
+        .in_rig(&["/t", "20"])
+        .options(&paged)
+        .options_in_rig(&little);
     let unpaged = on_tmpfs("memory_files", &["4"]).options(&["--memory", "32M"]);
     vec![
         Case::new("shared/thrash_in_memory", thrash_in_memory, Expect::Tap)
@@ -223,13 +224,13 @@ pub(crate) fn cases() -> Vec<Case> {
             .not_native(TMPFS),
         Case::new("shared/thrash", thrash, Expect::Tap).seconds(240),
         Case::new("shared/locks", locks, Expect::Tap).seconds(180),
-        python("python_pool", POOL),
+        python("python_pool", POOL, "200", "20"),
         Case::new("shared/map_on_disk", on_disk, Expect::Tap),
         Case::new("shared/map_in_memory", in_memory, Expect::Tap),
         Case::function("shared/stores_arrive", stores_arrive),
-        python("python_mmap", FILES),
-        python("python_multiprocessing", MEMORY),
-        python("sqlite_wal", WAL),
+        python("python_mmap", FILES, "", ""),
+        python("python_multiprocessing", MEMORY, "50", "10"),
+        python("sqlite_wal", WAL, "30", "10"),
         large_wal(),
     ]
 }

@@ -24,6 +24,13 @@ exec 3<>f; echo both >&3; read line <&3; echo $line; exec 3>&-
 timeout 1 cat f; echo $?
 rm f got; rmdir $(pwd)"#;
 
+/// So many processes, one after the other.
+fn many(processes: u32) -> String {
+    format!(
+        "for i in $(seq 1 {processes}); do /bin/echo $i; done | awk '{{s+=$1}} END {{print s}}'"
+    )
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     let fifo = Launch::shell(FIFO).options(&["--tmpfs", "/var/tmp"]);
     let read = Launch::shell("while read a b; do echo \"$b $a\"; done; cat; echo end")
@@ -53,10 +60,7 @@ pub(crate) fn cases() -> Vec<Case> {
             "sort_many",
             "seq 1 20000 | sort -r | uniq | tail -n 3 | paste -s -d +",
         ),
-        like_native(
-            "many_processes",
-            "for i in $(seq 1 100); do /bin/echo $i; done | awk '{s+=$1} END {print s}'",
-        ),
+        like_native("many_processes", &many(100)).in_rig(&["-c", &many(20)]),
         like_native(
             "long_pipeline",
             "seq 1 1000 | cat | cat | cat | cat | cat | cat | grep 7 | wc -l",
