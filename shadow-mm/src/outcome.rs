@@ -95,7 +95,8 @@ pub struct IoTicket<P: Platform> {
     pub(crate) dummy: Option<FreeFrame>,
     /// The page the fault was about.
     pub(crate) wanted: SectionPage,
-    pub(crate) fault: FaultOf<P>,
+    /// The access it is for; none if an embedder wants the bytes of a section.
+    pub(crate) fault: Option<FaultOf<P>>,
     pub(crate) claim: Claim,
 }
 

@@ -65,6 +65,8 @@ counters! {
     pages_frozen,
     /// Pages of a layer that sections have copies of, because they were stored to.
     pages_thawed,
+    /// Pages of images that were copied for sections laid over them: shared memory and files in memory.
+    pages_from_image,
     /// Times a space went back to what lies under it.
     resets,
     /// Pages that spaces gave up then.

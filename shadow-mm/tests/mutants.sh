@@ -17,7 +17,7 @@ all="lost_share skipped_flush skipped_copy lost_dirty held_taken leaked_table
      lost_parent writable_link writable_below forgotten_block
      held_table_taken unowned_edges narrow_trim copied_in_fork pins_forgotten
      hole_stays_charged store_unnoticed unheld_save quota_lost quota_unchecked
-     thawed_early thawed_clean thaw_unseen thaw_unflushed zeroes_over_layer
+     thawed_early thawed_clean thaw_unseen thaw_unflushed zeroes_over_layer read_twice
      frozen_writable frozen_counted frozen_in_place frozen_unflushed uncounted_entry
      kept_truncated kept_as_child never_opened promises_kept
      kept_unfilled kept_clean pinned_kept kept_shared"

@@ -132,7 +132,8 @@ impl Scene {
                     }
                 }
                 SectionStore::In(SectionIn::NoMemory) | SectionStore::NoSpace => return false,
-                SectionStore::In(SectionIn::Collided) | SectionStore::BeyondEnd => {
+                SectionStore::In(SectionIn::Collided | SectionIn::Read(_))
+                | SectionStore::BeyondEnd => {
                     panic!("nobody reads, and the file is longer")
                 }
             }

@@ -14,7 +14,7 @@ pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Vi
         for (&page, proto) in &section.pages {
             let wrong = Violation::WrongPrototype { section: id, page };
             let fits = section.contains(page)
-                && section.frozen(page).is_none()
+                && !section.is_below(page)
                 && match proto {
                     Proto::Resident(frame) => {
                         counted += 1;
@@ -39,6 +39,7 @@ pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Vi
     }
     for (id, section) in db.sections.iter() {
         check_frozen(id, section)?;
+        check_image(db, id, section)?;
     }
     // Every frame that says a section owns it is that section's page.
     for (frame, entry) in db.zone(ZoneKind::Data).iter() {
@@ -57,7 +58,7 @@ pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Vi
     }
 }
 
-/// What a section has in a layer lies before its end, and is counted.
+/// What a section has in a layer or an image lies before its end, and is counted.
 fn check_frozen(id: SectionId, section: &SectionState) -> Result<(), Violation> {
     let Some(frozen) = &section.frozen else {
         return Ok(());
@@ -74,5 +75,21 @@ fn check_frozen(id: SectionId, section: &SectionState) -> Result<(), Violation> 
     match counted == believed {
         true => Ok(()),
         false => Err(Violation::WrongSections { counted, believed }),
+    }
+}
+
+/// An image that a section has pages of lives, is over a file, and has them.
+fn check_image(db: &PfnDatabase, id: SectionId, section: &SectionState) -> Result<(), Violation> {
+    let frozen = section.frozen.as_ref();
+    let Some((image, end)) = frozen.and_then(|f| Some((f.image()?, f.stored_end()))) else {
+        return Ok(());
+    };
+    let image = db.sections.find(image);
+    if image.is_some_and(|image| image.file && end <= image.page_count()) {
+        return Ok(());
+    }
+    match SectionPage::new(0) {
+        Some(page) => Err(Violation::WrongPrototype { section: id, page }),
+        None => Ok(()),
     }
 }

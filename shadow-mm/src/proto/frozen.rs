@@ -1,25 +1,26 @@
-//! Pages that a section has in a layer: a template's shared memory, and its files in memory.
+//! Pages that a section has in a layer, or in an image: a template's or a snapshot's shared memory, and its files in memory.
 //!
 //! Which pages of the section are which of the layer's is said once, for every section that is made of it ([`Extents`]); a
-//! section has a handle of that, and knows which of them it has no more: those that were stored to, and have a prototype
-//! entry since, and those that were cut off or punched out. So a section over a layer costs the same whatever its size.
+//! section has a handle of that, and knows which of them it has no more: those that were stored to, or read out of the image,
+//! and have a prototype entry since, and those that were cut off or punched out. So such a section costs the same whatever its
+//! size.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::section::SectionPage;
+use super::section::{SectionId, SectionPage};
 use crate::addr::{Pfn, PfnRange};
 
-/// Neighbouring pages of a section that are neighbouring pages of a layer.
+/// Neighbouring pages of a section that are neighbouring pages of a layer, or of an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
     /// The section's first page.
     pub first: u64,
     /// How many.
     pub count: u64,
-    /// The layer's page that the first one is.
+    /// The layer's or image's page that the first one is.
     pub stored: u64,
 }
 
@@ -29,7 +30,7 @@ impl Extent {
     }
 }
 
-/// Which pages of a section are pages of a layer; copies are the same one.
+/// Which pages of a section are pages of a layer or of an image; copies are the same one.
 #[derive(Clone, Debug)]
 pub struct Extents(Arc<Table>);
 
@@ -120,22 +121,32 @@ impl Extents {
     }
 }
 
-/// What a section still has in a layer.
+/// Where pages of a section are that it does not have itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Below {
+    /// In these frames, page by page.
+    Layer(PfnRange),
+    /// In an image: pages of this section over a file, of which a page is copied when it is wanted. A handle of the
+    /// section's has a handle of that.
+    Image(SectionId),
+}
+
+/// What a section still has in a layer, or in an image.
 #[derive(Debug)]
 pub(crate) struct FrozenPages {
-    layer: PfnRange,
+    below: Below,
     extents: Extents,
-    /// Ranges that are the layer's no more, by their start: apart from each other, none empty.
+    /// Ranges that are there no more, by their start: apart from each other, none empty.
     cut: BTreeMap<u64, u64>,
     /// Pages of the extents that are in none of them.
     left: u64,
 }
 
 impl FrozenPages {
-    /// All of the extents; `None` if the layer has not so many pages.
-    pub(crate) fn new(layer: PfnRange, extents: Extents) -> Option<Self> {
-        (extents.stored_end() <= u64::from(layer.count)).then(|| Self {
-            layer,
+    /// All of the extents; `None` if there are not so many pages below: `has` says how many.
+    pub(crate) fn new((below, has): (Below, u64), extents: Extents) -> Option<Self> {
+        (extents.stored_end() <= has).then(|| Self {
+            below,
             left: extents.pages(),
             extents,
             cut: BTreeMap::new(),
@@ -147,18 +158,41 @@ impl FrozenPages {
         self.left
     }
 
-    /// The layer's frame that a page is.
-    pub(crate) fn frame(&self, page: SectionPage) -> Option<Pfn> {
+    /// The image that they are in.
+    pub(crate) fn image(&self) -> Option<SectionId> {
+        match self.below {
+            Below::Layer(_) => None,
+            Below::Image(image) => Some(image),
+        }
+    }
+
+    /// One past the last page that is named of the layer or image.
+    pub(crate) fn stored_end(&self) -> u64 {
+        self.extents.stored_end()
+    }
+
+    /// The layer's or image's page that a page is.
+    pub(crate) fn stored(&self, page: SectionPage) -> Option<u64> {
         let page = page.get();
         let below = self.cut.range(..=page).next_back();
         if below.is_some_and(|(_, end)| page < *end) {
             return None;
         }
-        let stored = self.extents.stored(page)?;
-        Some(Pfn::new(self.layer.start.get() + stored as u32))
+        self.extents.stored(page)
     }
 
-    /// The parts of a range that are the layer's, rising.
+    /// The layer's frame that a page is.
+    pub(crate) fn frame(&self, page: SectionPage) -> Option<Pfn> {
+        match self.below {
+            Below::Layer(layer) => {
+                let stored = self.stored(page)?;
+                Some(Pfn::new(layer.start.get() + stored as u32))
+            }
+            Below::Image(_) => None,
+        }
+    }
+
+    /// The parts of a range that are the layer's or image's, rising.
     pub(crate) fn runs(&self, range: Range<u64>) -> Vec<Extent> {
         let gaps = self.gaps(range);
         gaps.into_iter()
@@ -166,10 +200,13 @@ impl FrozenPages {
             .collect()
     }
 
-    /// The same, as first pages and frames.
+    /// The same, as first pages and frames; none of an image.
     pub(crate) fn frames(&self, range: Range<u64>) -> Vec<(u64, PfnRange)> {
+        let Below::Layer(layer) = self.below else {
+            return Vec::new();
+        };
         let frames = |run: Extent| PfnRange {
-            start: Pfn::new(self.layer.start.get() + run.stored as u32),
+            start: Pfn::new(layer.start.get() + run.stored as u32),
             count: run.count as u32,
         };
         let runs = self.runs(range);
@@ -198,7 +235,7 @@ impl FrozenPages {
         gaps
     }
 
-    /// Pages of a range are the layer's no more; gives back how many were.
+    /// Pages of a range are there no more; gives back how many were.
     pub(crate) fn cut(&mut self, range: Range<u64>) -> u64 {
         if range.is_empty() {
             return 0;
@@ -236,10 +273,10 @@ mod tests {
     use alloc::vec;
     use proptest::prelude::*;
 
-    const LAYER: PfnRange = PfnRange {
+    const LAYER: Below = Below::Layer(PfnRange {
         start: Pfn::new(100),
         count: 50,
-    };
+    });
 
     fn run(first: u64, count: u64, stored: u64) -> Extent {
         Extent {
@@ -264,13 +301,13 @@ mod tests {
             assert!(Extents::new(runs.clone()).is_none(), "{runs:?}");
         }
         let beyond = Extents::new([run(0, 2, 49)]).expect("runs");
-        assert!(FrozenPages::new(LAYER, beyond).is_none());
+        assert!(FrozenPages::new((LAYER, 50), beyond).is_none());
     }
 
     #[test]
     fn cuts_of_neighbours_are_one() {
         let extents = Extents::new([run(0, 50, 0)]).expect("runs");
-        let mut frozen = FrozenPages::new(LAYER, extents).expect("frozen");
+        let mut frozen = FrozenPages::new((LAYER, 50), extents).expect("frozen");
         for page in (0..20).chain((20..40).rev()) {
             assert_eq!(frozen.cut(page..page + 1), 1);
         }
@@ -295,7 +332,7 @@ mod tests {
                 .collect();
             let extents = Extents::new(runs).expect("runs");
             prop_assert_eq!(extents.pages(), pages.len() as u64);
-            let mut frozen = FrozenPages::new(LAYER, extents).expect("frozen");
+            let mut frozen = FrozenPages::new((LAYER, 50), extents).expect("frozen");
             for (from, count) in cuts {
                 let before = pages.len();
                 pages.retain(|page, _| !(from..from + count).contains(page));

@@ -11,7 +11,7 @@ mod section;
 
 pub(crate) use clone_block::{Block, BlockContent, CloneTable, CloneTableFull, Header};
 pub use clone_block::{BlockId, HeaderId};
-pub(crate) use frozen::FrozenPages;
+pub(crate) use frozen::{Below, FrozenPages};
 pub use frozen::{Extent, Extents};
 pub(crate) use pending::{Claim, Record};
 pub use pending::{Pending, Progress};

@@ -10,6 +10,7 @@
 //! zeroes; else on the modified list, to be written to the page file, or on that of files' modified pages, to be
 //! written back. Everything in this file but the handle is protected by the PFN lock.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -17,6 +18,8 @@ use core::fmt;
 use core::hash::{Hash, Hasher};
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
+
+use once_cell::race::OnceBox;
 
 use super::bell::Bell;
 use super::frozen::FrozenPages;
@@ -85,6 +88,8 @@ struct Inner<B> {
     backing: Option<B>,
     /// The frames its pages are, if it is a layer's.
     layer: Option<PfnRange>,
+    /// The section over an image that it has pages of, or had.
+    image: OnceBox<Section<B>>,
     life: Arc<Life>,
 }
 
@@ -141,6 +146,21 @@ impl<B> Section<B> {
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.inner.layer.is_some()
+    }
+
+    /// The section whose pages it has until it is asked for them ([`crate::Manager::lay_section`]), if any.
+    #[must_use]
+    pub fn image(&self) -> Option<&Self> {
+        self.inner.image.get()
+    }
+
+    /// Keeps a handle of the section whose pages it is to have; false if there is one of another.
+    pub(crate) fn keep_image(&self, image: &Self) -> bool
+    where
+        B: Clone,
+    {
+        let kept = self.inner.image.set(Box::new(image.clone()));
+        kept.is_ok() || self.image() == Some(image)
     }
 
     /// Handles there are, views included: 1 means that nobody but the caller knows the section.
@@ -224,7 +244,7 @@ pub(crate) struct SectionState {
     /// Who else is asked before it has a page more.
     pub(crate) allowance: Option<Arc<dyn Allowance>>,
     pub(crate) pages: BTreeMap<SectionPage, Proto>,
-    /// Pages that are a layer's, none of which is among those.
+    /// Pages that are a layer's, or in an image; none of them is among those.
     pub(crate) frozen: Option<FrozenPages>,
     pub(crate) runs: Vec<Run>,
     /// Spaces that may have views; all that have are here.
@@ -256,7 +276,20 @@ impl SectionState {
         self.frozen.as_ref()?.frame(page)
     }
 
-    /// Pages of a range are no layer's any more; gives back how many were.
+    /// The image's page that a page is, as long as nobody has asked for it.
+    pub(crate) fn unread(&self, page: SectionPage) -> Option<SectionPage> {
+        let frozen = self.frozen.as_ref()?;
+        frozen.image()?;
+        SectionPage::new(frozen.stored(page)?)
+    }
+
+    /// Whether a page is a layer's, or in an image.
+    pub(crate) fn is_below(&self, page: SectionPage) -> bool {
+        let frozen = self.frozen.as_ref();
+        frozen.is_some_and(|frozen| frozen.stored(page).is_some())
+    }
+
+    /// Pages of a range are no layer's or image's any more; gives back how many were.
     pub(crate) fn cut_frozen(&mut self, pages: Range<u64>) -> u64 {
         let frozen = self.frozen.as_mut();
         frozen.map_or(0, |frozen| frozen.cut(pages))
@@ -335,6 +368,7 @@ impl SectionTable {
             id,
             backing,
             layer,
+            image: OnceBox::new(),
             life,
         };
         Ok(Section {

@@ -9,11 +9,11 @@ use core::ops::Range;
 
 use crate::backend::Platform;
 use crate::manager::Manager;
-use crate::outcome::Pin;
+use crate::outcome::{IoTicket, Pin};
 use crate::page_file::PageIn;
 use crate::proto::{Proto, Section, SectionPage};
 use crate::section::{AT_ONCE, NoSpace, SectionAt, Thaw};
-use crate::space::{Unmade, ViewIn};
+use crate::space::{Unmade, Unread, ViewIn};
 
 /// What it takes to have a page of a section in memory.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ use crate::space::{Unmade, ViewIn};
 pub enum SectionIn<P: Platform> {
     /// This is to be read, and given to [`Manager::complete_page_in`].
     PageIn(PageIn<P>),
+    /// This is to be read, and given to [`Manager::complete_read`].
+    Read(IoTicket<P>),
     /// Somebody reads it: wait until a read ends, and look again.
     Collided,
     /// No frame is left.
@@ -46,12 +48,24 @@ pub enum SectionStore<P: Platform> {
 }
 
 impl<P: Platform> Manager<P> {
-    /// Begins to read back a page that is in the page file, and its neighbours.
+    /// Begins to read a page that is in the page file or in an image, and its neighbours.
     pub fn section_page_in(
         &self,
         section: &Section<P::Backing>,
         page: SectionPage,
     ) -> SectionIn<P> {
+        let unread = {
+            let db = self.pfns.lock();
+            db.sections.get(section.id()).unread(page).is_some()
+        };
+        if unread {
+            return match self.take_for_bytes(section, page) {
+                Unread::Read(ticket) => SectionIn::Read(ticket),
+                Unread::Wait(_) => SectionIn::Collided,
+                Unread::NoMemory => SectionIn::NoMemory,
+                Unread::Again => SectionIn::Again,
+            };
+        }
         let reading = {
             let db = self.pfns.lock();
             let there = db.sections.get(section.id()).resident(page).is_some();
@@ -126,7 +140,7 @@ impl<P: Platform> Manager<P> {
             let until = pages.end.min(from + AT_ONCE as u64);
             for page in (from..until).filter_map(SectionPage::new) {
                 let state = db.sections.get(id);
-                let has = state.pages.contains_key(&page) || state.frozen(page).is_some();
+                let has = state.pages.contains_key(&page) || state.is_below(page);
                 if !state.contains(page) || has {
                     continue;
                 }

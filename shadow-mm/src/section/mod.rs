@@ -20,7 +20,7 @@ use crate::limits::PoolLayout;
 use crate::manager::Manager;
 use crate::outcome::{Pin, PinKind};
 use crate::pfn::PfnState;
-use crate::proto::{Pending, Proto, Section, SectionPage};
+use crate::proto::{Extent, Pending, Proto, Section, SectionPage};
 
 pub use content::{SectionIn, SectionStore};
 pub use lay::LayError;
@@ -99,7 +99,7 @@ fn whole_pages(bytes: u64) -> u64 {
 pub enum SectionAt {
     /// Not in memory: what the file has is what there is; zeroes where there is no file.
     Absent,
-    /// In the page file, or just being read from there: a view brings it back.
+    /// In the page file or in an image, or just being read from there: a view brings it, or [`Manager::section_page_in`].
     PagedOut,
     /// In a frame, pinned, which may be a layer's. The embedder may load there.
     Resident(Pin),
@@ -240,6 +240,19 @@ impl<P: Platform> Manager<P> {
         frozen.map_or_else(Vec::new, |frozen| frozen.frames(0..SectionPage::COUNT))
     }
 
+    /// The pages a section has in an image, rising, and the section over that: pages that nobody has asked for yet.
+    #[must_use]
+    pub fn section_unread(
+        &self,
+        section: &Section<P::Backing>,
+    ) -> Option<(Section<P::Backing>, Vec<Extent>)> {
+        let db = self.pfns.lock();
+        let unread = db.sections.get(section.id()).frozen.as_ref()?;
+        unread.image()?;
+        let runs = unread.runs(0..SectionPage::COUNT);
+        Some((section.image()?.clone(), runs))
+    }
+
     /// Where a page is, so that what is stored to the file elsewhere can be stored there too, and what
     /// was stored through a view can be read. The pin ends with [`Manager::unpin`].
     pub fn section_page(&self, section: &Section<P::Backing>, page: SectionPage) -> SectionAt {
@@ -249,6 +262,9 @@ impl<P: Platform> Manager<P> {
         if let Some(pfn) = state.frozen(page) {
             let kind = PinKind::Frozen;
             return SectionAt::Resident(Pin { pfn, kind });
+        }
+        if state.unread(page).is_some() {
+            return SectionAt::PagedOut;
         }
         match state.pages.get(&page) {
             None | Some(Proto::Zeroes) => SectionAt::Absent,

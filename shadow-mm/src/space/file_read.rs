@@ -112,7 +112,7 @@ impl<P: Platform> Manager<P> {
         &self,
         section: &Section<P::Backing>,
         (wanted, window): (SectionPage, u8),
-        fault: FaultOf<P>,
+        fault: Option<FaultOf<P>>,
     ) -> Started<P> {
         let id = section.id();
         let mut short = false;
@@ -156,14 +156,13 @@ impl<P: Platform> Manager<P> {
     ///
     /// The answer is that of the fault, made again: [`FaultOutcome::Resolved`] if all is well. A page
     /// the read did not reach is [`Denied::BeyondEnd`] (the file became shorter), a failed read
-    /// [`Denied::IoError`], for the fault and for all who wait for the ticket.
+    /// [`Denied::IoError`], for the fault and for all who wait for the ticket. A page that was wanted without a fault is in
+    /// memory then: [`FaultOutcome::Collided`] says to look again.
     pub fn complete_read(
         &self,
-        ticket: IoTicket<P>,
+        mut ticket: IoTicket<P>,
         result: Result<usize, IoFailed>,
     ) -> FaultOutcome<P> {
-        let FaultOf { space, va, access } = &ticket.fault;
-        let (space, va, access) = (Arc::clone(space), *va, *access);
         let denied = match result {
             Err(IoFailed) => Some(Denied::IoError),
             Ok(bytes) => {
@@ -172,10 +171,14 @@ impl<P: Platform> Manager<P> {
                 (!reached).then_some(Denied::BeyondEnd)
             }
         };
+        let fault = ticket.fault.take();
         self.finish_read(ticket, result);
-        let outcome = match denied {
-            Some(denied) => FaultOutcome::Denied(denied),
-            None => self.resolve(&space, &mut space.state.lock(), va.vpn(), access),
+        let outcome = match (denied, fault) {
+            (Some(denied), _) => FaultOutcome::Denied(denied),
+            (None, Some(FaultOf { space, va, access })) => {
+                self.resolve(&space, &mut space.state.lock(), va.vpn(), access)
+            }
+            (None, None) => FaultOutcome::Collided,
         };
         let outcome = match outcome {
             FaultOutcome::Resolved(mut resolution) => {
@@ -255,7 +258,7 @@ fn issue<P: Platform>(
     db: &mut PfnDatabase,
     section: &Section<P::Backing>,
     plan: &Plan,
-    (wanted, fault, frames): (SectionPage, FaultOf<P>, Vec<Taken>),
+    (wanted, fault, frames): (SectionPage, Option<FaultOf<P>>, Vec<Taken>),
 ) -> IoTicket<P> {
     let mut frames = frames.into_iter().map(Taken::forget_content);
     let dummy = if plan.needs_dummy() {

@@ -29,6 +29,7 @@ mod stride;
 mod transition;
 mod trim;
 mod unmap;
+mod unread;
 mod view;
 mod view_in;
 mod zap;
@@ -56,6 +57,7 @@ pub(crate) use state::{Purpose, SpaceState};
 pub use trim::{TrimMode, Trimmed};
 pub use unmap::UnmapError;
 pub(crate) use view::{Unmade, view_flags};
+pub(crate) use unread::Unread;
 pub(crate) use view_in::ViewIn;
 
 /// One guest process's memory: its mappings and its page tables.

@@ -28,6 +28,7 @@ use crate::space::fault::{resolution, used, window};
 use crate::space::file_read::{Started, note_read, read_window};
 use crate::space::image::{Origin, Source};
 use crate::space::own::Owning;
+use crate::space::unread::Unread;
 use crate::space::view_in::ViewIn;
 use crate::space::zap::drop_page;
 use crate::space::{Space, SpaceState};
@@ -96,6 +97,16 @@ impl<P: Platform> Manager<P> {
                     Access::Read | Access::Execute => self.map_frozen(space, state, vpn, access),
                 };
             }
+            if section.unread(target.page).is_some() {
+                drop(db);
+                let fault = fault_of(space, vpn, access);
+                match self.take_from_image(&target.section, target.page, Some(fault)) {
+                    Unread::Read(ticket) => return FaultOutcome::Read(ticket),
+                    Unread::Wait(pending) => return FaultOutcome::Wait(pending),
+                    Unread::NoMemory => return FaultOutcome::NoMemory,
+                    Unread::Again => continue,
+                }
+            }
             match section.pages.get(&target.page) {
                 Some(Proto::Resident(_)) => {
                     let Some(from) = db.mappable(target.section.id(), target.page) else {
@@ -125,7 +136,7 @@ impl<P: Platform> Manager<P> {
                     drop(db);
                     let fault = fault_of(space, vpn, access);
                     let window = read_window(state, vpn, self.clusters);
-                    match self.start_read(&target.section, (target.page, window), fault) {
+                    match self.start_read(&target.section, (target.page, window), Some(fault)) {
                         Started::Read(ticket) => {
                             note_read(state, vpn, window, &ticket);
                             return FaultOutcome::Read(ticket);
@@ -175,7 +186,7 @@ impl<P: Platform> Manager<P> {
             let state = db.sections.get(id);
             let page = SectionPage::new(page.get() + ahead as u64);
             let zeroes = |page: &SectionPage| match state.pages.get(page) {
-                None => state.frozen(*page).is_none() || cfg!(mutant = "zeroes_over_layer"),
+                None => !state.is_below(*page) || cfg!(mutant = "zeroes_over_layer"),
                 Some(Proto::Zeroes) => true,
                 Some(Proto::Resident(_) | Proto::Reading(_) | Proto::PageFile(_)) => false,
             };

@@ -117,6 +117,10 @@ impl World {
                 FaultOutcome::Collided => Ok(true),
                 other => Err(format!("{other:?} for a page without a fault")),
             },
+            SectionIn::Read(ticket) => match self.fill(ticket, ReadEnd::Whole) {
+                FaultOutcome::Collided => Ok(true),
+                other => Err(format!("{other:?} for a page without a fault")),
+            },
             SectionIn::Collided | SectionIn::NoMemory => Ok(false),
             SectionIn::Again => Ok(true),
         }

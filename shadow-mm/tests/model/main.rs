@@ -43,15 +43,17 @@ proptest! {
         shared in any::<bool>(),
         data in prop_oneof![3 => 100u32..400, 1 => 8u32..60],
         tables in prop_oneof![3 => 40u32..80, 1 => 8u32..20],
-        laid in any::<bool>(),
+        laid in prop_oneof![Just(None), ops::below().prop_map(Some)],
         slots in prop_oneof![3 => 100u64..400, 1 => 1u64..40, 1 => Just(0u64)],
         limit in prop_oneof![1 => Just(None), 1 => (1u64..120).prop_map(Some)],
         ops in prop::collection::vec(ops::any_op(), 1..120),
     ) {
         let mode = if shared { ForkMode::Shared } else { ForkMode::Eager };
         let mut world = World::new(mode, (data, tables), slots, limit.map_or(CommitLimit::Unlimited, CommitLimit::Pages));
-        for section in [ops::SHARED, ops::BYTES].into_iter().filter(|_| laid) {
-            world.apply(&Op::Lay(section)).map_err(TestCaseError::fail)?;
+        for below in laid {
+            for section in [ops::SHARED, ops::BYTES] {
+                world.apply(&Op::Lay(section, below)).map_err(TestCaseError::fail)?;
+            }
         }
         for (step, op) in ops.iter().enumerate() {
             world.apply(op).map_err(|e| TestCaseError::fail(format!("step {step}, {op:?}: {e}")))?;

@@ -42,8 +42,8 @@ pub(crate) enum Op {
     Attach(Which, Page, u64, (usize, u64)),
     /// Gives up what a space has for itself, but for so many pages.
     Reset(Which, (u64, u64)),
-    /// Has pages of a section be a layer's.
-    Lay(usize),
+    /// Has pages of a section be a layer's or an image's.
+    Lay(usize, usize),
     /// Looks where all of a space's content is.
     Save(Which),
     /// Keeps a space as it is.
@@ -125,7 +125,7 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         4 => (which(), page(), count(), any_prot()).prop_map(|(w, p, n, r)| Op::Protect(w, p, n, r)),
         2 => (which(), page(), count()).prop_map(|(w, p, n)| Op::Discard(w, p, n)),
         6 => (which(), page(), 1u64..9, image()).prop_map(|(w, p, n, f)| Op::Attach(w, p, n, f)),
-        2 => zeroes().prop_map(Op::Lay),
+        3 => (zeroes(), below()).prop_map(|(s, f)| Op::Lay(s, f)),
         2 => which().prop_map(Op::Save),
         3 => which().prop_map(Op::Keep),
         3 => any::<u8>().prop_map(Op::LookAtKept),
@@ -205,8 +205,11 @@ fn zeroes() -> impl Strategy<Value = usize> {
 
 /// An image's section, and a page of it.
 fn image() -> impl Strategy<Value = (usize, u64)> {
-    let section = prop_oneof![2 => Just(IMAGE), 3 => Just(FROZEN)];
-    (section, 0u64..6)
+    (below(), 0u64..6)
+}
+
+pub(crate) fn below() -> impl Strategy<Value = usize> {
+    prop_oneof![2 => Just(IMAGE), 3 => Just(FROZEN)]
 }
 
 fn section() -> impl Strategy<Value = usize> {

@@ -106,7 +106,7 @@ impl World {
         Err("the fault never ends".into())
     }
 
-    fn fill(&mut self, ticket: IoTicket<Sim>, end: ReadEnd) -> FaultOutcome<Sim> {
+    pub(crate) fn fill(&mut self, ticket: IoTicket<Sim>, end: ReadEnd) -> FaultOutcome<Sim> {
         let file = self.files.iter().find(|f| f.section == *ticket.section());
         let file = file.expect("a section of the model");
         for (n, frame) in ticket.frames().iter().enumerate() {

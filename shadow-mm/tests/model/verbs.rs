@@ -105,7 +105,7 @@ impl World {
             Op::Reserve(number, page, count) => self.reserve(number, page, count),
             Op::Forget(number) => self.forget_clean(number),
             Op::NewSection(number) => self.new_section(number),
-            Op::Lay(number) => self.lay(number),
+            Op::Lay(number, over) => self.lay(number, over),
             Op::StartPageIn(w, p) => self.start_read(pick(w), place(p).get()),
             Op::Trim(w, goal, mode) => self.trim(pick(w), goal.into(), mode),
             Op::Unpin(..)

@@ -73,6 +73,7 @@ impl Stored {
                 let done = self.guest.mm.complete_page_in(ticket, Ok(length));
                 let _ = self.guest.settle(done);
             }
+            SectionIn::Read(ticket) => panic!("no image: {ticket:?}"),
             SectionIn::Collided | SectionIn::NoMemory | SectionIn::Again => thread::yield_now(),
         }
     }
