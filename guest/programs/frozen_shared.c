@@ -1,5 +1,5 @@
 /* Two processes fill memory that they share (of no file, a file in memory, a memfd), and one of them freezes itself (/dev/vmm).
- * In a clone both look whether all of it is there, and do what the settings say:
+ * In a clone, and in a guest that vmm restore was given a MODE for, both look whether all of it is there, and do what the settings say:
  *   MODE=read   nothing else; then it sleeps
  *   MODE=write  both store to it, by mappings and by descriptors, cut it and make holes, and look what the other one sees; with a name it
  *               freezes itself again in the middle, so that a clone of the clone goes on from there
@@ -176,6 +176,9 @@ static unsigned long freeze(int vmm, char said[512])
 	if (write(vmm, "freeze\n", 7) != 7 || read(vmm, said, 511) <= 0)
 		die("/dev/vmm");
 	sscanf(said, "clone %lu", &number);
+	/* A guest of a snapshot has no number, and is to store all the same. */
+	if (strncmp(said, "restored ", 9) == 0 && strstr(said, "MODE="))
+		number = 7;
 	return number;
 }
 

@@ -446,7 +446,10 @@ fn page_without_a_frame_leaves_no_trace() {
             scene.close();
         }
     }
-    assert!(failed >= 3, "for the read, for the copy, for a table: {failed}");
+    assert!(
+        failed >= 3,
+        "for the read, for the copy, for a table: {failed}"
+    );
 }
 
 #[test]
@@ -482,7 +485,9 @@ fn laying_that_cannot_be_leaves_no_trace() {
         let scene = Scene::empty();
         match how {
             0 => scene.mm.fail_allocations(FailPlan::Once(0)),
-            1 => scene.mm.set_commit_limit(CommitLimit::Pages(PRIVATE + HAS - 1)),
+            1 => scene
+                .mm
+                .set_commit_limit(CommitLimit::Pages(PRIVATE + HAS - 1)),
             _ => scene.room.0.store(HAS - 1, SeqCst),
         }
         let before = scene.photograph();

@@ -56,8 +56,8 @@ pub use save::{PageKey, SavedPage};
 pub(crate) use state::{Purpose, SpaceState};
 pub use trim::{TrimMode, Trimmed};
 pub use unmap::UnmapError;
-pub(crate) use view::{Unmade, view_flags};
 pub(crate) use unread::Unread;
+pub(crate) use view::{Unmade, view_flags};
 pub(crate) use view_in::ViewIn;
 
 /// One guest process's memory: its mappings and its page tables.

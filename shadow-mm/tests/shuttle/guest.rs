@@ -272,7 +272,7 @@ impl Guest {
         }
     }
 
-    fn fill(&self, ticket: &IoTicket<Model>) -> usize {
+    pub(crate) fn fill(&self, ticket: &IoTicket<Model>) -> usize {
         let first = ticket.offset() / PAGE_SIZE as u64;
         for (n, frame) in ticket.frames().iter().enumerate() {
             let content = [file_byte(first + n as u64); PAGE_SIZE];

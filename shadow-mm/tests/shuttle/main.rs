@@ -20,6 +20,7 @@ mod range;
 mod share;
 mod stored;
 mod thaw;
+mod unread;
 
 use shadow_mm::ForkMode;
 use shuttle::Runner;

@@ -22,13 +22,13 @@ fn many_pages(context: &Context) -> u64 {
 /// Frames a clone may take for what it has besides.
 const SMALL: u64 = 512;
 
-fn launch(context: &Context, pages: u64) -> Result<Guest, String> {
+pub(crate) fn launch(context: &Context, pages: u64) -> Result<Guest, String> {
     let program = context.program("frozen_shared");
     let words = [&*program.to_string_lossy(), &pages.to_string()];
     Guest::launch(context, &["--ready-freeze"], &words)
 }
 
-fn end(context: &Context, guest: Guest) -> Checked {
+pub(crate) fn end(context: &Context, guest: Guest) -> Checked {
     match guest.finish(context)? {
         printed if printed == "original\nas it was\n" => Ok(PASSED),
         printed => Err(format!("the original: {printed:?}")),

@@ -30,6 +30,7 @@ mod rests;
 mod shared;
 mod shell;
 mod snapshot;
+mod snapshot_shared;
 mod stress;
 mod terminal;
 
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         guard::cases(),
         inspect::cases(),
         snapshot::cases(),
+        snapshot_shared::cases(),
         carried::cases(),
         clones::cases(),
         clones_reset::cases(),

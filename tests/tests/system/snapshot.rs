@@ -3,6 +3,7 @@
 //! `VMM_KILLS` sets how often the VMM is killed in the cases that kill it at random moments.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -100,7 +101,7 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Starts `program` under the name `warm`, with its output in a file; it is to print READY.
-    fn start(context: &Context, program: &[&str]) -> Result<Self, String> {
+    pub(crate) fn start(context: &Context, program: &[&str]) -> Result<Self, String> {
         Self::start_in(context, &[], program)
     }
 
@@ -153,8 +154,16 @@ impl Guest {
     }
 
     /// Ends its input, and waits for its end: what it printed.
-    pub(crate) fn finish(mut self, context: &Context) -> Result<String, String> {
-        drop(self.child.stdin.take());
+    pub(crate) fn finish(self, context: &Context) -> Result<String, String> {
+        self.finish_with(context, b"")
+    }
+
+    /// The same, after more input.
+    pub(crate) fn finish_with(mut self, context: &Context, more: &[u8]) -> Result<String, String> {
+        let input = self.child.stdin.take();
+        input
+            .map_or(Ok(()), |mut input| input.write_all(more))
+            .map_err(text)?;
         let ended = process::wait_within(&mut self.child, context.timeout)?;
         if !ended.success() {
             return Err(format!("the original: {ended}"));

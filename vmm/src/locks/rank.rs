@@ -79,8 +79,6 @@ ranks! {
     Template,
     /// Pages to be read ahead.
     WorkingSets,
-    /// Who is told when a page of a snapshot cannot be had.
-    ImageFailure,
     /// Who looks at the guest of a name.
     Inspectors,
     /// A machine as its first program's end found it.
@@ -145,6 +143,8 @@ ranks! {
     Guards,
     /// The files that are mapped.
     MappedFiles,
+    /// Who is told when a page of a snapshot cannot be had: one of a file in memory may be read with its content locked.
+    ImageFailure,
     /// The pool of what the VMM and the monitor share.
     MonitorPool,
     /// The memory manager's supervisor tables.

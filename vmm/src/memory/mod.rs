@@ -20,7 +20,7 @@ pub use pool::{FRAME, OpenFrames, Pool, PoolError};
 pub use reclaim::Room;
 pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;
-pub use stored::{Stored, StoredError};
+pub use stored::{Stored, StoredError, Unread};
 
 mod aides;
 mod content;

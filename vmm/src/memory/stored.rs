@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use shadow_mm::{
-    Allowance, FaultOutcome, Flush, FrameStore, NoFrame, NoSpace, Pfn, PfnRange, Section,
+    Allowance, Extent, FaultOutcome, Flush, FrameStore, NoFrame, NoSpace, Pfn, PfnRange, Section,
     SectionAt, SectionIn, SectionPage, SectionStore,
 };
 
@@ -34,8 +34,8 @@ pub enum StoredError {
     /// No frame is left (`ENOMEM`).
     #[error("no frame for a page of a file in memory")]
     NoMemory,
-    /// The page file (`EIO`).
-    #[error("a page of a file in memory cannot be read back")]
+    /// The page file, or the snapshot that it is in (`EIO`).
+    #[error("a page of a file in memory cannot be read")]
     Io,
 }
 
@@ -61,6 +61,9 @@ pub struct Stored {
     memory: Arc<Memory>,
     section: Section<Backing>,
 }
+
+/// Pages of a section that are pages of another one, over a snapshot.
+pub type Unread = (Section<Backing>, Vec<Extent>);
 
 /// A page in memory, or what there is instead.
 enum Found {
@@ -93,7 +96,8 @@ impl Stored {
         self.memory.manager.section_extent(&self.section)
     }
 
-    /// The pages that were ever written or mapped, rising, but for those of a layer.
+    /// The pages that were ever written or mapped, rising, but for those of a layer, and those that nobody has read out of a
+    /// snapshot.
     #[must_use]
     pub fn pages(&self) -> Vec<u64> {
         let pages = self.memory.manager.section_pages(&self.section);
@@ -105,6 +109,12 @@ impl Stored {
     #[must_use]
     pub fn frozen(&self) -> Vec<(u64, PfnRange)> {
         self.memory.manager.section_frozen(&self.section)
+    }
+
+    /// The pages that nobody has read out of a snapshot, and the section over that.
+    #[must_use]
+    pub fn unread(&self) -> Option<Unread> {
+        self.memory.manager.section_unread(&self.section)
     }
 
     /// Where it ends: a multiple of the page size.
@@ -271,6 +281,10 @@ impl Stored {
     fn bring(&self, how: SectionIn<super::VmmPlatform>, seen: u64) -> Result<(), StoredError> {
         match how {
             SectionIn::PageIn(ticket) => match self.memory.page_in(ticket) {
+                FaultOutcome::Denied(_) => return Err(StoredError::Io),
+                other => self.memory.settle(other),
+            },
+            SectionIn::Read(ticket) => match self.memory.fill(ticket) {
                 FaultOutcome::Denied(_) => return Err(StoredError::Io),
                 other => self.memory.settle(other),
             },

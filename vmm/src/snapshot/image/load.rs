@@ -28,9 +28,6 @@ pub enum LoadError {
     /// The snapshot's file.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// A page of it.
-    #[error("a page of the snapshot cannot be read")]
-    Page(#[source] std::io::Error),
     /// The part is none.
     #[error("the snapshot's address spaces make no sense")]
     Decode(#[source] postcard::Error),
@@ -52,9 +49,6 @@ pub enum LoadError {
     /// It cannot have its pages.
     #[error("the guest's shared memory and files in memory cannot be had again")]
     Lay(#[from] LayError),
-    /// Its pages do not fit.
-    #[error("the guest's shared memory does not fit into --memory")]
-    NoMemory,
     /// A mapped file.
     #[error("a mapped file cannot be mapped again")]
     File(#[source] std::io::Error),

@@ -7,7 +7,7 @@
 //! out of a section over the snapshot ([`ImageContent`]).
 //!
 //! Pages of mapped files are not in it, only what a guest has made of them for itself; files in memory
-//! and anonymous shared memory are, and are read at once.
+//! and anonymous shared memory are, and are read when they are wanted too ([`mod@shared`]).
 
 mod content;
 #[cfg(test)]
@@ -23,6 +23,7 @@ mod scratch;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use serde::{Deserialize, Serialize};
 use shadow_mm::{VadFlags, VpnRange};

@@ -140,7 +140,7 @@ impl ImageWriter<'_> {
     }
 
     /// Where a page of the old snapshot is in the new one: where it was, if the new one builds on it.
-    fn image_page(
+    pub(super) fn image_page(
         &mut self,
         section: &Section<Backing>,
         page: SectionPage,

@@ -19,7 +19,7 @@ use super::scratch::Scratch;
 use super::{
     BytesData, ImageData, KindData, Run, Runs, SectionData, SectionRef, SpaceData, VadData,
 };
-use crate::memory::{Backing, FRAME, Kept, Memory, Space, VmmPlatform};
+use crate::memory::{Backing, FRAME, Kept, Memory, Space, Unread, VmmPlatform};
 use crate::snapshot::format::{SnapshotId, StoredPage};
 use crate::snapshot::records::{
     BytesRef, ContentRef, MemoryError, Page, SaveContents, SaveMemory, SpaceRef, SparseBytes,
@@ -66,9 +66,9 @@ pub(super) struct Later<'a> {
     pub(super) private: Vec<VadInfo<Backing>>,
 }
 
-/// Whose pages are a layer's.
+/// Whose pages are a layer's, or in a snapshot.
 #[derive(Clone, Copy, Debug)]
-enum Frozen {
+pub(super) enum Frozen {
     Section(SectionRef),
     Bytes(BytesRef),
 }
@@ -90,6 +90,8 @@ pub struct ImageWriter<'a> {
     later: Vec<Later<'a>>,
     /// Pages of a layer that the guest came from: they are as they are.
     frozen: Vec<(Frozen, Vec<(u64, PfnRange)>)>,
+    /// Pages of a snapshot that it came from, which nobody has read.
+    pub(super) unread: Vec<(Frozen, Unread)>,
     /// Told of the pages written.
     progress: &'a mut dyn FnMut(u64),
 }
@@ -120,6 +122,7 @@ impl<'a> ImageWriter<'a> {
             sections: HashMap::new(),
             later: Vec::new(),
             frozen: Vec::new(),
+            unread: Vec::new(),
             progress,
         }
     }
@@ -149,6 +152,7 @@ impl<'a> ImageWriter<'a> {
         }
         drop(later);
         self.save_frozen()?;
+        self.save_unread()?;
         let spaces = postcard::to_stdvec(&self.data).map_err(SaveError::Encode)?;
         let writer = self.writer;
         Ok(Saved { writer, spaces })
@@ -239,6 +243,9 @@ impl<'a> ImageWriter<'a> {
                 data.writer = self.writer_of(section, contents)?;
             }
             None => {
+                let unread = self.memory.manager.section_unread(section);
+                let unread = unread.map(|unread| (Frozen::Section(at), unread));
+                self.unread.extend(unread);
                 data.pages = self.section_pages(section)?;
                 let frozen = self.memory.manager.section_frozen(section);
                 self.frozen.push((Frozen::Section(at), frozen));
@@ -283,6 +290,8 @@ impl<'a> ImageWriter<'a> {
             length: bytes.length(),
             pages: Runs::default(),
         };
+        let unread = bytes.unread().map(|unread| (Frozen::Bytes(at), unread));
+        self.unread.extend(unread);
         let mut page: Page = [0; FRAME];
         for n in bytes.pages() {
             bytes.read(n, &mut page).map_err(SaveError::Read)?;
@@ -310,21 +319,23 @@ impl<'a> ImageWriter<'a> {
                     runs.push(page, stored);
                 }
             }
-            let pages = match whose {
-                Frozen::Section(at) => self
-                    .data
-                    .sections
-                    .get_mut(at.0 as usize)
-                    .map(|s| &mut s.pages),
-                Frozen::Bytes(at) => self.data.bytes.get_mut(at.0 as usize).map(|b| &mut b.pages),
-            };
-            debug_assert!(pages.is_some(), "nothing was begun for {whose:?}");
-            if let Some(pages) = pages {
+            if let Some(pages) = self.pages_of(whose) {
                 pages.0.append(&mut runs.0);
                 pages.0.sort_by_key(|run| run.start);
             }
         }
         Ok(())
+    }
+
+    /// The pages that a section or a file in memory has so far.
+    pub(super) fn pages_of(&mut self, whose: Frozen) -> Option<&mut Runs> {
+        let (sections, bytes) = (&mut self.data.sections, &mut self.data.bytes);
+        let pages = match whose {
+            Frozen::Section(at) => sections.get_mut(at.0 as usize).map(|s| &mut s.pages),
+            Frozen::Bytes(at) => bytes.get_mut(at.0 as usize).map(|b| &mut b.pages),
+        };
+        debug_assert!(pages.is_some(), "nothing was begun for {whose:?}");
+        pages
     }
 }
 

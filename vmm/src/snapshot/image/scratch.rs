@@ -60,11 +60,6 @@ impl<'a> Scratch<'a> {
         let copy = |pool: &crate::memory::Pool, frame| pool.read(frame, 0, into);
         self.memory.with_page(&self.space, at, Access::Read, copy)
     }
-
-    pub(super) fn store(&self, at: GuestVa, bytes: &[u8; FRAME]) -> Result<(), AccessError> {
-        let copy = |pool: &crate::memory::Pool, frame| pool.write(frame, 0, bytes);
-        self.memory.with_page(&self.space, at, Access::Write, copy)
-    }
 }
 
 impl Drop for Scratch<'_> {

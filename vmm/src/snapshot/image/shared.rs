@@ -1,19 +1,18 @@
 //! The pages of what processes share: sections over nothing, and files in memory.
 //!
-//! For a guest over a layer they are the layer's, and nothing is done for each of them; for any other they are read at once.
+//! They are the layer's for a guest over one; for any other they are in the snapshot, and read when somebody wants them. Nothing is
+//! done for each of them here.
 
 use std::sync::Arc;
 
 use super::load::{ImageLoader, LoadError};
-use super::scratch::Scratch;
 use super::{ImageData, Runs, SectionData};
-use crate::memory::{AccessError, Backing, FRAME};
-use crate::snapshot::format::StoredPage;
-use crate::snapshot::records::{BytesRef, LoadBytes, MemoryError, Page};
+use crate::memory::Backing;
+use crate::snapshot::records::{BytesRef, LoadBytes, MemoryError};
 use shadow_mm::{Charge, Extent, Extents, Section};
 
-/// Where sections and files in memory have which pages of the snapshot; none of those that make no sense, or that no layer can
-/// have.
+/// Where sections and files in memory have which pages of the snapshot; none of those that make no sense, or that no section
+/// can have.
 #[derive(Debug)]
 pub(super) struct AllExtents {
     pub(super) sections: Vec<Option<Extents>>,
@@ -38,7 +37,7 @@ fn extents(runs: &Runs) -> Option<Extents> {
 }
 
 impl ImageLoader {
-    /// Has pages of a section that has none be the layer's: nothing is done for each of them.
+    /// Has a section that has no pages have those of the image.
     fn lay(
         &self,
         section: &Section<Backing>,
@@ -57,7 +56,7 @@ impl ImageLoader {
         Ok(manager.lay_section(section, &self.image, extents)?)
     }
 
-    /// A section over nothing, with its pages in it.
+    /// A section over nothing, with its pages.
     pub(super) fn make_section(
         &self,
         data: &SectionData,
@@ -70,35 +69,8 @@ impl ImageLoader {
         };
         let manager = &self.memory.manager;
         let section = manager.create_shared_memory(data.bytes, charge)?;
-        if self.image.is_frozen() {
-            self.lay(&section, data.bytes, extents)?;
-            return Ok(section);
-        }
-        let scratch = Scratch::new(&self.memory)?;
-        for run in &data.pages.0 {
-            self.checked(run)?;
-            let shown = scratch.view(&section, run.start, run.count)?;
-            let mut bytes = [0; FRAME];
-            for (ahead, vpn) in shown.iter().enumerate() {
-                self.read(run.stored + ahead as u64, &mut bytes)?;
-                scratch
-                    .store(vpn.va(), &bytes)
-                    .map_err(|error| match error {
-                        AccessError::NoMemory => LoadError::NoMemory,
-                        AccessError::Denied(_) => LoadError::Nonsense("sections"),
-                    })?;
-            }
-            scratch.close(shown);
-        }
+        self.lay(&section, data.bytes, extents)?;
         Ok(section)
-    }
-
-    fn read(&self, page: u64, bytes: &mut [u8; FRAME]) -> Result<(), LoadError> {
-        let read = self.of.snapshot.read_pages(StoredPage::new(page), bytes);
-        match read.map_err(LoadError::Page)? {
-            FRAME => Ok(()),
-            _ => Err(LoadError::Nonsense("pages")),
-        }
     }
 
     pub(super) fn load_bytes(
@@ -109,18 +81,8 @@ impl ImageLoader {
         let of = Arc::clone(&self.of);
         let data = of.data.bytes.get(at.0 as usize);
         let data = data.ok_or(LoadError::Nonsense("files in memory"))?;
-        if self.image.is_frozen() {
-            let extents = of.extents.bytes.get(at.0 as usize);
-            self.lay(into.section(), data.length, extents)?;
-            return Ok(data.length);
-        }
-        let mut bytes: Page = [0; FRAME];
-        for run in &data.pages.0 {
-            for ahead in 0..run.count {
-                self.read(run.stored.saturating_add(ahead), &mut bytes)?;
-                into.page(run.start.saturating_add(ahead), &bytes)?;
-            }
-        }
+        let extents = of.extents.bytes.get(at.0 as usize);
+        self.lay(into.section(), data.length, extents)?;
         Ok(data.length)
     }
 }

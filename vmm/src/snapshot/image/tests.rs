@@ -285,6 +285,50 @@ fn shared_memory_is_shared_again() {
     done(&new, &[&again[0], &again[1]]);
 }
 
+/// Shared memory of a snapshot is read when it is wanted, and what nobody wanted is in the next snapshot all the same.
+#[test]
+fn shared_memory_is_read_when_it_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let old = memory(2000);
+    let section: Section<Backing> = old.manager.create_section(None, PAGES * 4096).unwrap();
+    let view = MapKind::View {
+        section,
+        offset: 0,
+        sharing: Sharing::Shared,
+    };
+    let first = old.manager.create_space().unwrap();
+    map(&old, &first, range(START, PAGES), RW, view);
+    (START..START + PAGES).for_each(|page| put(&old, &first, page, page));
+    assert_eq!(save(&old, &path("a"), None, &[&first]), PAGES);
+    done(&old, &[&first]);
+    let new = memory(2000);
+    let snapshot = open(&path("a"), None);
+    let guest = load(&new, &snapshot, 1).remove(0);
+    let stats = new.manager.stats();
+    assert_eq!((stats.reads_issued, stats.section_pages), (0, 0));
+    assert_eq!(stats.commit_charged, PAGES);
+    assert_eq!(get(&new, &guest, START + 50), START + 50);
+    put(&new, &guest, START + 100, 7);
+    let stats = new.manager.stats();
+    assert_eq!((stats.reads_issued, stats.pages_read), (2, 32));
+    assert_eq!(stats.section_pages, 32, "each is in memory once");
+    // With the old snapshot, what was in memory is written; without it, all of it.
+    assert_eq!(save(&new, &path("b"), Some(&snapshot), &[&guest]), 32);
+    assert_eq!(save(&new, &path("c"), None, &[&guest]), PAGES);
+    assert_eq!(new.manager.stats().pages_read, 32, "not for the guest");
+    done(&new, &[&guest]);
+    for (name, base) in [("b", Some(&snapshot)), ("c", None)] {
+        let third = memory(2000);
+        let guest = load(&third, &open(&path(name), base), 1).remove(0);
+        for page in START..START + PAGES {
+            let value = if page == START + 100 { 7 } else { page };
+            assert_eq!(get(&third, &guest, page), value, "{name}");
+        }
+        done(&third, &[&guest]);
+    }
+}
+
 /// Forks that share tables: spaces are kept while they are written.
 fn sharing(frames: u32) -> Arc<Memory> {
     let memory = memory(frames);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use shadow_mm::{PfnRange, Section};
 
-use crate::memory::{Backing, Space, VmmPlatform};
+use crate::memory::{Backing, Space, Unread, VmmPlatform};
 
 /// Bytes of a page of a file in memory.
 pub const PAGE_BYTES: usize = 4096;
@@ -59,6 +59,10 @@ pub trait SparseBytes: Debug {
     /// Pages that are a layer's, with its frames, which do not change: they need not be read before the guest goes on.
     fn frozen(&self) -> Vec<(u64, PfnRange)>;
 
+    /// Pages that the snapshot has which the guest was made of, and nobody has asked for: they need not be read before the guest
+    /// goes on either. To be asked for before [`Self::pages`]: what somebody asks for meanwhile is among both then.
+    fn unread(&self) -> Option<Unread>;
+
     /// One of them; zeroes if it holds nothing.
     ///
     /// # Errors
@@ -70,12 +74,6 @@ pub trait SparseBytes: Debug {
 pub trait LoadBytes {
     /// The section that has its bytes.
     fn section(&self) -> &Section<Backing>;
-
-    /// Stores a page.
-    ///
-    /// # Errors
-    /// There is no room for it, or no such page.
-    fn page(&self, page: u64, bytes: &Page) -> Result<(), MemoryError>;
 }
 
 /// Keeps memory for the records.

@@ -12,10 +12,9 @@ use shadow_mm::{PfnRange, SectionPage, Sharing};
 use super::seals::Seals;
 use crate::linux::fs::budget::Budget;
 use crate::linux::mm::TAG_SHARED;
-use crate::linux::saved::Damaged;
 use crate::locks::{Mutex, rank};
-use crate::memory::{Backing, Memory, Stored};
-use crate::snapshot::records::{LoadBytes, MemoryError, Page, SparseBytes};
+use crate::memory::{Backing, Memory, Stored, Unread};
+use crate::snapshot::records::{LoadBytes, Page, SparseBytes};
 
 const PAGE: u64 = 4096;
 /// One past the last byte that can be written.
@@ -198,14 +197,6 @@ impl LoadBytes for Data {
     fn section(&self) -> &shadow_mm::Section<Backing> {
         self.section()
     }
-
-    fn page(&self, page: u64, bytes: &Page) -> Result<(), MemoryError> {
-        let at = page.checked_mul(PAGE).ok_or(Damaged("a file's page"))?;
-        if self.write(Some(at), bytes)? < bytes.len() {
-            return Err(Errno::NOSPC.into());
-        }
-        Ok(())
-    }
 }
 
 impl SparseBytes for Data {
@@ -219,6 +210,10 @@ impl SparseBytes for Data {
 
     fn frozen(&self) -> Vec<(u64, PfnRange)> {
         self.stored.frozen()
+    }
+
+    fn unread(&self) -> Option<Unread> {
+        self.stored.unread()
     }
 
     fn read(&self, page: u64, into: &mut Page) -> std::io::Result<()> {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shadow_mm::{
-    Access, FrameStore, MapKind, MapRequest, Placement, Prot, Section, SectionId, Sharing,
-    VadFlags, VadTag, Vpn, VpnRange,
+    Access, FrameStore, MapKind, MapRequest, Placement, Prot, Section, SectionId, SectionPage,
+    SectionStore, Sharing, VadFlags, VadTag, Vpn, VpnRange,
 };
 
 use crate::memory::{Backing, Intent, Memory, Space, VmmPlatform};
@@ -59,6 +59,23 @@ impl Image {
         let memory = &self.memory;
         let made = || memory.manager.create_section(None, 1 << 20).unwrap();
         self.sections.entry(id).or_insert_with(made).clone()
+    }
+
+    /// Has a page of a file in memory.
+    fn store(&self, section: &Section<Backing>, number: u64, bytes: &Page) {
+        let (manager, page) = (&self.memory.manager, SectionPage::new(number).unwrap());
+        let end = (number + 1) * PAGE_BYTES as u64;
+        if manager.section_size(section) < end {
+            assert!(manager.resize_section(section, end).unwrap().is_empty());
+        }
+        for _ in 0..8 {
+            if let SectionStore::There(pin) = manager.section_page_to_store(section, page) {
+                manager.store().write(pin.pfn(), 0, bytes);
+                manager.unpin_stored(pin);
+                return;
+            }
+        }
+        panic!("page {number} of a file is not there");
     }
 
     fn put(&self, space: &Arc<Space<VmmPlatform>>, range: &Range) {
@@ -189,7 +206,7 @@ impl LoadMemory for Image {
     fn bytes(&mut self, at: BytesRef, into: &dyn LoadBytes) -> Result<u64, MemoryError> {
         let (length, pages) = self.bytes.get(at.0 as usize).ok_or("no such bytes")?;
         for (&number, bytes) in pages {
-            into.page(number, bytes)?;
+            self.store(into.section(), number, bytes);
         }
         Ok(*length)
     }
