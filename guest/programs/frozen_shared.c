@@ -168,18 +168,26 @@ static void map(int kind, int fd)
 		die("mmap");
 }
 
-/* Freezes itself; gives what it is told then. */
-static unsigned long freeze(int vmm, char said[512])
+/* What it is told, if there is anything new, and which guest that makes it. */
+static unsigned long told(int vmm, char said[512])
 {
 	unsigned long number = 0;
 	memset(said, 0, 512);
-	if (write(vmm, "freeze\n", 7) != 7 || read(vmm, said, 511) <= 0)
+	if (read(vmm, said, 511) < 0)
 		die("/dev/vmm");
 	sscanf(said, "clone %lu", &number);
 	/* A guest of a snapshot has no number, and is to store all the same. */
 	if (strncmp(said, "restored ", 9) == 0 && strstr(said, "MODE="))
 		number = 7;
 	return number;
+}
+
+/* Freezes itself; gives what it is told then. */
+static unsigned long freeze(int vmm, char said[512])
+{
+	if (write(vmm, "freeze\n", 7) != 7)
+		die("/dev/vmm");
+	return told(vmm, said);
 }
 
 int main(int argc, char **argv)
@@ -205,6 +213,10 @@ int main(int argc, char **argv)
 		while (read(0, &byte, 1) > 0) {
 		}
 		all_is(0);
+		/* A snapshot of it may have been taken meanwhile. */
+		salt = told(vmm, said);
+	}
+	if (!salt) {
 		other(END, 0);
 		say("as it was\n");
 		return 0;

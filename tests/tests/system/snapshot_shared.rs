@@ -11,20 +11,22 @@ use tests::process;
 use super::clones_shared;
 use super::snapshot::{Guest, ONLY_VMM, command, expect, refused, snapshot, succeed, vmm_with};
 
-/// Bytes of the file in memory: 512 pages, which nobody maps.
-const BYTES: &str = "2097152";
+/// Pages of the file in memory, which nobody maps.
+const PAGES: usize = 1024;
+/// Their bytes.
+const BYTES: &str = "4194304";
 /// Fills it; says what is in it for each line of its input.
 const PROGRAM: &str = "busybox yes 0123456789abcde | busybox head -c $0 > /dev/shm/file; echo READY
-    while read line; do busybox cksum < /dev/shm/file; done; echo end";
+    while read line; do busybox md5sum < /dev/shm/file; done; echo end";
 /// Pages of memory that a shell may take.
-const SMALL: u64 = 400;
+const SMALL: u64 = 700;
 /// What each of the file's pages begins with.
 const LINE: &[u8] = b"0123456789abcde\n";
 const PAGE: usize = 4096;
 
 /// Two processes have all that they shared, by mappings and by descriptors, and store to it.
 fn stores(context: &Context) -> Checked {
-    let guest = clones_shared::launch(context, &[])?;
+    let guest = clones_shared::launch(context, 80)?;
     let path = snapshot(context)?;
     clones_shared::end(context, guest)?;
     let words = ["restore", &path, "--env", "MODE=write"];
@@ -32,7 +34,7 @@ fn stores(context: &Context) -> Checked {
     expect(
         &vmm_with(context, &["restore", &path], b"")?,
         0,
-        "original\nas it was\n",
+        "as it was\n",
     )?;
     Ok(PASSED)
 }
@@ -43,7 +45,8 @@ fn lazily(context: &Context) -> Checked {
     let path = snapshot(context)?;
     let printed = guest.finish_with(context, b"x\n")?;
     let sum = printed.lines().nth(1).unwrap_or_default().to_owned();
-    if !sum.ends_with(BYTES) {
+    // Of nothing it would be this.
+    if sum.len() < 32 || sum.starts_with("d41d8cd98f00b204") {
         return Err(format!("the original: {printed:?}"));
     }
     let expected = format!("{sum}\nend\n");
@@ -70,8 +73,10 @@ fn lazily(context: &Context) -> Checked {
     damage(&path)?;
     let output = vmm_with(context, &["restore", &path], b"x\n")?;
     let said = output.err();
-    let lines = said.lines().filter(|line| line.contains("damaged")).count();
-    if output.status != 125 || lines != 1 || output.out().contains(BYTES) {
+    let lines = said.lines().filter(|line| line.starts_with("vmm: "));
+    let lines: Vec<_> = lines.collect();
+    let damaged = lines.len() == 1 && lines[0].contains("damaged");
+    if output.status != 125 || !damaged || output.out().contains(&sum) {
         return Err(format!("{} {} {said}", output.status, output.out()));
     }
     refused(context, &["restore", "--verify", &path], "damaged")?;
@@ -104,7 +109,7 @@ fn damage(path: &str) -> Result<(), String> {
     let time = fs::metadata(path).and_then(|found| found.modified());
     let pages = bytes.chunks_mut(PAGE).filter(|page| page.starts_with(LINE));
     let damaged = pages.map(|page| page[100] ^= 4).count();
-    if damaged < 512 {
+    if damaged < PAGES {
         return Err(format!("{damaged} pages of the file in the snapshot"));
     }
     fs::write(path, &bytes).map_err(text)?;
