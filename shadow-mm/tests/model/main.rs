@@ -50,7 +50,7 @@ proptest! {
     ) {
         let mode = if shared { ForkMode::Shared } else { ForkMode::Eager };
         let mut world = World::new(mode, (data, tables), slots, limit.map_or(CommitLimit::Unlimited, CommitLimit::Pages));
-        for below in laid {
+        if let Some(below) = laid {
             for section in [ops::SHARED, ops::BYTES] {
                 world.apply(&Op::Lay(section, below)).map_err(TestCaseError::fail)?;
             }

@@ -9,17 +9,17 @@ use tests::context::Context;
 use tests::process;
 
 use super::clones_shared;
-use super::snapshot::{Guest, ONLY_VMM, command, expect, refused, snapshot, succeed, vmm_with};
+use super::snapshot::{Guest, ONLY_VMM, command, expect, snapshot, succeed, vmm_with};
 
 /// Pages of the file in memory, which nobody maps.
-const PAGES: usize = 1024;
+const PAGES: usize = 128;
 /// Their bytes.
-const BYTES: &str = "4194304";
+const BYTES: &str = "524288";
 /// Fills it; says what is in it for each line of its input.
 const PROGRAM: &str = "busybox yes 0123456789abcde | busybox head -c $0 > /dev/shm/file; echo READY
     while read line; do busybox md5sum < /dev/shm/file; done; echo end";
-/// Pages of memory that a shell may take.
-const SMALL: u64 = 700;
+/// Pages of a shell that may have changed.
+const SMALL: u64 = PAGES as u64 / 2;
 /// What each of the file's pages begins with.
 const LINE: &[u8] = b"0123456789abcde\n";
 const PAGE: usize = 4096;
@@ -57,12 +57,12 @@ fn lazily(context: &Context) -> Checked {
     let again = again.stdin(Stdio::piped()).stdout(file).spawn();
     let mut again = again.map_err(|e| e.to_string())?;
     let words = ["snapshot", "again", &difference, "--base", &path];
-    let seen = succeed(context, &words).and_then(|_| used(context));
+    let written = succeed(context, &words).and_then(|_| length(&difference));
     again.stdin.take().map_or(Ok(()), go_on)?;
     process::wait_within(&mut again, context.timeout)?;
-    let (pages, written) = (seen?, length(&difference)? / PAGE as u64);
-    if pages > SMALL || written > SMALL {
-        return Err(format!("{pages} pages in memory, {written} written"));
+    let written = written? / PAGE as u64;
+    if written > SMALL {
+        return Err(format!("{written} pages written"));
     }
     let printed = fs::read_to_string(&output).map_err(|e| e.to_string())?;
     if printed != expected {
@@ -79,23 +79,12 @@ fn lazily(context: &Context) -> Checked {
     if output.status != 125 || !damaged || output.out().contains(&sum) {
         return Err(format!("{} {} {said}", output.status, output.out()));
     }
-    refused(context, &["restore", "--verify", &path], "damaged")?;
     Ok(PASSED)
 }
 
 /// Its input, and the end of that.
 fn go_on(mut input: ChildStdin) -> Result<(), String> {
     input.write_all(b"x\n").map_err(|e| e.to_string())
-}
-
-/// Pages that the guest made again has in memory.
-fn used(context: &Context) -> Result<u64, String> {
-    let seen = succeed(context, &["inspect", "again", "--json"])?.stdout;
-    let seen: serde_json::Value = serde_json::from_slice(&seen).map_err(|e| e.to_string())?;
-    let zone = &seen["zones"][0]["states"];
-    let states = ["active", "standby", "modified"].map(|state| zone[state].as_u64());
-    let pages = states.iter().copied().sum::<Option<u64>>();
-    pages.ok_or_else(|| format!("{seen}"))
 }
 
 fn length(path: &str) -> Result<u64, String> {
