@@ -7,7 +7,7 @@
 //! out of a section over the snapshot ([`ImageContent`]).
 //!
 //! Pages of mapped files are not in it, only what a guest has made of them for itself; files in memory
-//! and anonymous shared memory are, and are read when they are wanted too ([`mod@shared`]).
+//! and anonymous shared memory are, and are read when they are wanted too (`shared.rs`).
 
 mod content;
 #[cfg(test)]
