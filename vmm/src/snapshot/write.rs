@@ -277,9 +277,7 @@ impl Writer {
     /// written: a server that has the file may else set another one later.
     fn publish(&mut self, seal: Option<Seal>) -> Result<(), WriteError> {
         let Target::File { path, made } = &mut self.target else {
-            let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-            let sealed = rustix::fs::fcntl_add_seals(&self.file, seals);
-            return sealed.map_err(|errno| self.host(errno.into()));
+            return seal_memory(&self.file).map_err(|errno| self.host(errno.into()));
         };
         let done = self.file.sync_all().and_then(|()| {
             if let Some(seal) = seal {
@@ -293,6 +291,22 @@ impl Writer {
             File::open(directory(path))?.sync_all()
         });
         done.map_err(|error| self.host(error))
+    }
+}
+
+/// How often a memory file is tried to be sealed. Each try takes the host 150 ms if it cannot be.
+const SEAL_TRIES: u32 = 20;
+
+/// Nobody can change a memory file's bytes any more. The host refuses that as long as something holds one of its pages, and it
+/// holds pages for a moment by itself, to look at how they are used.
+fn seal_memory(file: &File) -> Result<(), Errno> {
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    let mut tries = 1;
+    loop {
+        match rustix::fs::fcntl_add_seals(file, seals) {
+            Err(Errno::BUSY) if tries < SEAL_TRIES => tries += 1,
+            done => return done,
+        }
     }
 }
 
