@@ -17,6 +17,8 @@
 #define PAGE 4096
 #define WORDS (PAGE / 8)
 #define CHILDREN 2
+/* Of each process, in the memory that they share. */
+#define SLICE 25
 #define ACCOUNTS 64
 #define SUM 1000000
 
@@ -26,9 +28,10 @@ static atomic_long wrong;
 static unsigned long pages;
 static pthread_mutex_t bank = PTHREAD_MUTEX_INITIALIZER;
 static int64_t accounts[ACCOUNTS][WORDS] __attribute__((aligned(PAGE)));
-/* Seen by all processes: a page for each, and one more than it counts itself is wrong. */
+/* Seen by all processes: some pages for each. In the first, one more than it counts itself is wrong; and so is it in a file. */
 static uint64_t *shared;
-static uint64_t own;
+static int ledger;
+static uint64_t own, entries;
 static int process;
 
 static void *map(size_t bytes, int flags, int fd) {
@@ -42,8 +45,8 @@ static void expect(uint64_t found, uint64_t expected) {
 }
 
 /* One round over pages that have `round - 1`, but where `file` says that a page is still the file's. */
-static void round_of(uint64_t *part, uint64_t round, int file) {
-  for (unsigned long p = 0; p < pages; p++) {
+static void round_of(uint64_t *part, unsigned long count, uint64_t round, int file) {
+  for (unsigned long p = 0; p < count; p++) {
     uint64_t *first = part + p * WORDS, *last = first + WORDS - 1;
     expect(*first, round - 1);
     expect(*last, file && round == 1 ? 0 : round - 1);
@@ -52,9 +55,11 @@ static void round_of(uint64_t *part, uint64_t round, int file) {
   }
 }
 
-/* Anonymous memory, memory that forks do not inherit, and a file in memory, as far as it was stored to. */
+/* Anonymous memory, memory that forks do not inherit, memory that processes share, and a file in memory, as far as it was
+ * stored to. */
 static void *sweep(void *kind) {
-  size_t bytes = pages * PAGE;
+  unsigned long count = *(char *)kind == 's' ? SLICE - 1 : pages;
+  size_t bytes = count * PAGE;
   uint64_t *part, *rest = NULL;
   int file = *(char *)kind == 'f';
   if (file) {
@@ -66,13 +71,15 @@ static void *sweep(void *kind) {
     part = map(2 * bytes, MAP_PRIVATE, fd);
     rest = part + pages * WORDS;
     close(fd);
+  } else if (*(char *)kind == 's') {
+    part = shared + (process * SLICE + 1) * WORDS;
   } else {
     part = map(bytes, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     if (*(char *)kind == 'd') madvise(part, bytes, MADV_DONTFORK);
   }
   uint64_t round = 0;
   for (int more = 2; more > 0; more -= stopping) {
-    round_of(part, ++round, file);
+    round_of(part, count, ++round, file);
     for (unsigned long p = 0; rest && p < pages; p += 17) expect(rest[p * WORDS], 77);
   }
   return NULL;
@@ -88,11 +95,15 @@ static void *trade(void *unused) {
       int64_t amount = (int64_t)(seed % 1000);
       accounts[seed / 1000 % ACCOUNTS][seed / 64000 % WORDS] -= amount;
       accounts[seed / 100000000 % ACCOUNTS][3] += amount;
-      expect(shared[process * WORDS], own);
+      expect(shared[process * SLICE * WORDS], own);
       own++;
-      shared[process * WORDS]++;
+      shared[process * SLICE * WORDS]++;
       if (n == 0) {
         int64_t sum = 0;
+        uint64_t entry;
+        if (pread(ledger, &entry, 8, process * PAGE) != 8) wrong++;
+        expect(entry, entries++);
+        if (pwrite(ledger, &entries, 8, process * PAGE) != 8) wrong++;
         for (int a = 0; a < ACCOUNTS * WORDS; a++) sum += accounts[a / WORDS][a % WORDS];
         expect((uint64_t)sum, SUM);
       }
@@ -137,13 +148,13 @@ static void start(pthread_t *thread, void *(*body)(void *), void *with) {
 
 /* Starts the threads of a process, waits in `until`, and gives back how much was wrong. */
 static long run(void (*until)(int *), int *ends) {
-  static char kinds[] = "adf";
-  pthread_t threads[5];
+  static char kinds[] = "adfs";
+  pthread_t threads[6];
   accounts[0][0] = SUM;
-  for (int k = 0; k < 3; k++) start(&threads[k], sweep, &kinds[k]);
-  for (int k = 3; k < 5; k++) start(&threads[k], trade, NULL);
+  for (int k = 0; k < 4; k++) start(&threads[k], sweep, &kinds[k]);
+  for (int k = 4; k < 6; k++) start(&threads[k], trade, NULL);
   until(ends);
-  for (int k = 0; k < 5; k++) pthread_join(threads[k], NULL);
+  for (int k = 0; k < 6; k++) pthread_join(threads[k], NULL);
   return wrong;
 }
 
@@ -163,7 +174,9 @@ int main(int argc, char **argv) {
   int ends[2 * CHILDREN];
   pid_t children[CHILDREN];
   pages = argc > 1 ? strtoul(argv[1], NULL, 0) : 64;
-  shared = map((CHILDREN + 1) * PAGE, MAP_SHARED | MAP_ANONYMOUS, -1);
+  shared = map((CHILDREN + 1) * SLICE * PAGE, MAP_SHARED | MAP_ANONYMOUS, -1);
+  ledger = memfd_create("ledger", 0);
+  if (ledger < 0 || ftruncate(ledger, (CHILDREN + 1) * PAGE)) perror("memfd"), exit(1);
   for (int c = 0; c < CHILDREN; c++) {
     int down[2], up[2];
     if (pipe(down) || pipe(up)) return 1;

@@ -94,8 +94,8 @@ pub use proto::{
     BlockId, Extent, Extents, HeaderId, Pending, Progress, Section, SectionId, SectionPage,
 };
 pub use section::{
-    Allowance, Charge, LayError, NoFrame, NoSpace, SectionAt, SectionError, SectionIn,
-    SectionStore, Thaw, WriteBack, WriteFailed,
+    Allowance, BeingKept, Charge, KeepSectionError, KeptPage, KeptSection, LayError, NoFrame,
+    NoSpace, SectionAt, SectionError, SectionIn, SectionStore, Thaw, WriteBack, WriteFailed,
 };
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{

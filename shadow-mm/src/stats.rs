@@ -67,6 +67,8 @@ counters! {
     pages_thawed,
     /// Pages of images that were copied for sections laid over them: shared memory and files in memory.
     pages_from_image,
+    /// Pages of sections that were copied before they were stored to, because the section was kept as it was.
+    pages_put_aside,
     /// Times a space went back to what lies under it.
     resets,
     /// Pages that spaces gave up then.

@@ -37,9 +37,16 @@ pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Vi
             }
         }
     }
+    let mut keeping = 0;
     for (id, section) in db.sections.iter() {
         check_frozen(id, section)?;
         check_image(db, id, section)?;
+        keeping += u32::from(section.kept.is_some());
+        check_kept(db, id, section)?;
+    }
+    if keeping != db.sections.keeping {
+        let (counted, believed) = (keeping.into(), db.sections.keeping.into());
+        return Err(Violation::WrongSections { counted, believed });
     }
     // Every frame that says a section owns it is that section's page.
     for (frame, entry) in db.zone(ZoneKind::Data).iter() {
@@ -55,6 +62,19 @@ pub(super) fn check_sections(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Vi
         Ok(())
     } else {
         Err(Violation::WrongSections { counted, believed })
+    }
+}
+
+/// What was put aside of a section that is kept is settled, and nothing else is in the copies.
+fn check_kept(db: &PfnDatabase, id: SectionId, section: &SectionState) -> Result<(), Violation> {
+    let Some(kept) = &section.kept else {
+        return Ok(());
+    };
+    let copies = db.sections.find(kept.copies);
+    let mut aside = copies.into_iter().flat_map(|copies| copies.pages.keys());
+    match aside.find(|page| kept.is_pending(**page)) {
+        Some(&page) => Err(Violation::WrongPrototype { section: id, page }),
+        None => Ok(()),
     }
 }
 

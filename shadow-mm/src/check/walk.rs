@@ -386,6 +386,11 @@ impl<P: Platform> Walk<'_, P> {
                     return Err(wrong_owner);
                 }
                 expected = view_flags(source.prot, source.sharing);
+                // Closed, because the section is kept or was when the entry was made.
+                let kept = self.db.to_be_kept(frame).is_some() && reach == Reach::Own;
+                if kept || entry.flags.contains(EntryFlags::COPY_ON_WRITE) {
+                    expected = expected.shared();
+                }
             }
             owner if owner == (Owner::Entry { table, index }) => {
                 let pinned = self.db.entry(frame).write_pins() > 0;

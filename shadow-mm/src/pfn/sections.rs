@@ -27,11 +27,9 @@ impl PfnDatabase {
             true => PfnFlags::empty(),
             false => PfnFlags::READING,
         };
-        let old = self
-            .sections
-            .get_mut(id)
-            .pages
-            .insert(page, Proto::Resident(pfn));
+        let state = self.sections.get_mut(id);
+        state.settle(page);
+        let old = state.pages.insert(page, Proto::Resident(pfn));
         debug_assert!(old.is_none(), "{page:?} of a layer had {old:?} too");
         self.sections.resident += 1;
         pfn
@@ -51,8 +49,11 @@ impl PfnDatabase {
         let pfn = frame.into_pfn();
         self.set_owner(pfn, Owner::Section { section: id, page });
         self.release(pfn);
-        let pages = &mut self.sections.get_mut(id).pages;
-        let old = pages.insert(page, Proto::Resident(pfn));
+        let state = self.sections.get_mut(id);
+        if cfg!(not(mutant = "kept_with_later")) {
+            state.settle(page);
+        }
+        let old = state.pages.insert(page, Proto::Resident(pfn));
         debug_assert!(
             !matches!(old, Some(Proto::Resident(_))),
             "{page:?} of a section was made resident twice"
@@ -71,6 +72,31 @@ impl PfnDatabase {
     /// Whether an entry maps a section's own frame, or one its section has lost.
     pub(crate) fn is_sections(&self, entry: ValidEntry) -> bool {
         entry.flags.contains(EntryFlags::PROTOTYPE) && self.block_of(entry.frame).is_none()
+    }
+
+    /// The section's page in a frame, if nobody may store there before that is put aside: its section is kept as it was.
+    pub(crate) fn to_be_kept(&self, frame: Pfn) -> Option<(SectionId, SectionPage)> {
+        if self.sections.keeping == 0 {
+            return None;
+        }
+        let Owner::Section { section, page } = self.entry(frame).owner else {
+            return None;
+        };
+        let state = self.sections.find(section);
+        let pending = state.is_some_and(|state| state.is_to_be_kept(page));
+        pending.then_some((section, page))
+    }
+
+    /// What a page of a section that is kept is goes to the copies; it may be stored to from now on.
+    pub(crate) fn put_aside(&mut self, id: SectionId, page: SectionPage, copy: ReadyFrame) {
+        let state = self.sections.get_mut(id);
+        let Some(kept) = &mut state.kept else {
+            return self.discard(copy);
+        };
+        let copies = kept.copies;
+        kept.settle(page);
+        let frame = self.begin_thaw(copies, page, copy);
+        self.end_thaw(frame);
     }
 
     /// Whether the content differs from the file's, as far as the database knows.

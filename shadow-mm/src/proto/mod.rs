@@ -5,6 +5,7 @@
 mod bell;
 mod clone_block;
 mod frozen;
+mod kept;
 mod lazy;
 mod pending;
 mod section;

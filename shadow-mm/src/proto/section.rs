@@ -23,6 +23,7 @@ use once_cell::race::OnceBox;
 
 use super::bell::Bell;
 use super::frozen::FrozenPages;
+use super::kept::KeptPages;
 use super::pending::Record;
 use crate::addr::{PAGE_SIZE, Pfn, PfnRange, SpaceId};
 use crate::page_file::Slot;
@@ -246,6 +247,10 @@ pub(crate) struct SectionState {
     pub(crate) pages: BTreeMap<SectionPage, Proto>,
     /// Pages that are a layer's, or in an image; none of them is among those.
     pub(crate) frozen: Option<FrozenPages>,
+    /// If it is kept as it was.
+    pub(crate) kept: Option<KeptPages>,
+    /// The section whose pages these are, put aside.
+    copies_of: Option<SectionId>,
     pub(crate) runs: Vec<Run>,
     /// Spaces that may have views; all that have are here.
     pub(crate) viewers: BTreeSet<SpaceId>,
@@ -295,6 +300,18 @@ impl SectionState {
         frozen.map_or(0, |frozen| frozen.cut(pages))
     }
 
+    /// Whether a store to the page has to wait until what it is has been put aside.
+    pub(crate) fn is_to_be_kept(&self, page: SectionPage) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.is_pending(page))
+    }
+
+    /// The page has another content from now on.
+    pub(crate) fn settle(&mut self, page: SectionPage) {
+        if let Some(kept) = &mut self.kept {
+            kept.settle(page);
+        }
+    }
+
     pub(crate) fn contains(&self, page: SectionPage) -> bool {
         page.get() < self.page_count()
     }
@@ -326,6 +343,8 @@ pub(crate) struct SectionTable {
     /// Sections that nobody has a handle of, and whose pages go by and by. Nothing is charged for them any more.
     dead: Vec<SectionId>,
     pub(crate) bell: Arc<Bell>,
+    /// Sections that are kept as they were.
+    pub(crate) keeping: u32,
     /// Frames sections have.
     pub(crate) resident: u64,
     /// Frames sections lost because others wanted them.
@@ -351,6 +370,8 @@ impl SectionTable {
             allowance,
             pages: BTreeMap::new(),
             frozen: None,
+            kept: None,
+            copies_of: None,
             runs: Vec::new(),
             viewers: BTreeSet::new(),
         };
@@ -400,6 +421,29 @@ impl SectionTable {
         self.find(id).is_some_and(|section| section.file)
     }
 
+    /// A section is kept as it is from now on, with `copies` to put pages aside in, which has none yet. It is no longer
+    /// kept when that is reaped.
+    pub(crate) fn keep(&mut self, id: SectionId, copies: SectionId) {
+        let state = self.get_mut(id);
+        let kept = KeptPages::new(copies, state.page_count());
+        let before = state.kept.replace(kept);
+        debug_assert!(before.is_none(), "{id:?} was kept already");
+        self.get_mut(copies).copies_of = Some(id);
+        self.keeping += 1;
+    }
+
+    /// A section is no longer kept, if it was with these copies.
+    fn end_keep(&mut self, id: SectionId, copies: SectionId) {
+        let state = self.sections.get_mut(id.0 as usize);
+        let kept = state.and_then(Option::as_mut).map(|state| &mut state.kept);
+        if let Some(kept) = kept
+            && kept.as_ref().is_some_and(|kept| kept.copies == copies)
+        {
+            *kept = None;
+            self.keeping -= 1;
+        }
+    }
+
     /// A page's frame is used for something else from now on; what it had is in `original`.
     pub(crate) fn lose_frame(&mut self, id: SectionId, page: SectionPage, original: Original) {
         let state = self.get_mut(id);
@@ -437,9 +481,13 @@ impl SectionTable {
                 let id = SectionId(n as u32);
                 // Of a ticket, the handle may go before the transfer is abandoned: that rings again.
                 let gone = state.life.gone.load(Ordering::Acquire) && state.runs.is_empty();
+                let of = state.copies_of;
                 if gone && !self.dead.contains(&id) {
                     self.dead.push(id);
                     dropped.sections.push(id);
+                    if let Some(of) = of {
+                        self.end_keep(of, id);
+                    }
                 }
             }
         }
@@ -455,7 +503,10 @@ impl SectionTable {
                 return Some(proto);
             }
             self.dead.pop();
-            self.sections[id.0 as usize] = None;
+            let buried = self.sections[id.0 as usize].take();
+            // Who kept it let go of it at the same time as of the copies, which may be known dead later.
+            let kept = buried.is_some_and(|state| state.kept.is_some());
+            self.keeping -= u32::from(kept);
             self.vacant.push(id);
         }
         None

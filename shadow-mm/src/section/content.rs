@@ -12,7 +12,7 @@ use crate::manager::Manager;
 use crate::outcome::{IoTicket, Pin};
 use crate::page_file::PageIn;
 use crate::proto::{Proto, Section, SectionPage};
-use crate::section::{AT_ONCE, NoSpace, SectionAt, Thaw};
+use crate::section::{AT_ONCE, NoFrame, NoSpace, SectionAt, Thaw};
 use crate::space::{Unmade, Unread, ViewIn};
 
 /// What it takes to have a page of a section in memory.
@@ -100,7 +100,13 @@ impl<P: Platform> Manager<P> {
             return SectionStore::Frozen(Thaw::new(section, page, 1));
         }
         match self.section_page(section, page) {
-            SectionAt::Resident(pin) => SectionStore::There(pin),
+            SectionAt::Resident(pin) => match self.put_aside(section.id(), page) {
+                Ok(()) => SectionStore::There(pin),
+                Err(NoFrame) => {
+                    self.unpin(pin);
+                    SectionStore::In(SectionIn::NoMemory)
+                }
+            },
             SectionAt::PagedOut => SectionStore::In(self.section_page_in(section, page)),
             SectionAt::Reading(_) => SectionStore::In(SectionIn::Collided),
             SectionAt::Absent => match self.make_zeroes(section, page, 1) {

@@ -2,6 +2,7 @@
 //! are in `proto/section.rs`; faults on views are in `space/view.rs`.
 
 mod content;
+mod keep;
 mod lay;
 mod punch;
 mod resize;
@@ -23,6 +24,7 @@ use crate::pfn::PfnState;
 use crate::proto::{Extent, Pending, Proto, Section, SectionPage};
 
 pub use content::{SectionIn, SectionStore};
+pub use keep::{BeingKept, KeepSectionError, KeptPage, KeptSection};
 pub use lay::LayError;
 pub use thaw::{NoFrame, Thaw};
 pub use write_back::{WriteBack, WriteFailed};
@@ -42,6 +44,9 @@ pub enum SectionError {
         /// Pages that would be charged.
         pages: u64,
     },
+    /// It is kept as it was: its pages may go when that is over.
+    #[error(transparent)]
+    BeingKept(#[from] BeingKept),
     /// The frames are the pool's own, or none at all.
     #[error("the frames {layer:?} cannot be a layer")]
     NoLayer {

@@ -8,18 +8,25 @@ use crate::backend::{FrameStore, Platform};
 use crate::flush::Flush;
 use crate::manager::Manager;
 use crate::proto::{Proto, Section, SectionPage};
-use crate::section::AT_ONCE;
 use crate::section::viewers::View;
+use crate::section::{AT_ONCE, BeingKept};
 use crate::vad::Sharing;
 
 impl<P: Platform> Manager<P> {
     /// Makes whole pages zeroes, and gives back those that nobody maps: shared views lose theirs first. Copies
     /// that private views made stay; a page that a private view shows and did not copy is zeroed where it is. Gives
     /// back what each space with a shared view must flush.
-    pub fn punch_section(&self, section: &Section<P::Backing>, pages: Range<u64>) -> Vec<Flush> {
+    ///
+    /// # Errors
+    /// [`BeingKept`]; nothing has changed then.
+    pub fn punch_section(
+        &self,
+        section: &Section<P::Backing>,
+        pages: Range<u64>,
+    ) -> Result<Vec<Flush>, BeingKept> {
         let mut flushes = Vec::new();
         // No fault maps a layer's page from here on.
-        self.cut_frozen(section, pages.clone());
+        self.cut_frozen(section, pages.clone())?;
         self.for_each_viewer(section, |space, state, views| {
             let mut flush = space.no_flush();
             let private = views.iter().filter(|view| view.sharing == Sharing::Private);
@@ -37,15 +44,21 @@ impl<P: Platform> Manager<P> {
         while let Some(next) = self.punch_some(section, from..pages.end) {
             from = next;
         }
-        flushes
+        Ok(flushes)
     }
 
-    /// Takes from a section what of a range is a layer's.
-    fn cut_frozen(&self, section: &Section<P::Backing>, pages: Range<u64>) {
+    /// Takes from a section what of a range is a layer's, unless others of the pages have to stay.
+    fn cut_frozen(
+        &self,
+        section: &Section<P::Backing>,
+        pages: Range<u64>,
+    ) -> Result<(), BeingKept> {
         let mut db = self.pfns.lock();
         db.reap();
+        db.sections.get(section.id()).can_lose(pages.clone())?;
         let cut = db.sections.get_mut(section.id()).cut_frozen(pages);
         db.discharge_pages(section.id(), cut);
+        Ok(())
     }
 
     /// The first pages of a hole; gives back where to go on.

@@ -18,7 +18,8 @@ impl<P: Platform> Manager<P> {
     /// as they were; the rest of a file's last page is zeroed. Gives back what each space with a view must flush.
     ///
     /// # Errors
-    /// [`SectionError::NoCommit`] if shared memory is to grow; nothing has changed then.
+    /// [`SectionError::NoCommit`] if shared memory is to grow, [`SectionError::BeingKept`] if it is to shrink; nothing has
+    /// changed then.
     pub fn resize_section(
         &self,
         section: &Section<P::Backing>,
@@ -68,6 +69,8 @@ impl<P: Platform> Manager<P> {
         } else {
             whole_pages(bytes)
         };
+        let first_gone = bytes.div_ceil(PAGE_SIZE as u64);
+        state.can_lose(first_gone..SectionPage::COUNT)?;
         let (released, charged) = match state.charge {
             Charge::Charged | Charge::Uncharged => (state.charged(), state.charge.pages(bytes)),
             Charge::ByPage => (0, 0),
@@ -80,7 +83,6 @@ impl<P: Platform> Manager<P> {
         if bytes >= old {
             return Ok(None);
         }
-        let first_gone = bytes.div_ceil(PAGE_SIZE as u64);
         let edge = bytes / PAGE_SIZE as u64;
         let mut gone = match SectionPage::new(first_gone) {
             Some(first) => state.pages.split_off(&first),

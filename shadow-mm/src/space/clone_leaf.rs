@@ -123,9 +123,12 @@ fn share_other<S: FrameStore>(
             let block = db.block_of(entry.frame);
             let block = block.inspect(|block| db.clones.add_reference(*block));
             db.add_share(entry.frame);
-            // A section's views need no clone block, and keep their rights.
+            // A section's views need no clone block, and keep their rights unless the section is kept as it was.
             let flags = match block {
                 Some(_) => entry.flags.shared(),
+                None if db.to_be_kept(entry.frame).is_some() && cfg!(not(mutant = "kept_twin")) => {
+                    entry.flags.shared()
+                }
                 None => entry.flags,
             };
             Twin::Entry(Shared {

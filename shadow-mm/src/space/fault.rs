@@ -93,6 +93,9 @@ impl<P: Platform> Manager<P> {
                     return FaultOutcome::Resolved(resolution(space, FaultKind::Spurious, 0));
                 }
                 if self.pfns.lock().is_sections(entry) {
+                    if is_shared_view(state, vpn) {
+                        return self.open_kept(space, state, vpn, (table, index, entry));
+                    }
                     return self.break_view(space, state, vpn, entry);
                 }
                 self.break_copy(space, state, vpn, (table, index, entry))

@@ -32,6 +32,7 @@ mod unmap;
 mod unread;
 mod view;
 mod view_in;
+mod view_kept;
 mod zap;
 
 use core::fmt;

@@ -5,7 +5,8 @@
 //!
 //! * **taken over** if nobody else names it and no flush of somebody who did is under way: its entry becomes
 //!   writable, and, above the leaves, the entries in it become what the entry was;
-//! * **moved** to a new frame if only such a flush stands in the way;
+//! * **moved** to a new frame if only such a flush stands in the way, or if there are entries of shared views in it, or may be
+//!   below it, that must not allow stores any more because their section is kept as it was ([`super::view_kept`]);
 //! * **copied** otherwise. Above the leaves the tables below get one parent more. A leaf table's private pages
 //!   move to clone blocks that were promised at the fork.
 //!
@@ -30,6 +31,7 @@ use crate::proto::HeaderId;
 use crate::pte::{Entry, EntryFlags, UpperEntry};
 use crate::shadow::Cursor;
 use crate::space::clone_leaf::{LeafCopy, Twin, move_to_block, share_entry};
+use crate::space::view_kept::is_to_be_closed;
 use crate::space::{Space, SpaceState};
 use crate::stats::{Counters, add};
 
@@ -55,7 +57,7 @@ pub(super) struct Needs {
     missing: usize,
     /// For copies of tables that others have too. They were promised.
     promised: usize,
-    /// To move tables to that a flush holds.
+    /// To move tables to that a flush holds, or in which there are entries to be closed.
     held: usize,
 }
 
@@ -65,11 +67,17 @@ impl Needs {
     }
 
     /// Counts a table that is named as a shared one; `copied` says whether one above it will be copied.
-    fn count(&mut self, db: &PfnDatabase, table: Pfn, copied: bool) -> bool {
+    fn count<S: FrameStore>(
+        &mut self,
+        db: &PfnDatabase,
+        cursor: &Cursor<'_, S>,
+        (table, level): (Pfn, Level),
+        copied: bool,
+    ) -> bool {
         let copied = copied || db.has_other_parents(table);
         if copied {
             self.promised += 1;
-        } else if db.is_held(table) {
+        } else if db.is_held(table) || is_to_be_closed(db, cursor, (table, level)) {
             self.held += 1;
         }
         copied
@@ -95,7 +103,7 @@ pub(super) struct Tally {
     pub(super) blocks: u64,
     pub(super) resident: u64,
     private: u64,
-    entries: u64,
+    pub(super) entries: u64,
 }
 
 /// Unsharing under way.
@@ -315,7 +323,8 @@ fn count_path<S: FrameStore>(
         if seen.contains(&table) {
             copied |= db.has_other_parents(table) && shared;
         } else if shared {
-            copied = needs.count(db, table, copied);
+            let below = level.below().unwrap_or(Level::Leaf);
+            copied = needs.count(db, cursor, (table, below), copied);
         }
         seen.push(table);
     }
@@ -341,7 +350,7 @@ fn count_range<S: FrameStore>(
         let mut here = above;
         here.shared |= matches!(found, UpperEntry::Shared(_));
         if here.shared {
-            here.copied = needs.count(db, child, above.copied);
+            here.copied = needs.count(db, cursor, (child, below), above.copied);
         }
         count_range(db, cursor, ((child, below), part, here), needs);
     }
@@ -437,13 +446,18 @@ impl<S: FrameStore> Unsharing<'_, S> {
         let leaf = level == Level::Directory;
         let alone = !self.db.has_other_parents(below);
         let held = self.db.is_held(below) && cfg!(not(mutant = "held_table_taken"));
-        if alone && (!held || self.held == Held::TakenOver) {
+        let named = (below, level.below().unwrap_or(Level::Leaf));
+        let closed = alone && is_to_be_closed(self.db, &self.cursor, named);
+        if alone && (!(held || closed) || self.held == Held::TakenOver) {
             self.tally.taken += 1;
+            // Before the path allows stores.
+            let downgraded = match leaf {
+                true => self.take_leaf(below),
+                false => self.cursor.share_entries(below) && closed,
+            };
             self.cursor.relink(place, UpperEntry::Table(below));
             self.db.set_owner(below, owner);
-            if !leaf {
-                self.cursor.share_entries(below);
-            } else if self.take_leaf(below) {
+            if downgraded {
                 self.flush.whole_table(below);
             }
             return below;
@@ -479,6 +493,7 @@ impl<S: FrameStore> Unsharing<'_, S> {
         let mut downgraded = false;
         for index in self.cursor.used(table) {
             downgraded |= self.leave_to_pins((table, index));
+            downgraded |= self.close_kept((table, index));
             self.count_page(self.cursor.leaf(table, index));
         }
         downgraded
@@ -530,6 +545,7 @@ impl<S: FrameStore> Unsharing<'_, S> {
     fn move_leaf(&mut self, from: Pfn, to: Pfn) -> bool {
         for index in self.cursor.used(from) {
             self.leave_to_pins((from, index));
+            self.close_kept((from, index));
             let entry = self.cursor.leaf(from, index);
             self.cursor.put(self.db, (to, index), entry);
             self.count_page(entry);

@@ -21,7 +21,7 @@ use crate::outcome::{FaultKind, FaultOf, FaultOutcome};
 use crate::pfn::{Owner, Taken, Want};
 use crate::proto::{Pending, Proto, Section, SectionPage};
 use crate::pte::{Entry, EntryFlags, ValidEntry};
-use crate::section::NoSpace;
+use crate::section::{NoFrame, NoSpace};
 use crate::space::ahead::{copied_ahead, note_made};
 use crate::space::books::Books;
 use crate::space::fault::{resolution, used, window};
@@ -118,6 +118,13 @@ impl<P: Platform> Manager<P> {
                         return self.copy_view(space, state, vpn, from);
                     }
                     drop(db);
+                    let aside = match access {
+                        Access::Write => self.put_aside(target.section.id(), target.page),
+                        Access::Read | Access::Execute => Ok(()),
+                    };
+                    if aside == Err(NoFrame) {
+                        return FaultOutcome::NoMemory;
+                    }
                     if let Some(outcome) = self.map_view(space, state, vpn, access) {
                         return outcome;
                     }
@@ -370,6 +377,10 @@ impl<P: Platform> Manager<P> {
                     continue;
                 };
                 db.map_again(frame);
+                let flags = match db.to_be_kept(frame) {
+                    Some(_) if cfg!(not(mutant = "kept_mapped")) => flags.shared(),
+                    Some(_) | None => flags,
+                };
                 cursor.install(&mut db, table, index, ValidEntry { frame, flags });
                 outcome.mapped += 1;
             }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shadow_mm::{
-    Allowance, FaultOutcome, FrameStore, NoSpace, SectionAt, SectionIn, SectionPage, SectionStore,
+    Allowance, BeingKept, FaultOutcome, FrameStore, NoSpace, SectionAt, SectionIn, SectionPage,
+    SectionStore,
 };
 
 use super::common::Sim;
@@ -132,8 +133,9 @@ impl World {
             return Ok(());
         }
         let section = self.files[number].section.clone();
-        for flush in self.mm.punch_section(&section, page..page + count) {
-            self.flush_space(flush);
+        match self.mm.punch_section(&section, page..page + count) {
+            Ok(flushes) => flushes.into_iter().for_each(|f| self.flush_space(f)),
+            Err(BeingKept) => return agree("kept", self.keeper.keeps(number), true),
         }
         for page in page..page + count {
             self.files[number].store(page, [0; 3]);

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shadow_mm::sim::SimFile;
-use shadow_mm::{Charge, FrameStore, PAGE_SIZE, Pfn, Section, SectionPage, Sharing, WriteFailed};
+use shadow_mm::{
+    Charge, FrameStore, PAGE_SIZE, Pfn, Section, SectionError, SectionPage, Sharing, WriteFailed,
+};
 
 use super::bytes::Room;
 use super::common::{LAYER, Mm, layer};
@@ -138,8 +140,12 @@ impl World {
     pub(crate) fn resize(&mut self, number: usize, size: u64) -> Outcome {
         let old = self.files[number].size;
         let resized = self.mm.resize_section(&self.files[number].section, size);
-        let Ok(flushes) = resized else {
-            return agree("refused", self.files[number].file, None);
+        let flushes = match resized {
+            Ok(flushes) => flushes,
+            Err(SectionError::BeingKept(_)) => {
+                return agree("kept", self.keeper.keeps(number), true);
+            }
+            Err(_) => return agree("refused", self.files[number].file, None),
         };
         for flush in flushes {
             self.flush_space(flush);

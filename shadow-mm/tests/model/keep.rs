@@ -6,6 +6,7 @@ use shadow_mm::{ForkError, ForkMode, PageKey};
 
 use super::common::Guest;
 use super::image::ToKeep;
+use super::keep_sections::KeptBytes;
 use super::verbs::agree;
 use super::world::{Bytes, Outcome, World};
 
@@ -24,6 +25,7 @@ struct Kept {
 #[derive(Default)]
 pub(crate) struct Keeper {
     kept: Vec<Kept>,
+    pub(crate) sections: Vec<KeptBytes>,
     /// What was found behind each key, since the last of them was deleted: it stays the same.
     keys: BTreeMap<PageKey, Bytes>,
 }
@@ -35,7 +37,12 @@ impl Keeper {
 
     /// Whether what is kept may show a file.
     pub(crate) fn shows(&self, file: usize) -> bool {
-        self.kept.iter().any(|kept| kept.files.contains(&file))
+        self.kept.iter().any(|kept| kept.files.contains(&file)) || self.keeps(file)
+    }
+
+    /// Whether a section is kept itself.
+    pub(crate) fn keeps(&self, file: usize) -> bool {
+        self.sections.iter().any(|kept| kept.number == file)
     }
 }
 
@@ -72,6 +79,7 @@ impl World {
 
     /// What is kept is as it was.
     pub(crate) fn look_at_kept(&mut self, n: usize) -> Outcome {
+        self.look_at_kept_sections()?;
         let mut keeper = std::mem::take(&mut self.keeper);
         let looked = match keeper.kept.get(n % keeper.kept.len().max(1)) {
             Some(kept) => self.compare_kept(kept, &mut keeper.keys),
@@ -89,6 +97,11 @@ impl World {
     }
 
     pub(crate) fn drop_kept(&mut self, n: usize) -> Outcome {
+        if !self.keeper.sections.is_empty() && (n % 2 == 1 || self.keeper.kept.is_empty()) {
+            let n = n % self.keeper.sections.len();
+            drop(self.keeper.sections.swap_remove(n));
+            return Ok(());
+        }
         if self.keeper.kept.is_empty() {
             return Ok(());
         }
@@ -100,7 +113,7 @@ impl World {
 
     /// For the end: each is looked at, and goes.
     pub(crate) fn drop_all_kept(&mut self) -> Outcome {
-        while !self.keeper.kept.is_empty() {
+        while !self.keeper.kept.is_empty() || !self.keeper.sections.is_empty() {
             self.look_at_kept(0)?;
             self.drop_kept(0)?;
             self.check()?;

@@ -73,6 +73,7 @@ fn chooses_nothing(op: &Op) -> bool {
             | Op::Reset(_, (1.., _))
             // Only one kind can.
             | Op::Keep(_)
+            | Op::KeepSection(_)
     )
 }
 

@@ -9,6 +9,7 @@ mod common;
 mod files;
 mod image;
 mod keep;
+mod keep_sections;
 mod lay;
 mod lockstep;
 mod ops;

@@ -48,6 +48,8 @@ pub(crate) enum Op {
     Save(Which),
     /// Keeps a space as it is.
     Keep(Which),
+    /// Keeps a section as it is.
+    KeepSection(usize),
     /// Looks whether what is kept is as it was.
     LookAtKept(u8),
     DropKept(u8),
@@ -128,6 +130,7 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         3 => (zeroes(), below()).prop_map(|(s, f)| Op::Lay(s, f)),
         2 => which().prop_map(Op::Save),
         3 => which().prop_map(Op::Keep),
+        3 => zeroes().prop_map(Op::KeepSection),
         3 => any::<u8>().prop_map(Op::LookAtKept),
         1 => any::<u8>().prop_map(Op::DropKept),
         2 => (which(), 0u64..6, 0u64..6).prop_map(|(w, m, u)| Op::Reset(w, (m, u))),

@@ -56,6 +56,7 @@ impl World {
             Op::Reset(w, (most, unseen)) => self.reset(pick(w), Keep { most, unseen }),
             Op::Save(w) => self.save(pick(w)),
             Op::Keep(w) => self.keep(pick(w)),
+            Op::KeepSection(number) => self.keep_section(number),
             Op::Advise(w, p, n, advice) => self.advise(pick(w), span(p, n), advice),
             Op::Remap {
                 which,

@@ -14,6 +14,7 @@ mod exit;
 mod files;
 mod forks;
 mod guest;
+mod keep;
 mod paging;
 mod platform;
 mod range;

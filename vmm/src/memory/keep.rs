@@ -1,17 +1,18 @@
-//! Address spaces kept as they were, while the guest they are of goes on: how its pages are written down without it
-//! standing still ([`shadow_mm::Manager::keep`]).
+//! Address spaces and sections kept as they were, while the guest they are of goes on: how its pages are written down without it
+//! standing still ([`shadow_mm::Manager::keep`], [`shadow_mm::Manager::keep_section`]).
 //!
 //! A kept space is promised no memory. As long as one is there, whatever the guest stores to needs a frame that it would
 //! not have needed before; so who finds none while a copy is under way waits for its end, and is told that there is none
 //! only afterwards ([`super::reclaim`]). Who copies must therefore want no frames, and no lock that a system call may hold.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use shadow_mm::ForkError;
+use shadow_mm::{BeingKept, Flush, ForkError, Section, SectionError};
 
-use super::{Memory, Space, VmmPlatform};
+use super::{Backing, Memory, Space, VmmPlatform};
 
 /// How often who waits for the end of a copy looks.
 const LOOK: Duration = Duration::from_millis(2);
@@ -75,6 +76,44 @@ impl Memory {
     /// Whether a copy is under way.
     pub(super) fn is_copying(&self) -> bool {
         self.reclaim.copies.load(Ordering::SeqCst) > 0
+    }
+
+    /// Sets where a section ends, and has the flushes of that done. Whoever cuts off what is still to be copied waits for it,
+    /// perhaps with locks held: who copies wants none that a system call may hold.
+    ///
+    /// # Errors
+    /// As [`shadow_mm::Manager::resize_section`], but for that.
+    pub fn resize_section(
+        &self,
+        section: &Section<Backing>,
+        bytes: u64,
+    ) -> Result<(), SectionError> {
+        let flushes = self.unless_kept(|| match self.manager.resize_section(section, bytes) {
+            Err(SectionError::BeingKept(kept)) => Err(kept),
+            other => Ok(other),
+        })?;
+        flushes.into_iter().for_each(|flush| self.submit(flush));
+        Ok(())
+    }
+
+    /// Makes pages of a section zeroes, and has the flushes of that done. It may wait as [`Self::resize_section`] does.
+    pub fn punch_section(&self, section: &Section<Backing>, pages: Range<u64>) {
+        let punch = || self.manager.punch_section(section, pages.clone());
+        let flushes: Vec<Flush> = self.unless_kept(punch);
+        flushes.into_iter().for_each(|flush| self.submit(flush));
+    }
+
+    /// Waits for the end of what says that it cannot be done before a copy is.
+    fn unless_kept<T>(&self, mut done: impl FnMut() -> Result<T, BeingKept>) -> T {
+        loop {
+            match done() {
+                Ok(done) => return done,
+                Err(BeingKept) => {
+                    self.flushes.call_spare();
+                    std::thread::sleep(LOOK);
+                }
+            }
+        }
     }
 
     /// Waits until no copy is under way; false if none was.

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use shadow_mm::{
-    Allowance, Extent, FaultOutcome, Flush, FrameStore, NoFrame, NoSpace, Pfn, PfnRange, Section,
+    Allowance, Extent, FaultOutcome, FrameStore, NoFrame, NoSpace, Pfn, PfnRange, Section,
     SectionAt, SectionIn, SectionPage, SectionStore,
 };
 
@@ -125,19 +125,13 @@ impl Stored {
 
     /// Sets where it ends, rounded up to whole pages. What lies beyond goes, out of mappings too.
     pub fn resize(&self, bytes: u64) {
-        let resized = self.memory.manager.resize_section(&self.section, bytes);
+        let resized = self.memory.resize_section(&self.section, bytes);
         debug_assert!(resized.is_ok(), "what is charged by the page may grow");
-        self.submit(resized.unwrap_or_default());
     }
 
     /// Gives pages back; they read as zeroes from then on.
     pub fn punch(&self, pages: Range<u64>) {
-        let flushes = self.memory.manager.punch_section(&self.section, pages);
-        self.submit(flushes);
-    }
-
-    fn submit(&self, flushes: Vec<Flush>) {
-        flushes.into_iter().for_each(|f| self.memory.submit(f));
+        self.memory.punch_section(&self.section, pages);
     }
 
     /// Promises pages, so that storing to them needs no room.

@@ -113,7 +113,7 @@ fn usage(kernel: &Kernel) -> impl Iterator<Item = SpaceUsage> {
     all.into_values().map(move |space| manager.usage(&space))
 }
 
-/// Stops a guest, and writes it down as it is then. It goes on as soon as what it shares with nobody is kept
+/// Stops a guest, and writes it down as it is then. It goes on as soon as its memory is kept
 /// ([`ImageWriter`]), while that is copied and what was written is made durable. `progress` is told of the pages written.
 ///
 /// # Errors
@@ -134,6 +134,7 @@ pub fn save_guest(
     let stopped = kernel.stop();
     let mut image = ImageWriter::new(memory, writer, base, progress);
     let records = save(kernel, &mut image)?;
+    image.keep_shared()?;
     let copied_in_pause = image.pages();
     let copying = memory.begin_copy();
     stopped.resume();

@@ -122,9 +122,7 @@ fn remove(c: &Ctx<'_>, range: VpnRange) -> Result<(), Errno> {
             continue;
         }
         let pages = start / PAGE..(start + length) / PAGE;
-        for flush in c.k.memory.manager.punch_section(&section, pages) {
-            c.k.memory.submit(flush);
-        }
+        c.k.memory.punch_section(&section, pages);
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::SaveError;
 use crate::memory::{FRAME, Memory, Space, VmmPlatform};
 
 /// How long a page that is being read in is waited for, and how often.
-const PATIENCE: (Duration, usize) = (Duration::from_millis(5), 2000);
+pub(super) const PATIENCE: (Duration, usize) = (Duration::from_millis(5), 2000);
 
 /// The bytes of a page.
 pub(super) type Bytes = Box<[u8; FRAME]>;

@@ -20,6 +20,7 @@ mod pages;
 mod reshape;
 mod save;
 mod scratch;
+mod sections;
 mod shared;
 #[cfg(test)]
 mod tests;

@@ -1,28 +1,27 @@
 //! Writing the memory image of a guest.
 //!
-//! While the guest stands still, only what cannot be had later is copied: what its processes share, and files in memory.
-//! The private pages of its spaces are *kept* ([`Memory::keep`]) and written by [`ImageWriter::finish`], which is called once
-//! the guest goes on ([`super::pages`]). A space that cannot be kept (there is no room for the promises, or spaces do not
-//! share tables) has its pages copied at once, too.
+//! While the guest stands still, only what cannot be had later is copied, and that is mostly nothing. The private pages of its
+//! spaces are *kept* ([`Memory::keep`]), and so is what its processes share and what is in files in memory
+//! ([`ImageWriter::keep_shared`]); all of it is written by [`ImageWriter::finish`], which is called once the guest goes on
+//! ([`super::pages`], [`super::sections`]). A space that cannot be kept (there is no room for the promises, or spaces do not
+//! share tables) has its pages copied at once, and so has what it shares.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
 use shadow_mm::{
-    Charge, FrameStore, MapKind, PageKey, Pfn, PfnRange, Section, SectionId, SectionPage, Sharing,
-    VadInfo, Vpn, VpnRange,
+    Charge, FrameStore, KeptSection, MapKind, PageKey, Pfn, PfnRange, Section, SectionId,
+    SectionPage, Sharing, VadInfo, Vpn, VpnRange,
 };
 
-use super::look::is_zero;
-use super::scratch::Scratch;
 use super::{
     BytesData, ImageData, KindData, Run, Runs, SectionData, SectionRef, SpaceData, VadData,
 };
 use crate::memory::{Backing, FRAME, Kept, Memory, Space, Unread, VmmPlatform};
 use crate::snapshot::format::{SnapshotId, StoredPage};
 use crate::snapshot::records::{
-    BytesRef, ContentRef, MemoryError, Page, SaveContents, SaveMemory, SpaceRef, SparseBytes,
+    BytesRef, ContentRef, MemoryError, SaveContents, SaveMemory, SpaceRef, SparseBytes,
 };
 use crate::snapshot::write::{Base, WriteError, Writer};
 
@@ -38,6 +37,9 @@ pub enum SaveError {
     /// A page is on its way into memory, and does not arrive.
     #[error("page {0} of the guest's memory does not come back")]
     Stuck(Vpn),
+    /// The same of a page that processes share, or of a file in memory.
+    #[error("page {0:?} of the guest's shared memory does not come back")]
+    SharedStuck(SectionPage),
     /// Shared memory is in the page file, and there is no room to bring it back.
     #[error("the guest's shared memory finds no room to be read")]
     NoMemory,
@@ -66,9 +68,9 @@ pub(super) struct Later<'a> {
     pub(super) private: Vec<VadInfo<Backing>>,
 }
 
-/// Whose pages are a layer's, or in a snapshot.
+/// What has pages that are not a space's.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Frozen {
+pub(super) enum Whose {
     Section(SectionRef),
     Bytes(BytesRef),
 }
@@ -88,10 +90,14 @@ pub struct ImageWriter<'a> {
     sections: HashMap<SectionId, SectionRef>,
     /// Spaces whose pages are still to be written.
     later: Vec<Later<'a>>,
+    /// What is shared and not kept yet.
+    pub(super) shared: Vec<(Whose, Section<Backing>)>,
+    /// What is shared, whose pages are still to be written.
+    pub(super) kept: Vec<(Whose, KeptSection<Backing>)>,
     /// Pages of a layer that the guest came from: they are as they are.
-    frozen: Vec<(Frozen, Vec<(u64, PfnRange)>)>,
+    frozen: Vec<(Whose, Vec<(u64, PfnRange)>)>,
     /// Pages of a snapshot that it came from, which nobody has read.
-    pub(super) unread: Vec<(Frozen, Unread)>,
+    pub(super) unread: Vec<(Whose, Unread)>,
     /// Told of the pages written.
     progress: &'a mut dyn FnMut(u64),
 }
@@ -121,6 +127,8 @@ impl<'a> ImageWriter<'a> {
             copied: HashMap::new(),
             sections: HashMap::new(),
             later: Vec::new(),
+            shared: Vec::new(),
+            kept: Vec::new(),
             frozen: Vec::new(),
             unread: Vec::new(),
             progress,
@@ -143,6 +151,8 @@ impl<'a> ImageWriter<'a> {
     /// # Errors
     /// As saving a space; it cannot be encoded.
     pub fn finish(mut self) -> Result<Saved, SaveError> {
+        self.keep_shared()?;
+        self.save_kept_sections()?;
         // Of pages that were looked at while the guest stood still, keys mean nothing any more.
         self.written.clear();
         // All of them stay until the last one is written: as long is a key of one a key of all.
@@ -244,11 +254,11 @@ impl<'a> ImageWriter<'a> {
             }
             None => {
                 let unread = self.memory.manager.section_unread(section);
-                let unread = unread.map(|unread| (Frozen::Section(at), unread));
+                let unread = unread.map(|unread| (Whose::Section(at), unread));
                 self.unread.extend(unread);
-                data.pages = self.section_pages(section)?;
+                self.shared.push((Whose::Section(at), section.clone()));
                 let frozen = self.memory.manager.section_frozen(section);
-                self.frozen.push((Frozen::Section(at), frozen));
+                self.frozen.push((Whose::Section(at), frozen));
             }
         }
         self.data.sections.push(data);
@@ -265,43 +275,17 @@ impl<'a> ImageWriter<'a> {
         writer.map(|writer| contents.content(&writer)).transpose()
     }
 
-    /// The pages of a section over nothing.
-    fn section_pages(&mut self, section: &Section<Backing>) -> Result<Runs, SaveError> {
-        let mut runs = Runs::default();
-        let scratch = Scratch::new(self.memory).map_err(|_| SaveError::NoMemory)?;
-        for page in self.memory.manager.section_pages(section) {
-            let mut bytes = Box::new([0; FRAME]);
-            let shown = scratch.view(section, page.get(), 1);
-            let shown = shown.map_err(|_| SaveError::NoMemory)?;
-            let loaded = scratch.load(shown.start().va(), &mut bytes);
-            scratch.close(shown);
-            loaded.map_err(|_| SaveError::NoMemory)?;
-            if !is_zero(&bytes) {
-                let stored = self.add_page(&bytes)?;
-                runs.push(page.get(), stored);
-            }
-        }
-        Ok(runs)
-    }
-
     fn save_bytes(&mut self, bytes: &dyn SparseBytes) -> Result<BytesRef, SaveError> {
         let at = BytesRef(number(self.data.bytes.len(), "files in memory")?);
-        let mut data = BytesData {
+        self.data.bytes.push(BytesData {
             length: bytes.length(),
             pages: Runs::default(),
-        };
-        let unread = bytes.unread().map(|unread| (Frozen::Bytes(at), unread));
+        });
+        let unread = bytes.unread().map(|unread| (Whose::Bytes(at), unread));
         self.unread.extend(unread);
-        let mut page: Page = [0; FRAME];
-        for n in bytes.pages() {
-            bytes.read(n, &mut page).map_err(SaveError::Read)?;
-            if !is_zero(&page) {
-                let stored = self.add_page(&page)?;
-                data.pages.push(n, stored);
-            }
-        }
-        self.data.bytes.push(data);
-        self.frozen.push((Frozen::Bytes(at), bytes.frozen()));
+        self.shared
+            .push((Whose::Bytes(at), bytes.section().clone()));
+        self.frozen.push((Whose::Bytes(at), bytes.frozen()));
         Ok(at)
     }
 
@@ -319,23 +303,28 @@ impl<'a> ImageWriter<'a> {
                     runs.push(page, stored);
                 }
             }
-            if let Some(pages) = self.pages_of(whose) {
-                pages.0.append(&mut runs.0);
-                pages.0.sort_by_key(|run| run.start);
-            }
+            self.add_runs(whose, runs);
         }
         Ok(())
     }
 
     /// The pages that a section or a file in memory has so far.
-    pub(super) fn pages_of(&mut self, whose: Frozen) -> Option<&mut Runs> {
+    pub(super) fn pages_of(&mut self, whose: Whose) -> Option<&mut Runs> {
         let (sections, bytes) = (&mut self.data.sections, &mut self.data.bytes);
         let pages = match whose {
-            Frozen::Section(at) => sections.get_mut(at.0 as usize).map(|s| &mut s.pages),
-            Frozen::Bytes(at) => bytes.get_mut(at.0 as usize).map(|b| &mut b.pages),
+            Whose::Section(at) => sections.get_mut(at.0 as usize).map(|s| &mut s.pages),
+            Whose::Bytes(at) => bytes.get_mut(at.0 as usize).map(|b| &mut b.pages),
         };
         debug_assert!(pages.is_some(), "nothing was begun for {whose:?}");
         pages
+    }
+
+    /// Adds to them.
+    pub(super) fn add_runs(&mut self, whose: Whose, mut runs: Runs) {
+        if let Some(pages) = self.pages_of(whose) {
+            pages.0.append(&mut runs.0);
+            pages.0.sort_by_key(|run| run.start);
+        }
     }
 }
 

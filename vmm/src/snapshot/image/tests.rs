@@ -336,6 +336,56 @@ fn sharing(frames: u32) -> Arc<Memory> {
     memory
 }
 
+/// The same of memory that processes share: nothing of it is copied before the guest goes on.
+#[test]
+fn what_is_stored_to_shared_memory_once_the_guest_goes_on_is_not_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.snap");
+    let old = sharing(2000);
+    let section: Section<Backing> = old.manager.create_section(None, PAGES * 4096).unwrap();
+    let spaces = [(); 2].map(|()| old.manager.create_space().unwrap());
+    for space in &spaces {
+        let view = MapKind::View {
+            section: section.clone(),
+            offset: 0,
+            sharing: Sharing::Shared,
+        };
+        map(&old, space, range(START, PAGES), RW, view);
+    }
+    (0..PAGES - 50).for_each(|page| put(&old, &spaces[page as usize % 2], START + page, page + 1));
+    let mut pages = 0;
+    let mut progress = |n| pages += n;
+    let writer = Writer::create(&path, None).unwrap();
+    let mut image = ImageWriter::new(&old, writer, None, &mut progress);
+    for space in &spaces {
+        image.space(space, &mut NoFiles).unwrap();
+    }
+    image.keep_shared().unwrap();
+    assert_eq!(image.pages(), 0, "nothing is copied before it goes on");
+    for (n, space) in spaces.iter().enumerate() {
+        (0..PAGES)
+            .skip(n)
+            .step_by(3)
+            .for_each(|page| put(&old, space, START + page, 99));
+    }
+    let saved = image.finish().unwrap();
+    assert_eq!(pages, PAGES - 50);
+    let parts = [(PartKind::Spaces, saved.spaces.as_slice())];
+    saved.writer.finish(&parts).unwrap();
+    let new = memory(2000);
+    let again = load(&new, &open(&path, None), 2);
+    for page in 0..PAGES {
+        let value = if page < PAGES - 50 { page + 1 } else { 0 };
+        assert_eq!(get(&new, &again[0], START + page), value);
+    }
+    for (page, value) in [(3, 99), (4, 99), (5, 6)] {
+        assert_eq!(get(&old, &spaces[1], START + page), value);
+    }
+    done(&new, &[&again[0], &again[1]]);
+    drop(section);
+    done(&old, &[&spaces[0], &spaces[1]]);
+}
+
 #[test]
 fn what_is_stored_once_the_guest_goes_on_is_not_in_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -53,6 +53,9 @@ pub trait SparseBytes: Debug {
     /// Its length in bytes.
     fn length(&self) -> u64;
 
+    /// The section that has them.
+    fn section(&self) -> &Section<Backing>;
+
     /// The pages that hold anything, in rising order, but for those that can be had later.
     fn pages(&self) -> Vec<u64>;
 

@@ -15,6 +15,7 @@ use crate::linux::mm::TAG_SHARED;
 use crate::locks::{Mutex, rank};
 use crate::memory::{Backing, Memory, Stored, Unread};
 use crate::snapshot::records::{LoadBytes, Page, SparseBytes};
+use shadow_mm::Section;
 
 const PAGE: u64 = 4096;
 /// One past the last byte that can be written.
@@ -202,6 +203,10 @@ impl LoadBytes for Data {
 impl SparseBytes for Data {
     fn length(&self) -> u64 {
         self.state.lock().size
+    }
+
+    fn section(&self) -> &Section<Backing> {
+        self.stored.section()
     }
 
     fn pages(&self) -> Vec<u64> {
