@@ -151,7 +151,7 @@ fn initrd_cut_off(context: &Context) -> Checked {
     let whole: Vec<u8> = (0..64 << 10_u32)
         .map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 23) as u8)
         .collect();
-    for length in (0..=whole.len()).step_by(1021) {
+    for length in (0..=whole.len()).step_by(context.amount(1021, 4091)) {
         let initrd = &whole[..length];
         context.write("initrd", initrd, 0o644)?;
         let output = with_initrd(context, "16M")?;

@@ -174,8 +174,8 @@ fn warmed(context: &Context, interpreter: &[&str], file: &str, program: &str) ->
     let file = file.to_string_lossy().into_owned();
     let options = ["--ready-freeze", "--root", "/"];
     let guest = Guest::launch(context, &options, &[interpreter, &[&file]].concat())?;
-    for squares in ["N=70", "N=9"] {
-        let square = if squares == "N=9" { 81 } else { 4900 };
+    for squares in context.amount(&["N=70", "N=9"][..], &["N=9"]) {
+        let square = if *squares == "N=9" { 81 } else { 4900 };
         some(context, squares, &format!("clone %i %n warm {square}\n"))?;
     }
     match guest.finish(context)? {

@@ -253,14 +253,14 @@ fn freezes_itself(context: &Context) -> Checked {
 /// A clone may have more memory than the guest had that it is made of; what is made of it then has as much.
 fn grown(context: &Context) -> Checked {
     let program = "BEGIN { print \"freeze\" > \"/dev/vmm\"; close(\"/dev/vmm\"); getline role < \"/dev/vmm\"; \
-                   if (role ~ /clone/) s = sprintf(\"%30000000s\", \"\"); print \"has\", length(s); fflush(); \
+                   if (role ~ /clone/) s = sprintf(\"%10000000s\", \"\"); print \"has\", length(s); fflush(); \
                    getline line; print length(s) }";
-    let options = ["--ready-freeze", "--memory", "24M"];
+    let options = ["--ready-freeze", "--memory", "8M"];
     let guest = Guest::launch(context, &options, &["busybox", "awk", program])?;
-    let more = [&PROCESS[..], &["--memory", "120M"]].concat();
+    let more = [&PROCESS[..], &["--memory", "40M"]].concat();
     let forks = Forks::of("warm", context, "g", &more)?;
     forks.wait_for_all(1)?;
-    if forks.printed(1) != "has 30000000\n" {
+    if forks.printed(1) != "has 10000000\n" {
         return Err(forks.printed(1));
     }
     let file = context.work().join("grown.snap");
@@ -271,7 +271,7 @@ fn grown(context: &Context) -> Checked {
         &["fork", "g-1"],
         &["fork", "g-1", "--isolation", "process"],
     ] {
-        expect(&vmm_with(context, words, b"")?, 0, "30000000\n")?;
+        expect(&vmm_with(context, words, b"")?, 0, "10000000\n")?;
     }
     match forks.finish()? {
         (Some(0), said) if said.is_empty() => {}
