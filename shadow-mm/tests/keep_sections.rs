@@ -265,7 +265,7 @@ fn forks_and_protections_open_nothing() {
         scene.cpus[1].flush(&scene.mm, done.flush);
     }
     (505..525).for_each(|page| scene.store(1, page, 0xee));
-    let all = [&spaces[..], &[forked.child.clone()]].concat();
+    let all = [&spaces[..], std::slice::from_ref(&forked.child)].concat();
     scene.check(&all);
     assert!(scene.was(&kept) == whole());
     drop(kept);

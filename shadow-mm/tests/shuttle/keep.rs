@@ -61,7 +61,7 @@ fn keeper_against_stores() {
         while let Some((page, what)) = from.and_then(|at| mm.next_kept(&kept, at, &mut bytes)) {
             match what {
                 KeptPage::Bytes if bytes[0] != 0 => {
-                    was.push((page.get(), [bytes[0], bytes[1], bytes[2]]))
+                    was.push((page.get(), [bytes[0], bytes[1], bytes[2]]));
                 }
                 KeptPage::Bytes | KeptPage::Zero => {}
                 other @ (KeptPage::Slot(_) | KeptPage::Busy) => panic!("{page:?}: {other:?}"),
