@@ -347,7 +347,10 @@ fn cut_and_punched_pages_are_zeroes_and_never_read() {
     let mut scene = Scene::new();
     assert_eq!(scene.load(0, 5), byte(5));
     let had = scene.mm.section_extent(&scene.section);
-    let flushes = scene.mm.punch_section(&scene.section, 4..20);
+    let flushes = scene
+        .mm
+        .punch_section(&scene.section, 4..20)
+        .expect("nothing is kept");
     flushes.into_iter().for_each(|f| scene.mm.flushed(f));
     let pages = scene.mm.section_extent(&scene.section);
     // Pages that somebody maps stay, as zeroes.
@@ -375,7 +378,10 @@ fn page_that_was_cut_while_it_was_read_is_zeroes() {
     let FaultOutcome::Read(ticket) = scene.fault(0, 5, Access::Read) else {
         panic!("nothing is to be read");
     };
-    let flushes = scene.mm.punch_section(&scene.section, 5..6);
+    let flushes = scene
+        .mm
+        .punch_section(&scene.section, 5..6)
+        .expect("nothing is kept");
     flushes.into_iter().for_each(|f| scene.mm.flushed(f));
     let FaultOutcome::Resolved(done) = fill(&scene.mm, ticket) else {
         panic!("it is not resolved");
