@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use shadow_mm::sim::SimFile;
-use shadow_mm::{ForkMode, KeepSectionError, KeptPage, KeptSection, PAGE_SIZE, Pfn, SectionPage};
+use shadow_mm::{
+    ForkMode, KeepSectionError, KeptPage, KeptSection, PAGE_SIZE, Pfn, Section, SectionPage,
+};
 
 use super::verbs::agree;
 use super::world::{Bytes, Outcome, SLOTS, World};
@@ -13,8 +15,14 @@ pub(crate) struct KeptBytes {
     pub(crate) number: usize,
     kept: KeptSection<SimFile>,
     pages: Vec<Bytes>,
-    /// What of it was a layer's.
-    layers: BTreeMap<u64, Pfn>,
+    /// What of it was not its own: a layer's, or an image's that nobody had asked for.
+    elsewhere: BTreeMap<u64, Elsewhere>,
+}
+
+/// Where a page is that is not the section's own.
+enum Elsewhere {
+    Layer(Pfn),
+    Image(Bytes),
 }
 
 impl World {
@@ -48,16 +56,31 @@ impl World {
         let layers = self.mm.section_frozen(&section).into_iter();
         let layers = layers.flat_map(|(first, frames)| {
             let frame = move |n: u32| Pfn::new(frames.start.get() + n);
-            (0..frames.count).map(move |n| (first + u64::from(n), frame(n)))
+            (0..frames.count).map(move |n| (first + u64::from(n), Elsewhere::Layer(frame(n))))
         });
+        let unread = self.unread(&section);
         let kept = KeptBytes {
             number,
             kept,
             pages: pages.collect(),
-            layers: layers.collect(),
+            elsewhere: layers.chain(unread).collect(),
         };
         self.keeper.sections.push(kept);
         Ok(())
+    }
+
+    /// The pages that a section has in an image and nobody has asked for.
+    fn unread(&self, section: &Section<SimFile>) -> Vec<(u64, Elsewhere)> {
+        let Some((image, runs)) = self.mm.section_unread(section) else {
+            return Vec::new();
+        };
+        let image = self.files.iter().find(|f| f.section.id() == image.id());
+        let image = image.expect("sections are laid over files of the model");
+        let pages = runs.iter().flat_map(|run| {
+            let page = |n| Elsewhere::Image(image.on_disk(run.stored + n));
+            (0..run.count).map(move |n| (run.first + n, page(n)))
+        });
+        pages.collect()
     }
 
     /// What is kept of sections is as it was.
@@ -91,8 +114,11 @@ impl World {
             from = SectionPage::new(page.get() + 1);
         }
         for (page, expected) in (0u64..).zip(&kept.pages) {
-            let layers = kept.layers.get(&page).map(|frame| self.bytes(*frame));
-            let seen = match (found.remove(&page), layers) {
+            let elsewhere = kept.elsewhere.get(&page).map(|place| match place {
+                Elsewhere::Layer(frame) => self.bytes(*frame),
+                Elsewhere::Image(bytes) => *bytes,
+            });
+            let seen = match (found.remove(&page), elsewhere) {
                 (Some(None), None) => continue,
                 (Some(Some(bytes)), None) => bytes,
                 (None, bytes) => bytes.unwrap_or_default(),
