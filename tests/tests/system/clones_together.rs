@@ -315,7 +315,9 @@ fn hammered(context: &Context) -> Checked {
     let fork = fork.stderr(fs::File::create(&said).map_err(text)?).spawn();
     let mut fork = Running(fork.map_err(text)?);
     let socket = context.work().join(format!("vmm/{}/socket", fork.0.id()));
-    wait_until(context, "no socket", || Ok(socket.exists()))?;
+    // There is a moment between its name and its being listened to.
+    let answers = || Ok(UnixStream::connect(&socket).is_ok());
+    wait_until(context, "nobody answers", answers)?;
     let asks = [
         r#"{"op":"hello"}"#,
         r#"{"op":"inspect","summary":true}"#,
