@@ -57,7 +57,7 @@ fn end(context: &Context, guest: Guest) -> Checked {
 /// Processes, threads, pipes, memory of their own and memory that they share, all of one moment.
 fn cut(context: &Context) -> Checked {
     let guest = busy(context, &[], "300")?;
-    for round in 0..8 {
+    for round in 0..context.amount(8, 2) {
         let isolation = ["vm", "process"][round % 2];
         let looked = freeze_and_look(context, isolation, "2");
         let kept = looked.and_then(|said| all_was_kept(&said));
@@ -69,7 +69,7 @@ fn cut(context: &Context) -> Checked {
 /// With nearly all of the machine's memory in use, stores wait for the copy's end, and nobody is killed.
 fn tight(context: &Context) -> Checked {
     let guest = busy(context, &["--overcommit"], "2200")?;
-    for _ in 0..6 {
+    for _ in 0..context.amount(6, 2) {
         succeed(context, &["freeze", "warm"])?;
     }
     freeze_and_look(context, "vm", "1")?;
@@ -81,7 +81,7 @@ fn written(context: &Context) -> Checked {
     let guest = busy(context, &[], "300")?;
     let path = context.work().join("guest.snap");
     let path = path.to_string_lossy();
-    for _ in 0..4 {
+    for _ in 0..context.amount(4, 2) {
         let said = succeed(context, &["snapshot", "warm", &path])?.err();
         all_was_kept(&said)?;
         let again = vmm_with(context, &["restore", &path], b"x")?;
