@@ -432,6 +432,7 @@ impl<P: Platform> Manager<P> {
         };
         StatsSnapshot {
             clone_blocks: db.clones.live_blocks(),
+            forked_pages: db.clones.lazy.forked,
             commit_charged: db.commit.charged(),
             commit_peak: db.commit.peak(),
             page_file_slots: db.slots.count().into(),

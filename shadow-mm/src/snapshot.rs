@@ -27,7 +27,7 @@ pub enum FrameOwner {
     Entry,
     /// Several page-table entries: a table that spaces share.
     Tables,
-    /// A clone block: shared by a fork.
+    /// A clone block, or the entries that refer to it: shared by forks.
     Clone,
     /// A space: its top-level table.
     Root,
@@ -85,7 +85,7 @@ impl FrameInfo {
             Owner::None => FrameOwner::Nobody,
             Owner::Entry { .. } => FrameOwner::Entry,
             Owner::Tables => FrameOwner::Tables,
-            Owner::Clone(_) => FrameOwner::Clone,
+            Owner::Clone(_) | Owner::Entries => FrameOwner::Clone,
             Owner::Root => FrameOwner::Root,
             Owner::Supervisor => FrameOwner::Supervisor,
             Owner::Section { .. } => FrameOwner::Section,

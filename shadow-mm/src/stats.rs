@@ -19,6 +19,8 @@ macro_rules! counters {
             $($(#[doc = $doc])+ pub $name: u64,)*
             /// Clone blocks that are referred to.
             pub clone_blocks: u64,
+            /// Pages that forks share and that need no clone block yet.
+            pub forked_pages: u64,
             /// Pages promised to guests.
             pub commit_charged: u64,
             /// Most that ever were.
@@ -109,8 +111,8 @@ counters! {
     tables_taken_over,
     /// The same, moved to another frame because a flush was under way.
     tables_moved,
-    /// Clone blocks made when a shared table was copied.
-    blocks_made,
+    /// Private pages that became two entries' when a shared table was copied.
+    pages_parted,
     /// Mappings made.
     maps,
     /// Ranges unmapped.

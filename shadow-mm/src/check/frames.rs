@@ -30,6 +30,7 @@ fn check_owners(db: &PfnDatabase, seen: &mut Seen) -> Result<(), Violation> {
             Owner::Entry { table, index } => {
                 state == PfnState::Active || seen.transition.remove(&frame) == Some((table, index))
             }
+            Owner::Entries => seen.forked.contains(&frame),
             Owner::Clone(block) => db.clones.content(block) == BlockContent::Resident(frame),
             // The sections are looked at by themselves.
             Owner::Section { .. } => true,

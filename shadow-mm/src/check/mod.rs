@@ -40,8 +40,10 @@ pub enum Count {
 /// What unsharing may take.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Promised {
-    /// Clone blocks, one for each private page in a shared table.
+    /// Clone blocks, one for each private page in a shared table and for each forked page.
     Blocks,
+    /// Forked pages among them.
+    Forked,
     /// Tables, each space's counted by itself.
     Tables,
     /// Frames for copies of tables.

@@ -11,8 +11,14 @@ pub(super) fn check_promises(db: &PfnDatabase, seen: &Seen) -> Result<(), Violat
     let free = zone.available() + zone.in_state(PfnState::InFlight);
     // What is in flight comes back before anybody needs it.
     let lacking = db.promised_tables().saturating_sub(free.into());
+    let forked = seen.forked.len() as u64;
     let counts = [
-        (Promised::Blocks, blocks.promised(), seen.shared_private),
+        (
+            Promised::Blocks,
+            blocks.promised(),
+            seen.shared_private + forked,
+        ),
+        (Promised::Forked, blocks.forked, forked),
         (Promised::Tables, db.charged_tables(), seen.charged_tables),
         (Promised::Frames, lacking, 0),
         (Promised::Pages, db.charged_for_blocks(), blocks.pages()),

@@ -37,6 +37,8 @@ pub(super) struct Seen {
     pub(super) parents: BTreeMap<Pfn, u32>,
     /// Private pages in shared tables.
     pub(super) shared_private: u64,
+    /// Frames of forked pages.
+    pub(super) forked: BTreeSet<Pfn>,
     /// Tables of all spaces, each space's counted by itself, and the supervisor's.
     pub(super) charged_tables: u64,
 }
@@ -376,6 +378,10 @@ impl<P: Platform> Walk<'_, P> {
                     return Err(wrong_owner);
                 }
                 self.refer(block, reach);
+            }
+            Owner::Entries => {
+                expected |= EntryFlags::PROTOTYPE | EntryFlags::COPY_ON_WRITE;
+                self.seen.forked.insert(frame);
             }
             Owner::Section { section, page } => {
                 let source = self.state.source(vpn).ok_or(wrong_owner)?;

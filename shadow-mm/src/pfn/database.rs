@@ -292,8 +292,8 @@ impl PfnDatabase {
                 };
                 self.zone_of(pfn).push_owned(pfn, state);
             }
-            Owner::Root | Owner::Supervisor | Owner::Tables => {
-                debug_assert!(false, "{pfn:?} is a table in use");
+            Owner::Entries | Owner::Root | Owner::Supervisor | Owner::Tables => {
+                debug_assert!(false, "{pfn:?} is in use");
             }
         }
     }
@@ -366,6 +366,7 @@ impl PfnDatabase {
             Owner::Clone(block) => Some(block),
             Owner::None
             | Owner::Entry { .. }
+            | Owner::Entries
             | Owner::Section { .. }
             | Owner::Root
             | Owner::Supervisor

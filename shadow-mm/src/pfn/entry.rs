@@ -68,6 +68,9 @@ pub(crate) enum Owner {
     Tables,
     /// A clone block; any number of entries map the frame.
     Clone(BlockId),
+    /// The entries that map it, all of them copy-on-write, in tables that forks shared: the page is *forked*. It would have a
+    /// clone block, which was promised; as long as it is in memory its share count says what the block would.
+    Entries,
     /// A page of a section; any number of entries map the frame.
     Section {
         section: SectionId,

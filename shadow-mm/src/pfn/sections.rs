@@ -71,7 +71,9 @@ impl PfnDatabase {
 
     /// Whether an entry maps a section's own frame, or one its section has lost.
     pub(crate) fn is_sections(&self, entry: ValidEntry) -> bool {
-        entry.flags.contains(EntryFlags::PROTOTYPE) && self.block_of(entry.frame).is_none()
+        let owner = self.entry(entry.frame).owner;
+        let proto = entry.flags.contains(EntryFlags::PROTOTYPE);
+        proto && matches!(owner, Owner::Section { .. } | Owner::None)
     }
 
     /// The section's page in a frame, if nobody may store there before that is put aside: its section is kept as it was.

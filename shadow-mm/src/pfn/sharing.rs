@@ -7,14 +7,14 @@
 
 use super::database::{PfnDatabase, ZoneKind};
 use super::entry::{Original, Owner, PfnFlags, PfnState};
-use crate::addr::Pfn;
+use crate::addr::{EntryIndex, Pfn};
 use crate::commit::NoCommit;
 use crate::proto::{BlockContent, BlockId, HeaderId};
 
-/// What came of giving a private page a clone block.
+/// What came of having two entries refer to a private page.
 pub(crate) enum Sharing {
-    /// It has this one, and its entry is what it was to be.
-    Done(BlockId),
+    /// It has this clone block, if it needs one, and its entry is what it was to be.
+    Done(Option<BlockId>),
     /// Nothing: its entry is this by now.
     Changed(u64),
     /// Nothing: somebody may store to the frame through a pin.
@@ -22,8 +22,8 @@ pub(crate) enum Sharing {
 }
 
 impl PfnDatabase {
-    /// Moves the private page in a frame to a clone block that two entries refer to: the one that maps it, which `exchange`
-    /// makes one that refers to a block, and another. `dirty` is what that entry said of it.
+    /// Has two entries refer to the private page in a frame: the one that maps it, which `exchange` makes copy-on-write, and
+    /// another. `dirty` is what that entry said of it. It moves to a clone block of `header`; without one it is forked.
     #[inline]
     pub(crate) fn share_private(
         &mut self,
@@ -42,10 +42,16 @@ impl PfnDatabase {
         if dirty {
             entry.flags |= PfnFlags::MODIFIED;
         }
-        let block = self.clones.make_block(header, BlockContent::Resident(pfn));
-        let forgotten = cfg!(mutant = "forgotten_block") && header == HeaderId::LAZY;
-        if !forgotten {
-            entry.owner = Owner::Clone(block);
+        let block = match header {
+            HeaderId::LAZY => None,
+            header => {
+                let content = BlockContent::Resident(pfn);
+                Some(self.clones.make_block(header, content, 2))
+            }
+        };
+        self.clones.lazy.forked += u64::from(block.is_none());
+        if cfg!(not(mutant = "forgotten_block")) || block.is_some() {
+            entry.owner = block.map_or(Owner::Entries, Owner::Clone);
         }
         match entry.original() {
             Original::Zero => {}
@@ -55,6 +61,59 @@ impl PfnDatabase {
             Original::Slot(_) => {}
         }
         Sharing::Done(block)
+    }
+
+    /// A private page is forked, with its one entry, which the caller makes copy-on-write. `dirty` is what that says of it.
+    pub(crate) fn fork_alone(&mut self, pfn: Pfn, dirty: bool) {
+        let entry = self.entry_mut(pfn);
+        entry.owner = Owner::Entries;
+        let of_file = entry.original() == Original::File;
+        self.clones.lazy.forked += 1;
+        // A clone block has nothing to say which file it is.
+        if dirty || of_file {
+            self.mark_modified(pfn);
+        }
+    }
+
+    /// The clone block of a forked page, which its entries can name when they do not map it any more.
+    pub(crate) fn name_forked(&mut self, pfn: Pfn) -> BlockId {
+        let references = self.entry(pfn).share();
+        let content = BlockContent::Resident(pfn);
+        let block = self.clones.make_block(HeaderId::LAZY, content, references);
+        self.set_owner(pfn, Owner::Clone(block));
+        self.forget_forked();
+        block
+    }
+
+    /// One entry fewer refers to a forked page; true if it was the last. The share is still to be dropped.
+    pub(crate) fn leave_forked(&mut self, pfn: Pfn) -> bool {
+        let last = self.entry(pfn).share() == 1;
+        if last {
+            self.forget_forked();
+        }
+        last
+    }
+
+    /// A page is not forked any more: the clone block that was promised for it will not be needed, or is there.
+    fn forget_forked(&mut self) {
+        self.clones.lazy.forked -= 1;
+        if cfg!(not(mutant = "promises_kept")) {
+            self.unpromise_blocks(1);
+        }
+    }
+
+    /// The only entry left of a clone block or a forked page takes the page over, which is private again then, and that entry's
+    /// at `place`. False, and nothing is changed, if anybody else refers to it, or a pin or an unacknowledged flush lets
+    /// somebody still look at the frame.
+    pub(crate) fn take_forked(&mut self, pfn: Pfn, place: (Pfn, EntryIndex)) -> bool {
+        let held = self.is_held(pfn) && cfg!(not(mutant = "held_taken"));
+        let alone = !held && self.entry(pfn).share() == 1;
+        if alone {
+            self.forget_forked();
+            let (table, index) = place;
+            self.set_owner(pfn, Owner::Entry { table, index });
+        }
+        alone
     }
 
     /// One more entry of an upper table names a table.

@@ -146,7 +146,8 @@ impl PfnDatabase {
                 self.clones.set_content(block, BlockContent::Zero);
             }
             (Owner::Entry { .. } | Owner::Clone(_), Original::File | Original::Zero)
-            | (Owner::None | Owner::Root | Owner::Supervisor | Owner::Tables, _) => {
+            | (Owner::None | Owner::Entries | Owner::Root | Owner::Supervisor | Owner::Tables, _) =>
+            {
                 debug_assert!(
                     false,
                     "{pfn:?} of {owner:?} with {original:?} is on standby"

@@ -164,12 +164,17 @@ impl CloneTable {
         Ok(id)
     }
 
-    /// Makes a block that is referred to twice: by the parent and by the child.
+    /// Makes a block that so many entries refer to.
     #[inline]
-    pub(crate) fn make_block(&mut self, header: HeaderId, content: BlockContent) -> BlockId {
+    pub(crate) fn make_block(
+        &mut self,
+        header: HeaderId,
+        content: BlockContent,
+        count: u32,
+    ) -> BlockId {
         self.live_blocks += 1;
         if header == HeaderId::LAZY {
-            let index = self.lazy.make(Block { content, count: 2 });
+            let index = self.lazy.make(Block { content, count });
             return BlockId { header, index };
         }
         let owner = self.header_mut(header);
@@ -178,7 +183,7 @@ impl CloneTable {
             owner.blocks.len() < owner.blocks.capacity(),
             "a fork reserved too little"
         );
-        owner.blocks.push(Block { content, count: 2 });
+        owner.blocks.push(Block { content, count });
         owner.live += 1;
         BlockId { header, index }
     }
@@ -305,7 +310,7 @@ mod tests {
     fn header_dies_with_its_last_descriptor() {
         let mut table = CloneTable::default();
         let header = table.reserve(1).expect("room");
-        let block = table.make_block(header, BlockContent::Resident(Pfn::new(7)));
+        let block = table.make_block(header, BlockContent::Resident(Pfn::new(7)), 2);
         table.describe(header);
         assert!(table.drop_reference(block).is_none());
         table.undescribe(header);

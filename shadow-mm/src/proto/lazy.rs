@@ -26,8 +26,10 @@ pub(crate) struct LazyBlocks {
     /// Places of blocks that nothing refers to.
     vacant: Vec<u32>,
     live: u64,
-    /// Blocks that may still have to be made: one for each private page in a shared table.
+    /// Blocks that may still have to be made: one for each private page in a shared table, and one for each forked page.
     promised: u64,
+    /// Forked pages: those without a block, because they have not left memory since they are more than one entry's.
+    pub(crate) forked: u64,
 }
 
 impl LazyBlocks {

@@ -280,6 +280,7 @@ fn pinned(db: &PfnDatabase, id: SectionId) -> alloc::vec::Vec<SectionPage> {
         | Owner::None
         | Owner::Entry { .. }
         | Owner::Clone(_)
+        | Owner::Entries
         | Owner::Tables
         | Owner::Root
         | Owner::Supervisor => None,

@@ -39,10 +39,10 @@ pub(super) enum Twin {
 pub(super) struct Shared {
     /// The twin's bits.
     pub(super) raw: u64,
-    /// The clone block both refer to; a section's page needs none, nor does a layer's.
+    /// The clone block both refer to; a forked page needs none, nor does a section's or a layer's.
     pub(super) block: Option<BlockId>,
-    /// Whether the block was made for it.
-    pub(super) made: bool,
+    /// Whether the page was the first entry's own before.
+    pub(super) parted: bool,
     /// Whether a translation of the first entry may now allow too much.
     pub(super) downgraded: bool,
 }
@@ -50,8 +50,10 @@ pub(super) struct Shared {
 /// A copy of a shared leaf table while it is made.
 pub(super) struct LeafCopy {
     pub(super) leaf: NewLeaf,
-    /// Blocks made for it, and valid entries in it.
-    pub(super) made: u64,
+    /// Pages that were the other table's alone before, and how many of them have a clone block now.
+    pub(super) parted: u64,
+    pub(super) blocks: u64,
+    /// Valid entries in it.
     pub(super) resident: u64,
     /// Whether the other table's entries allow less than before.
     pub(super) downgraded: bool,
@@ -61,7 +63,8 @@ impl LeafCopy {
     pub(super) fn new() -> Self {
         Self {
             leaf: NewLeaf::new(),
-            made: 0,
+            parted: 0,
+            blocks: 0,
             resident: 0,
             downgraded: false,
         }
@@ -71,14 +74,15 @@ impl LeafCopy {
     #[inline]
     pub(super) fn add(&mut self, index: EntryIndex, shared: &Shared) {
         self.leaf.put(index, shared.raw);
-        self.made += u64::from(shared.made);
+        self.parted += u64::from(shared.parted);
+        self.blocks += u64::from(shared.parted && shared.block.is_some());
         self.resident += u64::from(Entry::is_resident(shared.raw));
         self.downgraded |= shared.downgraded;
     }
 }
 
-/// Makes a twin of the entry at `place`, which is `raw`: a private page moves to a clone block of `header`, which both
-/// entries refer to then, and both become copy-on-write.
+/// Makes a twin of the entry at `place`, which is `raw`: a private page moves to a clone block of `header`, or is forked, and
+/// both entries refer to that then, copy-on-write.
 #[inline]
 pub(super) fn share_entry<S: FrameStore>(
     db: &mut PfnDatabase,
@@ -96,8 +100,8 @@ pub(super) fn share_entry<S: FrameStore>(
             Sharing::Done(block) => {
                 return Twin::Entry(Shared {
                     raw: twin_raw(shared),
-                    block: Some(block),
-                    made: true,
+                    block,
+                    parted: true,
                     downgraded: flags.contains(EntryFlags::WRITABLE),
                 });
             }
@@ -134,7 +138,7 @@ fn share_other<S: FrameStore>(
             Twin::Entry(Shared {
                 raw: twin_raw(Entry::Valid(entry.with_flags(flags)).encode()),
                 block,
-                made: false,
+                parted: false,
                 downgraded: false,
             })
         }
@@ -142,7 +146,7 @@ fn share_other<S: FrameStore>(
         Entry::Frozen(_) => Twin::Entry(Shared {
             raw: twin_raw(raw),
             block: None,
-            made: false,
+            parted: false,
             downgraded: false,
         }),
         Entry::Prototype(block) => {
@@ -150,19 +154,19 @@ fn share_other<S: FrameStore>(
             Twin::Entry(Shared {
                 raw,
                 block: Some(block),
-                made: false,
+                parted: false,
                 // A stale translation may still allow stores.
                 downgraded: may_be_stale(db, found),
             })
         }
         Entry::Transition(_) | Entry::PageFile(_) => {
-            let Some(moved) = move_to_block(db, cursor, place, found, header) else {
+            let Some(moved) = move_to_block(db, cursor, place, found, (header, 2)) else {
                 return Twin::Nothing;
             };
             Twin::Entry(Shared {
                 raw: Entry::Prototype(moved.block).encode(),
                 block: Some(moved.block),
-                made: true,
+                parted: true,
                 downgraded: moved.downgraded,
             })
         }
@@ -176,22 +180,20 @@ pub(super) struct Moved {
     pub(super) downgraded: bool,
 }
 
-/// Moves the private page that was `found` in the entry at `place` to a clone block of `header`, which counts two references
-/// then: the entry's, and the one it is made for. The entry is copy-on-write from now on. `None` if there is no private page.
+/// Moves the private page that was `found` in the entry at `place`, which does not map it, to a clone block of `header` that so
+/// many entries refer to: this one is one of them. `None` if there is no such page.
 pub(super) fn move_to_block<S: FrameStore>(
     db: &mut PfnDatabase,
     cursor: &Cursor<'_, S>,
     place: (Pfn, EntryIndex),
     found: Entry,
-    header: Option<HeaderId>,
+    (header, references): (Option<HeaderId>, u32),
 ) -> Option<Moved> {
-    let header = header.expect("a header for private pages was reserved");
-    let (content, downgraded) = match found {
-        Entry::Valid(_) => return move_mapped(db, cursor, (place, found.encode()), Some(header)),
-        // A stale translation may still allow stores.
-        Entry::Transition(frame) => (BlockContent::Resident(frame), may_be_stale(db, found)),
-        Entry::PageFile(slot) => (BlockContent::PageFile(slot), may_be_stale(db, found)),
+    let content = match found {
+        Entry::Transition(frame) => BlockContent::Resident(frame),
+        Entry::PageFile(slot) => BlockContent::PageFile(slot),
         Entry::Empty
+        | Entry::Valid(_)
         | Entry::Frozen(_)
         | Entry::DemandZero(_)
         | Entry::Decommitted
@@ -199,42 +201,15 @@ pub(super) fn move_to_block<S: FrameStore>(
             return None;
         }
     };
-    let block = new_block(db, header, content);
-    cursor.replace(place, Entry::Prototype(block));
-    Some(Moved { block, downgraded })
-}
-
-/// As [`move_to_block`], of a page that is mapped: its entry is `raw`, but for bits that hardware sets.
-#[inline]
-fn move_mapped<S: FrameStore>(
-    db: &mut PfnDatabase,
-    cursor: &Cursor<'_, S>,
-    (place, raw): ((Pfn, EntryIndex), u64),
-    header: Option<HeaderId>,
-) -> Option<Moved> {
     let header = header.expect("a header for private pages was reserved");
-    let share = |e: ValidEntry| e.with_flags(e.flags.shared());
-    let (old, _) = cursor.rewrite_from(place, raw, share)?;
-    if old.flags.contains(EntryFlags::DIRTY) {
-        db.mark_modified(old.frame);
-    }
-    Some(Moved {
-        block: new_block(db, header, BlockContent::Resident(old.frame)),
-        downgraded: old.flags.contains(EntryFlags::WRITABLE),
-    })
-}
-
-/// Moves a private page to a clone block that two entries refer to.
-#[inline]
-fn new_block(db: &mut PfnDatabase, header: HeaderId, content: BlockContent) -> BlockId {
-    let block = db.clones.make_block(header, content);
-    let forgotten = cfg!(mutant = "forgotten_block") && header == HeaderId::LAZY;
-    if let BlockContent::Resident(frame) = content
-        && !forgotten
-    {
+    let block = db.clones.make_block(header, content, references);
+    if let BlockContent::Resident(frame) = content {
         db.give_to_block(frame, block);
     }
-    block
+    cursor.replace(place, Entry::Prototype(block));
+    // A stale translation may still allow stores.
+    let downgraded = may_be_stale(db, found);
+    Some(Moved { block, downgraded })
 }
 
 /// What the processor notes in an entry that it used. A twin has not been used yet.
@@ -314,7 +289,7 @@ impl<B: Clone + Eq> Cloning<'_, B> {
         if let Some(block) = shared.block {
             self.plan.descriptors.add(block.header, 1);
         }
-        if shared.made {
+        if shared.parted {
             self.parent.private -= 1;
             self.blocks += 1;
         }

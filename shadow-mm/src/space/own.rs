@@ -8,10 +8,11 @@
 //! * **moved** to a new frame if only such a flush stands in the way, or if there are entries of shared views in it, or may be
 //!   below it, that must not allow stores any more because their section is kept as it was ([`super::view_kept`]);
 //! * **copied** otherwise. Above the leaves the tables below get one parent more. A leaf table's private pages
-//!   move to clone blocks that were promised at the fork.
+//!   are *forked*: both entries are copy-on-write, and the frame's share count says what a clone block's would. Those that are
+//!   not mapped move to clone blocks that were promised at the fork.
 //!
-//! A private page that somebody still looks at through a pin, of a space that shared the table once, goes to a clone
-//! block when its table is taken over or moved, so that the next store copies it.
+//! A private page that somebody still looks at through a pin, of a space that shared the table once, is forked too when its
+//! table is taken over or moved, so that the next store copies it.
 //!
 //! All of it happens with the space and the PFN database locked, with frames that were taken before, and cannot
 //! fail. Of two spaces that copy one table at once, the second finds itself alone with it.
@@ -28,7 +29,7 @@ use crate::flush::Flush;
 use crate::manager::{Demand, Manager, Reserve};
 use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
 use crate::proto::HeaderId;
-use crate::pte::{Entry, EntryFlags, UpperEntry};
+use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::Cursor;
 use crate::space::clone_leaf::{LeafCopy, Twin, move_to_block, share_entry};
 use crate::space::view_kept::is_to_be_closed;
@@ -100,7 +101,8 @@ pub(super) struct Tally {
     taken: u64,
     moved: u64,
     copied: u64,
-    pub(super) blocks: u64,
+    /// Private pages that are forked now, or have a clone block.
+    parted: u64,
     pub(super) resident: u64,
     private: u64,
     pub(super) entries: u64,
@@ -400,7 +402,7 @@ impl Tally {
         add(&counters.tables_taken_over, self.taken);
         add(&counters.tables_moved, self.moved);
         add(&counters.tables_copied, self.copied);
-        add(&counters.blocks_made, self.blocks);
+        add(&counters.pages_parted, self.parted);
         add(&counters.entries_written, self.entries);
     }
 }
@@ -499,7 +501,7 @@ impl<S: FrameStore> Unsharing<'_, S> {
         downgraded
     }
 
-    /// Moves a private page whose frame others hold to a clone block with this entry alone: the next store copies it,
+    /// Forks a private page whose frame others hold, or gives it a clone block, with this entry alone: the next store copies it,
     /// and leaves the frame to them. True if the entry allows less now.
     fn leave_to_pins(&mut self, place: (Pfn, EntryIndex)) -> bool {
         let found = self.cursor.leaf(place.0, place.1);
@@ -511,15 +513,19 @@ impl<S: FrameStore> Unsharing<'_, S> {
         if !looked_at || cfg!(mutant = "pins_forgotten") {
             return false;
         }
-        let header = Some(HeaderId::LAZY);
-        let Some(moved) = move_to_block(self.db, &self.cursor, place, found, header) else {
+        self.tally.parted += 1;
+        self.tally.entries += 1;
+        let share = |e: ValidEntry| e.with_flags(e.flags.shared());
+        if let Some((old, _)) = self.cursor.rewrite(place.0, place.1, share) {
+            self.db
+                .fork_alone(frame, old.flags.contains(EntryFlags::DIRTY));
+            return old.flags.contains(EntryFlags::WRITABLE);
+        }
+        let alone = (Some(HeaderId::LAZY), 1);
+        let Some(moved) = move_to_block(self.db, &self.cursor, place, found, alone) else {
             return false;
         };
-        let last = self.db.clones.drop_reference(moved.block);
-        debug_assert!(last.is_none(), "{found:?} has no reference of its own");
         self.db.unpromise_blocks(1);
-        self.tally.blocks += 1;
-        self.tally.entries += 1;
         moved.downgraded
     }
 
@@ -576,12 +582,10 @@ impl<S: FrameStore> Unsharing<'_, S> {
     /// Fills a copy of a shared leaf table; true if the other one's entries allow less now.
     pub(super) fn finish_copy(&mut self, to: Pfn, copy: &LeafCopy) -> bool {
         self.cursor.fill(self.db, to, &copy.leaf);
-        self.tally.entries += u64::from(copy.leaf.used()) + copy.made;
+        self.tally.entries += u64::from(copy.leaf.used()) + copy.parted;
         self.tally.resident += copy.resident;
-        self.tally.blocks += copy.made;
-        if cfg!(not(mutant = "promises_kept")) {
-            self.db.unpromise_blocks(copy.made);
-        }
+        self.tally.parted += copy.parted;
+        self.db.unpromise_blocks(copy.blocks);
         copy.downgraded
     }
 

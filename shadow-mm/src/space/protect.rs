@@ -164,7 +164,7 @@ impl<P: Platform> Manager<P> {
     }
 }
 
-/// If the entry at `place` maps a clone block's frame and is the last to refer to the block, the frame
+/// If the entry at `place` maps a clone block's frame, or a forked page's, and is the last to refer to that, the frame
 /// becomes the entry's own. The entry's flags are still to be changed then.
 pub(super) fn take_over<B: Clone + Eq>(
     db: &mut PfnDatabase,
@@ -175,10 +175,18 @@ pub(super) fn take_over<B: Clone + Eq>(
     if !entry.flags.contains(EntryFlags::PROTOTYPE) {
         return false;
     }
-    let block = db
-        .block_of(entry.frame)
-        .filter(|block| db.last_reference(entry.frame, *block));
-    let Some(block) = block else { return false };
+    let owner = db.entry(entry.frame).owner;
+    if owner == Owner::Entries {
+        let taken = db.take_forked(entry.frame, place);
+        state.private += u64::from(taken);
+        return taken;
+    }
+    let Owner::Clone(block) = owner else {
+        return false;
+    };
+    if !db.last_reference(entry.frame, block) {
+        return false;
+    }
     let last = state.descriptors.drop_reference(db, block);
     debug_assert!(last.is_some(), "the last reference was not the last");
     let (table, index) = place;

@@ -64,7 +64,7 @@ impl<P: Platform> Manager<P> {
                 // With the lock held: the entry may be of a page in transition, or in a shared table.
                 let page = {
                     let mut db = self.pfns.lock();
-                    let page = saved(&db, (run.table, index), cursor.leaf(run.table, index));
+                    let page = saved(&mut db, (run.table, index), cursor.leaf(run.table, index));
                     hold(&mut db, page);
                     page
                 };
@@ -93,13 +93,22 @@ fn hold(db: &mut PfnDatabase, page: Option<SavedPage>) {
 }
 
 /// What an entry says of its page's content.
-fn saved(db: &PfnDatabase, (table, index): (Pfn, EntryIndex), entry: Entry) -> Option<SavedPage> {
+fn saved(
+    db: &mut PfnDatabase,
+    (table, index): (Pfn, EntryIndex),
+    entry: Entry,
+) -> Option<SavedPage> {
     let private = PageKey(u64::from(table.get()) << 9 | index.get() as u64, 0);
     let (key, content) = match entry {
         // A frozen page is what the image under it says.
         Entry::Empty | Entry::Frozen(_) | Entry::DemandZero(_) | Entry::Decommitted => return None,
         Entry::Valid(valid) => match db.entry(valid.frame).owner {
             Owner::Clone(block) => (block_key(block), BlockContent::Resident(valid.frame)),
+            Owner::Entries => {
+                // As its key, which stays the same wherever the page goes.
+                let block = db.name_forked(valid.frame);
+                (block_key(block), BlockContent::Resident(valid.frame))
+            }
             Owner::Entry { .. } => (private, BlockContent::Resident(valid.frame)),
             Owner::Section { section, page } => {
                 let key = PageKey(section.get().into(), VIEW | page.get());

@@ -71,6 +71,8 @@ enum Fate {
     Unmapped,
     /// The entry becomes this.
     Leaves(Entry),
+    /// It is forked: the same, with a clone block that is to be made for it.
+    LeavesForked,
 }
 
 impl<P: Platform> Manager<P> {
@@ -245,7 +247,11 @@ fn take_page<B: Clone + Eq, S: crate::backend::FrameStore>(
                 trimming.dropped = true;
             }
         }
-        Fate::Leaves(left) => {
+        Fate::Leaves(_) | Fate::LeavesForked => {
+            let left = match fate {
+                Fate::Leaves(left) => left,
+                _ => Entry::Prototype(db.name_forked(entry.frame)),
+            };
             let old = cursor.replace((table, index), left);
             let dirty = matches!(old, Entry::Valid(old) if old.flags.contains(EntryFlags::DIRTY));
             if dirty && cfg!(not(mutant = "lost_dirty_at_trim")) {
@@ -281,7 +287,8 @@ fn fate(
             Fate::Leaves(Entry::Transition(entry.frame))
         }
         (Owner::Clone(block), _) if page_file || !dirty => Fate::Leaves(Entry::Prototype(block)),
-        (Owner::Entry { .. } | Owner::Clone(_), _) => Fate::Stays,
+        (Owner::Entries, _) if page_file || !dirty => Fate::LeavesForked,
+        (Owner::Entry { .. } | Owner::Clone(_) | Owner::Entries, _) => Fate::Stays,
         // Shared memory that could go nowhere from the modified list.
         (Owner::Section { section, .. }, _)
             if dirty && !page_file && !db.sections.is_of_file(section) =>

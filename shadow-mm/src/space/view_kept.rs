@@ -72,6 +72,7 @@ impl<P: Platform> Manager<P> {
             Owner::None
             | Owner::Entry { .. }
             | Owner::Clone(_)
+            | Owner::Entries
             | Owner::Tables
             | Owner::Root
             | Owner::Supervisor => Ok(()),

@@ -4,7 +4,7 @@ use crate::addr::VpnRange;
 use crate::backend::Platform;
 use crate::flush::{Flush, TableEdits};
 use crate::manager::Manager;
-use crate::pfn::PfnDatabase;
+use crate::pfn::{Owner, PfnDatabase};
 use crate::proto::BlockContent;
 use crate::pte::{Entry, EntryFlags, ValidEntry};
 use crate::shadow::{Cursor, LeafRun};
@@ -155,13 +155,18 @@ pub(super) fn drop_page<B: Clone + Eq>(
     if old.flags.contains(EntryFlags::DIRTY) {
         db.mark_modified(old.frame);
     }
-    let ownerless = match db.block_of(old.frame) {
-        Some(block) => books.drop_reference(db, block).is_some(),
-        // A section's page, or one its section has lost.
-        None if old.flags.contains(EntryFlags::PROTOTYPE) => false,
-        None => {
+    let ownerless = match db.entry(old.frame).owner {
+        Owner::Entry { .. } => {
             books.lose_private(db);
             true
+        }
+        Owner::Entries => db.leave_forked(old.frame),
+        Owner::Clone(block) => books.drop_reference(db, block).is_some(),
+        // A section's page, or one its section has lost.
+        Owner::Section { .. } | Owner::None => false,
+        owner @ (Owner::Tables | Owner::Root | Owner::Supervisor) => {
+            debug_assert!(false, "{old:?} maps a table: {owner:?}");
+            false
         }
     };
     db.drop_share_held(old.frame);

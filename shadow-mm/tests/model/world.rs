@@ -209,7 +209,7 @@ impl World {
             stats.data.in_flight,
         );
         let tables = (stats.tables.active, stats.tables.in_flight);
-        let clones = (stats.clone_blocks, stats.clone_headers);
+        let clones = (stats.clone_blocks + stats.forked_pages, stats.clone_headers);
         let sections = (stats.sections, stats.section_pages);
         let owned = (
             stats.data.standby,

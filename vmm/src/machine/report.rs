@@ -134,10 +134,12 @@ pub struct MemoryReport {
     pub tables_taken_over: u64,
     /// ... and those of them that moved to another frame.
     pub tables_moved: u64,
-    /// Clone blocks made when a shared table was copied.
-    pub blocks_made: u64,
+    /// Private pages that became two processes' when a shared table was copied.
+    pub pages_parted: u64,
     /// Clone blocks still referred to.
     pub clone_blocks: u64,
+    /// Pages that forks still share, and that have no clone block because they are in memory.
+    pub forked_pages: u64,
     /// Guest pages.
     pub data_frames: Frames,
     /// Page tables.
@@ -199,8 +201,9 @@ impl MemoryReport {
             tables_copied: s.tables_copied,
             tables_taken_over: s.tables_taken_over,
             tables_moved: s.tables_moved,
-            blocks_made: s.blocks_made,
+            pages_parted: s.pages_parted,
             clone_blocks: s.clone_blocks,
+            forked_pages: s.forked_pages,
             data_frames: s.data.into(),
             table_frames: s.tables.into(),
             frames_in_use: (held(&s.data) + held(&s.tables)).saturating_sub(supervisor_tables),
@@ -291,13 +294,13 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "forks     {}, {} entries visited ({} by the last); {} clone blocks left",
-            m.forks, m.fork_entries, m.fork_entries_last, m.clone_blocks
+            "forks     {}, {} entries visited ({} by the last); {} forked pages and {} clone blocks left",
+            m.forks, m.fork_entries, m.fork_entries_last, m.forked_pages, m.clone_blocks
         )?;
         writeln!(
             f,
-            "unshared  {} tables shared by forks; {} copied, {} taken over, {} moved; {} clone blocks made",
-            m.tables_shared, m.tables_copied, m.tables_taken_over, m.tables_moved, m.blocks_made
+            "unshared  {} tables shared by forks; {} copied, {} taken over, {} moved; {} private pages shared",
+            m.tables_shared, m.tables_copied, m.tables_taken_over, m.tables_moved, m.pages_parted
         )?;
         for (name, z) in [("data", &m.data_frames), ("tables", &m.table_frames)] {
             writeln!(

@@ -173,7 +173,7 @@ fn ended_tenants_give_everything_back() {
             frames(stats.tables),
             frames(stats.data),
             stats.commit_charged,
-            stats.clone_blocks,
+            stats.clone_blocks + stats.forked_pages,
             stats.sections,
         )
     };
