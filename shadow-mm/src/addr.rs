@@ -270,9 +270,8 @@ impl EntryIndex {
 
     /// The words of a table, each with its slot.
     #[inline]
-    pub(crate) fn numbered<T>(words: [T; TABLE_ENTRIES]) -> impl Iterator<Item = (Self, T)> {
-        let words = words.into_iter().enumerate();
-        words.map(|(index, word)| (Self(index as u16), word))
+    pub(crate) fn numbered(words: &[u64; TABLE_ENTRIES]) -> impl Iterator<Item = (Self, u64)> {
+        Self::all().zip(words.iter().copied())
     }
 
     /// Every slot of a table.

@@ -94,6 +94,15 @@ pub trait FrameStore: Send + Sync {
         current: u64,
         new: u64,
     ) -> Result<u64, u64>;
+    /// Replaces entries of a table that were `old` when they were looked at by what `new` says, those where it says something
+    /// else. Bits that hardware has set in one since, which is all that can have changed, stay set.
+    fn exchange(&self, table: Pfn, old: &[u64; TABLE_ENTRIES], new: &[u64; TABLE_ENTRIES]) {
+        for (index, (old, new)) in EntryIndex::all().zip(old.iter().zip(new)) {
+            exchange_word(*old, *new, |old, new| {
+                self.compare_exchange(table, index, old, new)
+            });
+        }
+    }
     /// Data frames that were never used are about to be: from now on guests may reach them. Called once for each, in order,
     /// with the PFN lock held; what makes frames reachable may so be made as they are used. False if that cannot be:
     /// then these frames and those after them do not exist.
@@ -109,4 +118,17 @@ pub trait FrameStore: Send + Sync {
     fn read(&self, frame: Pfn, offset: usize, into: &mut [u8]);
     /// Writes bytes of one frame, from byte `offset`.
     fn write(&self, frame: Pfn, offset: usize, from: &[u8]);
+}
+
+/// Replaces an entry that was `old` by `new` and the bits that are set in it by now, if the two differ; `compare` is
+/// [`FrameStore::compare_exchange`] of that entry. For implementations of [`FrameStore::exchange`].
+#[inline]
+pub fn exchange_word(old: u64, new: u64, compare: impl Fn(u64, u64) -> Result<u64, u64>) {
+    if old == new {
+        return;
+    }
+    let mut seen = old;
+    while let Err(now) = compare(seen, new | (seen & !old)) {
+        seen = now;
+    }
 }

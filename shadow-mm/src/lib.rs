@@ -75,7 +75,7 @@ pub use addr::{
     EntryIndex, GuestVa, Level, PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange, SpaceId, TABLE_ENTRIES,
     UsedEntries, Vpn, VpnRange,
 };
-pub use backend::{FrameStore, Locks, Platform};
+pub use backend::{FrameStore, Locks, Platform, exchange_word};
 pub use check::{Count, Promised, Violation};
 pub use commit::CommitLimit;
 pub use flush::{Flush, FlushEntry, ForkUnderWay, MAX_EDITS_PER_TABLE};

@@ -11,10 +11,10 @@ use crate::addr::{EntryIndex, Pfn};
 use crate::commit::NoCommit;
 use crate::proto::{BlockContent, BlockId, HeaderId};
 
-/// What came of having two entries refer to a private page.
+/// What came of giving a private page a clone block.
 pub(crate) enum Sharing {
-    /// It has this clone block, if it needs one, and its entry is what it was to be.
-    Done(Option<BlockId>),
+    /// It has this one, and its entry is what it was to be.
+    Done(BlockId),
     /// Nothing: its entry is this by now.
     Changed(u64),
     /// Nothing: somebody may store to the frame through a pin.
@@ -22,8 +22,8 @@ pub(crate) enum Sharing {
 }
 
 impl PfnDatabase {
-    /// Has two entries refer to the private page in a frame: the one that maps it, which `exchange` makes copy-on-write, and
-    /// another. `dirty` is what that entry said of it. It moves to a clone block of `header`; without one it is forked.
+    /// Moves the private page in a frame to a clone block that two entries refer to: the one that maps it, which `exchange`
+    /// makes one that refers to a block, and another. `dirty` is what that entry said of it.
     #[inline]
     pub(crate) fn share_private(
         &mut self,
@@ -42,17 +42,9 @@ impl PfnDatabase {
         if dirty {
             entry.flags |= PfnFlags::MODIFIED;
         }
-        let block = match header {
-            HeaderId::LAZY => None,
-            header => {
-                let content = BlockContent::Resident(pfn);
-                Some(self.clones.make_block(header, content, 2))
-            }
-        };
-        self.clones.lazy.forked += u64::from(block.is_none());
-        if cfg!(not(mutant = "forgotten_block")) || block.is_some() {
-            entry.owner = block.map_or(Owner::Entries, Owner::Clone);
-        }
+        let content = BlockContent::Resident(pfn);
+        let block = self.clones.make_block(header, content, 2);
+        entry.owner = Owner::Clone(block);
         match entry.original() {
             Original::Zero => {}
             // The block has nothing to say which file it is.
@@ -63,16 +55,31 @@ impl PfnDatabase {
         Sharing::Done(block)
     }
 
-    /// A private page is forked, with its one entry, which the caller makes copy-on-write. `dirty` is what that says of it.
-    pub(crate) fn fork_alone(&mut self, pfn: Pfn, dirty: bool) {
-        let entry = self.entry_mut(pfn);
-        entry.owner = Owner::Entries;
-        let of_file = entry.original() == Original::File;
-        self.clones.lazy.forked += 1;
-        // A clone block has nothing to say which file it is.
-        if dirty || of_file {
-            self.mark_modified(pfn);
+    /// Forks the private page in a frame: one more entry maps it, and the one that did is copy-on-write from now on, which is the
+    /// caller's to see to, as it is to count such pages with [`Self::count_forked`]. What that entry says of the page's use
+    /// stays there. False, and nothing is changed, if somebody may store to the frame through a pin.
+    #[inline]
+    pub(crate) fn fork_private(&mut self, pfn: Pfn) -> bool {
+        let entry = self.data.entry_mut(pfn);
+        let pinned = entry.write_pins() > 0 && cfg!(not(mutant = "pinned_shared"));
+        if !pinned {
+            *entry.share_mut() += 1;
+            if cfg!(not(mutant = "forgotten_fork")) {
+                entry.owner = Owner::Entries;
+            }
         }
+        !pinned
+    }
+
+    /// So many private pages were forked.
+    pub(crate) fn count_forked(&mut self, pages: u64) {
+        self.clones.lazy.forked += pages;
+    }
+
+    /// A private page is forked, with its one entry, which the caller makes copy-on-write.
+    pub(crate) fn fork_alone(&mut self, pfn: Pfn) {
+        self.set_owner(pfn, Owner::Entries);
+        self.count_forked(1);
     }
 
     /// The clone block of a forked page, which its entries can name when they do not map it any more.
@@ -80,7 +87,7 @@ impl PfnDatabase {
         let references = self.entry(pfn).share();
         let content = BlockContent::Resident(pfn);
         let block = self.clones.make_block(HeaderId::LAZY, content, references);
-        self.set_owner(pfn, Owner::Clone(block));
+        self.give_to_block(pfn, block);
         self.forget_forked();
         block
     }

@@ -151,11 +151,10 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
         self.store.used(table).iter()
     }
 
-    /// The entries in use of a table as they are now, rising. The table is looked at once, as a whole: who changes an entry
-    /// must be ready for hardware having set a bit since.
-    pub(crate) fn words(&self, table: Pfn) -> impl Iterator<Item = (EntryIndex, u64)> + use<S> {
-        let words = self.store.entries(table);
-        EntryIndex::numbered(words).filter(|(_, raw)| *raw != 0)
+    /// The entries of a table as they are now. The table is looked at once, as a whole: who changes an entry must be ready for
+    /// hardware having set a bit since.
+    pub(crate) fn words(&self, table: Pfn) -> [u64; TABLE_ENTRIES] {
+        self.store.entries(table)
     }
 
     /// The entry of a leaf table.
@@ -166,7 +165,8 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
     /// The entries of a leaf table that are in use and not a layer's, of which there are `count`. Hardware's bits, all that may
     /// change meanwhile, do not matter: so the table is looked at as a whole.
     pub(crate) fn unfrozen(&self, table: Pfn, count: u16) -> Vec<EntryIndex> {
-        let found = self.words(table);
+        let words = self.words(table);
+        let found = EntryIndex::numbered(&words);
         let found = found.filter(|(_, raw)| Entry::is_unfrozen(*raw));
         found.map(|(index, _)| index).take(count.into()).collect()
     }
@@ -446,6 +446,22 @@ impl<'a, S: FrameStore> Cursor<'a, S> {
             return Ok(self.store.swap(table, index, new));
         }
         self.store.compare_exchange(table, index, raw, new)
+    }
+
+    /// Makes entries of a leaf table that were `old` what `new` says, those where it is something else. What hardware has set
+    /// meanwhile stays set.
+    pub(crate) fn exchange_all(
+        &self,
+        table: Pfn,
+        old: &[u64; TABLE_ENTRIES],
+        new: &[u64; TABLE_ENTRIES],
+    ) {
+        if cfg!(mutant = "lost_dirty") {
+            let changed = EntryIndex::numbered(new).filter(|(index, new)| old[index.get()] != *new);
+            changed.for_each(|(index, new)| _ = self.store.swap(table, index, new));
+            return;
+        }
+        self.store.exchange(table, old, new);
     }
 
     /// As [`Self::rewrite`], of an entry that has just been looked at: it was `raw`.

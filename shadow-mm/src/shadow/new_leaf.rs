@@ -34,6 +34,19 @@ impl NewLeaf {
         self.unfrozen += u16::from(Entry::is_unfrozen(raw));
     }
 
+    /// The same with one that maps a frame of the pool, and that [`Self::count_mapped`] counts.
+    #[inline]
+    pub(crate) fn put_mapped(&mut self, index: EntryIndex, raw: u64) {
+        debug_assert!(Entry::is_resident(raw));
+        self.words[index.get()] = raw;
+    }
+
+    /// Counts entries that map frames of the pool.
+    pub(crate) fn count_mapped(&mut self, entries: u16) {
+        self.used += u32::from(entries);
+        self.unfrozen += entries;
+    }
+
     /// Entries in use.
     pub(crate) fn used(&self) -> u32 {
         self.used

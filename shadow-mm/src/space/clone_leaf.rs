@@ -2,8 +2,8 @@
 //!
 //! The PFN lock is held throughout, so no page can leave transition between a look and a change. Nothing here can fail: all was reserved.
 //!
-//! [`share_entry`] is what both kinds of fork do with one entry: the eager one with all of them at once, into blocks
-//! of its own header; the one that shares tables when a table is copied, into blocks made one by one.
+//! An eager fork does it at once, and moves private pages to clone blocks of its own header ([`share_entry`]). One that shares
+//! tables does it when a table is copied ([`LeafCopy`]), and its pages get clone blocks when they leave memory.
 
 use alloc::vec::Vec;
 
@@ -47,12 +47,11 @@ pub(super) struct Shared {
     pub(super) downgraded: bool,
 }
 
-/// A copy of a shared leaf table while it is made.
+/// A copy of a shared leaf table.
 pub(super) struct LeafCopy {
     pub(super) leaf: NewLeaf,
-    /// Pages that were the other table's alone before, and how many of them have a clone block now.
+    /// Pages that were the other table's alone before.
     pub(super) parted: u64,
-    pub(super) blocks: u64,
     /// Valid entries in it.
     pub(super) resident: u64,
     /// Whether the other table's entries allow less than before.
@@ -60,29 +59,65 @@ pub(super) struct LeafCopy {
 }
 
 impl LeafCopy {
-    pub(super) fn new() -> Self {
-        Self {
-            leaf: NewLeaf::new(),
-            parted: 0,
-            blocks: 0,
-            resident: 0,
-            downgraded: false,
+    /// Makes a twin of each entry in use of a table that is `seen`; those of pages that are pinned for stores are `pinned`
+    /// instead. Private pages are forked, or move to clone blocks if they are not mapped; both entries are copy-on-write.
+    ///
+    /// A table is full of private pages that are mapped, so what is done with one is done with its bits as they are, and what
+    /// can be done for all of them at once is.
+    pub(super) fn of<S: FrameStore>(
+        db: &mut PfnDatabase,
+        cursor: &Cursor<'_, S>,
+        table: Pfn,
+        mut seen: impl FnMut(EntryIndex) -> bool,
+        mut pinned: impl FnMut(EntryIndex, ValidEntry),
+    ) -> Self {
+        let found = cursor.words(table);
+        let mut forked = found;
+        let mut leaf = NewLeaf::new();
+        let (mut mapped, mut rights) = (0, 0);
+        let (mut others, mut blocks, mut resident, mut downgraded) = (0, 0, 0, false);
+        for (index, raw) in EntryIndex::numbered(&found) {
+            if raw == 0 || !seen(index) {
+                continue;
+            }
+            if let Some(word) = PrivateWord::new(raw)
+                && db.fork_private(word.frame())
+            {
+                let shared = word.shared();
+                forked[index.get()] = shared;
+                leaf.put_mapped(index, twin_raw(shared));
+                mapped += 1;
+                rights |= raw;
+                continue;
+            }
+            let header = Some(HeaderId::LAZY);
+            match share_other(db, cursor, ((table, index), raw), header) {
+                Twin::Nothing => {}
+                Twin::Pinned(entry) => pinned(index, entry),
+                Twin::Entry(shared) => {
+                    leaf.put(index, shared.raw);
+                    others += u64::from(shared.parted);
+                    blocks += u64::from(shared.parted && shared.block.is_some());
+                    resident += u64::from(Entry::is_resident(shared.raw));
+                    downgraded |= shared.downgraded;
+                }
+            }
         }
-    }
-
-    /// Adds an entry's twin.
-    #[inline]
-    pub(super) fn add(&mut self, index: EntryIndex, shared: &Shared) {
-        self.leaf.put(index, shared.raw);
-        self.parted += u64::from(shared.parted);
-        self.blocks += u64::from(shared.parted && shared.block.is_some());
-        self.resident += u64::from(Entry::is_resident(shared.raw));
-        self.downgraded |= shared.downgraded;
+        cursor.exchange_all(table, &found, &forked);
+        leaf.count_mapped(mapped);
+        db.count_forked(mapped.into());
+        db.unpromise_blocks(blocks);
+        Self {
+            leaf,
+            parted: others + u64::from(mapped),
+            resident: resident + u64::from(mapped),
+            downgraded: downgraded || rights & EntryFlags::WRITABLE.bits() != 0,
+        }
     }
 }
 
-/// Makes a twin of the entry at `place`, which is `raw`: a private page moves to a clone block of `header`, or is forked, and
-/// both entries refer to that then, copy-on-write.
+/// Makes a twin of the entry at `place`, which is `raw`: a private page moves to a clone block of `header`, which both
+/// entries refer to then, and both become copy-on-write.
 #[inline]
 pub(super) fn share_entry<S: FrameStore>(
     db: &mut PfnDatabase,
@@ -100,7 +135,7 @@ pub(super) fn share_entry<S: FrameStore>(
             Sharing::Done(block) => {
                 return Twin::Entry(Shared {
                     raw: twin_raw(shared),
-                    block,
+                    block: Some(block),
                     parted: true,
                     downgraded: flags.contains(EntryFlags::WRITABLE),
                 });
@@ -241,7 +276,7 @@ impl<P: Platform> Manager<P> {
         let mut downgraded = false;
         let before = clone.touched;
         let mut db = self.pfns.lock();
-        for (index, raw) in cursor.words(run.table) {
+        for (index, raw) in EntryIndex::numbered(&cursor.words(run.table)) {
             let Some(vpn) = run.page(index) else { continue };
             let place = (run.table, index);
             let shared = match share_entry(&mut db, &cursor, (place, raw), clone.plan.header) {

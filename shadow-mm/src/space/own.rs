@@ -31,7 +31,7 @@ use crate::pfn::{Owner, PfnDatabase, ZeroedFrame};
 use crate::proto::HeaderId;
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::Cursor;
-use crate::space::clone_leaf::{LeafCopy, Twin, move_to_block, share_entry};
+use crate::space::clone_leaf::{LeafCopy, move_to_block};
 use crate::space::view_kept::is_to_be_closed;
 use crate::space::{Space, SpaceState};
 use crate::stats::{Counters, add};
@@ -517,8 +517,7 @@ impl<S: FrameStore> Unsharing<'_, S> {
         self.tally.entries += 1;
         let share = |e: ValidEntry| e.with_flags(e.flags.shared());
         if let Some((old, _)) = self.cursor.rewrite(place.0, place.1, share) {
-            self.db
-                .fork_alone(frame, old.flags.contains(EntryFlags::DIRTY));
+            self.db.fork_alone(frame);
             return old.flags.contains(EntryFlags::WRITABLE);
         }
         let alone = (Some(HeaderId::LAZY), 1);
@@ -565,17 +564,13 @@ impl<S: FrameStore> Unsharing<'_, S> {
 
     /// Gives a new leaf table a twin of every entry; true if the old one's allow less now.
     fn copy_leaf(&mut self, from: Pfn, to: Pfn) -> bool {
-        let mut copy = LeafCopy::new();
-        for (index, raw) in self.cursor.words(from) {
-            let place = (from, index);
-            match share_entry(self.db, &self.cursor, (place, raw), Some(HeaderId::LAZY)) {
-                Twin::Nothing => {}
-                Twin::Pinned(entry) => {
-                    debug_assert!(false, "{entry:?} is write-pinned in a shared table");
-                }
-                Twin::Entry(shared) => copy.add(index, &shared),
-            }
-        }
+        let copy = LeafCopy::of(
+            self.db,
+            &self.cursor,
+            from,
+            |_| true,
+            |_, entry| debug_assert!(false, "{entry:?} is write-pinned in a shared table"),
+        );
         self.finish_copy(to, &copy)
     }
 
@@ -585,7 +580,6 @@ impl<S: FrameStore> Unsharing<'_, S> {
         self.tally.entries += u64::from(copy.leaf.used()) + copy.parted;
         self.tally.resident += copy.resident;
         self.tally.parted += copy.parted;
-        self.db.unpromise_blocks(copy.blocks);
         copy.downgraded
     }
 

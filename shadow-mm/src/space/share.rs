@@ -24,10 +24,9 @@ use crate::backend::{FrameStore, Platform};
 use crate::commit::NoCommit;
 use crate::manager::{Demand, Manager, Promise, Reserve};
 use crate::pfn::{Owner, PfnDatabase, Want};
-use crate::proto::HeaderId;
 use crate::pte::{EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::{Cursor, SUPERVISOR_SLOT};
-use crate::space::clone_leaf::{LeafCopy, Pinned, Twin, share_entry, twin_flags};
+use crate::space::clone_leaf::{LeafCopy, Pinned, twin_flags};
 use crate::space::fork::{ForkError, Forked, inherited_image};
 use crate::space::keep::is_kept;
 use crate::space::own::{Owning, Unsharing, count_tables, span};
@@ -413,22 +412,25 @@ impl<S: FrameStore> Splitting<'_, S> {
     /// Gives a leaf table of the child's a twin of every entry that it may see; true if the parent's allow
     /// less now.
     fn copy_visible(&mut self, from: Pfn, to: Pfn, start: Vpn) -> bool {
-        let mut copy = LeafCopy::new();
-        for (index, raw) in self.unsharing.cursor.words(from) {
-            let Some(vpn) = start.checked_add(index.get() as u64) else {
-                continue;
-            };
-            if self.apart.hides(vpn) {
-                continue;
+        let Self {
+            unsharing,
+            apart,
+            visited,
+            pinned,
+            ..
+        } = self;
+        let Unsharing { cursor, db, .. } = unsharing;
+        let page = |index: EntryIndex| start.checked_add(index.get() as u64);
+        let is_seen = |index| {
+            let seen = page(index).is_some_and(|vpn| !apart.hides(vpn));
+            *visited += u64::from(seen);
+            seen
+        };
+        let copy = LeafCopy::of(db, cursor, from, is_seen, |index, entry| {
+            if let Some(vpn) = page(index) {
+                pinned.push((to, Pinned { index, vpn, entry }));
             }
-            self.visited += 1;
-            let Unsharing { cursor, db, .. } = &mut self.unsharing;
-            match share_entry(db, cursor, ((from, index), raw), Some(HeaderId::LAZY)) {
-                Twin::Nothing => {}
-                Twin::Pinned(entry) => self.pinned.push((to, Pinned { index, vpn, entry })),
-                Twin::Entry(shared) => copy.add(index, &shared),
-            }
-        }
+        });
         self.unsharing.finish_copy(to, &copy)
     }
 }

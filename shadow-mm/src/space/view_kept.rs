@@ -103,7 +103,7 @@ pub(super) fn is_to_be_closed<S: FrameStore>(
         | Entry::Decommitted => false,
     };
     let inside = || match level {
-        Level::Leaf => cursor.words(table).any(|(_, raw)| closed(raw)),
+        Level::Leaf => cursor.words(table).into_iter().any(closed),
         Level::Root | Level::Pointers | Level::Directory => true,
     };
     db.sections.keeping > 0 && inside()

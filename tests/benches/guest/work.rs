@@ -11,7 +11,7 @@ use shadow_mm::sim::SimMmu;
 use shadow_mm::{
     Access, CommitLimit, EntryIndex, FaultOutcome, ForkMode, FrameStore, GuestVa, Limits, Manager,
     MapKind, MapRequest, PAGE_SIZE, Pfn, PfnRange, Placement, Platform, PoolLayout, Prot,
-    TABLE_ENTRIES, VadFlags, VadTag, Vpn,
+    TABLE_ENTRIES, VadFlags, VadTag, Vpn, exchange_word,
 };
 
 const BASE: u64 = 0x1_0000;
@@ -61,6 +61,14 @@ impl FrameStore for Ram {
     ) -> Result<u64, u64> {
         let word = &self.frame(table)[index.get()];
         word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
+    }
+
+    fn exchange(&self, table: Pfn, old: &[u64; TABLE_ENTRIES], new: &[u64; TABLE_ENTRIES]) {
+        for (word, (old, new)) in self.frame(table).iter().zip(old.iter().zip(new)) {
+            exchange_word(*old, *new, |old, new| {
+                word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            });
+        }
     }
 
     fn fill(&self, table: Pfn, entries: &[u64; TABLE_ENTRIES]) {

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use shadow_mm::{EntryIndex, FrameStore, Pfn, PfnRange, TABLE_ENTRIES};
+use shadow_mm::{EntryIndex, FrameStore, Pfn, PfnRange, TABLE_ENTRIES, exchange_word};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use zerocopy::IntoBytes;
 
@@ -218,11 +218,20 @@ impl Pool {
             .expect("an aligned word inside the pool")
     }
 
+    /// The entries of a table. Looked up once for all of them: a table that is copied has 512.
+    #[expect(
+        unsafe_code,
+        reason = "vm-memory has references to single atomics only"
+    )]
+    fn table(&self, table: Pfn) -> &[AtomicU64; TABLE_ENTRIES] {
+        let frame = self.frame(table).ptr_guard_mut();
+        // SAFETY: the frame is 4096 bytes of the mapping, which lives as long as `self`; frames are aligned in it, and it is to
+        // pages; any bits are a valid word, and who else looks at them, hardware included, does so atomically.
+        unsafe { &*frame.as_ptr().cast() }
+    }
+
     fn entry(&self, table: Pfn, index: EntryIndex) -> &AtomicU64 {
-        let at = u64::from(table.get()) as usize * FRAME + index.get() * 8;
-        self.region
-            .get_atomic_ref(at)
-            .expect("an aligned entry inside the pool")
+        &self.table(table)[index.get()]
     }
 }
 
@@ -255,6 +264,14 @@ impl FrameStore for Pool {
     ) -> Result<u64, u64> {
         self.entry(table, index)
             .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
+    }
+
+    fn exchange(&self, table: Pfn, old: &[u64; TABLE_ENTRIES], new: &[u64; TABLE_ENTRIES]) {
+        for (entry, (old, new)) in self.table(table).iter().zip(old.iter().zip(new)) {
+            exchange_word(*old, *new, |old, new| {
+                entry.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            });
+        }
     }
 
     fn open(&self, frames: PfnRange) -> bool {
