@@ -21,7 +21,7 @@ mod world;
 
 use ops::Op;
 use proptest::prelude::*;
-use shadow_mm::{CommitLimit, ForkMode};
+use shadow_mm::{CommitLimit, ForkMode, Sharing};
 use world::World;
 
 fn cases() -> u32 {
@@ -89,6 +89,26 @@ fn taken_over_table_leaves_its_pinned_pages_alone() {
     world.close().expect("the pinned page is as it was");
 }
 
+/// A store to a private view copies its neighbours, which the next store, to a shared view, changes in the file.
+#[test]
+fn copies_made_ahead_are_what_the_file_was_before_the_next_store() {
+    let mut world = World::new(ForkMode::Shared, (100, 40), 100, CommitLimit::Unlimited);
+    let view = |page, count, first, sharing| ops::MapOp {
+        page,
+        count,
+        prot: common::RW,
+        view: Some((1, first, sharing)),
+    };
+    for op in [
+        Op::Map(0, view(10, 6, 1, Sharing::Private)),
+        Op::Map(0, view(12, 3, 0, Sharing::Shared)),
+        Op::WriteApart(0, 5, (2, 5), 0),
+    ] {
+        world.apply(&op).expect("a step");
+    }
+    world.close().expect("all is as it was copied");
+}
+
 /// What a kept space shows of a file's page follows the file, which may be cut within it.
 #[test]
 fn page_of_a_file_that_is_cut_is_as_the_file_in_a_kept_space() {
@@ -97,7 +117,7 @@ fn page_of_a_file_that_is_cut_is_as_the_file_in_a_kept_space() {
         page: 0,
         count: 2,
         prot: common::RW,
-        view: Some((0, 0, shadow_mm::Sharing::Private)),
+        view: Some((0, 0, Sharing::Private)),
     };
     for op in [
         Op::Map(0, view),
@@ -120,7 +140,7 @@ fn section_in_a_kept_space_keeps_its_promises() {
         page: 5,
         count: 7,
         prot: common::RW,
-        view: Some((ops::BYTES, 0, shadow_mm::Sharing::Private)),
+        view: Some((ops::BYTES, 0, Sharing::Private)),
     };
     let anon = ops::MapOp {
         page: 0,

@@ -176,6 +176,13 @@ fn any_trim() -> impl Strategy<Value = TrimMode> {
     ]
 }
 
+/// The pages that so many stores at a distance come to, as far as there are any.
+pub(crate) fn pages_apart(first: Page, (by, count): (i8, u8)) -> impl Iterator<Item = Page> {
+    (0..i16::from(count))
+        .filter_map(move |n| Page::try_from(i16::from(first) + n * i16::from(by)).ok())
+        .filter(|page| *page < PAGES)
+}
+
 /// Mostly a few pages around a leaf table's edge, so that histories meet on one page.
 fn page() -> impl Strategy<Value = Page> {
     prop_oneof![1 => 0..PAGES, 2 => 10u8..14]

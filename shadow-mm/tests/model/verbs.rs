@@ -10,7 +10,7 @@ use shadow_mm::{
 
 use super::common::{range, request, vpn};
 use super::files::ViewPage;
-use super::ops::{MapOp, Op, PAGES};
+use super::ops::{self, MapOp, Op};
 use super::world::{Bytes, Outcome, PageModel, World, place};
 
 impl World {
@@ -83,14 +83,16 @@ impl World {
                     bytes[usize::from(slot)] = byte;
                 })
             }
-            Op::WriteApart(w, first, (by, count), byte) => (0..i16::from(count))
-                .filter_map(|n| u8::try_from(i16::from(first) + n * i16::from(by)).ok())
-                .filter(|page| *page < PAGES)
-                .try_for_each(|page| {
+            Op::WriteApart(w, first, apart, byte) => {
+                ops::pages_apart(first, apart).try_for_each(|page| {
                     self.access(pick(w), place(page).get(), Access::Write, |bytes| {
                         bytes[0] = byte;
-                    })
-                }),
+                    })?;
+                    // Before the next one changes what was copied ahead.
+                    self.note_copies();
+                    Ok(())
+                })
+            }
             Op::Read(w, p) => self.access(pick(w), place(p).get(), Access::Read, |_| {}),
             Op::Execute(w, p) => self.access(pick(w), place(p).get(), Access::Execute, |_| {}),
             Op::Fork(w) => self.fork(pick(w)),
