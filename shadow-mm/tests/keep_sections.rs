@@ -152,6 +152,60 @@ fn what_is_stored_afterwards_is_not_seen_and_keeping_copies_nothing() {
     scene.end();
 }
 
+/// Entries that are made while the section is kept allow no more than those that there were.
+#[test]
+fn page_that_is_mapped_afterwards_is_closed() {
+    let mut scene = Scene::new(3000);
+    let space = scene.mm.create_space().expect("a space");
+    let mapped = scene
+        .mm
+        .map(&space, request(BASE, PAGES, RW, shared(&scene.section)));
+    scene.mm.flushed(mapped.expect("a view").flush);
+    let mut late = Cpu::new(&space);
+    let spaces = scene.keep_spaces();
+    let kept = scene.mm.keep_section(&scene.section).expect("it is kept");
+    assert_eq!(late.load(&scene.mm, BASE + 3), Ok(number(3)));
+    late.store(&scene.mm, BASE + 3, 0xee).expect("a store");
+    // A neighbour that was mapped with it.
+    late.store(&scene.mm, BASE + 20, 0xee).expect("a store");
+    assert_eq!(scene.mm.stats().pages_put_aside, 2);
+    assert_eq!((scene.load(0, 3), scene.load(1, 20)), (0xee, 0xee));
+    let all = [&spaces[..], std::slice::from_ref(&space)].concat();
+    scene.check(&all);
+    assert!(scene.was(&kept) == whole());
+    drop(kept);
+    all.iter()
+        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
+    scene.end();
+}
+
+/// Pages that came to be while the section was kept are not put aside, and can go.
+#[test]
+fn page_that_comes_to_be_afterwards_is_not_kept() {
+    let mut scene = Scene::new(3000);
+    let spaces = scene.keep_spaces();
+    let kept = scene.mm.keep_section(&scene.section).expect("it is kept");
+    let (read, written) = (PAGES - 2, PAGES - 4);
+    assert_eq!(scene.load(0, read), 0);
+    scene.store(1, written, 0xee);
+    assert_eq!(scene.mm.stats().pages_put_aside, 0);
+    for page in [read, written] {
+        let punched = scene.mm.punch_section(&scene.section, page..page + 1);
+        for flush in punched.expect("nobody keeps it") {
+            scene.cpus.iter_mut().for_each(|cpu| cpu.drop_stale(&flush));
+            scene.mm.flushed(flush);
+        }
+        assert_eq!(scene.load(1, page), 0);
+    }
+    scene.check(&spaces);
+    assert!(scene.was(&kept) == whole());
+    drop(kept);
+    spaces
+        .iter()
+        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
+    scene.end();
+}
+
 /// A host with shadow page tables may remember what a table allowed: the next store finds tables that it has never seen.
 #[test]
 fn tables_with_pages_to_be_kept_are_not_taken_over() {
