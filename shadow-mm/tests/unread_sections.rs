@@ -496,10 +496,13 @@ fn laying_that_cannot_be_leaves_no_trace() {
                 .set_commit_limit(CommitLimit::Pages(PRIVATE + HAS - 1)),
             _ => scene.room.0.store(HAS - 1, SeqCst),
         }
-        let before = scene.photograph();
+        let (before, handles) = (scene.photograph(), scene.image.handles());
         let laid = scene.mm.lay_section(&scene.section, &scene.image, &all());
         assert_eq!(laid, Err(LayError::NoSpace { pages: HAS }), "{how}");
         assert_eq!(scene.photograph(), before);
+        // It can have the pages of another image still.
+        assert_eq!(scene.section.image(), None);
+        assert_eq!(scene.image.handles(), handles);
         scene.mm.set_commit_limit(CommitLimit::Unlimited);
         scene.room.0.store(ROOM, SeqCst);
         let laid = scene.mm.lay_section(&scene.section, &scene.image, &all());

@@ -50,13 +50,18 @@ impl<P: Platform> Manager<P> {
         if !empty || extents.end() > state.page_count() {
             return Err(LayError::NotEmpty);
         }
-        if image.layer().is_none() && !section.keep_image(image) {
+        let read = image.layer().is_none();
+        if read && section.image().is_some_and(|kept| kept != image) {
             return Err(LayError::NotEmpty);
         }
         let pages = extents.pages();
         if state.charge == Charge::ByPage {
             let charged = db.charge_more(section.id(), pages);
             charged.map_err(|NoSpace| LayError::NoSpace { pages })?;
+        }
+        if read {
+            let kept = section.keep_image(image);
+            debug_assert!(kept, "{section:?} has pages of one image");
         }
         db.sections.get_mut(section.id()).frozen = Some(frozen);
         Ok(())
