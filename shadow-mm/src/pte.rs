@@ -309,17 +309,22 @@ impl Entry {
     }
 }
 
-/// A raw leaf entry that maps a frame of the pool which is nobody else's. Tables that are copied are full of
-/// them, so what a copy does with one is done with the bits as they are.
+/// A raw leaf entry that maps a frame of the pool. Tables that are copied are full of them, so what a copy does with one
+/// is done with the bits as they are.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PrivateWord(u64);
+pub(crate) struct MappedWord(u64);
 
-impl PrivateWord {
+impl MappedWord {
     /// These bits of a leaf table, if they are such an entry.
     #[inline]
     pub(crate) fn new(raw: u64) -> Option<Self> {
-        let kind = PRESENT | FROZEN | EntryFlags::PROTOTYPE.bits();
-        (raw & kind == PRESENT).then_some(Self(raw))
+        Entry::is_resident(raw).then_some(Self(raw))
+    }
+
+    /// Whether the frame is nobody else's.
+    #[inline]
+    pub(crate) fn is_private(self) -> bool {
+        self.0 & EntryFlags::PROTOTYPE.bits() == 0
     }
 
     /// The frame it maps.

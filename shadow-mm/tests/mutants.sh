@@ -14,7 +14,7 @@ all="lost_share skipped_flush skipped_copy lost_dirty held_taken leaked_table
      early_reuse skipped_recheck unchecked_write lost_dirty_at_trim unflushed_trim
      slot_freed_early unchecked_slack truncated_stays section_keeps_frame
      failed_write_forgotten kept_dirty unflushed_clean image_survives zeroes_over_image
-     lost_parent writable_link writable_below forgotten_block
+     lost_parent writable_link writable_below forgotten_fork
      held_table_taken unowned_edges narrow_trim copied_in_fork pins_forgotten
      hole_stays_charged store_unnoticed unheld_save quota_lost quota_unchecked
      thawed_early thawed_clean thaw_unseen thaw_unflushed zeroes_over_layer read_twice

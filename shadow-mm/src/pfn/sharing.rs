@@ -71,6 +71,17 @@ impl PfnDatabase {
         !pinned
     }
 
+    /// One more entry maps a forked page; false, and nothing is changed, if it is none.
+    #[inline]
+    pub(crate) fn share_forked(&mut self, pfn: Pfn) -> bool {
+        let entry = self.data.entry_mut(pfn);
+        let forked = entry.owner == Owner::Entries;
+        if forked {
+            *entry.share_mut() += 1;
+        }
+        forked
+    }
+
     /// So many private pages were forked.
     pub(crate) fn count_forked(&mut self, pages: u64) {
         self.clones.lazy.forked += pages;

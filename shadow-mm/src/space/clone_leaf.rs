@@ -12,7 +12,7 @@ use crate::backend::{FrameStore, Platform};
 use crate::manager::Manager;
 use crate::pfn::{Owner, PfnDatabase, Sharing};
 use crate::proto::{BlockContent, BlockId, HeaderId};
-use crate::pte::{Entry, EntryFlags, PrivateWord, ValidEntry};
+use crate::pte::{Entry, EntryFlags, MappedWord, ValidEntry};
 use crate::shadow::{Cursor, LeafRun, NewLeaf, decode_leaf};
 use crate::space::Space;
 use crate::space::fork::Cloning;
@@ -74,21 +74,27 @@ impl LeafCopy {
         let found = cursor.words(table);
         let mut forked = found;
         let mut leaf = NewLeaf::new();
-        let (mut mapped, mut rights) = (0, 0);
+        let (mut mapped, mut parted, mut rights) = (0, 0, 0);
         let (mut others, mut blocks, mut resident, mut downgraded) = (0, 0, 0, false);
         for (index, raw) in EntryIndex::numbered(&found) {
             if raw == 0 || !seen(index) {
                 continue;
             }
-            if let Some(word) = PrivateWord::new(raw)
-                && db.fork_private(word.frame())
-            {
-                let shared = word.shared();
-                forked[index.get()] = shared;
-                leaf.put_mapped(index, twin_raw(shared));
-                mapped += 1;
-                rights |= raw;
-                continue;
+            if let Some(word) = MappedWord::new(raw) {
+                let private = word.is_private();
+                let done = match private {
+                    true => db.fork_private(word.frame()),
+                    false => db.share_forked(word.frame()),
+                };
+                if done {
+                    let shared = word.shared();
+                    forked[index.get()] = shared;
+                    leaf.put_mapped(index, twin_raw(shared));
+                    mapped += 1;
+                    parted += u16::from(private);
+                    rights |= raw;
+                    continue;
+                }
             }
             let header = Some(HeaderId::LAZY);
             match share_other(db, cursor, ((table, index), raw), header) {
@@ -105,11 +111,11 @@ impl LeafCopy {
         }
         cursor.exchange_all(table, &found, &forked);
         leaf.count_mapped(mapped);
-        db.count_forked(mapped.into());
+        db.count_forked(parted.into());
         db.unpromise_blocks(blocks);
         Self {
             leaf,
-            parted: others + u64::from(mapped),
+            parted: others + u64::from(parted),
             resident: resident + u64::from(mapped),
             downgraded: downgraded || rights & EntryFlags::WRITABLE.bits() != 0,
         }
@@ -125,7 +131,7 @@ pub(super) fn share_entry<S: FrameStore>(
     (place, mut raw): ((Pfn, EntryIndex), u64),
     header: Option<HeaderId>,
 ) -> Twin {
-    while let Some(word) = PrivateWord::new(raw) {
+    while let Some(word) = MappedWord::new(raw).filter(|word| word.is_private()) {
         let header = header.expect("a header for private pages was reserved");
         let shared = word.shared();
         let flags = word.flags();
