@@ -14,6 +14,7 @@ use crate::machine::hardware::{MAX_MEMORY, MIN_MEMORY};
 use crate::snapshot::read::{ReadError, Snapshot, Trust};
 
 mod apart;
+mod named;
 pub(super) mod pool;
 mod stock;
 mod talk;
@@ -30,8 +31,11 @@ const MOST_APART: u32 = 10_000;
 /// its own or in one that all share (--isolation): the memory that none of them changes is there once. The command ends when all have ended; if it is
 /// ended before, they end with it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Exit status: 0 if every copy ended with 0, else that of the first that did not; 125 if vmm itself failed.")]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
+Exit status: 0 if every copy ended with 0, else that of the first that did not; 125 if vmm itself failed."
+)]
 pub(super) struct ForkArgs {
     /// The guest's name or number, or a pool's name (vmm pool)
     #[arg(value_name = "GUEST")]
@@ -54,13 +58,17 @@ pub(super) struct ForkArgs {
     #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=200_000))]
     jobs: Option<u32>,
 
-    /// Standard input of the copies; `%i` stands for a copy's number, from 1
+    /// Standard input of the copies; `%i` stands for a copy's number, from 1; `-` is this command's own [default: nothing to read]
     #[arg(long, value_name = "FILE")]
     stdin: Option<String>,
 
-    /// Standard output of the copies; `%i` stands for a copy's number
+    /// Standard output of the copies; `%i` stands for a copy's number; without it all write to one file [default: this command's own]
     #[arg(long, value_name = "FILE")]
     stdout: Option<String>,
+
+    /// Standard error of the copies, as --stdout
+    #[arg(long, value_name = "FILE")]
+    stderr: Option<String>,
 
     /// Something the copies read from /dev/vmm (repeatable); `%i` stands for a copy's number
     #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = super::restore::setting)]

@@ -158,7 +158,7 @@ fn find(guest: &str) -> Result<Inspection, InspectError> {
 }
 
 fn read(path: &str) -> Result<Inspection, InspectError> {
-    let text = fs::read(path).map_err(|source| InspectError::Read {
+    let file = fs::File::open(path).map_err(|source| InspectError::Read {
         path: path.to_owned(),
         source,
     })?;
@@ -166,7 +166,9 @@ fn read(path: &str) -> Result<Inspection, InspectError> {
         path: path.to_owned(),
         source,
     };
-    let value: serde_json::Value = serde_json::from_slice(&text).map_err(no_report)?;
+    // No more of it than it takes to know that it is none.
+    let read = serde_json::from_reader(io::BufReader::new(file));
+    let value: serde_json::Value = read.map_err(no_report)?;
     match value.get("format").and_then(serde_json::Value::as_u64) {
         Some(format) if format != u64::from(FORMAT) => Err(InspectError::Format {
             path: path.to_owned(),

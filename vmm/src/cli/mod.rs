@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 mod boot;
 mod doctor;
@@ -66,7 +66,8 @@ fn seconds(text: &str) -> Result<std::time::Duration, String> {
         .map_err(|_| format!("`{text}` is not a number of seconds"))?;
     match std::time::Duration::try_from_secs_f64(number) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("a timeout is more than 0 seconds".to_owned()),
+        Err(_) if number > 0.0 => Err("that is longer than this host can wait".to_owned()),
+        Ok(_) | Err(_) => Err("a timeout is more than 0 seconds".to_owned()),
     }
 }
 
@@ -109,19 +110,16 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let _ = error.print();
     } else {
         let given = std::env::args().nth(1).unwrap_or_default();
-        let known = [
-            "boot", "doctor", "fork", "freeze", "inspect", "kill", "pool", "ps", "reset",
-            "restore", "snapshot",
-        ];
-        let command = known.into_iter().find(|name| *name == given);
-        let command = command.unwrap_or("run");
-        say(&format!("vmm: {}\n", one_line(&error.to_string(), command)));
+        say_line(&one_line(&error.to_string(), &given));
     }
     ExitCode::from(STATUS_FAILURE)
 }
 
-/// A message of clap's as one line, without its usage; `command` is whose help says more.
-fn one_line(message: &str, command: &str) -> String {
+/// A message of clap's as one line, without its usage; `given` is the command, if there is such a one: its help says more.
+fn one_line(message: &str, given: &str) -> String {
+    let known = Cli::command();
+    let known = known.find_subcommand(given);
+    let command = known.map_or(String::new(), |known| format!("{} ", known.get_name()));
     let words: Vec<_> = message
         .lines()
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
@@ -129,7 +127,7 @@ fn one_line(message: &str, command: &str) -> String {
         .collect();
     let text = words.join(" ");
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    format!("{text} (see vmm {command} --help)")
+    format!("{text} (see vmm {command}--help)")
 }
 
 /// Messages go to standard error; `VMM_LOG` chooses how many (`error` to `trace`, by module).
@@ -159,8 +157,16 @@ fn settled<E: std::error::Error>(done: Result<(), E>) -> ExitCode {
 
 /// One clear line on standard error: what failed, and every cause.
 fn complain(error: &dyn std::error::Error) {
-    let text = crate::machine::verbs::chain(error);
-    say(&format!("vmm: {text}\n"));
+    say_line(&crate::machine::verbs::chain(error));
+}
+
+/// What is wrong, as one line. It may have names in it that are no words.
+fn say_line(text: &str) {
+    say(&format!("{}\n", line(text)));
+}
+
+fn line(text: &str) -> String {
+    format!("vmm: {text}").replace(char::is_control, "?")
 }
 
 /// Writes to standard error. That it may be closed or full changes nothing else.
@@ -175,7 +181,8 @@ mod tests {
 
     fn said(words: &[&str]) -> String {
         let words = std::iter::once(&"vmm").chain(words);
-        one_line(&Cli::try_parse_from(words).unwrap_err().to_string(), "run")
+        let given = words.clone().nth(1).copied().unwrap_or_default();
+        one_line(&Cli::try_parse_from(words).unwrap_err().to_string(), given)
     }
 
     #[test]
@@ -193,6 +200,57 @@ mod tests {
         ] {
             let text = said(words);
             assert!(!text.contains('\n') && !text.contains("Usage"), "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_help_that_there_is() {
+        for (words, help) in [
+            (&["walk"][..], "(see vmm --help)"),
+            (&["--walk"], "(see vmm --help)"),
+            (&["run", "--walk"], "(see vmm run --help)"),
+            (&["fork"], "(see vmm fork --help)"),
+            (&["freeze", "a", "b"], "(see vmm freeze --help)"),
+        ] {
+            let text = said(words);
+            assert!(text.ends_with(help), "{text}");
+        }
+    }
+
+    #[test]
+    fn negative_numbers_are_told_apart_from_options() {
+        for words in [
+            &["fork", "warm", "-n", "-1"][..],
+            &["fork", "warm", "--timeout", "-1"],
+            &["pool", "warm", "-m", "-1"],
+            &["run", "--cpus", "-1", "true"],
+            &["restore", "--timeout", "-1", "file"],
+        ] {
+            let text = said(words);
+            assert!(text.starts_with("invalid value '-1' for '--"), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_with_ends_of_lines_leave_a_message_one_line() {
+        assert_eq!(
+            line("no guest `a\nb\x1b[2J` is running"),
+            "vmm: no guest `a?b?[2J` is running"
+        );
+    }
+
+    #[test]
+    fn times_that_no_clock_has_are_told_apart() {
+        assert_eq!(seconds("0.5"), Ok(std::time::Duration::from_millis(500)));
+        for (text, why) in [
+            ("0", "more than 0"),
+            ("-1", "more than 0"),
+            ("nan", "more than 0"),
+            ("1e300", "longer than"),
+            ("inf", "longer than"),
+            ("soon", "not a number"),
+        ] {
+            assert!(seconds(text).unwrap_err().contains(why), "{text}");
         }
     }
 }

@@ -20,9 +20,12 @@ use crate::snapshot::records::{Identity, Records, Role};
 /// read when it is used. It sees the same directories of the host as before, and files that it has open must
 /// be what they were. A snapshot that somebody has written to since, or that is a copy, is looked at as a whole before.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
 Exit status: as of `vmm run`; 125 if the snapshot is damaged, in which case nothing of it has run. A disk that loses bits of \
-a file nobody writes to is noticed when the page is read: the guest then ends with 125, and has seen no wrong byte.")]
+a file nobody writes to is noticed when the page is read: the guest then ends with 125, and has seen no wrong byte."
+)]
 pub(super) struct RestoreArgs {
     /// The snapshot's file
     #[arg(value_name = "FILE")]

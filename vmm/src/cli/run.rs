@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{
     STATUS_FAILURE, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND, Size, StatsFormat, complain, say,
-    seconds,
+    say_line, seconds,
 };
 use crate::config::{Commit, ForkMode, Mount, PageFileConfig, ReadyWhen, RunConfig};
 use crate::machine::{self, Ended, RunError, hardware};
@@ -20,6 +20,7 @@ use crate::machine::{self, Ended, RunError, hardware};
 /// the host is visible to it.
 #[derive(Debug, clap::Args)]
 #[command(
+    allow_negative_numbers = true,
     override_usage = "vmm run [OPTIONS] [--] PROGRAM [ARGS]...",
     after_help = "\
 Exit status: the program's; 128+N if signal N ended it; 124 if --timeout ran out; 125 if vmm itself \
@@ -179,6 +180,11 @@ impl RunArgs {
                 _ => return Err(format!("--env {}: write NAME=VALUE", pair.display())),
             }
         }
+        if let Some(line) = &self.ready_line
+            && line.as_encoded_bytes().contains(&b'\n')
+        {
+            return Err("--ready-line: give one line, without its end".to_owned());
+        }
         let mut words = self.command.iter().map(|word| word.clone().into_vec());
         let host_cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(RunConfig {
@@ -219,7 +225,7 @@ pub(super) fn main(args: &RunArgs) -> ExitCode {
     let config = match args.config() {
         Ok(config) => config,
         Err(message) => {
-            say(&format!("vmm: {message}\n"));
+            say_line(&message);
             return ExitCode::from(STATUS_FAILURE);
         }
     };
@@ -288,6 +294,15 @@ mod tests {
                 [&b"--help"[..], b"-V", b"--", b"--stats"].map(<[u8]>::to_vec)
             );
             assert!(config.strace);
+        }
+    }
+
+    #[test]
+    fn ready_line_that_no_line_can_be_is_refused() {
+        for text in ["READY\n", "two\nlines"] {
+            let words = ["vmm", "--ready-line", text, "true"];
+            let config = Line::try_parse_from(words).unwrap().run.config();
+            assert!(config.unwrap_err().starts_with("--ready-line"));
         }
     }
 

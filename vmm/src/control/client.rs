@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::process::Pid;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::protocol::{Progress, Request, Response};
@@ -30,6 +31,16 @@ pub enum AskError {
         /// The reason.
         #[source]
         source: io::Error,
+    },
+    /// Its process is stopped (`SIGSTOP`, Ctrl-Z), and says nothing until it goes on.
+    #[error(
+        "guest `{id}` does not answer: its vmm is stopped; `kill -CONT {process}` has it go on"
+    )]
+    Stopped {
+        /// Which.
+        id: String,
+        /// The process.
+        process: i32,
     },
     /// The answer is not one: another version of the VMM, perhaps.
     #[error(
@@ -156,7 +167,8 @@ pub fn connect(folder: &Path, id: &str, socket: &str) -> Result<UnixStream, AskE
     if !named {
         return Err(AskError::NoGuest(id.to_owned()));
     }
-    UnixStream::connect(folder.join(id).join(socket)).map_err(|error| match error.kind() {
+    let path = folder.join(id).join(socket);
+    let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             AskError::NoGuest(id.to_owned())
         }
@@ -164,7 +176,31 @@ pub fn connect(folder: &Path, id: &str, socket: &str) -> Result<UnixStream, AskE
             id: id.to_owned(),
             source: error,
         },
-    })
+    })?;
+    // Who listens, whether or not he has heard of this connection.
+    let listener = rustix::net::sockopt::socket_peercred(&stream).map(|who| who.pid);
+    match listener {
+        Ok(process) if is_stopped(process) => Err(AskError::Stopped {
+            id: id.to_owned(),
+            process: process.as_raw_nonzero().get(),
+        }),
+        Ok(_) | Err(_) => Ok(stream),
+    }
+}
+
+/// Whether a process has been stopped by a signal.
+fn is_stopped(process: Pid) -> bool {
+    let stat = std::fs::read(format!("/proc/{}/stat", process.as_raw_nonzero()));
+    // `NUMBER (NAME) STATE ...`, where the name may have anything in it.
+    let stat = stat.unwrap_or_default();
+    let state = stat.rsplit(|byte| *byte == b')').next();
+    state.is_some_and(|rest| rest.starts_with(b" T"))
+}
+
+/// Who is asked is busy with others, or cannot go on.
+fn nothing() -> io::Error {
+    let text = format!("nothing was heard for {} seconds", PATIENCE.as_secs());
+    io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 /// What came so far.
@@ -189,6 +225,7 @@ impl Heard {
             }
             let (n, file) = match stream.recv_with_fd(&mut piece) {
                 Err(error) if error.errno() == libc::EINTR => continue,
+                Err(error) if error.errno() == libc::EAGAIN => return Err(nothing()),
                 received => received?,
             };
             self.file = file.or(self.file.take());
@@ -196,6 +233,41 @@ impl Heard {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 n => self.text.extend_from_slice(&piece[..n]),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
+
+    use super::*;
+
+    #[test]
+    fn stopped_process_is_told_from_one_that_runs() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        assert!(!is_stopped(pid));
+        kill_process(pid, Signal::STOP).unwrap();
+        waitpid(Some(pid), WaitOptions::UNTRACED).unwrap();
+        assert!(is_stopped(pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_stopped(pid));
+    }
+
+    #[test]
+    fn guest_whose_process_runs_is_reached() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("guest")).unwrap();
+        let socket = folder.path().join("guest").join(SOCKET);
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        connect(folder.path(), "guest", SOCKET).unwrap();
+        for id in ["other", "", "../guest", "./guest"] {
+            let refused = connect(folder.path(), id, SOCKET);
+            assert!(matches!(refused, Err(AskError::NoGuest(_))), "{refused:?}");
         }
     }
 }

@@ -66,6 +66,8 @@ pub struct Kernel {
     pub freezes: Arc<Freezes>,
     /// Which of several guests made of one it is; unset if it was started.
     pub identity: OnceLock<Identity>,
+    /// What tells its boot from others, once somebody has read it: another one in each guest made of one.
+    pub boot_id: OnceLock<String>,
     state: Mutex<rank::KernelState, State>,
 }
 
@@ -98,6 +100,7 @@ impl Kernel {
             main_ends: OnceLock::new(),
             printed: OnceLock::new(),
             identity: OnceLock::new(),
+            boot_id: OnceLock::new(),
             state: Mutex::new(State::new(root)),
         }
     }

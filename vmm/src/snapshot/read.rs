@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -105,7 +105,10 @@ pub struct Snapshot {
 }
 
 fn open_file(path: &Path) -> Result<File, ReadError> {
-    let opened = File::open(path).and_then(|file| {
+    // A FIFO is refused, and nobody waits for who writes to it.
+    let mut how = File::options();
+    let how = how.read(true).custom_flags(libc::O_NONBLOCK);
+    let opened = how.open(path).and_then(|file| {
         let found = file.metadata()?;
         match found.is_file() {
             true => Ok(file),

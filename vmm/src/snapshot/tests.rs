@@ -267,4 +267,11 @@ fn what_is_no_snapshot_or_no_place_for_one_is_said() {
         WriteError::Host { .. }
     ));
     assert!(matches!(create(Path::new("/")), WriteError::NoName(_)));
+    // Neither waited for nor replaced.
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    assert!(refused(&fifo).contains("cannot be read"));
+    for path in [&fifo, Path::new("/dev/null")] {
+        assert!(matches!(create(path), WriteError::NotAFile(_)), "{path:?}");
+    }
 }

@@ -38,6 +38,9 @@ pub enum WriteError {
     /// The path has no file name.
     #[error("{0}: not the name of a file")]
     NoName(PathBuf),
+    /// Something else is there: a device, a FIFO, a socket.
+    #[error("{0}: is there, and is not a regular file")]
+    NotAFile(PathBuf),
     /// Another snapshot is being written there.
     #[error("{0}: another snapshot is being written there")]
     Busy(PathBuf),
@@ -108,8 +111,11 @@ impl Writer {
         if path.file_name().is_none() {
             return Err(WriteError::NoName(path.to_owned()));
         }
-        if path.is_dir() {
-            return Err(host(io::ErrorKind::IsADirectory.into()));
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => return Err(host(io::ErrorKind::IsADirectory.into())),
+            // The file would take the place of a device.
+            Ok(found) if !found.is_file() => return Err(WriteError::NotAFile(path.to_owned())),
+            Ok(_) | Err(_) => {}
         }
         let (file, made) = match unnamed(directory(path)) {
             Ok(file) => (file, None),

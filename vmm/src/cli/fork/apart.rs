@@ -14,16 +14,16 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use super::named::Named;
 use super::wire::{End, Line, Lot, News, One, Order};
 use super::{ForkArgs, ForkError, numbered, start};
 use crate::cli::snapshot::{template, wait_until_ready};
-use crate::cli::{STATUS_FAILURE, say};
+use crate::cli::{STATUS_FAILURE, say, say_line};
 use crate::control::client;
 use crate::control::rundir::{self, CLONES};
 
@@ -37,9 +37,10 @@ const AHEAD: usize = 2;
 pub(super) fn run(args: &ForkArgs) -> Result<u8, ForkError> {
     let mut fleet = Fleet {
         args,
+        workers: pool(args)?.into_iter().collect(),
+        named: Named::new(args)?,
         template: None,
         most: args.jobs.unwrap_or(args.count).min(args.count) as usize,
-        workers: pool(args)?.into_iter().collect(),
         leaving: Vec::new(),
         next: 1,
         failed: None,
@@ -107,6 +108,7 @@ fn ends(files: [Option<&File>; 3], is_worker: bool) -> [(End, Option<BorrowedFd<
 /// The workers, and what is left to do.
 struct Fleet<'a> {
     args: &'a ForkArgs,
+    named: Named<'a>,
     /// Once a worker needs it.
     template: Option<File>,
     /// Clones at once.
@@ -230,20 +232,11 @@ impl Fleet<'_> {
     /// Tells a worker of the next clone.
     fn give(&mut self, at: usize) -> Result<(), ForkError> {
         let (args, number) = (self.args, self.next);
-        let opened = |pattern: &Option<String>, open: fn(&PathBuf) -> io::Result<File>| {
-            let path = pattern.as_ref().map(|text| numbered(text, number).into());
-            let open =
-                |path: PathBuf| open(&path).map_err(|source| ForkError::File { path, source });
-            path.map(open).transpose()
-        };
-        let stdin = opened(&args.stdin, |path| File::open(path))?;
-        let stdout = opened(&args.stdout, |path| File::create(path))?;
+        let files = self.named.of(number)?;
+        let files = std::array::from_fn(|n| files[n].as_ref().or(self.named.common(n)));
         let settings = args.env.iter().map(|text| numbered(text, number));
         let worker = &mut self.workers[at];
-        let ends = ends(
-            [stdin.as_ref(), stdout.as_ref(), None],
-            worker.process.is_some(),
-        );
+        let ends = ends(files, worker.process.is_some());
         let one = One {
             number,
             name: args.name.as_ref().map(|name| format!("{name}-{number}")),
@@ -292,7 +285,7 @@ impl Fleet<'_> {
                 worker.clones.remove(&number);
                 // One that could not be made never ran.
                 worker.waiting.remove(&number);
-                say(&format!("vmm: {why}\n"));
+                say_line(&why);
                 self.ended(number, STATUS_FAILURE);
             }
             // Said before the first order; said of what is none.

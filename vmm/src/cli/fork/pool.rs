@@ -43,8 +43,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// machines that are there; a copy that ends leaves its machine to the next one. The command ends when `vmm kill POOL` or a signal ends it, and all
 /// copies in its machines with it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Exit status: 0 if vmm kill has ended it, 128+N if signal N has; 125 if vmm itself failed.")]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
+Exit status: 0 if vmm kill has ended it, 128+N if signal N has; 125 if vmm itself failed."
+)]
 pub(in crate::cli) struct PoolArgs {
     /// The guest's name or number
     #[arg(value_name = "GUEST")]

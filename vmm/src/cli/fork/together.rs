@@ -5,15 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use super::named::Named;
 use super::worker::more_descriptors;
 use super::{ForkArgs, ForkError, numbered, opened, start};
-use crate::cli::{STATUS_FAILURE, say};
+use crate::cli::{STATUS_FAILURE, say_line};
 use crate::config::{Commit, ForkMode, PageFileConfig};
 use crate::control::rundir::{self, Called, RunDir};
 use crate::control::server::Server;
@@ -70,7 +69,7 @@ pub(super) fn run(args: &ForkArgs, template: File) -> Result<u8, ForkError> {
 /// The copies. They are ended with this process, or if not all could be started.
 struct Copies<'a> {
     args: &'a ForkArgs,
-    streams: Streams,
+    streams: Streams<'a>,
     /// Told the number of one that has ended, perhaps more than once.
     ends: Sender<u32>,
     ended: Receiver<u32>,
@@ -114,7 +113,7 @@ impl<'a> Copies<'a> {
         let (ends, ended) = channel();
         Ok(Self {
             args,
-            streams: Streams::new()?,
+            streams: Streams::new(args)?,
             ends,
             ended,
             _socket: socket,
@@ -133,7 +132,7 @@ impl<'a> Copies<'a> {
 
     /// Starts a copy.
     fn start(&mut self, number: u32) -> Result<(), ForkError> {
-        let ends = ends(self.args, number, &self.streams)?;
+        let ends = self.streams.of(number)?;
         let socket = match self.name(number) {
             Some(name) => {
                 // Taken before it runs, asked when it does.
@@ -219,7 +218,7 @@ impl<'a> Copies<'a> {
             }
             Err(error) => {
                 let why = chain(&error);
-                say(&format!("vmm: {why}\n"));
+                say_line(&why);
                 let why = format!("it cannot be made again, and has ended: {why}");
                 self.registry.is_back(number, Err(why));
                 self.registry.leave(number);
@@ -272,21 +271,40 @@ fn host_memory() -> u64 {
     info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
-/// What copies share that were given nothing of their own.
-struct Streams {
-    null: Arc<HostEnd>,
-    stdout: Option<Arc<HostEnd>>,
-    stderr: Option<Arc<HostEnd>>,
+/// What copies have as descriptors 0 to 2.
+struct Streams<'a> {
+    named: Named<'a>,
+    /// What those share that were given nothing of their own.
+    shared: Ends,
 }
 
-impl Streams {
-    fn new() -> Result<Self, ForkError> {
+impl<'a> Streams<'a> {
+    fn new(args: &'a ForkArgs) -> Result<Self, ForkError> {
+        let named = Named::new(args)?;
         let null = File::open("/dev/null").map_err(start)?;
-        Ok(Self {
-            null: end(null.into())?,
-            stdout: own(rustix::stdio::stdout())?,
-            stderr: own(rustix::stdio::stderr())?,
-        })
+        let own = [
+            Some(end(null.into())?),
+            own(rustix::stdio::stdout())?,
+            own(rustix::stdio::stderr())?,
+        ];
+        let mut shared = Ends(own);
+        for (n, shared) in shared.0.iter_mut().enumerate() {
+            if let Some(file) = named.common(n) {
+                *shared = Some(end(file.try_clone().map_err(start)?.into())?);
+            }
+        }
+        Ok(Self { named, shared })
+    }
+
+    /// Those of one copy.
+    fn of(&self, number: u32) -> Result<Ends, ForkError> {
+        let mut ends = self.shared.clone();
+        for (file, end_of) in self.named.of(number)?.into_iter().zip(&mut ends.0) {
+            if let Some(file) = file {
+                *end_of = Some(end(file.into())?);
+            }
+        }
+        Ok(ends)
     }
 }
 
@@ -297,26 +315,6 @@ fn end(fd: OwnedFd) -> Result<Arc<HostEnd>, ForkError> {
 /// A copy of one of this process's; `None` if it is not open.
 fn own(fd: BorrowedFd<'_>) -> Result<Option<Arc<HostEnd>>, ForkError> {
     copy(fd).map_err(start)?.map(end).transpose()
-}
-
-/// Descriptors 0 to 2 of a copy.
-fn ends(args: &ForkArgs, number: u32, shared: &Streams) -> Result<Ends, ForkError> {
-    let opened = |pattern: &String, open: fn(&PathBuf) -> io::Result<File>| {
-        let path = PathBuf::from(numbered(pattern, number));
-        match open(&path) {
-            Ok(file) => end(file.into()),
-            Err(source) => Err(ForkError::File { path, source }),
-        }
-    };
-    let stdin = match &args.stdin {
-        Some(pattern) => opened(pattern, |path| File::open(path))?,
-        None => Arc::clone(&shared.null),
-    };
-    let stdout = match &args.stdout {
-        Some(pattern) => Some(opened(pattern, |path| File::create(path))?),
-        None => shared.stdout.clone(),
-    };
-    Ok(Ends([Some(stdin), stdout, shared.stderr.clone()]))
 }
 
 fn wish(args: &ForkArgs, number: u32, ends: Ends) -> Wish {

@@ -1,7 +1,6 @@
 //! The machine-wide files of `/proc`.
 
 use std::fmt::Write as _;
-use std::sync::OnceLock;
 
 use super::super::Caller;
 use super::super::synth::Row;
@@ -49,7 +48,9 @@ pub(super) const ROWS: &[Row] = &[
     row("sys/kernel/cap_last_cap", |_| "40\n".to_owned()),
     row("sys/kernel/randomize_va_space", |_| "2\n".to_owned()),
     row("sys/kernel/random/uuid", |_| format!("{}\n", uuid())),
-    row("sys/kernel/random/boot_id", |_| format!("{}\n", boot_id())),
+    row("sys/kernel/random/boot_id", |c| {
+        format!("{}\n", c.k.boot_id.get_or_init(uuid))
+    }),
     row("sys/kernel/random/entropy_avail", |_| "256\n".to_owned()),
     row("sys/vm/overcommit_memory", |_| "1\n".to_owned()),
     row("sys/vm/max_map_count", |_| {
@@ -197,11 +198,6 @@ fn uuid() -> String {
         &hex[20..],
     ]
     .join("-")
-}
-
-fn boot_id() -> &'static str {
-    static ID: OnceLock<String> = OnceLock::new();
-    ID.get_or_init(uuid)
 }
 
 #[cfg(test)]

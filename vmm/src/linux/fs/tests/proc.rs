@@ -49,6 +49,16 @@ fn stat_has_its_52_fields() {
 }
 
 #[test]
+fn boot_is_told_from_that_of_another_guest() {
+    let (_dir, mut m) = machine();
+    let (_other_dir, mut other) = machine();
+    let path = "/proc/sys/kernel/random/boot_id";
+    let id = m.cat(path).unwrap();
+    assert_eq!(m.cat(path).unwrap(), id);
+    assert_ne!(other.cat(path).unwrap(), id);
+}
+
+#[test]
 fn magic_links_lead_to_the_guests_files() {
     let (_dir, mut m) = machine();
     assert_eq!(m.readlink("/proc/self/exe").unwrap(), "/file");
