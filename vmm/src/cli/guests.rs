@@ -97,7 +97,7 @@ pub(super) fn guests() -> Result<Vec<Hello>, RunDirError> {
         };
         match asked {
             // It ended between.
-            Ok(()) | Err(AskError::NoGuest(_)) => {}
+            Ok(()) | Err(AskError::NoGuest(_) | AskError::Ended(_)) => {}
             Err(error) => super::complain(&error),
         }
     }

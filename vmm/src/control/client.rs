@@ -23,6 +23,9 @@ pub enum AskError {
     /// No such guest.
     #[error("no guest `{0}` is running (vmm ps lists those that are)")]
     NoGuest(String),
+    /// It has ended, or is just ending, and has not answered.
+    #[error("guest `{0}` has ended")]
+    Ended(String),
     /// The connection failed.
     #[error("guest `{id}` does not answer")]
     Connection {
@@ -82,9 +85,15 @@ pub fn converse(
     request: &Request,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Response, Option<File>), AskError> {
-    let connection = |source| AskError::Connection {
-        id: id.to_owned(),
-        source,
+    let connection = |source: io::Error| match source.kind() {
+        // Whoever answers hangs up on who waits for his answer only then.
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::UnexpectedEof => AskError::Ended(id.to_owned()),
+        _ => AskError::Connection {
+            id: id.to_owned(),
+            source,
+        },
     };
     let (mut stream, mut line) = reach(folder, id, request)?;
     line.push(b'\n');
@@ -256,6 +265,25 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!is_stopped(pid));
+    }
+
+    #[test]
+    fn guest_that_ends_while_it_is_asked_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("guest")).unwrap();
+        let socket = folder.path().join("guest").join(SOCKET);
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let ends = std::thread::spawn(move || {
+            // Once without having read the question, and once with half an answer.
+            drop(listener.accept().unwrap());
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"{\"ok\":").unwrap();
+        });
+        for _ in 0..2 {
+            let answer = ask(folder.path(), "guest", &Request::Hello);
+            assert!(matches!(answer, Err(AskError::Ended(_))), "{answer:?}");
+        }
+        ends.join().unwrap();
     }
 
     #[test]

@@ -65,10 +65,11 @@ fn lot(args: &ForkArgs) -> Lot {
 
 /// The pool that the guest is, if it is one, and its machines are like those wanted.
 fn pool(args: &ForkArgs) -> Result<Option<Worker>, ForkError> {
+    // Before anything is opened, and emptied, for its copies.
+    wait_until_ready(&args.guest)?;
     if args.anew || args.cpus.is_some() || args.per_process.is_some() {
         return Ok(None);
     }
-    wait_until_ready(&args.guest)?;
     let Ok(stream) = client::connect(&rundir::folder(), &args.guest, CLONES) else {
         return Ok(None);
     };
