@@ -5,13 +5,16 @@
 //! `VMM_TEST_PROGRAMS` (built guest programs), `VMM_TEST_JOBS` (cases at once),
 //! `VMM_TEST_REQUIRE_KVM` (no usable `/dev/kvm` is a failure), `VMM_TEST_TIME` (seconds for all cases; those that
 //! run when they are over are named and fail), `VMM_TEST_AGAIN` (cases that fail are tried once more, alone, at the end; one
-//! that passes then is named as flaky, with what it printed when it failed).
+//! that passes then is named as flaky, with what it printed when it failed), `VMM_TEST_PART` (`1/2`: every other case,
+//! `2/2`: those between).
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use crate::case::{Case, Verdict};
 use crate::context::{Context, Setup};
@@ -58,7 +61,7 @@ pub fn main(cases: Vec<Case>) -> ExitCode {
         if !others.is_empty() {
             println!("      {} cases are about other kinds of host", others.len());
         }
-        run(host, &mine)
+        run(host, &part(mine)?)
     });
     match result {
         Ok(tally) => close(&tally),
@@ -67,6 +70,22 @@ pub fn main(cases: Vec<Case>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The cases of this part, if they are shared out: neighbours take about as long, so they are in different parts.
+fn part(cases: Vec<Case>) -> Result<Vec<Case>, String> {
+    let Ok(text) = std::env::var("VMM_TEST_PART") else {
+        return Ok(cases);
+    };
+    let numbers = text.split_once('/').and_then(|(part, parts)| {
+        let (part, parts) = (part.parse().ok()?, parts.parse().ok()?);
+        (1..=parts).contains(&part).then_some((part, parts))
+    });
+    let Some((part, parts)): Option<(usize, usize)> = numbers else {
+        return Err(format!("VMM_TEST_PART={text}: use 1/2 or 2/2"));
+    };
+    let mine = cases.into_iter().skip(part - 1).step_by(parts);
+    Ok(mine.collect())
 }
 
 /// Builds what the cases need and says where it is, as assignments for a shell.
@@ -93,6 +112,7 @@ fn run(host: Host, cases: &[Case]) -> Result<Tally, String> {
     {
         return without_kvm(cases, &why);
     }
+    let _held = hold_cpu(host)?;
     let setup = Setup {
         host,
         vmm: if host == Host::Native {
@@ -126,6 +146,18 @@ fn run(host: Host, cases: &[Case]) -> Result<Tally, String> {
     }
     let mut tally = tally.lock().map_err(|_| "a case panicked".to_owned())?;
     Ok(std::mem::take(&mut *tally))
+}
+
+/// A virtual CPU that lives as long as the run, where all is emulated: Linux changes its own code when the first one without a
+/// local APIC is made and when the last one goes, which is a twentieth of what the emulated machine does for a small guest.
+fn hold_cpu(host: Host) -> Result<Option<(VcpuFd, VmFd)>, String> {
+    if !matches!(host, Host::Npt | Host::Shadow) {
+        return Ok(None);
+    }
+    let made = Kvm::new().and_then(|kvm| kvm.create_vm());
+    let made = made.and_then(|vm| Ok((vm.create_vcpu(0)?, vm)));
+    made.map(Some)
+        .map_err(|e| format!("no virtual CPU to hold: {e}"))
 }
 
 /// More failures than this have one cause.
