@@ -48,10 +48,22 @@ const KERNEL: &[&str] = &[
 
 /// The folder that cargo builds into, found from where this program is.
 fn target_folder() -> Result<PathBuf, String> {
+    above(3)
+}
+
+/// The folder's name of the profile that this program was built with.
+fn profile() -> Result<String, String> {
+    let folder = above(2)?;
+    let name = folder.file_name().and_then(|name| name.to_str());
+    name.map(str::to_owned)
+        .ok_or_else(|| format!("{} is no folder of a profile", folder.display()))
+}
+
+/// This program is `target/<profile>/deps/<this>`.
+fn above(levels: usize) -> Result<PathBuf, String> {
     let exe = std::env::current_exe().map_err(|e| format!("where am I: {e}"))?;
-    // target/<profile>/deps/<this>
     exe.ancestors()
-        .nth(3)
+        .nth(levels)
         .map(Path::to_path_buf)
         .ok_or_else(|| format!("{} is not in a target folder", exe.display()))
 }
@@ -102,19 +114,18 @@ pub fn vmm() -> Result<PathBuf, String> {
     if let Some(path) = std::env::var_os("VMM_BIN") {
         return Ok(path.into());
     }
-    let release = !cfg!(debug_assertions);
+    let target = target_folder()?;
+    let profile = profile()?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "-p", "vmm", "--manifest-path"]);
     cargo.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
-    cargo.arg("--target-dir").arg(target_folder()?);
-    if release {
-        cargo.arg("--release");
-    }
+    cargo.arg("--target-dir").arg(&target);
+    // Cargo calls the folder of its first profile otherwise than the profile.
+    let name = if profile == "debug" { "dev" } else { &profile };
+    cargo.args(["--profile", name]);
     let built = cargo.status().map_err(|e| format!("cargo: {e}"))?;
     if !built.success() {
         return Err("vmm does not build".to_owned());
     }
-    Ok(target_folder()?
-        .join(if release { "release" } else { "debug" })
-        .join("vmm"))
+    Ok(target.join(profile).join("vmm"))
 }
