@@ -2,10 +2,11 @@
 
 mod common;
 
-use common::page_file::{File, evict_all};
+use common::page_file::{File, evict_all, trim};
 use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, vpn};
 use shadow_mm::{
-    Access, FaultKind, FaultOutcome, ForkMode, FrameStore, PinOutcome, Prot, TrimMode, VadAdvice,
+    Access, FaultKind, FaultOutcome, ForkMode, FrameStore, PAGE_SIZE, PinOutcome, Prot, TrimMode,
+    VadAdvice,
 };
 
 /// A parent with `count` written pages, and its child.
@@ -264,6 +265,91 @@ fn trim_of_a_shared_table_is_told_to_all_who_share_it() {
         .translate(mm.store(), vpn(BASE).va(), Access::Read);
     assert!(stale.is_err(), "{stale:?}, a frame that others have");
     assert_eq!(mm.check(&[parent.space, child.space]), Ok(()));
+}
+
+/// A page that forks share is in memory: its share count says all that a clone block would. When it leaves memory its entries
+/// need something to refer to.
+#[test]
+fn forked_page_has_a_clone_block_once_it_leaves_memory() {
+    let mm = manager(64, 40);
+    mm.set_fork_mode(ForkMode::Shared);
+    mm.add_page_file(64).expect("a page file");
+    let (mut parent, mut child) = forked(&mm, 4);
+    child.store(&mm, BASE, 2).expect("a store");
+    let shared = |mm: &Mm| (mm.stats().forked_pages, mm.stats().clone_blocks);
+    assert_eq!(shared(&mm), (4, 0), "the first is the parent's alone");
+    // The table that was copied is copied again, and its forked pages are one more entry's.
+    let mut second = fork(&mm, &mut child);
+    second.store(&mm, BASE + 3, 3).expect("a store");
+    assert_eq!(shared(&mm), (5, 0));
+    let all = |parent: &Cpu, child: &Cpu, second: &Cpu| {
+        let spaces = [&parent.space, &child.space, &second.space];
+        mm.check(&spaces.map(Clone::clone))
+    };
+    assert_eq!(all(&parent, &child, &second), Ok(()));
+    trim(&mm, &mut second, 64);
+    assert_eq!(all(&parent, &child, &second), Ok(()));
+    assert_eq!(shared(&mm), (2, 3), "the second one's three");
+    let mut file = File::default();
+    trim(&mm, &mut parent, 64);
+    trim(&mm, &mut child, 64);
+    file.write_all(&mm);
+    evict_all(&mm);
+    assert_eq!(shared(&mm).0, 0, "nothing is in memory");
+    assert_eq!(all(&parent, &child, &second), Ok(()));
+    for (cpu, values) in [
+        (&mut parent, [1, 1, 1, 1]),
+        (&mut child, [2, 1, 1, 1]),
+        (&mut second, [2, 1, 1, 3]),
+    ] {
+        for (page, value) in (BASE..).zip(values) {
+            if let FaultOutcome::PageIn(ticket) = mm.fault(&cpu.space, vpn(page).va(), Access::Read)
+            {
+                file.read(&mm, &ticket);
+                let bytes = ticket.frames().len() * PAGE_SIZE;
+                let outcome = mm.complete_page_in(ticket, Ok(bytes));
+                assert!(matches!(outcome, FaultOutcome::Resolved(_)), "{outcome:?}");
+            }
+            assert_eq!(cpu.load(&mm, page), Ok(value));
+        }
+    }
+    assert_eq!(all(&parent, &child, &second), Ok(()));
+    for cpu in [&second, &parent, &child] {
+        exit(&mm, &cpu.space);
+    }
+    assert_eq!(mm.check(&[]), Ok(()));
+    assert_eq!(shared(&mm), (0, 0));
+    assert_eq!(mm.stats().data.available(), 64);
+}
+
+/// Whoever is left of those that mapped a forked page has it for himself, without a copy; and what the page was stored through
+/// before says that it is modified.
+#[test]
+fn last_entry_of_a_forked_page_takes_it_over() {
+    let mm = manager(64, 40);
+    mm.set_fork_mode(ForkMode::Shared);
+    let (mut parent, mut child) = forked(&mm, 4);
+    child.store(&mm, BASE + 3, 2).expect("a store");
+    let copied = mm.stats().pages_copied;
+    exit(&mm, &parent.space);
+    for page in (BASE..BASE + 4).rev() {
+        child.store(&mm, page, 5).expect("a store");
+    }
+    assert_eq!(mm.stats().pages_copied, copied);
+    assert_eq!(mm.stats().forked_pages, 0);
+    assert_eq!(mm.usage(&child.space).private, 4);
+    assert_eq!(mm.check(&[child.space.clone()]), Ok(()));
+    // The same from the side of the one whose table was left behind.
+    let mut second = fork(&mm, &mut child);
+    second.store(&mm, BASE, 6).expect("a store");
+    parent = second;
+    exit(&mm, &parent.space);
+    for page in BASE..BASE + 4 {
+        child.store(&mm, page, 7).expect("a store");
+    }
+    assert_eq!(mm.stats().pages_copied, copied + 1);
+    assert_eq!(mm.stats().forked_pages, 0);
+    assert_eq!(mm.check(&[child.space]), Ok(()));
 }
 
 /// While one virtual CPU of a parent's can still store as it did before the fork, what another stores is not copied:
