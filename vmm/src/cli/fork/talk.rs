@@ -171,7 +171,10 @@ impl Talk {
         };
         let revived = match self.make(&one, &with) {
             Ok(revived) => revived,
-            Err(error) => return end.fails(&error),
+            Err(error) => {
+                self.stock.lose();
+                return end.fails(&error);
+            }
         };
         let order = Ordered {
             one,
@@ -251,15 +254,19 @@ impl Talk {
                     number: one.number,
                     status: ended.status(),
                 };
-                if let Some(left) = left {
-                    self.stock.give_back(left);
+                match left {
+                    Some(left) => self.stock.give_back(left),
+                    None => self.stock.lose(),
                 }
             }
             Ok(Settled::Again(next)) => {
                 let order = Ordered { one, with, ending };
                 self.set_off(*next, order, None);
             }
-            Err(error) => ending.fails(&error),
+            Err(error) => {
+                self.stock.lose();
+                ending.fails(&error);
+            }
         }
     }
 
