@@ -120,9 +120,9 @@ impl PfnDatabase {
         }
     }
 
-    /// The only entry left of a clone block or a forked page takes the page over, which is private again then, and that entry's
-    /// at `place`. False, and nothing is changed, if anybody else refers to it, or a pin or an unacknowledged flush lets
-    /// somebody still look at the frame.
+    /// The only entry left of a forked page, the one at `place`, takes the page over, which is private again then. False, and
+    /// nothing is changed, if anybody else refers to it, or a pin or an unacknowledged flush lets somebody still look at the
+    /// frame.
     pub(crate) fn take_forked(&mut self, pfn: Pfn, place: (Pfn, EntryIndex)) -> bool {
         let held = self.is_held(pfn) && cfg!(not(mutant = "held_taken"));
         let alone = !held && self.entry(pfn).share() == 1;
