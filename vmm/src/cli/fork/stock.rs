@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::opened;
 use crate::linux::stdio::Given;
@@ -41,8 +40,6 @@ pub(super) struct Stock {
     wanted: Wanted,
     /// Machines that wait at most.
     most: usize,
-    /// Whether so many wait from the beginning.
-    filled: AtomicBool,
     free: Mutex<rank::FreeMachines, Vec<Bare>>,
 }
 
@@ -63,37 +60,19 @@ impl Stock {
             records,
             data,
             most,
-            filled: AtomicBool::new(false),
             free: Mutex::default(),
         })
     }
 
-    /// Makes machines until as many wait as may. Those that are lost are made again from now on.
+    /// Makes machines until as many wait as may.
     pub(super) fn fill(&self) -> Result<(), RunError> {
-        self.filled.store(true, Ordering::Relaxed);
         while self.waiting() < self.most {
-            self.add()?;
+            let mut bare = Bare::new(&self.wanted)?;
+            lay_under(&bare, &self.image)?;
+            bare.staff().map_err(RunError::Thread)?;
+            self.give_back(bare);
         }
         Ok(())
-    }
-
-    /// Makes a machine, which waits.
-    fn add(&self) -> Result<(), RunError> {
-        let mut bare = Bare::new(&self.wanted)?;
-        lay_under(&bare, &self.image)?;
-        bare.staff().map_err(RunError::Thread)?;
-        self.give_back(bare);
-        Ok(())
-    }
-
-    /// A clone has ended, and its machine with it: it was not as new. Where machines are to wait, another one does.
-    pub(super) fn lose(&self) {
-        if !self.filled.load(Ordering::Relaxed) || self.waiting() >= self.most {
-            return;
-        }
-        if let Err(error) = self.add() {
-            tracing::warn!(%error, "one machine fewer waits for clones");
-        }
     }
 
     /// The machine that was frozen.

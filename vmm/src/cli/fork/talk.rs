@@ -171,10 +171,7 @@ impl Talk {
         };
         let revived = match self.make(&one, &with) {
             Ok(revived) => revived,
-            Err(error) => {
-                self.stock.lose();
-                return end.fails(&error);
-            }
+            Err(error) => return end.fails(&error),
         };
         let order = Ordered {
             one,
@@ -254,19 +251,15 @@ impl Talk {
                     number: one.number,
                     status: ended.status(),
                 };
-                match left {
-                    Some(left) => self.stock.give_back(left),
-                    None => self.stock.lose(),
+                if let Some(left) = left {
+                    self.stock.give_back(left);
                 }
             }
             Ok(Settled::Again(next)) => {
                 let order = Ordered { one, with, ending };
                 self.set_off(*next, order, None);
             }
-            Err(error) => {
-                self.stock.lose();
-                ending.fails(&error);
-            }
+            Err(error) => ending.fails(&error),
         }
     }
 
