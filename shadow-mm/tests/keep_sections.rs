@@ -95,6 +95,21 @@ impl Scene {
         self.mm.check(&spaces).expect("in order");
     }
 
+    fn delete(&self, spaces: &[Guest]) {
+        for space in spaces {
+            self.mm.flushed(self.mm.delete_space(space));
+        }
+    }
+
+    /// What was kept of the section is as it was; it goes, and then the kept spaces and all else do.
+    fn end_as_it_was(self, kept: KeptSection<SimFile>, spaces: &[Guest]) {
+        self.check(spaces);
+        assert!(self.was(&kept) == whole());
+        drop(kept);
+        self.delete(spaces);
+        self.end();
+    }
+
     fn end(self) {
         let Self { mm, section, cpus } = self;
         for cpu in cpus {
@@ -141,9 +156,7 @@ fn what_is_stored_afterwards_is_not_seen_and_keeping_copies_nothing() {
         assert_eq!((scene.load(0, page), scene.load(1, page)), (byte, byte));
     }
     drop(kept);
-    spaces
-        .iter()
-        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
+    scene.delete(&spaces);
     let aside = scene.mm.stats().pages_put_aside;
     (0..PAGES).for_each(|page| scene.store(0, page, 7));
     assert!((0..PAGES).all(|page| scene.load(1, page) == 7));
@@ -171,12 +184,7 @@ fn page_that_is_mapped_afterwards_is_closed() {
     assert_eq!(scene.mm.stats().pages_put_aside, 2);
     assert_eq!((scene.load(0, 3), scene.load(1, 20)), (0xee, 0xee));
     let all = [&spaces[..], std::slice::from_ref(&space)].concat();
-    scene.check(&all);
-    assert!(scene.was(&kept) == whole());
-    drop(kept);
-    all.iter()
-        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
-    scene.end();
+    scene.end_as_it_was(kept, &all);
 }
 
 /// Pages that came to be while the section was kept are not put aside, and can go.
@@ -197,13 +205,7 @@ fn page_that_comes_to_be_afterwards_is_not_kept() {
         }
         assert_eq!(scene.load(1, page), 0);
     }
-    scene.check(&spaces);
-    assert!(scene.was(&kept) == whole());
-    drop(kept);
-    spaces
-        .iter()
-        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
-    scene.end();
+    scene.end_as_it_was(kept, &spaces);
 }
 
 /// A host with shadow page tables may remember what a table allowed: the next store finds tables that it has never seen.
@@ -213,9 +215,7 @@ fn tables_with_pages_to_be_kept_are_not_taken_over() {
     for (keeps, tables) in [(true, (3, 0)), (false, (0, 3))] {
         let spaces = scene.keep_spaces();
         let kept = keeps.then(|| scene.mm.keep_section(&scene.section).expect("it is kept"));
-        spaces
-            .iter()
-            .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
+        scene.delete(&spaces);
         let before = scene.mm.stats();
         scene.store(0, 5, 9);
         let after = scene.mm.stats();
@@ -250,10 +250,8 @@ fn section_that_somebody_can_store_to_is_not_kept() {
     let refused = scene.mm.keep_section(&file).map(drop);
     assert_eq!(refused, Err(KeepSectionError::OfFile));
     drop(file);
-    spaces
-        .iter()
-        .chain(&again)
-        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
+    scene.delete(&spaces);
+    scene.delete(&again);
     scene.check(&[]);
     scene.end();
 }
@@ -263,9 +261,7 @@ fn what_is_still_to_be_kept_stays_until_it_is_not() {
     let mut scene = Scene::new(3000);
     let spaces = scene.keep_spaces();
     let kept = scene.mm.keep_section(&scene.section).expect("it is kept");
-    spaces
-        .iter()
-        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
+    scene.delete(&spaces);
     let short = 1000 * PAGE_SIZE as u64;
     let resized = scene.mm.resize_section(&scene.section, short);
     let refused = resized.map(|flushes| flushes.len());
@@ -320,12 +316,7 @@ fn forks_and_protections_open_nothing() {
     }
     (505..525).for_each(|page| scene.store(1, page, 0xee));
     let all = [&spaces[..], std::slice::from_ref(&forked.child)].concat();
-    scene.check(&all);
-    assert!(scene.was(&kept) == whole());
-    drop(kept);
-    all.iter()
-        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
-    scene.end();
+    scene.end_as_it_was(kept, &all);
 }
 
 #[test]
@@ -345,9 +336,7 @@ fn page_that_is_pinned_to_be_stored_to_is_put_aside_at_once() {
     assert!(scene.was(&kept) == whole());
     assert_eq!(scene.load(1, 20), 0xee);
     drop(kept);
-    spaces
-        .iter()
-        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
+    scene.delete(&spaces);
     scene.end();
 }
 
@@ -357,9 +346,7 @@ fn store_without_a_frame_waits_for_the_end() {
     let mut scene = Scene::new(HAS as u32 + 2);
     let spaces = scene.keep_spaces();
     let kept = scene.mm.keep_section(&scene.section).expect("it is kept");
-    spaces
-        .iter()
-        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
+    scene.delete(&spaces);
     scene.store(0, 3, 9);
     scene.store(1, 30, 9);
     let refused = scene.cpus[0].store(&scene.mm, BASE + 300, 9);
@@ -411,8 +398,6 @@ fn failed_keeping_leaves_no_trace() {
     // The section for the copies, and a copy of the pinned page.
     assert!(failures >= 2, "only {failures} allocations could fail");
     scene.mm.unpin(pin);
-    spaces
-        .iter()
-        .for_each(|space| scene.mm.flushed(scene.mm.delete_space(space)));
+    scene.delete(&spaces);
     scene.end();
 }

@@ -248,11 +248,20 @@ impl Heard {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
     use std::process::Command;
 
     use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
 
     use super::*;
+
+    /// A run directory's folder with a guest in it that has not been asked anything yet.
+    fn guest() -> (tempfile::TempDir, UnixListener) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("guest")).unwrap();
+        let socket = folder.path().join("guest").join(SOCKET);
+        (folder, UnixListener::bind(socket).unwrap())
+    }
 
     #[test]
     fn stopped_process_is_told_from_one_that_runs() {
@@ -269,10 +278,7 @@ mod tests {
 
     #[test]
     fn guest_that_ends_while_it_is_asked_has_ended() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("guest")).unwrap();
-        let socket = folder.path().join("guest").join(SOCKET);
-        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let (folder, listener) = guest();
         let ends = std::thread::spawn(move || {
             // Once without having read the question, and once with half an answer.
             drop(listener.accept().unwrap());
@@ -288,10 +294,7 @@ mod tests {
 
     #[test]
     fn guest_whose_process_runs_is_reached() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("guest")).unwrap();
-        let socket = folder.path().join("guest").join(SOCKET);
-        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let (folder, _listener) = guest();
         connect(folder.path(), "guest", SOCKET).unwrap();
         for id in ["other", "", "../guest", "./guest"] {
             let refused = connect(folder.path(), id, SOCKET);
