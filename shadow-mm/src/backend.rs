@@ -112,6 +112,10 @@ pub trait FrameStore: Send + Sync {
     }
     /// Fills a frame with zeroes.
     fn zero(&self, frame: Pfn);
+    /// Fills free frames with zeroes that follow each other, in a way that takes no memory of the host until they are used, if there is one.
+    fn discard(&self, frames: PfnRange) {
+        (0..frames.count).for_each(|n| self.zero(Pfn::new(frames.start.get() + n)));
+    }
     /// Copies a whole frame.
     fn copy(&self, from: Pfn, to: Pfn);
     /// Reads bytes of one frame, from byte `offset`.

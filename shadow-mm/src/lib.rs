@@ -101,8 +101,8 @@ pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{
     AdviseError, DiscardError, Discarded, ForkError, ForkMode, Forked, GoneBack, ImageError, Keep,
     MapError, MapRequest, Mapped, PageInfo, PageKey, Placement, ProtectError, Protected,
-    RemapError, RemapRequest, ResetError, SavedPage, Shape, Space, TrimMode, Trimmed, UnmapError,
-    VadAdvice,
+    RebaseError, Rebased, RemapError, RemapRequest, ResetError, SavedPage, Shape, Space, TrimMode,
+    Trimmed, UnmapError, VadAdvice,
 };
 pub use stats::{SpaceUsage, StatsSnapshot, ZoneStats};
 pub use supervisor::{SupervisorError, SupervisorRights};

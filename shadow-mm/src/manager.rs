@@ -10,7 +10,9 @@ use crate::backend::{FrameStore, PfnMutex, Platform, RegistryMutex, SupervisorMu
 use crate::commit::CommitLimit;
 use crate::flush::Flush;
 use crate::limits::{Clusters, LayoutError, Limits, PoolLayout};
-use crate::pfn::{Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind};
+use crate::pfn::{
+    FreeFrame, Owner, PfnDatabase, PfnState, Taken, Want, ZeroedFrame, Zone, ZoneKind,
+};
 use crate::proto::CloneTable;
 use crate::shadow::{Cursor, SUPERVISOR_SLOT};
 use crate::space::{ForkMode, Space, SpaceState};
@@ -413,6 +415,25 @@ impl<P: Platform> Manager<P> {
             add(&self.counters.pages_zeroed_ahead, 1);
         }
         most
+    }
+
+    /// Has at most `most` free frames discarded ([`FrameStore::discard`]): the host has their memory back, and they are zeroed. Meanwhile nobody
+    /// can have them. Gives back how many.
+    pub fn discard_free(&self, most: usize) -> usize {
+        let frames: Vec<_> = {
+            let mut db = self.pfns.lock();
+            core::iter::from_fn(|| db.take_to_zero())
+                .take(most)
+                .collect()
+        };
+        let frames = FreeFrame::discard(frames, &self.store);
+        let count = frames.len();
+        let mut db = self.pfns.lock();
+        for frame in frames {
+            db.give_back(Taken::Zeroed(frame));
+        }
+        add(&self.counters.pages_discarded, count as u64);
+        count
     }
 
     /// Whether so few data frames are left that nothing optional should use any.

@@ -77,6 +77,8 @@ counters! {
     pages_reset,
     /// Pages that they kept then, with what lies under them copied there.
     pages_put_back,
+    /// Pages of spaces that came to lie on a layer to which they had been copied.
+    pages_rebased,
     /// Faults that copied a page.
     faults_copy_on_write,
     /// Faults that made a page writable in place.
@@ -91,6 +93,8 @@ counters! {
     faults_no_memory,
     /// Pages copied, by faults and by forks.
     pages_copied,
+    /// Free frames whose memory the host got back.
+    pages_discarded,
     /// Frames zeroed because no zeroed one was left.
     pages_zeroed,
     /// Leaf entries written.

@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, request, va, vpn};
+use common::{BASE, Cpu, Guest, Mm, RW, layer, manager, map_anon, range, request, va, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, CommitLimit, FailPlan, FaultOutcome, ForkMode, Keep, MapKind, PageInfo, Pin,
-    PinOutcome, Prot, RemapRequest, Sharing, SupervisorRights, TrimMode, VadAdvice, VadFlags, Vpn,
+    Access, CommitLimit, FailPlan, FaultOutcome, ForkMode, ImageRun, Keep, MapKind, PageInfo, Pin,
+    PinOutcome, Prot, RemapRequest, SectionPage, Sharing, SupervisorRights, TrimMode, VadAdvice,
+    VadFlags, Vpn,
 };
 
 /// Pages on both sides of a leaf table's edge.
@@ -255,6 +256,38 @@ fn failed_keep_leaves_no_trace() {
     });
     // The mappings, the clone blocks, two roots, the path to the pinned page, a copy of it.
     assert!(failures >= 7, "only {failures} allocations could fail");
+}
+
+#[test]
+fn failed_rebase_leaves_no_trace() {
+    let keep = |scene: &Scene| {
+        let kept = scene.mm.keep(&scene.parent).expect("it is kept");
+        scene.mm.flushed(kept.flush);
+        vec![kept.child]
+    };
+    let failures = exhaust_after(ForkMode::Shared, keep, |scene| {
+        let spaces = scene.mm.spaces();
+        let kept = spaces.last().expect("the kept one");
+        let Ok(section) = (scene.mm).create_frozen_section(SimFile(8), layer(&scene.mm)) else {
+            return (false, Vec::new());
+        };
+        let run = ImageRun {
+            range: range(EDGE - 7, 1),
+            section,
+            first: SectionPage::new(0).expect("a page"),
+        };
+        let run = std::slice::from_ref(&run);
+        match scene.mm.rebase(&scene.parent, kept, vpn(EDGE - 7), run) {
+            Ok(done) => {
+                assert_eq!(done.pages, 1);
+                scene.mm.flushed(done.flush);
+                (true, Vec::new())
+            }
+            Err(_) => (false, Vec::new()),
+        }
+    });
+    // The section, the tables on the way, and the leaf.
+    assert!(failures >= 4, "only {failures} allocations could fail");
 }
 
 /// After another fork, everything the parent has is shared but for the pinned page's path.

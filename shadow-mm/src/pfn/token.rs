@@ -3,8 +3,10 @@
 //! A token is the only way to hold such a frame, cannot be copied, and says what the frame contains.
 //! It ends by being made active ([`super::PfnDatabase::activate`]) or given back.
 
+use alloc::vec::Vec;
+
 use super::entry::PfnState;
-use crate::addr::Pfn;
+use crate::addr::{Pfn, PfnRange};
 use crate::backend::FrameStore;
 
 /// A frame whose content is arbitrary, perhaps another guest's past.
@@ -46,6 +48,21 @@ impl FreeFrame {
             store.zero(self.0);
         }
         ZeroedFrame(self.0)
+    }
+
+    /// Fills many frames with zeroes that take no memory of the host, runs of them at once.
+    pub(crate) fn discard(mut frames: Vec<Self>, store: &impl FrameStore) -> Vec<ZeroedFrame> {
+        frames.sort_unstable_by_key(|frame| frame.0);
+        for run in frames.chunk_by(|one, next| one.0.get() + 1 == next.0.get()) {
+            store.discard(PfnRange {
+                start: run[0].0,
+                count: run.len() as u32,
+            });
+        }
+        frames
+            .into_iter()
+            .map(|frame| ZeroedFrame(frame.0))
+            .collect()
     }
 
     /// Fills the frame with a copy of another.

@@ -32,6 +32,7 @@ use crate::proto::HeaderId;
 use crate::pte::{Entry, EntryFlags, UpperEntry, ValidEntry};
 use crate::shadow::Cursor;
 use crate::space::clone_leaf::{LeafCopy, move_to_block};
+use crate::space::rebase::Overlay;
 use crate::space::view_kept::is_to_be_closed;
 use crate::space::{Space, SpaceState};
 use crate::stats::{Counters, add};
@@ -115,6 +116,8 @@ pub(super) struct Unsharing<'a, S> {
     pub(super) tables: &'a mut Vec<ZeroedFrame>,
     pub(super) flush: &'a mut Flush,
     held: Held,
+    /// What a copy of a leaf table has instead of twins, if anything.
+    overlay: Option<&'a Overlay>,
     pub(super) tally: Tally,
 }
 
@@ -132,6 +135,20 @@ impl<P: Platform> Manager<P> {
         let table = unsharing.own_path(vpn, Until::Leaf);
         unsharing.tally.settle(state, &self.counters);
         table.expect("the path to a leaf table was made")
+    }
+
+    /// As [`Self::own_leaf`], of a table that another space has too; the copy has what `overlay` says instead of twins.
+    pub(super) fn own_leaf_over(
+        &self,
+        (space, state): (&Space<P>, &mut SpaceState<P::Backing>),
+        db: &mut PfnDatabase,
+        (vpn, overlay): (Vpn, &Overlay),
+        owning: Owning<'_>,
+    ) {
+        let mut unsharing = self.unsharing(space, db, owning);
+        unsharing.overlay = Some(overlay);
+        unsharing.own_path(vpn, Until::Leaf);
+        unsharing.tally.settle(state, &self.counters);
     }
 
     /// What [`Self::own_leaf`] of a page takes.
@@ -285,6 +302,7 @@ impl<P: Platform> Manager<P> {
             tables,
             flush,
             held: Held::Moves,
+            overlay: None,
             tally: Tally::default(),
         }
     }
@@ -564,13 +582,17 @@ impl<S: FrameStore> Unsharing<'_, S> {
 
     /// Gives a new leaf table a twin of every entry; true if the old one's allow less now.
     fn copy_leaf(&mut self, from: Pfn, to: Pfn) -> bool {
-        let copy = LeafCopy::of(
+        let overlay = self.overlay;
+        let mut copy = LeafCopy::of(
             self.db,
             &self.cursor,
             from,
-            |_| true,
+            |index| overlay.is_none_or(|overlay| !overlay.covers(index)),
             |_, entry| debug_assert!(false, "{entry:?} is write-pinned in a shared table"),
         );
+        if let Some(overlay) = overlay {
+            overlay.fill(&mut copy.leaf);
+        }
         self.finish_copy(to, &copy)
     }
 

@@ -34,7 +34,7 @@ impl<B: Clone> ImageRun<B> {
     }
 
     /// The part of the run in a range that has some of it.
-    fn part(&self, range: VpnRange) -> Option<Self> {
+    pub(crate) fn part(&self, range: VpnRange) -> Option<Self> {
         let range = self.range.intersect(range)?;
         Some(Self {
             range,

@@ -23,6 +23,19 @@ pub(crate) const RW: Prot = Prot::READ.union(Prot::WRITE);
 /// Frames beyond the pool, for a layer.
 pub(crate) const LAYER: u32 = 14;
 
+/// Frames of each layer that spaces are copied to, and how many such layers there are, beyond that one.
+pub(crate) const TEMPLATE: u32 = 48;
+pub(crate) const TEMPLATES: u32 = 3;
+
+/// The frames of one of those.
+#[allow(dead_code, reason = "not all tests copy spaces")]
+pub(crate) fn template(mm: &Mm, number: u32) -> PfnRange {
+    PfnRange {
+        start: Pfn::new(layer(mm).end() as u32 + number * TEMPLATE),
+        count: TEMPLATE,
+    }
+}
+
 /// The frames of a layer: those above the pool.
 pub(crate) fn layer(mm: &Mm) -> PfnRange {
     let start = Pfn::new(mm.layout().tables.end() as u32);
@@ -44,7 +57,7 @@ pub(crate) fn manager(data: u32, tables: u32) -> Mm {
     };
     let ram = PfnRange {
         start: Pfn::new(0),
-        count: 16 + data.count + tables.count + LAYER,
+        count: 16 + data.count + tables.count + LAYER + TEMPLATES * TEMPLATE,
     };
     let limits = Limits {
         user_end: va(0x7f80_0000_0000),

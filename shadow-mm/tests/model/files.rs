@@ -9,7 +9,7 @@ use shadow_mm::{
 };
 
 use super::bytes::Room;
-use super::common::{LAYER, Mm, layer};
+use super::common::{LAYER, Mm, layer, template};
 use super::ops::{BYTES, FROZEN, SHARED, WriteEnd};
 use super::verbs::agree;
 use super::world::{At, Bytes, Outcome, SLOTS, World, file_byte};
@@ -76,6 +76,28 @@ impl FileModel {
             size,
             formula: if file.is_some() { size } else { 0 },
             written: BTreeMap::new(),
+            shown: BTreeMap::new(),
+        }
+    }
+
+    /// The section of a layer to which these pages were copied.
+    pub(crate) fn template(mm: &Mm, number: usize, pages: &[Bytes]) -> Self {
+        let frames = template(mm, (number - FROZEN - 1) as u32);
+        for (page, bytes) in (0..).zip(pages) {
+            let frame = Pfn::new(frames.start.get() + page);
+            for (slot, byte) in SLOTS.iter().zip(bytes) {
+                mm.store().write(frame, *slot, &[*byte]);
+            }
+        }
+        let file = SimFile(number as u32);
+        let section = mm.create_frozen_section(file, frames);
+        Self {
+            section: section.expect("a section"),
+            room: None,
+            file: Some(file),
+            size: u64::from(frames.count) * PAGE_SIZE as u64,
+            formula: 0,
+            written: (0..).zip(pages.iter().copied()).collect(),
             shown: BTreeMap::new(),
         }
     }

@@ -179,7 +179,7 @@ impl World {
 /// A page that a snapshot would keep: what it has, and what it has if nothing is found of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ToKeep {
-    bytes: Option<Bytes>,
+    pub(crate) bytes: Option<Bytes>,
     absent: Option<Bytes>,
 }
 

@@ -2,20 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shadow_mm::{ForkError, ForkMode, PageKey};
+use shadow_mm::{ForkError, ForkMode, ImageRun, PageKey, RebaseError, Rebased, SectionPage};
 
-use super::common::Guest;
+use super::common::{Guest, TEMPLATES, range, vpn};
+use super::files::FileModel;
 use super::image::ToKeep;
 use super::keep_sections::KeptBytes;
+use super::ops::FROZEN;
 use super::verbs::agree;
 use super::world::{Bytes, Outcome, World};
 
+/// Pages that a leaf table translates.
+const LEAF: u64 = 512;
 /// Most that are kept at once.
 const MAX_KEPT: usize = 3;
 
 /// A space as it was.
 struct Kept {
     space: Guest,
+    /// The process it was made of.
+    of: u64,
     pages: BTreeMap<u64, ToKeep>,
     /// Whose views it had: it may show them still.
     files: BTreeSet<usize>,
@@ -69,8 +75,10 @@ impl World {
         let views = self.processes[which].pages.values();
         let files = views.filter_map(|page| page.view).map(|view| view.file);
         let files = files.collect();
+        let of = self.processes[which].id;
         self.keeper.kept.push(Kept {
             space,
+            of,
             pages,
             files,
         });
@@ -108,6 +116,70 @@ impl World {
         let kept = self.keeper.kept.remove(n % self.keeper.kept.len());
         self.keeper.keys.clear();
         self.unacknowledged.push(self.mm.delete_space(&kept.space));
+        Ok(())
+    }
+
+    /// Copies what is kept to a layer, and has the process it was made of lie on that: where nothing has changed, it has from then on what
+    /// the layer has.
+    pub(crate) fn rebase(&mut self, n: usize) -> Outcome {
+        let number = self.files.len();
+        let Some(kept) = self.keeper.kept.get(n % self.keeper.kept.len().max(1)) else {
+            return Ok(());
+        };
+        let which = self.processes.iter().position(|own| own.id == kept.of);
+        let Some(which) = which.filter(|_| number <= FROZEN + TEMPLATES as usize) else {
+            return Ok(());
+        };
+        let pages = kept.pages.iter();
+        let pages = pages.filter_map(|(at, page)| Some((*at, page.bytes?)));
+        let pages: Vec<(u64, Bytes)> = pages.collect();
+        let kept = kept.space.clone();
+        let bytes: Vec<Bytes> = pages.iter().map(|(_, bytes)| *bytes).collect();
+        let layer = FileModel::template(&self.mm, number, &bytes);
+        let image: Vec<_> = (0..)
+            .zip(&pages)
+            .map(|(first, (at, _))| ImageRun {
+                range: range(*at, 1),
+                section: layer.section.clone(),
+                first: SectionPage::new(first).expect("a page"),
+            })
+            .collect();
+        self.files.push(layer);
+        let tables: BTreeSet<u64> = pages.iter().map(|(at, _)| at / LEAF).collect();
+        for table in tables {
+            let space = self.processes[which].cpu.space.clone();
+            let done = self.mm.rebase(&space, &kept, vpn(table * LEAF), &image);
+            let lies = match done {
+                Ok(Rebased { flush, pages }) => {
+                    self.flush(which, flush);
+                    pages
+                }
+                Err(RebaseError::NoMemory { .. }) => continue,
+                Err(other) => return Err(other.to_string()),
+            };
+            if lies > 0 {
+                let here = (0..).zip(&pages).filter(|(_, (at, _))| at / LEAF == table);
+                let here: Vec<(u64, (u64, Bytes))> = here.map(|(n, page)| (n, *page)).collect();
+                agree("pages that lie on it", lies, here.len() as u64)?;
+                self.lies_on(which, number, &here)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages of a process are a layer's from now on, which has what they had.
+    fn lies_on(&mut self, which: usize, layer: usize, pages: &[(u64, (u64, Bytes))]) -> Outcome {
+        for (n, (at, bytes)) in pages {
+            let had = self.to_be_kept(which).remove(at);
+            let had = had.and_then(|page| page.bytes);
+            agree("what is there twice", had, Some(*bytes))?;
+            let process = &mut self.processes[which];
+            let id = process.id;
+            if let Some(model) = process.pages.get_mut(at) {
+                (model.own, model.image) = (None, Some((layer, *n)));
+            }
+            self.move_pins(id, |page| Some(page).filter(|page| page != at));
+        }
         Ok(())
     }
 

@@ -161,6 +161,39 @@ fn section_in_a_kept_space_keeps_its_promises() {
     world.close().expect("the kept space is dropped");
 }
 
+/// What was left alone lies on the layer, what was changed does not, and neither comes back.
+#[test]
+fn process_goes_on_on_what_it_was_copied_to() {
+    let mut world = World::new(ForkMode::Shared, (100, 60), 100, CommitLimit::Unlimited);
+    let anon = ops::MapOp {
+        page: 0,
+        count: u64::from(ops::PAGES),
+        prot: common::RW,
+        view: None,
+    };
+    world.apply(&Op::Map(0, anon)).expect("a mapping");
+    for page in 0..ops::PAGES {
+        world.apply(&Op::Write(0, page, 0, page)).expect("a store");
+    }
+    for op in [
+        Op::Keep(0),
+        Op::Discard(0, 3, 2),
+        Op::Pin(0, 30, false),
+        Op::Rebase(0),
+        Op::DropKept(0),
+        Op::Write(0, 31, 1, 7),
+        Op::Fork(0),
+        Op::Keep(0),
+        Op::Write(1, 31, 2, 8),
+        Op::Rebase(0),
+        Op::Exit(0),
+    ] {
+        world.apply(&op).expect("a step");
+    }
+    assert!(world.mm.stats().pages_rebased > 0);
+    world.close().expect("all is as it was");
+}
+
 /// Forks of forks, each writing one page: the shape of a shell pipeline, long.
 #[test]
 fn long_fork_chain_stays_exact() {

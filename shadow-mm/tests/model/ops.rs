@@ -53,6 +53,8 @@ pub(crate) enum Op {
     /// Looks whether what is kept is as it was.
     LookAtKept(u8),
     DropKept(u8),
+    /// Copies a kept space to a layer, on which what it was made of lies from then on.
+    Rebase(u8),
     Advise(Which, Page, u64, VadAdvice),
     Remap {
         which: Which,
@@ -133,6 +135,7 @@ pub(crate) fn any_op() -> impl Strategy<Value = Op> {
         3 => zeroes().prop_map(Op::KeepSection),
         3 => any::<u8>().prop_map(Op::LookAtKept),
         1 => any::<u8>().prop_map(Op::DropKept),
+        2 => any::<u8>().prop_map(Op::Rebase),
         2 => (which(), 0u64..6, 0u64..6).prop_map(|(w, m, u)| Op::Reset(w, (m, u))),
         2 => (which(), page(), count(), any_advice()).prop_map(|(w, p, n, a)| Op::Advise(w, p, n, a)),
         3 => any_remap(),

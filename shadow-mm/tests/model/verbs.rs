@@ -35,6 +35,7 @@ impl World {
             Op::StartWrite => return self.start_write(),
             Op::LookAtKept(n) => return self.look_at_kept(usize::from(n)),
             Op::DropKept(n) => return self.drop_kept(usize::from(n)),
+            Op::Rebase(n) => return self.rebase(usize::from(n)),
             Op::FinishWrite(n, written) => return self.finish_write(usize::from(n), written),
             Op::FinishPageIn(n, end) => return self.finish_page_in(usize::from(n), end),
             Op::Acknowledge => {
@@ -114,6 +115,7 @@ impl World {
             Op::Unpin(..)
             | Op::LookAtKept(..)
             | Op::DropKept(..)
+            | Op::Rebase(..)
             | Op::FinishRead(..)
             | Op::Acknowledge
             | Op::StartWrite

@@ -1,6 +1,6 @@
 //! The machine below the Linux layer: pool, memory manager, KVM, and the monitor in place.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use guest::abi::{self, frame};
 use guest::descriptors::{self, SyscallPort};
@@ -77,8 +77,6 @@ pub struct Hardware {
     /// What the VMM and the monitor share and is not there from the start: the virtual CPUs' areas. A special pool: a
     /// monitor that leaves an area's ends faults.
     monitor_pool: Mutex<rank::MonitorPool, NonPagedPool>,
-    /// Layers are laid one at a time.
-    layering: Mutex<rank::Layering, ()>,
 }
 
 /// The pool of a machine whose virtual CPUs have no areas yet.
@@ -172,7 +170,6 @@ impl Hardware {
             vm,
             idle,
             monitor_pool: Mutex::new(monitor_pool()),
-            layering: Mutex::default(),
         })
     }
 
@@ -235,26 +232,12 @@ impl Hardware {
         Ok(CpuArea::new(region, offset, abi::pool_page(first)))
     }
 
-    /// Lays a layer under the guest's memory: from now on its frames are there to be mapped, in a slot that nothing
-    /// can be stored to. One that lies there already is where it was.
+    /// Lays a layer under the guest's memory ([`Pool::lay`]), in a slot that nothing can be stored to.
     ///
     /// # Errors
     /// There is no room for it, or KVM refused the slot.
     pub fn attach_layer(&self, layer: &Layer) -> Result<PfnRange, HardwareError> {
-        let _alone = self.layering.lock();
-        let pool = self.memory.manager.store();
-        if let Some(frames) = pool.find_layer(layer) {
-            return Ok(frames);
-        }
-        let frames = pool.place_layer(layer)?;
-        self.vm.add_read_only_slot(Slot {
-            gpa: frames.start.gpa(),
-            host: layer.region().as_ptr() as u64,
-            bytes: u64::from(frames.count) * FRAME as u64,
-            owner: Arc::clone(layer.region()) as _,
-        })?;
-        pool.add_layer(layer, frames)?;
-        Ok(frames)
+        Ok(self.memory.manager.store().lay(layer)?)
     }
 
     /// Shows ring 3 the vDSO.
@@ -297,14 +280,27 @@ fn slot(region: &Arc<MmapRegion>, first: u64, end: u64) -> Slot {
 fn pool_of(pool: Pool, vm: &Arc<Vm>) -> Pool {
     // Who has the pool does not keep the machine; and without that nobody needs the slot.
     let (vm, region) = (Arc::downgrade(vm), Arc::clone(pool.region()));
-    pool.opened_by(Box::new(move |frames: PfnRange| {
+    let for_layers = Weak::clone(&vm);
+    let open = Box::new(move |frames: PfnRange| {
         let Some(vm) = vm.upgrade() else { return true };
         let added = vm.add_slot(slot(&region, frames.start.get().into(), frames.end()));
         if let Err(error) = &added {
             tracing::warn!(%error, "the machine's memory ends here");
         }
         added.is_ok()
-    }))
+    });
+    let show = Box::new(move |frames: PfnRange, layer: &Layer| {
+        let Some(vm) = for_layers.upgrade() else {
+            return Ok(());
+        };
+        Ok(vm.add_read_only_slot(Slot {
+            gpa: frames.start.gpa(),
+            host: layer.region().as_ptr() as u64,
+            bytes: u64::from(frames.count) * FRAME as u64,
+            owner: Arc::clone(layer.region()) as _,
+        })?)
+    });
+    pool.opened_by(open, show)
 }
 
 fn put(pool: &Pool, first: u64, bytes: &[u8]) {

@@ -16,7 +16,7 @@ pub use keep::{Copying, Kept};
 pub use layer::{Layer, is_frozen};
 pub use page_file::{PageFile, PageFileError};
 pub use paging::Fault;
-pub use pool::{FRAME, OpenFrames, Pool, PoolError};
+pub use pool::{FRAME, OpenFrames, Pool, PoolError, ShowLayer};
 pub use reclaim::Room;
 pub use sections::{Intent, MappedFile, Sections};
 pub use shadow_mm::Space;

@@ -10,11 +10,13 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use rustix::fs::FallocateFlags;
 use shadow_mm::{EntryIndex, FrameStore, Pfn, PfnRange, TABLE_ENTRIES, exchange_word};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use zerocopy::IntoBytes;
 
 use super::layer::Layer;
+use crate::locks::{Mutex, rank};
 
 /// Bytes of a frame.
 pub const FRAME: usize = 4096;
@@ -49,6 +51,9 @@ pub enum PoolError {
         #[source]
         source: std::io::Error,
     },
+    /// Guests cannot be shown a layer.
+    #[error("the machine has no room for a template")]
+    Show(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// There are too many layers, or their frames have no numbers.
     #[error("no room for a layer of {pages} pages above the guest's memory")]
     NoRoom {
@@ -63,12 +68,20 @@ const MAX_LAYERS: usize = 8;
 /// Makes frames reachable for guests; false if that cannot be.
 pub type OpenFrames = Box<dyn Fn(PfnRange) -> bool + Send + Sync>;
 
+/// Shows guests a layer, which is these frames from now on.
+pub type ShowLayer = Box<
+    dyn Fn(PfnRange, &Layer) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + Sync,
+>;
+
 /// The pool. Frame N of the guest-physical space is at byte `N * 4096` of the memfd.
 pub struct Pool {
     file: Arc<File>,
     region: Arc<MmapRegion>,
     /// What is done before data frames are used for the first time.
     open: OpenFrames,
+    show: ShowLayer,
+    /// Layers are laid one at a time.
+    layering: Mutex<rank::Layering, ()>,
     /// From the first on, with rising frames.
     layers: [OnceLock<(PfnRange, Layer)>; MAX_LAYERS],
 }
@@ -102,47 +115,38 @@ impl Pool {
             file,
             region: Arc::new(region),
             open: Box::new(|_all_are_reachable| true),
+            show: Box::new(|_, _is_seen_here| Ok(())),
+            layering: Mutex::default(),
             layers: [const { OnceLock::new() }; MAX_LAYERS],
         })
     }
 
-    /// Has `open` make data frames reachable before they are used for the first time; without it they are from the start.
+    /// Has `open` make data frames reachable before they are used for the first time, and `show` layers when they are laid; without
+    /// it they all are from the start.
     #[must_use]
-    pub fn opened_by(self, open: OpenFrames) -> Self {
-        Self { open, ..self }
+    pub fn opened_by(self, open: OpenFrames, show: ShowLayer) -> Self {
+        Self { open, show, ..self }
     }
 
-    /// Where a layer is, if it lies under the pool already.
-    #[must_use]
-    pub fn find_layer(&self, layer: &Layer) -> Option<PfnRange> {
-        let mut layers = self.layers.iter().map_while(OnceLock::get);
-        let found = layers.find(|(_, known)| known == layer);
-        found.map(|(frames, _)| *frames)
-    }
-
-    /// Where a layer would be.
+    /// Lays a layer under the pool: from now on, and as long as the pool is there, its frames are there to be mapped, and nothing can be stored
+    /// to them. One that lies there already is where it was.
     ///
     /// # Errors
-    /// [`PoolError::NoRoom`].
-    pub fn place_layer(&self, layer: &Layer) -> Result<PfnRange, PoolError> {
-        let there = self.layers().count();
+    /// There is no room for it, or guests cannot be shown it.
+    pub fn lay(&self, layer: &Layer) -> Result<PfnRange, PoolError> {
+        let _alone = self.layering.lock();
+        let mut laid = self.layers.iter().map_while(OnceLock::get);
+        if let Some((frames, _)) = laid.find(|(_, known)| known == layer) {
+            return Ok(*frames);
+        }
+        let pages = layer.pages();
+        let no_room = || PoolError::NoRoom { pages };
+        let place = self.layers.iter().find(|place| place.get().is_none());
         let free = self.layers().last().map_or(self.frames(), PfnRange::end);
-        let placed = layer.placed(free).filter(|_| there < MAX_LAYERS);
-        let pages = layer.pages();
-        placed.ok_or(PoolError::NoRoom { pages })
-    }
-
-    /// Lays a layer under the pool where [`Self::place_layer`] said. Its frames are those as long as the pool is there.
-    ///
-    /// # Errors
-    /// [`PoolError::NoRoom`]: another one was laid meanwhile.
-    pub fn add_layer(&self, layer: &Layer, frames: PfnRange) -> Result<(), PoolError> {
-        let pages = layer.pages();
-        let no_room = PoolError::NoRoom { pages };
-        let there = self.layers().count();
-        let place = self.layers.get(there).ok_or(no_room)?;
-        let laid = place.set((frames, layer.clone()));
-        laid.map_err(|_| PoolError::NoRoom { pages })
+        let (place, frames) = place.zip(layer.placed(free)).ok_or_else(no_room)?;
+        (self.show)(frames, layer).map_err(PoolError::Show)?;
+        let (frames, _) = place.get_or_init(|| (frames, layer.clone()));
+        Ok(*frames)
     }
 
     /// The layers' frames.
@@ -280,6 +284,15 @@ impl FrameStore for Pool {
 
     fn zero(&self, frame: Pfn) {
         self.frame(frame).copy_from(&[0_u8; FRAME]);
+    }
+
+    fn discard(&self, frames: PfnRange) {
+        let byte = |frame: u64| frame * FRAME as u64;
+        let (start, length) = (byte(frames.start.get().into()), byte(frames.count.into()));
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&*self.file, flags, start, length).is_err() {
+            (0..frames.count).for_each(|n| self.zero(Pfn::new(frames.start.get() + n)));
+        }
     }
 
     fn copy(&self, from: Pfn, to: Pfn) {

@@ -345,7 +345,8 @@ impl Memory {
                 return;
             }
             let StatsSnapshot { data, .. } = self.manager.stats();
-            let zeroed = if data.free > ZEROER_LEAVES {
+            // What a copy gives back, the host is to have.
+            let zeroed = if data.free > ZEROER_LEAVES && !self.is_copying() {
                 let most = (data.free - ZEROER_LEAVES).min(ZEROER_BATCH as u64) as usize;
                 self.manager.zero_ahead(most)
             } else {

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use shadow_mm::{CommitLimit, SpaceUsage};
 
 use super::format::PartKind;
-use super::image::{ImageWriter, SaveError};
-use super::read::{ReadError, Snapshot};
+use super::image::{Copied, ImageWriter, RebaseError, SaveError, Saved};
+use super::read::{ReadError, Snapshot, Trust};
 use super::records::{Records, Refused, save};
 use super::write::{Base, WriteError, Writer, Written};
 use crate::inspect::About;
@@ -93,6 +93,8 @@ pub struct SavedGuest {
     pub pause: Duration,
     /// Pages that were copied in that time.
     pub copied_in_pause: u64,
+    /// Pages of its that are its template's from now on.
+    pub rebased: u64,
 }
 
 /// Pages a snapshot may have at most, as far as that is known before.
@@ -139,21 +141,53 @@ pub fn save_guest(
     let copying = memory.begin_copy();
     stopped.resume();
     let pause = from.elapsed();
-    let saved = image.finish()?;
-    drop(copying);
+    let Saved {
+        writer,
+        spaces,
+        copied,
+    } = image.finish()?;
+    // Of what is written to a disk nothing is kept until it is there.
+    let copied = copied.map(|copied| (copied, copying));
     let machine = postcard::to_stdvec(machine).map_err(SnapshotError::Encode)?;
     let records = postcard::to_stdvec(&records).map_err(SnapshotError::Encode)?;
     let parts = [
         (PartKind::Machine, machine.as_slice()),
         (PartKind::Records, &records),
-        (PartKind::Spaces, &saved.spaces),
+        (PartKind::Spaces, &spaces),
     ];
-    let written = saved.writer.finish(&parts)?;
+    let written = writer.finish(&parts)?;
+    let rebased = copied.map_or(Ok(0), |(copied, _until_then)| go_on_on(&written, copied));
     Ok(SavedGuest {
         written,
         pause,
         copied_in_pause,
+        rebased: rebased.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the guest goes on on its own pages");
+            0
+        }),
     })
+}
+
+/// Has a guest go on on the pages of the template to which it was copied.
+fn go_on_on(template: &Written, copied: Copied<'_>) -> Result<u64, GoOnError> {
+    let file = template.file.try_clone()?;
+    let name = "the guest's template".to_owned();
+    let template = Snapshot::from_file(file, name, Trust::Sealed, None)?;
+    Ok(copied.rebase(&Arc::new(template))?)
+}
+
+/// Why a guest goes on on its own pages.
+#[derive(Debug, thiserror::Error)]
+enum GoOnError {
+    /// The template's file.
+    #[error(transparent)]
+    File(#[from] std::io::Error),
+    /// It cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It cannot be laid under the guest.
+    #[error(transparent)]
+    Rebase(#[from] RebaseError),
 }
 
 /// Why a snapshot holds no guest.

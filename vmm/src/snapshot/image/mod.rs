@@ -17,6 +17,7 @@ mod kept;
 mod load;
 mod look;
 mod pages;
+mod rebase;
 mod reshape;
 mod save;
 mod scratch;
@@ -36,6 +37,7 @@ pub use content::ImageContent;
 pub use forked::{SeedLoader, Seeds};
 pub use kept::{KeptMemory, Left};
 pub use load::{Image, ImageLoader, LoadError, Loaded, Pages, WorkingSet};
+pub use rebase::{Copied, RebaseError};
 pub use save::{ImageWriter, SaveError, Saved};
 
 /// A section of the image.

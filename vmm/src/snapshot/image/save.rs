@@ -15,6 +15,7 @@ use shadow_mm::{
     SectionPage, Sharing, VadInfo, Vpn, VpnRange,
 };
 
+use super::rebase::Copied;
 use super::{
     BytesData, ImageData, KindData, Run, Runs, SectionData, SectionRef, SpaceData, VadData,
 };
@@ -53,16 +54,21 @@ pub enum SaveError {
 
 /// An image that was written.
 #[derive(Debug)]
-pub struct Saved {
+pub struct Saved<'a> {
     /// What has the pages; the parts are still to be added.
     pub writer: Writer,
     /// The part that says where they are.
     pub spaces: Vec<u8>,
+    /// What was copied to it, if it is a template.
+    pub copied: Option<Copied<'a>>,
 }
 
 /// A space whose pages are written when the guest goes on.
+#[derive(Debug)]
 pub(super) struct Later<'a> {
     pub(super) at: SpaceRef,
+    /// What goes on.
+    pub(super) of: Arc<Space<VmmPlatform>>,
     pub(super) kept: Kept<'a>,
     /// Its private mappings.
     pub(super) private: Vec<VadInfo<Backing>>,
@@ -150,7 +156,7 @@ impl<'a> ImageWriter<'a> {
     ///
     /// # Errors
     /// As saving a space; it cannot be encoded.
-    pub fn finish(mut self) -> Result<Saved, SaveError> {
+    pub fn finish(mut self) -> Result<Saved<'a>, SaveError> {
         self.keep_shared()?;
         self.save_kept_sections()?;
         // Of pages that were looked at while the guest stood still, keys mean nothing any more.
@@ -160,12 +166,15 @@ impl<'a> ImageWriter<'a> {
         for kept in &later {
             self.save_kept(kept)?;
         }
-        drop(later);
+        let later = self.is_template().then_some(later);
         self.save_frozen()?;
         self.save_unread()?;
         let spaces = postcard::to_stdvec(&self.data).map_err(SaveError::Encode)?;
-        let writer = self.writer;
-        Ok(Saved { writer, spaces })
+        Ok(Saved {
+            writer: self.writer,
+            spaces,
+            copied: later.map(|later| Copied::new(self.memory, later, self.data)),
+        })
     }
 
     pub(super) fn add_page(&mut self, bytes: &[u8; FRAME]) -> Result<StoredPage, SaveError> {
@@ -205,7 +214,15 @@ impl<'a> ImageWriter<'a> {
             }
         }
         match kept {
-            Ok(kept) => self.later.push(Later { at, kept, private }),
+            Ok(kept) => {
+                let of = Arc::clone(space);
+                self.later.push(Later {
+                    at,
+                    of,
+                    kept,
+                    private,
+                });
+            }
             Err(_) => self.save_private(space, &private, &mut data)?,
         }
         self.data.spaces.push(data);

@@ -10,7 +10,7 @@ use shadow_mm::{
 };
 use vm_memory::Bytes;
 
-use super::{Image, ImageLoader, ImageWriter, LoadError, Pages};
+use super::{Image, ImageLoader, ImageWriter, LoadError, Pages, Saved};
 use crate::hv::probe::Paging;
 use crate::memory::{AccessError, Backing, Flushes, Memory, PageFile, Pool, Space, VmmPlatform};
 use crate::snapshot::format::PartKind;
@@ -20,9 +20,9 @@ use crate::snapshot::records::{
 };
 use crate::snapshot::write::{Base, Writer};
 
-type Guest = Arc<Space<VmmPlatform>>;
+pub(super) type Guest = Arc<Space<VmmPlatform>>;
 
-const RW: Prot = Prot::READ.union(Prot::WRITE);
+pub(super) const RW: Prot = Prot::READ.union(Prot::WRITE);
 const START: u64 = 0x100;
 const PAGES: u64 = 200;
 
@@ -103,7 +103,7 @@ pub(super) fn put(memory: &Memory, space: &Guest, page: u64, value: u64) {
     panic!("no memory for page {page:#x}");
 }
 
-fn get(memory: &Memory, space: &Guest, page: u64) -> u64 {
+pub(super) fn get(memory: &Memory, space: &Guest, page: u64) -> u64 {
     let load = |pool: &Pool, frame| pool.frame(frame).read_obj(8).unwrap();
     memory
         .with_page(space, va(page), Access::Read, load)
@@ -330,7 +330,7 @@ fn shared_memory_is_read_when_it_is_wanted() {
 }
 
 /// Forks that share tables: spaces are kept while they are written.
-fn sharing(frames: u32) -> Arc<Memory> {
+pub(super) fn sharing(frames: u32) -> Arc<Memory> {
     let memory = memory(frames);
     memory.manager.set_fork_mode(shadow_mm::ForkMode::Shared);
     memory
@@ -368,10 +368,14 @@ fn what_is_stored_to_shared_memory_once_the_guest_goes_on_is_not_in_it() {
             .step_by(3)
             .for_each(|page| put(&old, space, START + page, 99));
     }
-    let saved = image.finish().unwrap();
+    let Saved {
+        writer,
+        spaces: told,
+        ..
+    } = image.finish().unwrap();
     assert_eq!(pages, PAGES - 50);
-    let parts = [(PartKind::Spaces, saved.spaces.as_slice())];
-    saved.writer.finish(&parts).unwrap();
+    let parts = [(PartKind::Spaces, told.as_slice())];
+    writer.finish(&parts).unwrap();
     let new = memory(2000);
     let again = load(&new, &open(&path, None), 2);
     for page in 0..PAGES {
@@ -413,10 +417,14 @@ fn what_is_stored_once_the_guest_goes_on_is_not_in_it() {
         let gone = old.manager.unmap(space, range(START, 5)).unwrap();
         old.submit(gone);
     }
-    let saved = image.finish().unwrap();
+    let Saved {
+        writer,
+        spaces: told,
+        ..
+    } = image.finish().unwrap();
     assert_eq!(pages, PAGES + 1, "what both have is there once");
-    let parts = [(PartKind::Spaces, saved.spaces.as_slice())];
-    saved.writer.finish(&parts).unwrap();
+    let parts = [(PartKind::Spaces, told.as_slice())];
+    writer.finish(&parts).unwrap();
     let new = memory(2000);
     let spaces = load(&new, &open(&path, None), 2);
     for page in START..START + PAGES {

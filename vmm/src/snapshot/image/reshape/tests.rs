@@ -218,8 +218,7 @@ fn machine(image: &Arc<Image>) -> (Arc<Memory>, KeptMemory) {
     let layer = image.snapshot().layer().expect("a mapping");
     let layer = layer.expect("a template in memory");
     let pool = memory.manager.store();
-    let frames = pool.place_layer(layer).expect("room");
-    pool.add_layer(layer, frames).expect("room");
+    let frames = pool.lay(layer).expect("room");
     let pages = Pages::Mapped(frames);
     let loader = ImageLoader::new(&memory, (Arc::clone(image), pages), Arc::default());
     let kept = KeptMemory::new(loader.expect("a section"));
