@@ -13,5 +13,6 @@ pub mod elf;
 pub mod host;
 pub mod process;
 pub mod programs;
+pub mod report;
 pub mod suite;
 pub mod terminal;

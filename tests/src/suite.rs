@@ -6,7 +6,8 @@
 //! `VMM_TEST_REQUIRE_KVM` (no usable `/dev/kvm` is a failure), `VMM_TEST_TIME` (seconds for all cases; those that
 //! run when they are over are named and fail), `VMM_TEST_AGAIN` (cases that fail are tried once more, alone, at the end; one
 //! that passes then is named as flaky, with what it printed when it failed), `VMM_TEST_PART` (`1/2`: every other case,
-//! `2/2`: those between).
+//! `2/2`: those between), `RIG_BEFORE` (a file with what a run printed whose machine fell silent: this one goes on with the
+//! cases that are not done, first those that ran then, each alone).
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -20,16 +21,41 @@ use crate::case::{Case, Verdict};
 use crate::context::{Context, Setup};
 use crate::host::{Host, kvm_usable};
 use crate::programs;
+use crate::report::{self, Before, Done};
 
 #[derive(Default)]
 struct Tally {
     passed: usize,
     failed: Vec<String>,
+    /// Those of them that failed alone too, in a machine that fell silent later.
+    failed_alone: Vec<String>,
     /// Failed first and passed alone.
     flaky: Vec<String>,
     skipped: usize,
     /// Cases that run, and since when.
     running: Vec<(String, Instant)>,
+}
+
+impl Tally {
+    /// Of the cases that are done already.
+    fn of(before: &Before) -> Self {
+        let mut tally = Self::default();
+        for (name, done) in &before.done {
+            match *done {
+                Done::Passed { without } | Done::Flaky { without } => {
+                    tally.passed += 1;
+                    tally.skipped += without;
+                }
+                Done::Failed | Done::FailedAlone => tally.failed.push(name.clone()),
+            }
+            match done {
+                Done::Flaky { .. } => tally.flaky.push(name.clone()),
+                Done::FailedAlone => tally.failed_alone.push(name.clone()),
+                Done::Passed { .. } | Done::Failed => {}
+            }
+        }
+        tally
+    }
 }
 
 /// How long a case may take before the whole run is given up: what it starts has time limits of its own, far below
@@ -126,16 +152,33 @@ fn run(host: Host, cases: &[Case]) -> Result<Tally, String> {
         .ok()
         .and_then(|n| n.parse().ok());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let (next, tally) = (AtomicUsize::new(0), Arc::new(Mutex::new(Tally::default())));
+    let jobs = jobs.unwrap_or(cores).max(1);
+    let before = before(cases)?;
+    let (next, tally) = (
+        AtomicUsize::new(0),
+        Arc::new(Mutex::new(Tally::of(&before))),
+    );
     let watched = Arc::clone(&tally);
     let limit = std::env::var("VMM_TEST_TIME").ok();
     let limit = limit.and_then(|n| n.parse().ok());
     let until = limit.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     std::thread::spawn(move || watch(&watched, until));
+    let silent = before.silent_in(cases.iter().map(|case| case.name.as_str()), jobs);
+    for name in &silent {
+        print!("{}", report::silent(name));
+    }
+    let left = cases
+        .iter()
+        .filter(|case| !before.done.contains_key(&case.name));
+    let (alone, together): (Vec<&Case>, Vec<&Case>) =
+        left.partition(|case| silent.contains(&case.name.as_str()));
+    for case in alone {
+        one(case, &setup, &tally);
+    }
     std::thread::scope(|scope| {
-        for _ in 0..jobs.unwrap_or(cores).max(1) {
+        for _ in 0..jobs {
             scope.spawn(|| {
-                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(case) = together.get(next.fetch_add(1, Ordering::Relaxed)) {
                     one(case, &setup, &tally);
                 }
             });
@@ -160,17 +203,33 @@ fn hold_cpu(host: Host) -> Result<Option<(VcpuFd, VmFd)>, String> {
         .map_err(|e| format!("no virtual CPU to hold: {e}"))
 }
 
+/// What the run printed whose machine fell silent, if there was one.
+fn before(cases: &[Case]) -> Result<Before, String> {
+    let Some(path) = std::env::var_os("RIG_BEFORE") else {
+        return Ok(Before::default());
+    };
+    let text = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let known = cases.iter().map(|case| case.name.as_str());
+    Ok(report::read(
+        &String::from_utf8_lossy(&text),
+        &known.collect(),
+    ))
+}
+
 /// More failures than this have one cause.
 const FEW: usize = 5;
 
 /// Tries the cases that failed once more, when nothing else runs.
 fn again(cases: &[Case], setup: &Setup, tally: &Mutex<Tally>) {
     let first = match tally.lock() {
-        Ok(mut tally) if tally.failed.len() <= FEW => std::mem::take(&mut tally.failed),
+        Ok(mut tally) if tally.failed.len() + tally.flaky.len() <= FEW => {
+            let failed_alone = std::mem::take(&mut tally.failed_alone);
+            std::mem::replace(&mut tally.failed, failed_alone)
+        }
         Ok(_) | Err(_) => return,
     };
     for case in cases.iter().filter(|case| first.contains(&case.name)) {
-        println!("again {}", case.name);
+        print!("{}", report::again(&case.name));
         one(case, setup, tally);
         if let Ok(mut tally) = tally.lock()
             && !tally.failed.contains(&case.name)
@@ -219,26 +278,14 @@ fn one(case: &Case, setup: &Setup, tally: &Mutex<Tally>) {
     let Ok(mut tally) = tally.lock() else { return };
     let name = &case.name;
     tally.running.retain(|(running, _)| running != name);
+    print!("{}", report::of(name, seconds, &verdict));
     match verdict {
         Verdict::Passed(without) => {
             tally.passed += 1;
             tally.skipped += without.len();
-            println!("ok    {name} ({seconds:.1} s)");
-            for part in without {
-                println!("skip  {name}: {part}");
-            }
         }
-        Verdict::Skipped(why) => {
-            tally.skipped += 1;
-            println!("skip  {name}: {why}");
-        }
-        Verdict::Failed(why) => {
-            println!(
-                "FAIL  {name} ({seconds:.1} s)\n      {}",
-                why.replace('\n', "\n      ")
-            );
-            tally.failed.push(name.clone());
-        }
+        Verdict::Skipped(_) => tally.skipped += 1,
+        Verdict::Failed(_) => tally.failed.push(name.clone()),
     }
     let _ = std::io::stdout().flush();
 }
