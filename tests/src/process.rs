@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
+use rustix::thread::disable_transparent_huge_pages;
 
 /// What came of a command.
 #[derive(Clone, Debug)]
@@ -171,6 +172,48 @@ fn collect<R: Read + Send + 'static>(pipe: Option<R>) -> Receiver<Vec<u8>> {
         let _ = sender.send(all);
     });
     receiver
+}
+
+/// The word that has this program start another one without transparent huge pages.
+const SMALL_PAGES: &str = "--with-small-pages";
+
+/// The same command, without the rest of our environment, in a process that has no transparent huge pages: what memory such a
+/// process takes does not depend on when Linux makes one. Our own program is started, and becomes it.
+///
+/// # Errors
+/// Nobody knows where our own program is.
+pub fn with_small_pages(command: &Command) -> io::Result<Command> {
+    let mut small = Command::new(std::env::current_exe()?);
+    small
+        .arg(SMALL_PAGES)
+        .arg(command.get_program())
+        .args(command.get_args());
+    let set = command.get_envs();
+    small
+        .env_clear()
+        .envs(set.filter_map(|(name, value)| Some((name, value?))));
+    if let Some(folder) = command.get_current_dir() {
+        small.current_dir(folder);
+    }
+    Ok(small)
+}
+
+/// Becomes the command that [`with_small_pages`] was asked for, if this process was started for that; gives back the status when
+/// that fails.
+#[must_use]
+pub fn become_small() -> Option<ExitCode> {
+    let mut words = std::env::args_os().skip(1);
+    if words.next()? != SMALL_PAGES {
+        return None;
+    }
+    let program = words.next()?;
+    // Inherited by what this process starts, and by what it becomes.
+    let why = match disable_transparent_huge_pages(true) {
+        Ok(()) => Command::new(program).args(words).exec(),
+        Err(error) => error.into(),
+    };
+    eprintln!("not started with small pages: {why}");
+    Some(ExitCode::from(126))
 }
 
 /// Finds a program in the folders where a distribution puts its own.

@@ -562,6 +562,8 @@ fn shared_machine() -> Done {
 /// Clones of one template that run and end, thousands of them (`VMM_CYCLES`): this process has nothing more afterwards, and no
 /// more memory.
 fn cycles() -> Done {
+    // What this process has more can then be told to the page.
+    rustix::thread::disable_transparent_huge_pages(true)?;
     let count = if emulated() { 20 } else { 100 };
     let count = std::env::var("VMM_CYCLES").map_or(Ok(count), |n| n.parse())?;
     let warm = shell("echo freeze > /dev/vmm; read line; echo $line")

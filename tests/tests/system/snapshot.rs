@@ -121,8 +121,20 @@ impl Guest {
         more: &[&str],
         program: &[&str],
     ) -> Result<Self, String> {
-        let output = context.work().join("output");
-        let file = fs::File::create(&output).map_err(text)?;
+        Self::spawn(context, Self::command(context, more, program))
+    }
+
+    /// The same without transparent huge pages: how much memory its VMM takes can be told to the page.
+    pub(crate) fn launch_small(
+        context: &Context,
+        more: &[&str],
+        program: &[&str],
+    ) -> Result<Self, String> {
+        let command = Self::command(context, more, program);
+        Self::spawn(context, process::with_small_pages(&command).map_err(text)?)
+    }
+
+    fn command(context: &Context, more: &[&str], program: &[&str]) -> Command {
         let mut words = context.prefix(&[]);
         let at = words.len() - 1;
         let memory = ["--memory", "128M"];
@@ -131,8 +143,14 @@ impl Guest {
         words.splice(at..at, options.map(|&word| word.to_owned()));
         words.extend(program.iter().map(|&word| word.to_owned()));
         let mut command = context.command(&words);
+        command.env("XDG_RUNTIME_DIR", context.work());
+        command
+    }
+
+    fn spawn(context: &Context, mut command: Command) -> Result<Self, String> {
+        let output = context.work().join("output");
+        let file = fs::File::create(&output).map_err(text)?;
         let child = command
-            .env("XDG_RUNTIME_DIR", context.work())
             .stdin(Stdio::piped())
             .stdout(file)
             .spawn()
