@@ -175,6 +175,8 @@ ranks! {
     ReadyBell,
     /// Whether the thread that writes mapped files back has something to do.
     WritebackBell,
+    /// Who looks at the files that are mapped.
+    FileLooks,
     /// A thread that looks after memory: whether it was started.
     Aide,
     /// What the thread that waits for the end of a guest of the library's has to do.

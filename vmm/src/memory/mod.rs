@@ -28,6 +28,7 @@ mod flushes;
 mod guard;
 mod keep;
 mod layer;
+mod looks;
 mod page_file;
 mod pager;
 mod paging;

@@ -20,6 +20,9 @@
 //! that nobody has mapped are forgotten, and the section takes the new size. A host process that
 //! truncates a mapped file leaves the pages in memory until then; pages not in memory give `SIGBUS`.
 //!
+//! **Who looks.** Writing back holds the files it looks at without the lock, and so keeps their sections. Whoever lets go of
+//! what a guest had mapped waits until nobody looks any more: then the sections are gone, and not a moment later.
+//!
 //! **Locks.** `files` is held for a look only. A file's `io` lock orders whole writes against writing
 //! back, as Linux' inode lock does; it is held across the file I/O it orders, and nothing but the memory
 //! manager's locks is taken inside.
@@ -35,6 +38,7 @@ use shadow_mm::{FrameStore, Pin, Section, SectionAt, SectionPage, WriteBack, Wri
 use super::Memory;
 use super::content::{Backing, FileId, Version};
 use super::flushes::concerns;
+use super::looks::{Look, Looks};
 use super::pool::FRAME;
 use crate::locks::{Mutex, rank};
 
@@ -72,6 +76,15 @@ pub struct Sections {
     files: Mutex<rank::MappedFiles, HashMap<FileId, Arc<MappedFile>>>,
     /// Whether there are any, to skip the lock.
     any: AtomicBool,
+    /// Who holds files without the lock, and may not be a guest's thread.
+    looks: Looks,
+}
+
+/// The files, held by somebody who looks at them.
+struct Looked<'a> {
+    files: Vec<Arc<MappedFile>>,
+    /// Dropped after them.
+    _look: Look<'a>,
 }
 
 impl Sections {
@@ -127,11 +140,20 @@ impl Sections {
         (file.section == *section).then_some(file)
     }
 
+    /// Holds the files, which [`Self::release`] and [`Self::close`] wait for.
+    fn look(&self) -> Looked<'_> {
+        let look = self.looks.begin();
+        Looked {
+            files: self.files.lock().values().cloned().collect(),
+            _look: look,
+        }
+    }
+
     /// Writes back what was stored to mapped files, and lets go of sections nobody maps and that are not
     /// worth keeping. Says whether any file may be stored to from now on.
     pub fn tidy(&self, memory: &Memory) -> bool {
-        let all: Vec<_> = self.files.lock().values().cloned().collect();
-        let stored_to = all.iter().filter(|file| file.is_stored_to());
+        let all = self.look();
+        let stored_to = all.files.iter().filter(|file| file.is_stored_to());
         for file in stored_to {
             // Said when it fails; the pages stay, and it is tried again.
             let _ = file.write_back(memory, 0..u64::MAX);
@@ -180,6 +202,7 @@ impl Sections {
         });
         // Descriptors are closed without the lock.
         drop(gone);
+        self.looks.wait();
     }
 
     /// How many there are.
@@ -192,6 +215,7 @@ impl Sections {
     pub fn close(&self, memory: &Memory) {
         self.tidy(memory);
         drop(std::mem::take(&mut *self.files.lock()));
+        self.looks.wait();
     }
 }
 
@@ -475,3 +499,6 @@ fn write(memory: &Memory, writer: Option<&Backing>, ticket: &WriteBack<Backing>)
     }
     writer.0.write_at(ticket.offset(), &buffer)
 }
+
+#[cfg(test)]
+mod tests;
