@@ -108,6 +108,10 @@ pub struct MemoryReport {
     pub mapped_around: u64,
     /// Entries made for pages of a template, which take no frame.
     pub frozen_mapped: u64,
+    /// Pages of a guest that was frozen that became its template's.
+    pub rebased: u64,
+    /// Free frames whose memory the host got back then.
+    pub discarded: u64,
     /// Pages of files that were taken because frames were short.
     pub file_pages_evicted: u64,
     /// Pages written back to files, and the writes they took.
@@ -188,6 +192,8 @@ impl MemoryReport {
             pages_read: s.pages_read,
             mapped_around: s.pages_mapped_around,
             frozen_mapped: s.pages_frozen,
+            rebased: s.pages_rebased,
+            discarded: s.pages_discarded,
             file_pages_evicted: s.section_pages_evicted,
             file_pages_written: s.file_pages_written,
             file_writes: s.file_writes_issued,
