@@ -61,6 +61,7 @@ int main(int argc, char **argv)
 		return 2;
 	memset(canary, 0x5a, 4 * PAGE);
 	deadline(1200);
+	sigset_t unblocked = block_news();
 	while (ended < pages) {
 		while (started < pages && alive < ALIVE) {
 			uint64_t value = random_next(&state);
@@ -75,6 +76,7 @@ int main(int argc, char **argv)
 			}
 			pid_t pid = fork();
 			if (pid == 0) {
+				sigprocmask(SIG_SETMASK, &unblocked, NULL);
 				setpgid(0, 0);
 				run(page, value);
 			}
@@ -90,7 +92,7 @@ int main(int argc, char **argv)
 		int status;
 		pid_t pid = waitpid(-1, &status, WNOHANG | WUNTRACED);
 		if (pid <= 0) {
-			sleep_ms(1);
+			wait_for_news(500);
 			for (int i = 0; i < ALIVE; i++)
 				if (running[i].pid && now_ns() - running[i].since > 5000000000LL) {
 					stuck++;

@@ -83,11 +83,13 @@ int main(int argc, char **argv)
 		return 2;
 	munmap(scratch + 8 * PAGE, PAGE);
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	sigset_t unblocked = block_news();
 	for (int i = 0; i < children; i++) {
 		int status;
 		uint64_t seed = random_next(&state);
 		pid_t pid = fork();
 		if (pid == 0) {
+			sigprocmask(SIG_SETMASK, &unblocked, NULL);
 			setpgid(0, 0);
 			child(seed, 60);
 		}
@@ -106,7 +108,7 @@ int main(int argc, char **argv)
 				}
 				kill(-pid, SIGKILL);
 			}
-			sleep_ms(1);
+			wait_for_news(500);
 		}
 		kill(-pid, SIGKILL);
 		ended += got == pid;

@@ -102,6 +102,26 @@ __attribute__((unused)) static void sleep_ms(long ms)
 		;
 }
 
+/* So that `wait_for_news` hears of children that end or stop. Gives back what was blocked before: the children's own. */
+__attribute__((unused)) static sigset_t block_news(void)
+{
+	sigset_t news, before;
+	sigemptyset(&news);
+	sigaddset(&news, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &news, &before);
+	return before;
+}
+
+/* Until a child has ended or stopped since the last time, or so many milliseconds are over. */
+__attribute__((unused)) static void wait_for_news(long ms)
+{
+	struct timespec t = {ms / 1000, ms % 1000 * 1000000};
+	sigset_t news;
+	sigemptyset(&news);
+	sigaddset(&news, SIGCHLD);
+	sigtimedwait(&news, NULL, &t);
+}
+
 __attribute__((unused)) static int wait_for(pid_t pid)
 {
 	int status;
