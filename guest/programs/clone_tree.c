@@ -3,7 +3,7 @@
  * their own. Which clone it is, `vmm fork --env ID=N` says; ID 0 is the original. With DEEPER=1 a clone is frozen again.
  *
  * clone_tree PAGES [REST]: so many pages for each thread in each kind of memory, and so many milliseconds of rest between two looks at
- * all of it. Whoever was frozen goes on writing until its input ends. */
+ * all of it that nobody has asked for. Whoever was frozen goes on writing until its input ends, with as much rest. */
 #include "tap.h"
 #include <linux/futex.h>
 #include <poll.h>
@@ -37,6 +37,15 @@ struct worker {
 	/* Anonymous, shared by all processes, a file in memory, the heap, the data segment. */
 	uint64_t *part[5];
 };
+
+/* For at most so many milliseconds, if it says any; and until somebody wakes all. */
+static void wait_while(atomic_int *what, int is, long ms)
+{
+	struct timespec most = {ms / 1000, ms % 1000 * 1000000};
+	syscall(SYS_futex, what, FUTEX_WAIT, is, ms ? &most : NULL, NULL, 0);
+}
+
+static void wake(atomic_int *what) { syscall(SYS_futex, what, FUTEX_WAKE, INT_MAX, NULL, NULL, 0); }
 
 static uint64_t word(int id, int round, int index, int part, unsigned long i)
 {
@@ -76,7 +85,7 @@ static void *work(void *argument)
 			if (written)
 				atomic_fetch_add(&order->wrong, check_all(me, stack, id, round));
 			if (rest)
-				sleep_ms(rest);
+				wait_while(&order->number, seen, rest);
 			continue;
 		}
 		seen = number;
@@ -88,7 +97,7 @@ static void *work(void *argument)
 			atomic_fetch_add(&order->wrong, check_all(me, stack, order->id, order->round));
 		}
 		if (atomic_fetch_add(&order->done, 1) + 1 == WORKERS)
-			syscall(SYS_futex, &order->done, FUTEX_WAKE, 1, NULL, NULL, 0);
+			wake(&order->done);
 		if (what == END)
 			return NULL;
 	}
@@ -100,8 +109,10 @@ static void all(enum what what, int id, int round)
 	order->what = what, order->id = id, order->round = round;
 	atomic_store(&order->done, 0);
 	atomic_fetch_add(&order->number, 1);
+	if (rest)
+		wake(&order->number);
 	while ((done = atomic_load(&order->done)) != WORKERS)
-		syscall(SYS_futex, &order->done, FUTEX_WAIT, done, NULL, NULL, 0);
+		wait_while(&order->done, done, 0);
 }
 
 static void *map(int flags, int fd, int index)
@@ -194,6 +205,8 @@ int main(int argc, char **argv)
 			round = round % 200 + 1;
 			all(WRITE, me, round);
 			all(CHECK, me, round);
+			if (rest)
+				sleep_ms(rest);
 		}
 		if (id == me)
 			break;

@@ -304,9 +304,9 @@ fn ask(path: &PathBuf, question: &str) -> Option<serde_json::Value> {
 fn hammered(context: &Context) -> Checked {
     // Each works for a moment, in a process of its own.
     let line = "echo freeze > /dev/vmm; read -r role n rest < /dev/vmm; [ $role = clone ] || { read -r end; exit 0; }; \
-                i=0; while [ $i -lt 8 ]; do x=$(echo $n | sed s/^/n/); i=$((i+1)); done; \
+                i=0; while [ $i -lt MOMENT ]; do x=$(echo $n | sed s/^/n/); i=$((i+1)); done; \
                 [ $n = 0 ] || [ $x = n$n ] || exit 3; exit 5";
-    let guest = warm(context, line)?;
+    let guest = warm(context, &line.replace("MOMENT", context.amount("8", "3")))?;
     let (count, turns) = context.amount((60, 60), (20, 20));
     let number = count.to_string();
     let words = ["fork", "warm", "-n", &number, "-j", "10"];

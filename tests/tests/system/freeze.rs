@@ -56,7 +56,7 @@ fn end(context: &Context, guest: Guest) -> Checked {
 
 /// Processes, threads, pipes, memory of their own and memory that they share, all of one moment.
 fn cut(context: &Context) -> Checked {
-    let guest = busy(context, &[], "300")?;
+    let guest = busy(context, &[], context.amount("300", "100"))?;
     for round in 0..context.amount(8, 2) {
         let isolation = ["vm", "process"][round % 2];
         let looked = freeze_and_look(context, isolation, "2");
@@ -68,7 +68,9 @@ fn cut(context: &Context) -> Checked {
 
 /// With nearly all of the machine's memory in use, stores wait for the copy's end, and nobody is killed.
 fn tight(context: &Context) -> Checked {
-    let guest = busy(context, &["--overcommit"], "2200")?;
+    // Less than half of it is left for copies, of less memory where all is emulated.
+    let (memory, pages) = context.amount(("128M", "2200"), ("32M", "480"));
+    let guest = busy(context, &["--overcommit", "--memory", memory], pages)?;
     for _ in 0..context.amount(6, 2) {
         succeed(context, &["freeze", "warm"])?;
     }
@@ -78,7 +80,7 @@ fn tight(context: &Context) -> Checked {
 
 /// The same through a file.
 fn written(context: &Context) -> Checked {
-    let guest = busy(context, &[], "300")?;
+    let guest = busy(context, &[], context.amount("300", "100"))?;
     let path = context.work().join("guest.snap");
     let path = path.to_string_lossy();
     for _ in 0..context.amount(4, 2) {

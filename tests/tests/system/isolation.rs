@@ -102,7 +102,7 @@ fn templates(pid: u32) -> Result<Vec<u64>, String> {
 fn tree(context: &Context, isolation: &str) -> Checked {
     let program = context.program("clone_tree");
     // A dozen machines share the emulated one's processor.
-    let (pages, rest) = context.amount(("16", "0"), ("2", "40"));
+    let (pages, rest) = context.amount(("16", "0"), ("2", "400"));
     let words = [&*program.to_string_lossy(), pages, rest];
     let guest = Guest::launch(context, &["--ready-freeze"], &words)?;
     let template = templates(guest.number());
