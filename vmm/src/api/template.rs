@@ -17,7 +17,7 @@ use super::shared::SharedMachine;
 use super::stdio::{Ends, Stdio, Three};
 use crate::config::ReadyWhen;
 use crate::locks::{Mutex, rank};
-use crate::machine::restored::{Ahead, Choice, Revived, lay_under, wanted};
+use crate::machine::restored::{Ahead, Choice, Revived, Unmade, lay_under, wanted};
 use crate::machine::{After, HostSide, ProcessSignals, RunError, Wanted};
 use crate::snapshot::guest::{MachineData, open_guest};
 use crate::snapshot::image::Image;
@@ -371,7 +371,17 @@ impl Fork {
             Some(left) => left,
             None => self.template.machine(&wanted)?,
         };
-        let revived = Revived::new(bare, &of.image, &of.records, self.identity(), side)?;
+        let made = Revived::new(bare, &of.image, &of.records, self.identity(), side);
+        let (revived, host) = match made {
+            Ok(revived) => (revived, host),
+            Err(unmade) => {
+                let Unmade { why, left } = *unmade;
+                if let Some(bare) = left {
+                    self.template.take_back(Warm { bare, host });
+                }
+                return Err(why.into());
+            }
+        };
         let known = Known {
             name: &of.name,
             ready: self.ready.as_ref(),

@@ -186,6 +186,34 @@ impl Bare {
         }
     }
 
+    /// A guest of its records, to be put into the machine ([`Self::with`]), with a file tree if there is one.
+    ///
+    /// # Errors
+    /// The guest cannot be made again. Nothing is left of it but what `image` has given it.
+    pub(super) fn revive(
+        &self,
+        records: &Records,
+        identity: Identity,
+        host: HostSide,
+        (image, tree): (&mut dyn LoadMemory, Option<Vfs>),
+    ) -> Result<(Kernel, HostIo), RunError> {
+        let sched = self.sched();
+        let stdio = stdio::open_all(host.stdio, &sched, &self.events).map_err(RunError::Stdio)?;
+        let parts = Parts {
+            place: Place::Alone,
+            memory: Arc::clone(&self.hardware.memory),
+            sched,
+            files: stdio.files,
+            tty: stdio.tty,
+            tsc: self.tsc(),
+            tree,
+            info: self.info(),
+            fpu: (self.fresh.clone(), self.hardware.profile.state_components),
+        };
+        let kernel = restore(records, parts, image, identity)?;
+        Ok((kernel, HostIo::new(stdio.events, host.signals)))
+    }
+
     /// The machine with its guest; its clock is published.
     pub(super) fn with(self, kernel: Kernel, io: HostIo) -> Machine {
         let machine = Machine {
@@ -245,36 +273,8 @@ impl Machine {
     ) -> Result<Self, RunError> {
         let bare = Bare::new(wanted)?;
         let mut image = image(&bare.hardware).map_err(RunError::Image)?;
-        Self::restore_in(bare, records, identity, host, (&mut image, None))
-    }
-
-    /// The same, in a machine that is there, with a file tree if there is one. The machine is ended if the guest cannot be made.
-    ///
-    /// # Errors
-    /// The guest cannot be made again.
-    pub(crate) fn restore_in(
-        bare: Bare,
-        records: &Records,
-        identity: Identity,
-        host: HostSide,
-        (image, tree): (&mut dyn LoadMemory, Option<Vfs>),
-    ) -> Result<Self, RunError> {
-        let sched = bare.sched();
-        let stdio = stdio::open_all(host.stdio, &sched, &bare.events).map_err(RunError::Stdio)?;
-        let memory = Arc::clone(&bare.hardware.memory);
-        let parts = Parts {
-            place: Place::Alone,
-            memory,
-            sched,
-            files: stdio.files,
-            tty: stdio.tty,
-            tsc: bare.tsc(),
-            tree,
-            info: bare.info(),
-            fpu: (bare.fresh.clone(), bare.hardware.profile.state_components),
-        };
-        let kernel = restore(records, parts, image, identity)?;
-        Ok(bare.with(kernel, HostIo::new(stdio.events, host.signals)))
+        let (kernel, io) = bare.revive(records, identity, host, (&mut image, None))?;
+        Ok(bare.with(kernel, io))
     }
 }
 

@@ -69,12 +69,17 @@ impl Bare {
         if kept.fits(image, records) {
             return Some(kept);
         }
-        let memory = &self.hardware.memory;
         kept.memory.discard();
+        self.give_up(kept.memory);
+        None
+    }
+
+    /// Lets go of a guest's memory, whose spaces are gone.
+    pub(super) fn give_up(&self, kept: KeptMemory) {
         drop(kept);
+        let memory = &self.hardware.memory;
         memory.sections.close(memory);
         memory.finish_flushes();
-        None
     }
 }
 

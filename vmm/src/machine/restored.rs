@@ -7,6 +7,7 @@ use std::time::Duration;
 use shadow_mm::{Access, Vpn};
 
 use super::hardware::{Hardware, HardwareError};
+use super::host_io::HostIo;
 use super::inspector::{self, Observed};
 use super::kept::Kept;
 use super::{After, Bare, Ended, HostSide, Machine, Playing, RunError, Wanted};
@@ -77,7 +78,8 @@ pub fn restore(
         let host = HostSide::whole_process().map_err(RunError::Stdio)?;
         let bare = left.map_or_else(|| Bare::new(&wanted), Ok)?;
         let identity = config.identity.clone();
-        let revived = Revived::new(bare, &image, &records, identity, host)?;
+        let revived = Revived::new(bare, &image, &records, identity, host);
+        let revived = revived.map_err(|unmade| unmade.why)?;
         let observed = Observed {
             machine: data.clone(),
             origin: Some(Arc::clone(&config.snapshot)),
@@ -127,6 +129,42 @@ pub(crate) fn lay_under(bare: &Bare, image: &Image) -> Result<(), RunError> {
     Ok(())
 }
 
+/// A guest of a snapshot that could not be made.
+pub(crate) struct Unmade {
+    /// Why.
+    pub(crate) why: RunError,
+    /// The machine it was to be in, if another one can be made there.
+    pub(crate) left: Option<Bare>,
+}
+
+/// A guest of a snapshot for a machine, and its memory. If it cannot be made, nothing of it is left there, nor of the last one.
+fn make(
+    bare: &mut Bare,
+    (image, records): (&Arc<Image>, &Records),
+    identity: Identity,
+    host: HostSide,
+) -> Result<(Kernel, HostIo, KeptMemory), RunError> {
+    let (mut memory, tree) = match bare.take_kept(image, records) {
+        Some(Kept { memory, tree }) => (memory, Some(tree)),
+        None => {
+            let loader = load(&bare.hardware, image, &Arc::default());
+            let loader = loader.map_err(RunError::Image)?;
+            (KeptMemory::new(loader), None)
+        }
+    };
+    match bare.revive(records, identity, host, (&mut memory, tree)) {
+        Ok((kernel, io)) => {
+            memory.is_given();
+            Ok((kernel, io, memory))
+        }
+        Err(error) => {
+            memory.is_refused();
+            bare.give_up(memory);
+            Err(error)
+        }
+    }
+}
+
 /// A guest of a snapshot in its machine; it has not run yet.
 pub(crate) struct Revived {
     pub(crate) machine: Machine,
@@ -145,17 +183,15 @@ impl Revived {
         records: &Records,
         identity: Identity,
         host: HostSide,
-    ) -> Result<Self, RunError> {
-        let (mut memory, tree) = match bare.take_kept(image, records) {
-            Some(Kept { memory, tree }) => (memory, Some(tree)),
-            None => {
-                let loader = load(&bare.hardware, image, &Arc::default());
-                let loader = loader.map_err(RunError::Image)?;
-                (KeptMemory::new(loader), None)
+    ) -> Result<Self, Box<Unmade>> {
+        let (kernel, io, memory) = match make(&mut bare, (image, records), identity, host) {
+            Ok(made) => made,
+            Err(why) => {
+                let left = bare.is_as_new().then_some(bare);
+                return Err(Box::new(Unmade { why, left }));
             }
         };
-        let mut machine = Machine::restore_in(bare, records, identity, host, (&mut memory, tree))?;
-        memory.is_given();
+        let mut machine = bare.with(kernel, io);
         let loaded = Arc::clone(memory.loaded());
         machine.keeps = Some(memory);
         let broken = watch(&machine, &loaded);

@@ -90,7 +90,7 @@ impl Stock {
         self.free.lock().pop()
     }
 
-    /// A clone has left it: it waits, unless enough do.
+    /// Nothing of a clone is in it: it waits, unless enough do.
     pub(super) fn give_back(&self, left: Bare) {
         let mut free = self.free.lock();
         if free.len() < self.most {
@@ -114,7 +114,14 @@ impl Stock {
             signals: ProcessSignals::LeftAlone,
         };
         let bare = left.map_or_else(|| Bare::new(&self.wanted), Ok)?;
-        let revived = Revived::new(bare, &self.image, &self.records, identity, host)?;
+        let made = Revived::new(bare, &self.image, &self.records, identity, host);
+        let revived = made.map_err(|unmade| {
+            unmade
+                .left
+                .into_iter()
+                .for_each(|left| self.give_back(left));
+            unmade.why
+        })?;
         let observed = Observed {
             machine: self.data.clone(),
             origin: Some(Arc::clone(self.image.snapshot())),

@@ -191,7 +191,7 @@ impl Talk {
         }
         if running.clones.len() >= self.room {
             return Err(format!(
-                "{} clones run: there is room for no more",
+                "{} copies of this conversation run, which is all there was room for when it began",
                 self.room
             ));
         }
@@ -279,9 +279,14 @@ impl Talk {
         &self,
         one: &One,
         with: &[OwnedFd],
-        left: Option<Bare>,
+        mut left: Option<Bare>,
     ) -> Result<(Revived, Observed), RunError> {
-        let stdio = given(one, with).map_err(RunError::Stdio)?;
+        let stdio = given(one, with).map_err(|error| {
+            // It was not touched.
+            let untouched = left.take().into_iter();
+            untouched.for_each(|left| self.stock.give_back(left));
+            RunError::Stdio(error)
+        })?;
         let settings = one.env.iter().map(|text| text.clone().into());
         let identity = Identity {
             role: Role::Clone {

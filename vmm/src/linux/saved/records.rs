@@ -85,6 +85,14 @@ impl Records {
     pub fn monotonic(&self) -> u64 {
         self.machine.clock.monotonic()
     }
+
+    /// As a version of the VMM would have written them whose vDSO is another one.
+    #[cfg(test)]
+    pub(crate) fn of_another_vdso(&self) -> Self {
+        let mut records = self.clone();
+        records.machine.vdso ^= 1;
+        records
+    }
 }
 
 /// What there is once.

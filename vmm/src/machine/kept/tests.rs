@@ -125,7 +125,16 @@ impl Frozen {
     fn revive(&self, bare: Bare) -> Revived {
         let identity = Identity::default();
         let made = Revived::new(bare, &self.image, &self.records, identity, host_side());
-        made.expect("a guest")
+        made.map_err(|unmade| unmade.why).expect("a guest")
+    }
+
+    /// Why a guest cannot be made, and its machine, which is as new.
+    fn refused(&self, bare: Bare, records: &Records, host: HostSide) -> (String, Bare) {
+        let identity = Identity::default();
+        let made = Revived::new(bare, &self.image, records, identity, host);
+        let unmade = made.err().expect("a refusal");
+        let left = unmade.left.expect("a machine for another guest");
+        (unmade.why.to_string(), left)
     }
 
     /// A guest as it would go on.
@@ -352,7 +361,8 @@ both = mmap.mmap(of.fileno(), 0); both[4096:4101] = b'first'";
     }
 }
 
-/// A file of the host that has changed cannot be mapped again, whether or not it still is.
+/// A file of the host that has changed cannot be mapped again, whether or not it still is. The machine is as new for a guest
+/// that can be made.
 #[test]
 fn changed_file_of_the_host_is_refused() {
     let host = tempfile::tempdir().expect("a directory");
@@ -367,11 +377,47 @@ fn changed_file_of_the_host_is_refused() {
         return;
     };
     let bare = run_and_end(frozen.revive(frozen.bare()), host.path());
-    std::fs::write(host.path().join("source"), "other").expect("a file");
-    let identity = Identity::default();
-    let made = Revived::new(bare, &frozen.image, &frozen.records, identity, host_side());
-    let refused = made.err().expect("a refusal").to_string();
+    let source = host.path().join("source");
+    let before = (std::fs::read(&source), std::fs::metadata(&source));
+    let (bytes, time) = (before.0.unwrap(), before.1.unwrap().modified().unwrap());
+    std::fs::write(&source, "other").expect("a file");
+    let (refused, bare) = frozen.refused(bare, &frozen.records, host_side());
     assert!(refused.contains("/mnt/source"), "{refused}");
+    std::fs::write(&source, bytes).expect("a file");
+    open_both(source.to_str().unwrap())
+        .and_then(|file| file.set_modified(time))
+        .expect("a time");
+    run_and_end(frozen.revive(bare), host.path());
+}
+
+/// It is refused before it has its spaces, or after that. One stays of the guest before, and one is new.
+#[test]
+fn guest_that_cannot_be_made_leaves_its_machine_as_new() {
+    let host = tempfile::tempdir().expect("a directory");
+    let changes = "os.kill(child, signal.SIGKILL); os.waitpid(child, 0); area[:5] = b'other'";
+    let before = TWO;
+    let Some(frozen) = Frozen::of(Program { before, changes }, host.path()) else {
+        return;
+    };
+    let mut guest = frozen.revive(frozen.bare());
+    let first = frozen.seen(&guest);
+    let nothing = || HostSide {
+        stdio: Given([None, None, None]),
+        signals: ProcessSignals::LeftAlone,
+    };
+    let other = frozen.records.of_another_vdso();
+    let refusals = [
+        (&other, host_side(), "another vDSO"),
+        (&frozen.records, nothing(), "descriptor"),
+    ];
+    for (records, given, why) in refusals {
+        let bare = run_and_end(guest, host.path());
+        let (refused, bare) = frozen.refused(bare, records, given);
+        assert!(refused.contains(why), "{refused}");
+        guest = frozen.revive(bare);
+        compare(&first, &frozen.seen(&guest), why);
+    }
+    run_and_end(guest, host.path());
 }
 
 /// The machine of a guest of one template is as new for one of another.

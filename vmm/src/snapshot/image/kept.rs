@@ -115,6 +115,14 @@ impl KeptMemory {
         self.image.forget_sections();
     }
 
+    /// A guest could not be made: the spaces that it was given are gone with it. The others are given up.
+    pub fn is_refused(&mut self) {
+        let given = std::mem::take(&mut self.given);
+        let gone = |at: &SpaceRef| given.iter().any(|(of, _)| of == at);
+        self.spaces.retain(|at, _| !gone(at));
+        self.discard();
+    }
+
     /// Whether memory that others share is none of the space's.
     fn can_be_kept(&self, at: SpaceRef) -> bool {
         let data = self.image.image().data();
