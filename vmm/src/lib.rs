@@ -52,6 +52,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod descriptors;
 pub mod devices;
 pub mod hv;
 pub mod inspect;

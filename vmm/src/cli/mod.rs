@@ -81,6 +81,7 @@ pub fn main() -> ExitCode {
         }
     };
     start_log();
+    crate::descriptors::raise_limit();
     match cli.command {
         Command::Run(args) => run::main(&args),
         Command::Boot(args) => boot::main(&args),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::protocol::{Frozen, Progress, Reply, Response, Written};
 use crate::control::ready::Ready;
+use crate::descriptors;
 use crate::linux::Errno;
 use crate::linux::kernel::Kernel;
 use crate::linux::process::{SigFields, SigInfo};
@@ -233,7 +234,7 @@ fn told(saved: &SavedGuest) -> Written {
     }
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes, in one line, and with what to do if descriptors were too few.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -245,5 +246,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
+    text.push_str(&descriptors::advice(&text).unwrap_or_default());
     text
 }

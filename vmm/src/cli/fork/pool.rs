@@ -24,7 +24,6 @@ use super::apart::MOST_IN_A_PROCESS;
 use super::stock::{Stock, StockError};
 use super::talk::{Numbers, Talk, TalkError};
 use super::wire::{Line, News, Order};
-use super::worker::more_descriptors;
 use crate::cli::snapshot::{VerbError, template};
 use crate::cli::{STATUS_FAILURE, complain, say};
 use crate::control::protocol::{Frozen, Hello, PROTOCOL, Reply, Request, Response};
@@ -40,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Keep a template of a running guest, with machines that wait for copies of it
 ///
 /// The guest is frozen, unless it has frozen itself (/dev/vmm) or `vmm freeze` has done it, and goes on; it may end. `vmm fork POOL` then starts copies in
-/// machines that are there; a copy that ends leaves its machine to the next one. The command ends when `vmm kill POOL` or a signal ends it, and all
+/// machines that are there; a copy that ends leaves its machine to the next one. About 100 copies run in a pool at once; what is more, `vmm fork` runs in processes of its own. The command ends when `vmm kill POOL` or a signal ends it, and all
 /// copies in its machines with it.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -116,7 +115,6 @@ fn run(args: &PoolArgs) -> Result<u8, PoolError> {
     let control = Server::start(dir, answers(&pool)).map_err(PoolError::Socket)?;
     wait_for_signals(ends.clone()).map_err(PoolError::Signals)?;
     let (frozen, file) = template(&args.guest, args.anew)?;
-    more_descriptors();
     let copy = file.try_clone().map_err(PoolError::Socket)?;
     let stock = Arc::new(Stock::open(copy, args.cpus, args.machines.into())?);
     stock.fill()?;

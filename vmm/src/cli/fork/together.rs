@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::named::Named;
-use super::worker::more_descriptors;
 use super::{ForkArgs, ForkError, numbered, opened, start};
 use crate::cli::{STATUS_FAILURE, say_line};
 use crate::config::{Commit, ForkMode, PageFileConfig};
@@ -48,9 +47,6 @@ impl From<ReadError> for TogetherError {
 
 /// Runs the copies to their end: 0, or the status of the first that did not end with it.
 pub(super) fn run(args: &ForkArgs, template: File) -> Result<u8, ForkError> {
-    if args.name.is_some() {
-        more_descriptors();
-    }
     let mut copies = Copies::new(args, template)?;
     let most = args.jobs.unwrap_or(args.count) as usize;
     for number in 1..=args.count {

@@ -33,10 +33,7 @@ enum WorkerError {
 }
 
 pub(in crate::cli) fn main(args: &WorkerArgs) -> ExitCode {
-    let served = end_with(args.parent).and_then(|()| {
-        more_descriptors();
-        serve()
-    });
+    let served = end_with(args.parent).and_then(|()| serve());
     if let Err(error) = &served {
         complain(error);
     }
@@ -57,19 +54,6 @@ fn end_with(parent: i32) -> Result<(), WorkerError> {
     match getppid().map(Pid::as_raw_pid) == Some(parent) {
         true => Ok(()),
         false => Err(WorkerError::Alone),
-    }
-}
-
-/// A machine takes a dozen descriptors or two, and the usual limit is 1,024: as many as this process may have.
-pub(super) fn more_descriptors() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let most = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, most) {
-        tracing::info!(%error, "the limit on descriptors stays");
     }
 }
 

@@ -83,7 +83,10 @@ impl HostFs {
         loop {
             match rustix::fs::openat2(&self.root, path, flags | OFlags::CLOEXEC, mode, RESOLVE) {
                 Err(Errno::AGAIN | Errno::INTR) if tries < 8 => tries += 1,
-                Err(Errno::MFILE) => return Err(Errno::NFILE),
+                Err(Errno::MFILE) => {
+                    crate::descriptors::tell_of_too_few();
+                    return Err(Errno::NFILE);
+                }
                 result => return result,
             }
         }
