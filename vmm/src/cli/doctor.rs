@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::process::ExitCode;
 
 use kvm_ioctls::Cap;
@@ -114,9 +114,9 @@ fn advice(error: &io::Error, host: &Host) -> Vec<String> {
     let mut advice = Vec::new();
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            advice.push(
-                "join the group that owns it: sudo usermod -aG kvm $USER, then log in again".into(),
-            );
+            let found = fs::metadata("/dev/kvm");
+            let (mode, gid) = found.map_or((0o660, 1), |meta| (meta.mode(), meta.gid()));
+            advice.push(permission(mode, gid).into());
         }
         io::ErrorKind::NotFound => missing_device(host, &mut advice),
         _ => match fs::metadata("/dev/kvm") {
@@ -128,6 +128,16 @@ fn advice(error: &io::Error, host: &Host) -> Vec<String> {
     }
     advice.push("without KVM, run tests/vmm of the source tree instead: the same in an emulated machine, slower".into());
     advice
+}
+
+/// How somebody may come to use a `/dev/kvm` of that mode and group.
+fn permission(mode: u32, gid: u32) -> &'static str {
+    if mode & 0o060 == 0o060 && gid != 0 {
+        "join the group that owns it: sudo usermod -aG \"$(stat -c %G /dev/kvm)\" $USER, then log in again"
+    } else {
+        "only root may use it: sudo groupadd -f kvm; sudo chgrp kvm /dev/kvm; sudo chmod 660 /dev/kvm; \
+         sudo usermod -aG kvm $USER, then log in again"
+    }
 }
 
 fn missing_device(host: &Host, advice: &mut Vec<String>) {
@@ -336,5 +346,21 @@ pub(super) fn main(args: &DoctorArgs) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(STATUS_FAILURE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_is_joined_only_if_it_may_use_the_device_and_is_not_roots() {
+        assert!(permission(0o20660, 104).starts_with("join the group"));
+        for (mode, gid) in [(0o20600, 104), (0o20600, 0), (0o20660, 0), (0o20640, 104)] {
+            assert!(
+                permission(mode, gid).contains("chgrp kvm"),
+                "{mode:o} {gid}"
+            );
+        }
     }
 }

@@ -149,6 +149,7 @@ fn find(guest: &str) -> Result<Inspection, InspectError> {
     match client::ask(&rundir::folder(), guest, &request) {
         Ok(Response::Inspect { inspect, .. }) => return Ok(*inspect),
         Ok(_) | Err(AskError::NoGuest(_)) => {}
+        Err(AskError::Folder(_)) if Path::new(guest).exists() => {}
         Err(error) => return Err(error.into()),
     }
     if !Path::new(guest).exists() {

@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::protocol::{Progress, Request, Response};
-use super::rundir::SOCKET;
+use super::rundir::{self, RunDirError, SOCKET};
 
 /// How long an answer may take: others may be asked before.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,6 +26,9 @@ pub enum AskError {
     /// It has ended, or is just ending, and has not answered.
     #[error("guest `{0}` has ended")]
     Ended(String),
+    /// Somebody else may answer there, or it cannot be looked at.
+    #[error(transparent)]
+    Folder(#[from] RunDirError),
     /// The connection failed.
     #[error("guest `{id}` does not answer")]
     Connection {
@@ -173,7 +176,7 @@ fn of_a_process(id: &str) -> Option<(&str, u32)> {
 pub fn connect(folder: &Path, id: &str, socket: &str) -> Result<UnixStream, AskError> {
     // A path is no id.
     let named = !id.is_empty() && !id.contains('/') && !id.starts_with('.');
-    if !named {
+    if !named || !rundir::is_there(folder)? {
         return Err(AskError::NoGuest(id.to_owned()));
     }
     let path = folder.join(id).join(socket);
@@ -235,6 +238,10 @@ impl Heard {
             let (n, file) = match stream.recv_with_fd(&mut piece) {
                 Err(error) if error.errno() == libc::EINTR => continue,
                 Err(error) if error.errno() == libc::EAGAIN => return Err(nothing()),
+                // A file came that this process has no descriptor for: what brought it was cut.
+                Err(error) if error.errno() == libc::ENOBUFS => {
+                    return Err(io::Error::from_raw_os_error(libc::EMFILE));
+                }
                 received => received?,
             };
             self.file = file.or(self.file.take());
@@ -248,6 +255,7 @@ impl Heard {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
     use std::process::Command;
 
@@ -258,6 +266,8 @@ mod tests {
     /// A run directory's folder with a guest in it that has not been asked anything yet.
     fn guest() -> (tempfile::TempDir, UnixListener) {
         let folder = tempfile::tempdir().unwrap();
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(folder.path(), private).unwrap();
         std::fs::create_dir(folder.path().join("guest")).unwrap();
         let socket = folder.path().join("guest").join(SOCKET);
         (folder, UnixListener::bind(socket).unwrap())
@@ -300,5 +310,15 @@ mod tests {
             let refused = connect(folder.path(), id, SOCKET);
             assert!(matches!(refused, Err(AskError::NoGuest(_))), "{refused:?}");
         }
+    }
+
+    /// It may be anybody's, and what he answers with is a guest to be forked.
+    #[test]
+    fn guest_in_a_folder_that_others_may_use_is_not_asked() {
+        let (folder, _listener) = guest();
+        let others = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(folder.path(), others).unwrap();
+        let refused = connect(folder.path(), "guest", SOCKET);
+        assert!(matches!(refused, Err(AskError::Folder(_))), "{refused:?}");
     }
 }

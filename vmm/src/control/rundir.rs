@@ -204,10 +204,8 @@ impl Drop for RunDir {
 /// # Errors
 /// The folder is not safe or cannot be read. That there is none is no error.
 pub fn list(folder: &Path) -> Result<Vec<String>, RunDirError> {
-    match fs::symlink_metadata(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(host(folder)(error)),
-        Ok(_) => check_private(folder)?,
+    if !is_there(folder)? {
+        return Ok(Vec::new());
     }
     let _serialised = lock_folder(folder)?;
     remove_stale(folder);
@@ -216,6 +214,18 @@ pub fn list(folder: &Path) -> Result<Vec<String>, RunDirError> {
         .collect();
     ids.sort();
     Ok(ids)
+}
+
+/// Whether the folder is there. Nobody but its owner can have put anything into it: whoever answers there is his.
+///
+/// # Errors
+/// It is not safe or cannot be looked at.
+pub(super) fn is_there(folder: &Path) -> Result<bool, RunDirError> {
+    match fs::symlink_metadata(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(host(folder)(error)),
+        Ok(_) => check_private(folder).map(|()| true),
+    }
 }
 
 fn directories(folder: &Path) -> impl Iterator<Item = PathBuf> {
