@@ -126,7 +126,7 @@ fn what_was_left_alone_is_in_memory_once() {
     mm.store()
         .read(Pfn::new(common::layer(&mm).start.get() + 3), 0, &mut byte);
     assert_eq!(byte, [15], "the layer");
-    mm.check(&[space.clone()]).expect("in order");
+    mm.check(std::slice::from_ref(&space)).expect("in order");
     mm.flushed(mm.delete_space(&space));
     assert_eq!((mm.stats().data.active, mm.stats().commit_charged), (0, 0));
 }
@@ -331,7 +331,7 @@ fn pinned_page_lies_on_it_and_the_pin_sees_what_it_saw() {
     mm.store().read(pin.pfn(), 0, &mut byte);
     assert_eq!(byte, [7]);
     mm.unpin(pin);
-    mm.check(&[space.clone()]).expect("in order");
+    mm.check(std::slice::from_ref(&space)).expect("in order");
     mm.flushed(mm.delete_space(&space));
     assert_eq!(mm.stats().data.active, 0);
 }

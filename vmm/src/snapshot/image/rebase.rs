@@ -220,7 +220,7 @@ mod tests {
         };
         let before = blocks();
         let pages = freeze(&memory, &[&parent, &child], || {
-            put(&memory, &parent, SECOND, 2)
+            put(&memory, &parent, SECOND, 2);
         });
         assert_eq!(
             pages,
