@@ -151,7 +151,7 @@ fn table(guests: &[Hello]) -> String {
         };
         let pool = hello.pool.map(|pool| {
             let (machines, copies) = (pool.machines, pool.copies);
-            format!("({machines} machines wait, {copies} copies run) ")
+            format!("(machines waiting: {machines}, copies running: {copies}) ")
         });
         out += &format!(
             "{:<20} {:>8} {:>10.1} {state:<8} {}{}\n",

@@ -93,8 +93,6 @@ pub struct SavedGuest {
     pub pause: Duration,
     /// Pages that were copied in that time.
     pub copied_in_pause: u64,
-    /// Pages of its that are its template's from now on.
-    pub rebased: u64,
 }
 
 /// Pages a snapshot may have at most, as far as that is known before.
@@ -156,24 +154,25 @@ pub fn save_guest(
         (PartKind::Spaces, &spaces),
     ];
     let written = writer.finish(&parts)?;
-    let rebased = copied.map_or(Ok(0), |(copied, _until_then)| go_on_on(&written, copied));
+    if let Some((copied, _until_then)) = copied
+        && let Err(error) = go_on_on(&written, copied)
+    {
+        tracing::debug!(%error, "the guest goes on on its own pages");
+    }
     Ok(SavedGuest {
         written,
         pause,
         copied_in_pause,
-        rebased: rebased.unwrap_or_else(|error| {
-            tracing::debug!(%error, "the guest goes on on its own pages");
-            0
-        }),
     })
 }
 
 /// Has a guest go on on the pages of the template to which it was copied.
-fn go_on_on(template: &Written, copied: Copied<'_>) -> Result<u64, GoOnError> {
+fn go_on_on(template: &Written, copied: Copied<'_>) -> Result<(), GoOnError> {
     let file = template.file.try_clone()?;
     let name = "the guest's template".to_owned();
     let template = Snapshot::from_file(file, name, Trust::Sealed, None)?;
-    Ok(copied.rebase(&Arc::new(template))?)
+    copied.rebase(&Arc::new(template))?;
+    Ok(())
 }
 
 /// Why a guest goes on on its own pages.
