@@ -286,8 +286,8 @@ fn failed_rebase_leaves_no_trace() {
             Err(_) => (false, Vec::new()),
         }
     });
-    // The section, the tables on the way, and the leaf.
-    assert!(failures >= 4, "only {failures} allocations could fail");
+    // The section, and the leaf table: those above it are the space's own, for the pinned page.
+    assert!(failures >= 2, "only {failures} allocations could fail");
 }
 
 /// After another fork, everything the parent has is shared but for the pinned page's path.
