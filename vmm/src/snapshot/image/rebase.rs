@@ -229,11 +229,9 @@ mod tests {
         );
         let stats = memory.manager.stats();
         assert_eq!((stats.data.active, stats.pages_rebased), (100, 500));
-        assert!(
-            blocks() + 200 * 8 <= before,
-            "{} blocks of {before}",
-            blocks()
-        );
+        // 202 frames less, and some page tables more.
+        let less = before.saturating_sub(blocks()) / 8;
+        assert!((180..=202).contains(&less), "{less} pages");
         let check = || {
             for (space, first, second) in [(&parent, FIRST, 2), (&child, 1, SECOND)] {
                 assert_eq!(
