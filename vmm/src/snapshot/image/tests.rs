@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shadow_mm::{
-    Access, GuestVa, Limits, Manager, MapKind, MapRequest, Pfn, PfnRange, Placement, PoolLayout,
-    Prot, Section, Sharing, VadFlags, VadTag, VpnRange,
+    Access, FrameStore, GuestVa, Limits, Manager, MapKind, MapRequest, Pfn, PfnRange, Placement,
+    PoolLayout, Prot, Section, Sharing, VadFlags, VadTag, VpnRange,
 };
 use vm_memory::Bytes;
 
@@ -104,7 +104,12 @@ pub(super) fn put(memory: &Memory, space: &Guest, page: u64, value: u64) {
 }
 
 pub(super) fn get(memory: &Memory, space: &Guest, page: u64) -> u64 {
-    let load = |pool: &Pool, frame| pool.frame(frame).read_obj(8).unwrap();
+    // It may be a layer's.
+    let load = |pool: &Pool, frame| {
+        let mut bytes = [0; 8];
+        pool.read(frame, 8, &mut bytes);
+        u64::from_ne_bytes(bytes)
+    };
     memory
         .with_page(space, va(page), Access::Read, load)
         .unwrap()
