@@ -57,6 +57,16 @@ fn keep(mm: &Mm, cpu: &mut Cpu) -> Guest {
     kept.child
 }
 
+/// A space whose first page has a 7, and what is kept of it.
+fn kept_with_a_page(mm: &Mm) -> (Guest, Cpu, Guest) {
+    let space = mm.create_space().expect("a space");
+    let mut cpu = Cpu::new(&space);
+    map_anon(mm, &space, BASE, 4, RW);
+    cpu.store(mm, BASE, 7).expect("a store");
+    let kept = keep(mm, &mut cpu);
+    (space, cpu, kept)
+}
+
 /// Rebases what one leaf table translates; gives back the pages that lie on the image.
 fn rebase(mm: &Mm, cpu: &mut Cpu, kept: &Guest, (page, image): (u64, &Image)) -> u64 {
     let done = mm.rebase(&cpu.space, kept, vpn(page), image);
@@ -313,11 +323,7 @@ fn views_of_files_lie_on_it_and_shared_ones_do_not() {
 #[test]
 fn pinned_page_lies_on_it_and_the_pin_sees_what_it_saw() {
     let mm = sharing(200, 64);
-    let space = mm.create_space().expect("a space");
-    let mut cpu = Cpu::new(&space);
-    map_anon(&mm, &space, BASE, 4, RW);
-    cpu.store(&mm, BASE, 7).expect("a store");
-    let kept = keep(&mm, &mut cpu);
+    let (space, mut cpu, kept) = kept_with_a_page(&mm);
     let PinOutcome::Pinned(pin, flush) = mm.pin(&space, vpn(BASE), Access::Read) else {
         panic!("no pin");
     };
@@ -339,11 +345,7 @@ fn pinned_page_lies_on_it_and_the_pin_sees_what_it_saw() {
 #[test]
 fn space_that_is_gone_is_not_rebased() {
     let mm = sharing(200, 64);
-    let space = mm.create_space().expect("a space");
-    let mut cpu = Cpu::new(&space);
-    map_anon(&mm, &space, BASE, 4, RW);
-    cpu.store(&mm, BASE, 7).expect("a store");
-    let kept = keep(&mm, &mut cpu);
+    let (space, _, kept) = kept_with_a_page(&mm);
     let layer = section(&mm, (0, LAYER), 1);
     let image = copied(&mm, &kept, (&layer, 0));
     mm.flushed(mm.delete_space(&space));
