@@ -33,8 +33,9 @@ impl<B: Clone> ImageRun<B> {
         SectionPage::new(self.first.get() + ahead)
     }
 
-    /// The part of the run in a range that has some of it.
-    pub(crate) fn part(&self, range: VpnRange) -> Option<Self> {
+    /// The part of the run in a range; none if nothing of it is there.
+    #[must_use]
+    pub fn part(&self, range: VpnRange) -> Option<Self> {
         let range = self.range.intersect(range)?;
         Some(Self {
             range,

@@ -109,9 +109,11 @@ impl Kernel {
     /// runs any more.
     pub fn take_down(&self) {
         drop(self.sched.drain());
-        let processes = std::mem::take(&mut self.state().procs);
+        let mut state = self.state();
+        let left = (std::mem::take(&mut state.procs), state.main_mm.take());
+        drop(state);
         // Dropped without the lock: descriptors wake what waits for them.
-        drop(processes);
+        drop(left);
         self.vfs.close();
     }
 
@@ -123,6 +125,7 @@ impl Kernel {
     ) -> Vec<Arc<Space<VmmPlatform>>> {
         let state = self.state();
         let spaces = state.procs.values().filter_map(|p| p.mm.as_ref());
+        let spaces = spaces.chain(&state.main_mm);
         spaces
             .filter(|mm| wants(&mm.space))
             .filter_map(|mm| mm.leave())

@@ -434,6 +434,8 @@ pub struct State {
     pub main: Pid,
     /// Wait status of the first program, once it has ended.
     pub main_status: Option<i32>,
+    /// Its memory then, for whoever takes the guest down: the next guest may have the space ([`super::kernel::Kernel::leave_spaces`]).
+    pub main_mm: Option<Arc<AddressSpace>>,
     /// Waiters in futex(2).
     pub futexes: FutexTable,
 }
@@ -546,6 +548,7 @@ impl State {
             tty: TtyState::default(),
             main: INIT + 1,
             main_status: None,
+            main_mm: None,
             futexes: FutexTable::default(),
         }
     }

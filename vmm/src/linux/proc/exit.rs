@@ -132,10 +132,13 @@ fn leave(c: &mut Ctx<'_>, status: i32) -> Option<Remains> {
     }
     p.exiting.get_or_insert(status);
     p.usage.note_peak(&c.t.mm);
-    Some(Remains {
-        files: std::mem::take(&mut p.files),
-        mm: p.mm.take(),
-    })
+    let files = std::mem::take(&mut p.files);
+    let mut mm = p.mm.take();
+    // The guest ends with it.
+    if c.t.pid == state.main {
+        state.main_mm = mm.take();
+    }
+    Some(Remains { files, mm })
 }
 
 /// Makes a process without threads a zombie, and settles its affairs.

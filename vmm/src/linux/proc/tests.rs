@@ -62,6 +62,9 @@ fn memory_is_gone_when_the_child_is() {
     assert_eq!(after.data.active, before.data.active);
     drop(child);
     exit(&m, &mut t, 0);
+    drop(t);
+    // The first program's goes with the guest.
+    m.k.take_down();
     for flush in m.k.memory.flushes.drain() {
         m.k.memory.manager.flushed(flush);
     }

@@ -1,13 +1,15 @@
 //! Making a guest of its records.
 //!
-//! The order is that of who needs whom: pipes, inodes, contents of mapped files, memory, sockets, files,
+//! The order is that of who needs whom: pipes, inodes, memory with the contents of mapped files, sockets, files,
 //! descriptions, processes, threads. Every number and every value is looked at before it is used: the
 //! records may be damaged, or made by somebody who means harm. What is refused half-way is dropped
 //! whole; nothing has run.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::content::SavedContent;
 use super::error::{Damaged, RestoreError, require};
 use super::file;
 use super::records::Records;
@@ -71,7 +73,7 @@ pub struct Loader<'a> {
     fpu: &'a (XsaveArea, u64),
     pub(super) pipes: Made<Arc<Pipe>>,
     inodes: Made<Arc<Inode>>,
-    contents: Made<Backing>,
+    contents: Vec<(&'a SavedContent, OnceCell<Backing>)>,
     spaces: Made<Arc<AddressSpace>>,
     sockets: Made<Arc<Socket>>,
     files: Made<Arc<dyn File>>,
@@ -135,7 +137,13 @@ impl Loader<'_> {
 
 impl LoadContents for Loader<'_> {
     fn content(&self, at: ContentRef) -> Result<Backing, MemoryError> {
-        Ok(self.contents.get(at.0)?.clone())
+        let content = self.contents.get(at.0 as usize);
+        let (saved, opened) = content.ok_or(Damaged("no such content of a mapping"))?;
+        if let Some(backing) = opened.get() {
+            return Ok(backing.clone());
+        }
+        let backing = saved.load(self)?;
+        Ok(opened.get_or_init(|| backing).clone())
     }
 }
 
@@ -179,7 +187,11 @@ pub fn restore(
         fpu: &parts.fpu,
         pipes: Made::new("no such pipe"),
         inodes: Made::new("no such inode"),
-        contents: Made::new("no such content of a mapping"),
+        contents: records
+            .contents
+            .iter()
+            .map(|c| (c, OnceCell::new()))
+            .collect(),
         spaces: Made::new("no such address space"),
         sockets: Made::new("no such socket"),
         files: Made::new("no such file"),
@@ -251,14 +263,6 @@ fn load_spaces(
     records: &Records,
     memory: &mut dyn LoadMemory,
 ) -> Result<(), RestoreError> {
-    let contents = match memory.needs_contents() {
-        true => &records.contents[..],
-        false => &[],
-    };
-    for content in contents {
-        let content = content.load(l)?;
-        l.contents.push(content);
-    }
     let mut seen = BTreeSet::new();
     for saved in &records.spaces {
         require(seen.insert(saved.space), "an address space twice")?;
@@ -272,6 +276,10 @@ fn load_spaces(
 
 /// An error of ours that came back through the image is not its.
 fn unwrap_memory(error: MemoryError) -> RestoreError {
+    let error = match error.downcast::<RestoreError>() {
+        Ok(error) => return *error,
+        Err(error) => error,
+    };
     match error.downcast::<Damaged>() {
         Ok(damaged) => RestoreError::Damaged(*damaged),
         Err(error) => RestoreError::Memory(error),

@@ -149,12 +149,17 @@ impl Frozen {
 
 /// Lets a guest change what it can, and ends it in the middle of that.
 fn run_and_end(guest: Revived, host: &Path) -> Bare {
+    run_until(guest, host, |kernel| kernel.sched.end())
+}
+
+/// Lets a guest change what it can, until it has been ended.
+fn run_until(guest: Revived, host: &Path, ended: fn(&Kernel)) -> Bare {
     let kernel = guest.machine.kernel();
     let runs =
         std::thread::spawn(move || guest.run_again(None, After::Keep, |_| Err(RunError::NoCpu)));
     std::fs::write(host.join("go"), b"").expect("a file");
     wait_for(&host.join("done"), PATIENCE);
-    kernel.sched.end();
+    ended(&kernel);
     let (_, bare) = runs.join().expect("no panic").expect("an end");
     for name in ["go", "done"] {
         std::fs::remove_file(host.join(name)).expect("a file");
@@ -215,13 +220,21 @@ struct Stayed {
 /// Has guests of a program change what they do, one after the other, in one machine: each is what the first was. Gives what
 /// stayed at the end.
 fn again_and_again(before: &'static str, changes: &'static str) -> Option<Stayed> {
+    again_and_again_until(before, changes, |kernel| kernel.sched.end())
+}
+
+fn again_and_again_until(
+    before: &'static str,
+    changes: &'static str,
+    ended: fn(&Kernel),
+) -> Option<Stayed> {
     let host = tempfile::tempdir().expect("a directory");
     let frozen = Frozen::of(Program { before, changes }, host.path())?;
     let mut guest = frozen.revive(frozen.bare());
     let first = frozen.seen(&guest);
     let mut stayed = None;
     for round in 0..3 {
-        let bare = run_and_end(guest, host.path());
+        let bare = run_until(guest, host.path(), ended);
         let left = bare.kept.as_ref().expect("something");
         stayed = Some(Stayed {
             spaces: left.memory.spaces().count(),
@@ -315,9 +328,10 @@ private = mmap.mmap(shm, 65536, flags=mmap.MAP_PRIVATE)";
     let changes = "assert shared[:4] == os.pread(shm, 4, 0) == private[:4] == b'warm'
 shared[:4] = b'cold'; os.pwrite(shm, b'cold', 8192)
 assert os.pread(shm, 4, 0) == shared[8192:8196] == private[8192:8196] == b'cold'
-os.truncate('/tmp/shared', 4096); os.truncate('/tmp/shared', 8192); assert shared[4096:8192] == bytes(4096)";
+os.truncate('/tmp/shared', 4096); os.truncate('/tmp/shared', 8192); assert shared[4096:8192] == bytes(4096)
+private[:4] = b'mine'; os.unlink('/tmp/shared')";
     if let Some(kept) = again_and_again(before, changes) {
-        assert_eq!(kept.spaces, 0);
+        assert_eq!(kept.spaces, 1);
     }
 }
 
@@ -326,6 +340,20 @@ fn guest_that_executed_another_program_is_the_template_again() {
     let changes = "os.execvp('sh', ['sh', '-c', ': >/mnt/done; sleep 1000'])";
     if let Some(kept) = again_and_again("", changes) {
         assert_eq!(kept.spaces, 0);
+    }
+}
+
+/// As most clones do that have answered.
+#[test]
+fn guest_that_ends_by_itself_is_the_template_again_in_its_old_space() {
+    let changes = "big[100:1000000] = bytes(999900); open('/mnt/done', 'w').close(); os._exit(3)";
+    let ended = |kernel: &Kernel| {
+        kernel.sched.wait_for_end();
+        assert_eq!(kernel.state().main_status, Some(3 << 8));
+    };
+    if let Some(kept) = again_and_again_until("", changes, ended) {
+        assert_eq!(kept.spaces, 1);
+        assert!(kept.pages > 64, "{} pages", kept.pages);
     }
 }
 
@@ -357,7 +385,32 @@ both = mmap.mmap(of.fileno(), 0); both[4096:4101] = b'first'";
     let changes =
         "shared[:5] = b'other'; shared[8192] = 3; both[:5] = b'other'; both[4096:4101] = b'other'";
     if let Some(kept) = again_and_again(before, changes) {
-        assert_eq!(kept.spaces, 0);
+        assert_eq!(kept.spaces, 1);
+    }
+}
+
+/// Two processes share memory with each other, and with nobody else; they map it elsewhere, and something else in its place.
+#[test]
+fn processes_that_share_memory_are_the_templates_again_in_their_old_spaces() {
+    let before = "shared = mmap.mmap(-1, 1 << 20); shared[:5] = shared[4096:4101] = b'first'
+at = ctypes.addressof(ctypes.c_char.from_buffer(shared)); page = lambda n: ctypes.c_void_p(at + n * 4096)
+libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
+child = os.fork()
+if child == 0:
+    while shared[:5] != b'other': time.sleep(0.01)
+    libc.munmap(page(7), 4096); libc.mprotect(page(9), 4096, 1); shared[8192:8197] = b'child'
+    while True: time.sleep(0.01)";
+    let changes = "assert shared[:5] == shared[4096:4101] == b'first' and shared[8192:8197] == bytes(5)
+shared[4096:4101] = b'again'; shared[:5] = b'other'
+while shared[8192:8197] != b'child': time.sleep(0.01)
+elsewhere = libc.mremap(page(1), 4096, 4096, 1 | 2, ctypes.c_void_p(0x20000000)); assert elsewhere == 0x20000000
+assert ctypes.string_at(elsewhere, 5) == b'again'
+assert libc.mmap(page(3), 8192, 3, 0x32, -1, 0) == at + 3 * 4096; shared[3 * 4096] = 7
+if os.fork() == 0:
+    shared[5 * 4096] = 8; time.sleep(1000)
+while shared[5 * 4096] != 8: time.sleep(0.01)";
+    if let Some(kept) = again_and_again(before, changes) {
+        assert_eq!(kept.spaces, 2);
     }
 }
 

@@ -69,10 +69,6 @@ impl Seeds {
 }
 
 impl LoadMemory for SeedLoader<'_> {
-    fn needs_contents(&self) -> bool {
-        matches!(self, Self::Loads(_))
-    }
-
     fn space(
         &mut self,
         at: SpaceRef,

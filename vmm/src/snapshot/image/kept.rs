@@ -6,8 +6,9 @@
 //! mappings are not what they were, as [`shadow_mm::Shape`] tells at once, those are made so first. Spaces that are gone, of
 //! processes that executed another program or ended, are loaded anew.
 //!
-//! A space that shares memory with others is always loaded anew: shared memory, files in memory, files of the host that are
-//! stored to through it. What such memory has was changed for all of them.
+//! What a space shows of a guest's shared memory, or of its files in memory, goes with that guest: only those views are unmapped, and
+//! the next guest's are mapped there when it gets the space. A space through which a file of the host is stored to is always
+//! loaded anew.
 //!
 //! A file of the host that stays mapped stays open. Whoever takes the spaces looks first whether those files are
 //! what they were ([`KeptMemory::files`]).
@@ -15,11 +16,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shadow_mm::{Keep, Shape};
+use shadow_mm::{Keep, ResetError, Shape, UnmapError, VpnRange};
 
-use super::KindData;
 use super::load::{Image, ImageLoader, Loaded};
-use super::reshape::{Form, reshape};
+use super::reshape::{Form, ReshapeError, reshape};
+use super::{KindData, range};
 use crate::memory::{Backing, Memory, Space, VmmPlatform};
 use crate::snapshot::records::{
     BytesRef, ContentRef, LoadBytes, LoadContents, LoadMemory, MemoryError, SpaceRef,
@@ -46,12 +47,25 @@ pub struct KeptMemory {
 /// A space of the image.
 struct KeptSpace {
     space: GuestSpace,
-    /// What tells that nothing of its form has changed.
+    /// What tells that no mapping has changed since it was given.
     shape: Shape,
-    /// What it has mapped.
+    /// Where it shows what is each guest's own; no mapping is there as long as no guest has it.
+    own: Vec<VpnRange>,
+    /// What it has mapped elsewhere.
     form: Form,
     /// Pages it has for itself, as long as no guest has it.
     pages: u64,
+}
+
+/// What a mapping shows, as far as it matters to the next guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shows {
+    /// The same to each guest: nothing, or a file of the host that is not stored to.
+    Same,
+    /// What is each guest's own: shared memory, and files in memory.
+    Own,
+    /// A file of the host that is stored to.
+    Stored,
 }
 
 /// What became of the spaces of a guest.
@@ -101,11 +115,14 @@ impl KeptMemory {
             // A range that is empty in every guest was emptied.
             let shape = memory.manager.shape(&space);
             let known = self.spaces.get(&at);
-            if known.is_none_or(|known| known.shape != shape) && self.can_be_kept(at) {
-                let form = Form::of(memory, &space);
+            if known.is_none_or(|known| known.shape != shape)
+                && let Some(own) = self.own_ranges(at)
+            {
+                let form = Form::of(memory, &space).without(&own);
                 let kept = KeptSpace {
                     space,
                     shape,
+                    own,
                     form,
                     pages: 0,
                 };
@@ -123,22 +140,34 @@ impl KeptMemory {
         self.discard();
     }
 
-    /// Whether memory that others share is none of the space's.
-    fn can_be_kept(&self, at: SpaceRef) -> bool {
-        let data = self.image.image().data();
-        let alone = |kind: KindData| match kind {
-            KindData::Anonymous => true,
-            KindData::Private { section, .. } | KindData::Shared { section, .. } => {
-                let section = data.sections.get(section as usize);
-                let section = section.filter(|section| section.writer.is_none());
-                // Files of the host are the same for each guest, files in memory each guest's own.
-                section
-                    .and_then(|section| section.content)
-                    .is_some_and(|file| self.files().any(|(known, _)| known == file))
-            }
+    fn shows(&self, kind: KindData) -> Shows {
+        let (KindData::Private { section, .. } | KindData::Shared { section, .. }) = kind else {
+            return Shows::Same;
         };
-        let space = data.spaces.get(at.0 as usize);
-        space.is_some_and(|space| space.vads.iter().all(|vad| alone(vad.kind)))
+        let sections = &self.image.image().data().sections;
+        let Some(section) = sections.get(section as usize) else {
+            return Shows::Stored;
+        };
+        let is_hosts = |file| self.files().any(|(known, _)| known == file);
+        match (section.content.is_some_and(is_hosts), section.writer) {
+            (false, _) => Shows::Own,
+            (true, None) => Shows::Same,
+            (true, Some(_)) => Shows::Stored,
+        }
+    }
+
+    /// Where a space shows what is each guest's own, rising. None if the space cannot be kept.
+    fn own_ranges(&self, at: SpaceRef) -> Option<Vec<VpnRange>> {
+        let space = self.image.image().data().spaces.get(at.0 as usize)?;
+        let mut own = Vec::new();
+        for vad in &space.vads {
+            match self.shows(vad.kind) {
+                Shows::Same => {}
+                Shows::Own => own.push(range(vad.start, vad.count)?),
+                Shows::Stored => return None,
+            }
+        }
+        Some(own)
     }
 
     /// The guest has ended, and has left these spaces, which nobody uses or deletes any more. They go back to the image, or are
@@ -193,47 +222,62 @@ impl KeptMemory {
     }
 }
 
+/// Why a space is not what the image says.
+#[derive(Debug, thiserror::Error)]
+enum NotBack {
+    #[error("a view of what was the guest's own cannot be taken away")]
+    Unmap(#[from] UnmapError),
+    #[error(transparent)]
+    Reshape(#[from] ReshapeError),
+    #[error(transparent)]
+    Reset(#[from] ResetError),
+}
+
 impl KeptSpace {
     /// Has it be what the image says, with pages of its own as `keep` says. False if it cannot.
     fn goes_back(&mut self, memory: &Memory, keep: Keep) -> bool {
-        if memory.manager.shape(&self.space) != self.shape {
-            if let Err(error) = reshape(memory, &self.space, &self.form) {
-                tracing::debug!(%error, "a space is not kept");
-                return false;
-            }
-            self.shape = memory.manager.shape(&self.space);
-        }
-        match memory.manager.reset_to_image(&self.space, keep) {
-            Ok(back) => {
-                memory.submit(back.flush);
-                self.pages = back.kept;
-                true
-            }
+        match self.try_back(memory, keep) {
+            Ok(()) => true,
             Err(error) => {
                 tracing::debug!(%error, "a space is not kept");
                 false
             }
         }
     }
+
+    fn try_back(&mut self, memory: &Memory, keep: Keep) -> Result<(), NotBack> {
+        let manager = &memory.manager;
+        let changed = manager.shape(&self.space) != self.shape;
+        for range in &self.own {
+            memory.submit(manager.unmap(&self.space, *range)?);
+        }
+        if changed {
+            reshape(memory, &self.space, &self.form)?;
+        }
+        self.shape = manager.shape(&self.space);
+        let back = manager.reset_to_image(&self.space, keep)?;
+        memory.submit(back.flush);
+        self.pages = back.kept;
+        Ok(())
+    }
 }
 
 impl LoadMemory for KeptMemory {
-    fn needs_contents(&self) -> bool {
-        self.spaces.len() < self.image.image().data().spaces.len()
-    }
-
     fn space(
         &mut self,
         at: SpaceRef,
         contents: &dyn LoadContents,
     ) -> Result<GuestSpace, MemoryError> {
-        match self.spaces.get(&at) {
-            Some(own) => {
-                self.given.push((at, Arc::clone(&own.space)));
-                Ok(Arc::clone(&own.space))
-            }
-            None => self.image.space(at, contents),
+        let Some(kept) = self.spaces.get_mut(&at) else {
+            return self.image.space(at, contents);
+        };
+        if !kept.own.is_empty() {
+            self.image
+                .map_again(&kept.space, (at, &kept.own), contents)?;
+            kept.shape = self.image.memory().manager.shape(&kept.space);
         }
+        self.given.push((at, Arc::clone(&kept.space)));
+        Ok(Arc::clone(&kept.space))
     }
 
     fn bytes(&mut self, at: BytesRef, into: &dyn LoadBytes) -> Result<u64, MemoryError> {

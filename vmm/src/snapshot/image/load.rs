@@ -283,6 +283,31 @@ impl ImageLoader {
         Ok(())
     }
 
+    /// Maps the mappings of a space that begin in these ranges, and what lies under them; nothing is mapped there.
+    pub(super) fn map_again(
+        &mut self,
+        space: &Space<VmmPlatform>,
+        (at, ranges): (SpaceRef, &[VpnRange]),
+        contents: &dyn LoadContents,
+    ) -> Result<(), MemoryError> {
+        let of = Arc::clone(&self.of);
+        let data = of.data.spaces.get(at.0 as usize);
+        let data = data.ok_or(LoadError::Nonsense("address spaces"))?;
+        for range in ranges {
+            let (start, end) = (range.start().get(), range.end());
+            let first = data.vads.partition_point(|vad| vad.start < start);
+            for vad in data.vads[first..].iter().take_while(|vad| vad.start < end) {
+                self.map(space, vad, contents)?;
+            }
+            let first = data.pages.0.partition_point(|run| run.end() <= start);
+            let runs = data.pages.0[first..].iter();
+            for part in runs.map_while(|run| run.part(start..end)) {
+                self.attach(space, &part)?;
+            }
+        }
+        Ok(())
+    }
+
     fn map(
         &mut self,
         space: &Space<VmmPlatform>,

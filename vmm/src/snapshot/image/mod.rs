@@ -55,6 +55,25 @@ struct Run {
     stored: u64,
 }
 
+impl Run {
+    /// The page behind the last one. A damaged run's may be any.
+    fn end(&self) -> u64 {
+        self.start.saturating_add(self.count)
+    }
+
+    /// What of it is in a range; none if nothing is.
+    fn part(&self, range: std::ops::Range<u64>) -> Option<Self> {
+        let start = self.start.max(range.start);
+        let count = self.end().min(range.end).checked_sub(start)?;
+        let stored = self.stored.checked_add(start - self.start)?;
+        (count > 0).then_some(Self {
+            start,
+            count,
+            stored,
+        })
+    }
+}
+
 /// Runs, being collected in rising order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Runs(Vec<Run>);

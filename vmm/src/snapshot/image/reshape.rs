@@ -4,8 +4,8 @@
 //! is the same, its page tables stay. What it costs goes by the number of mappings, and by the pages that are unmapped.
 
 use shadow_mm::{
-    ImageError, ImageRun, MapError, MapKind, MapRequest, PAGE_SIZE, Placement, Section,
-    SectionPage, SpaceUsage, UnmapError, VadInfo, Vpn, VpnRange,
+    ImageError, ImageRun, MapError, MapKind, MapRequest, PAGE_SIZE, Placement, Section, SpaceUsage,
+    UnmapError, VadInfo, Vpn, VpnRange,
 };
 
 use crate::memory::{Backing, Memory, Space, VmmPlatform};
@@ -48,6 +48,20 @@ impl Form {
         }
     }
 
+    /// The same without what is in these ranges, which rise.
+    pub(super) fn without(mut self, ranges: &[VpnRange]) -> Self {
+        let gone = |vad: &VadInfo<Backing>| ranges.iter().any(|r| r.intersect(vad.range).is_some());
+        for vad in self.vads.extract_if(.., |vad| gone(vad)) {
+            let pages = vad.range.count();
+            let charged = if vad.charged { pages } else { 0 };
+            let (mapped, mappings, charges) = self.sums;
+            self.sums = (mapped - pages, mappings - 1, charges - charged);
+        }
+        let runs = std::mem::take(&mut self.runs).into_iter();
+        self.runs = runs.flat_map(|run| outside(&run, ranges)).collect();
+        self
+    }
+
     fn edges(&self) -> impl Iterator<Item = u64> {
         let vads = self.vads.iter().map(|vad| vad.range);
         let all = vads.chain(self.runs.iter().map(|run| run.range));
@@ -62,6 +76,22 @@ impl Form {
             run: 0,
         }
     }
+}
+
+/// The parts of a run that are in none of these ranges, which rise.
+fn outside(run: &ImageRun<Backing>, ranges: &[VpnRange]) -> Vec<ImageRun<Backing>> {
+    let mut from = run.range.start().get();
+    let edges = ranges
+        .iter()
+        .map(|range| (range.start().get(), range.end()));
+    let edges = edges.chain([(run.range.end(), run.range.end())]);
+    let mut parts = Vec::new();
+    for (start, end) in edges {
+        let between = Vpn::new(from).and_then(|from| VpnRange::between(from, start));
+        parts.extend(between.and_then(|between| run.part(between)));
+        from = from.max(end);
+    }
+    parts
 }
 
 /// Pages mapped, mappings, and pages charged.
@@ -208,15 +238,12 @@ fn map(
         .runs
         .partition_point(|run| run.range.end() <= range.start().get());
     for run in &form.runs[first..] {
-        let Some(part) = run.range.intersect(range) else {
+        let Some(part) = run.part(range) else {
             break;
         };
-        let ahead = part.start().get() - run.range.start().get();
-        if let Some(page) = SectionPage::new(run.first.get() + ahead) {
-            memory
-                .manager
-                .attach_image(space, part, &run.section, page)?;
-        }
+        memory
+            .manager
+            .attach_image(space, part.range, &part.section, part.first)?;
     }
     Ok(())
 }

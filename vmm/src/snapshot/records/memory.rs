@@ -2,8 +2,8 @@
 //!
 //! Saving starts with the records: they hand over each address space and the bytes of each file in memory, and keep the numbers they get. The image names the *content* of a file
 //! that is mapped (what [`crate::memory::Backing`] is the handle of) by asking back, and the records keep
-//! what it takes to open it again. Restoring goes the same way: the records open the contents first and then
-//! ask for spaces.
+//! what it takes to open it again. Restoring goes the same way: the records ask for spaces, and open the contents that are
+//! asked back for.
 //!
 //! What the records promise when they call [`SaveMemory`]: the guest is stopped, and nothing that was stored to
 //! a mapped file is only in memory ([`crate::memory::Sections::tidy`] has run): the pages of a
@@ -109,11 +109,6 @@ pub trait SaveContents {
 
 /// Gives the records their memory back.
 pub trait LoadMemory {
-    /// Whether spaces are made over contents that the records open.
-    fn needs_contents(&self) -> bool {
-        true
-    }
-
     /// An address space, made anew; each is asked for once.
     ///
     /// # Errors
@@ -131,9 +126,9 @@ pub trait LoadMemory {
     fn bytes(&mut self, at: BytesRef, into: &dyn LoadBytes) -> Result<u64, MemoryError>;
 }
 
-/// Opens the contents of mapped files while memory is loaded.
+/// Opens the contents of mapped files while memory is loaded, those that are asked for.
 pub trait LoadContents {
-    /// The content with that number, opened anew. A section on it is to be made by
+    /// The content with that number, opened anew for this guest. A section on it is to be made by
     /// [`crate::memory::Sections::open`], so that descriptors of the file agree with it.
     ///
     /// # Errors

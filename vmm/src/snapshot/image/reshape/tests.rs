@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use shadow_mm::{Access, ForkMode, Prot, RemapRequest, VadTag};
+use shadow_mm::{Access, Charge, ForkMode, Prot, RemapRequest, Sharing, VadTag};
 
 use super::super::tests::{NoFiles, done, memory, put, range, va, write};
 use super::super::{Image, ImageLoader, KeptMemory, Pages};
@@ -27,6 +27,14 @@ const MAPPED: [(u64, u64, Prot); 4] = [
     (300, 400, RW),
     (1000, 30, RW),
 ];
+
+/// Where it has mapped memory that processes share, [`SHARED_PAGES`] of it each time.
+const SHARED: [(u64, Sharing); 3] = [
+    (160, Sharing::Shared),
+    (720, Sharing::Private),
+    (1030, Sharing::Shared),
+];
+const SHARED_PAGES: u64 = 20;
 
 /// What a guest does.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +59,9 @@ fn any_prot() -> impl Strategy<Value = Prot> {
 
 fn any_op() -> impl Strategy<Value = Op> {
     let page = || {
-        let edges = prop::sample::select(vec![0, 1, 119, 120, 159, 300, 411, 412, 500, 699, 1000]);
+        let edges = [0, 1, 119, 120, 159, 300, 411, 412, 500, 699, 1000];
+        let shared = [160, 165, 179, 719, 720, 725, 739, 1029, 1030, 1035, 1049];
+        let edges = prop::sample::select([edges, shared].concat());
         prop_oneof![2 => edges, 1 => 0..PAGES]
     };
     let count = || prop_oneof![3 => 1..6_u64, 1 => 1..600_u64];
@@ -131,7 +141,9 @@ impl Tree {
                 if let Some(child) = self.children.last() {
                     let before = load(memory, guest, START + page);
                     store(memory, child, START + page, 99);
-                    assert_eq!(load(memory, guest, START + page), before);
+                    let shares = [&**guest, child].map(|space| is_shared(memory, space, page));
+                    let after = load(memory, guest, START + page);
+                    assert!(after == before || shares == [true; 2]);
                 }
             }
             Op::ChildEnds => {
@@ -141,6 +153,13 @@ impl Tree {
             }
         }
     }
+}
+
+/// Whether what is stored to a page is seen by others.
+fn is_shared(memory: &Memory, space: &Space<VmmPlatform>, page: u64) -> bool {
+    let vad = Vpn::new(START + page).and_then(|vpn| memory.manager.query(space, vpn));
+    let shared = |kind| matches!(kind, MapKind::View { sharing, .. } if sharing == Sharing::Shared);
+    vad.is_some_and(|vad| vad.range.start().get() <= START + page && shared(vad.kind))
 }
 
 fn store(memory: &Memory, space: &Guest, page: u64, value: u64) {
@@ -204,6 +223,23 @@ fn template() -> Arc<Image> {
         }
         memory.submit(memory.manager.protect(&space, all, prot).flush);
     }
+    let bytes = SHARED_PAGES * PAGE_SIZE as u64;
+    let section = memory.manager.create_shared_memory(bytes, Charge::Charged);
+    let section = section.expect("a section");
+    for (at, sharing) in SHARED {
+        let all = range(START + at, SHARED_PAGES);
+        let section = section.clone();
+        let kind = MapKind::View {
+            section,
+            offset: 0,
+            sharing,
+        };
+        super::super::tests::map(&memory, &space, all, RW, kind);
+        for page in all.iter().step_by(3) {
+            put(&memory, &space, page.get(), page.get());
+        }
+    }
+    drop(section);
     let writer = Writer::in_memory("a template").expect("memory");
     let file = write(&memory, writer, &[&space]);
     done(&memory, &[&space]);
@@ -251,7 +287,9 @@ fn go_back_and_compare(histories: &[Vec<Op>]) {
         memory.manager.check(&[tree.guest]).expect("invariants");
         let stats = memory.manager.stats();
         assert_eq!(stats.data.active, report.pages, "frames of nobody");
-        assert_eq!(Seen::of(&memory, &guest(&mut kept)), first);
+        let next = guest(&mut kept);
+        assert_eq!(Seen::of(&memory, &next), first);
+        assert_eq!(kept.take_back(&[next]).kept, 1);
     }
 }
 
