@@ -1,11 +1,9 @@
 //! Shared memory over the page file: what leaves memory, what comes back, what is charged.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::page_file::{File, evict_all, trim};
-use common::{BASE, Cpu, Guest, Mm, RW, Sim, manager, range, request, vpn};
+use super::common::page_file::{File, evict_all, trim};
+use super::common::{BASE, Cpu, Guest, Mm, RW, Sim, manager, range, request, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, Charge, CommitLimit, Denied, FaultKind, FaultOutcome, IoFailed, MapError, MapKind,

@@ -1,9 +1,8 @@
 //! Spaces over a layer: what they read is mapped and not copied, and what they store to is theirs.
 
-#[path = "common/mod.rs"]
-mod common;
-
-use common::{BASE, Cpu, Guest, LAYER, Mm, RW, layer, manager, over_layer, range, request, vpn};
+use super::common::{
+    BASE, Cpu, Guest, LAYER, Mm, RW, layer, manager, over_layer, range, request, vpn,
+};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, ForkMode, FrameStore, MapError, MapKind, PageInfo, Pfn, PfnRange, PinOutcome, Prot,

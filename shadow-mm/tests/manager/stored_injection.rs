@@ -1,13 +1,11 @@
 //! The verbs of sections that are a file's bytes, with every single allocation failing: they say so, and what the
 //! section has, what is charged and what the file system gave are exactly as before. And that what they store stays.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use common::page_file::{File, evict_all, trim};
-use common::{BASE, Cpu, Mm, RW, manager, request, vpn};
+use super::common::page_file::{File, evict_all, trim};
+use super::common::{BASE, Cpu, Mm, RW, manager, request, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, Allowance, CommitLimit, FailPlan, FaultOutcome, Flush, FrameStore, IoFailed, MapKind,

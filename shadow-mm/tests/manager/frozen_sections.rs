@@ -1,13 +1,10 @@
 //! Shared memory and files in memory over a layer: nothing is done for a page before it is stored to, and then all who share
 //! it see the store.
 
-#[path = "common/mod.rs"]
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use common::{BASE, Cpu, LAYER, Mm, RW, layer, manager, request, vpn};
+use super::common::{BASE, Cpu, LAYER, Mm, RW, layer, manager, request, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, Allowance, CommitLimit, Extent, Extents, FailPlan, FaultOutcome, Flush, ForkMode,

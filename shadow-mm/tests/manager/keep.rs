@@ -1,8 +1,6 @@
 //! Spaces kept as they were, of what goes on: what the model rarely gets to, and what is promised.
 
-mod common;
-
-use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, request, vpn};
+use super::common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, request, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     CommitLimit, ForkError, ForkMode, FrameStore, MapKind, SavedPage, Sharing, VadAdvice,

@@ -1,11 +1,9 @@
 //! Hardware sets accessed and dirty bits whenever it likes: here, right after the manager looked.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
-use common::{BASE, RW, range, request, va, vpn};
+use super::common::{BASE, RW, range, request, va, vpn};
 use shadow_mm::pte::{Entry, EntryFlags};
 use shadow_mm::sim::{SimFile, SimStore};
 use shadow_mm::{

@@ -1,13 +1,10 @@
 //! Shared memory and files in memory over an image that is read: nothing is done for a page before somebody wants it, and then
 //! it is read once for all who share it.
 
-#[path = "common/mod.rs"]
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use common::{BASE, Cpu, Mm, RW, Sim, manager, request, vpn};
+use super::common::{BASE, Cpu, Mm, RW, Sim, manager, request, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, Allowance, CommitLimit, Denied, Extent, Extents, FailPlan, FaultOutcome, ForkMode,

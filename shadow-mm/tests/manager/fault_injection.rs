@@ -1,9 +1,7 @@
 //! Every internal allocation of every operation fails once, and once for good: the operation must say
 //! so, and everything must be exactly as before.
 
-mod common;
-
-use common::{BASE, Cpu, Guest, Mm, RW, layer, manager, map_anon, range, request, va, vpn};
+use super::common::{BASE, Cpu, Guest, Mm, RW, layer, manager, map_anon, range, request, va, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, CommitLimit, FailPlan, FaultOutcome, ForkMode, ImageRun, Keep, MapKind, PageInfo, Pin,

@@ -1,8 +1,6 @@
 //! What one space may be charged: at every place that charges, and nowhere else.
 
-mod common;
-
-use common::{BASE, Guest, Mm, RW, manager, range, request};
+use super::common::{BASE, Guest, Mm, RW, manager, range, request};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     CommitLimit, ForkError, ForkMode, MapError, MapKind, Prot, ProtectError, RemapError,
@@ -84,7 +82,7 @@ fn protecting_and_growing_beyond_the_quota_is_refused() {
         old: range(BASE, 6),
         new_count,
         may_move: true,
-        fixed: fixed.map(common::vpn),
+        fixed: fixed.map(super::common::vpn),
     };
     for request in [remap(11, None), remap(11, Some(BASE + 1024))] {
         let refused = mm.remap(&space, request).map(|mapped| mapped.range);

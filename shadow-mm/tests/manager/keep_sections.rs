@@ -1,10 +1,8 @@
 //! Sections kept as they were, of what goes on: what it costs, and what the model rarely gets to.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{BASE, Cpu, Guest, Mm, RW, manager, range, request};
+use super::common::{BASE, Cpu, Guest, Mm, RW, manager, range, request};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, BeingKept, Charge, FailPlan, ForkMode, FrameStore, KeepSectionError, KeptPage,
@@ -322,7 +320,7 @@ fn forks_and_protections_open_nothing() {
 #[test]
 fn page_that_is_pinned_to_be_stored_to_is_put_aside_at_once() {
     let mut scene = Scene::new(3000);
-    let at = common::vpn(BASE + 20);
+    let at = super::common::vpn(BASE + 20);
     let PinOutcome::Pinned(pin, flush) = scene.mm.pin(&scene.cpus[0].space, at, Access::Write)
     else {
         panic!("it is mapped");
@@ -364,7 +362,7 @@ fn store_without_a_frame_waits_for_the_end() {
 #[test]
 fn failed_keeping_leaves_no_trace() {
     let mut scene = Scene::new(3000);
-    let at = common::vpn(BASE + 20);
+    let at = super::common::vpn(BASE + 20);
     let PinOutcome::Pinned(pin, flush) = scene.mm.pin(&scene.cpus[0].space, at, Access::Write)
     else {
         panic!("it is mapped");

@@ -1,8 +1,6 @@
 //! Single verbs, one expectation each.
 
-mod common;
-
-use common::{BASE, Cpu, RW, manager, map_anon, range, vpn};
+use super::common::{BASE, Cpu, RW, manager, map_anon, range, vpn};
 use shadow_mm::{Access, FaultKind, FaultOutcome, Prot};
 
 #[test]

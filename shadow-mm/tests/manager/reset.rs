@@ -1,9 +1,7 @@
 //! Going back to what lies under a space: what it gives up, what it keeps, and what it must not keep.
 
-mod common;
-
-use common::page_file::{File, evict_all, trim};
-use common::{BASE, Cpu, Guest, LAYER, Mm, RW, manager, map_anon, over_layer, range, vpn};
+use super::common::page_file::{File, evict_all, trim};
+use super::common::{BASE, Cpu, Guest, LAYER, Mm, RW, manager, map_anon, over_layer, range, vpn};
 use shadow_mm::{
     Access, FaultOutcome, ForkMode, FrameStore, Keep, PageInfo, Pin, PinOutcome, Prot,
 };

@@ -1,8 +1,6 @@
 //! What hostile or unusual callers ask for.
 
-mod common;
-
-use common::{BASE, Cpu, RW, manager, map_anon, range, request, va, vpn};
+use super::common::{BASE, Cpu, RW, manager, map_anon, range, request, va, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, Denied, FaultOutcome, MAX_MAPPINGS, MapError, MapKind, Placement, Prot, RemapError,

@@ -1,9 +1,7 @@
 //! Sections: one copy of a file's pages, shared memory, reads that others wait for, truncation, writing
 //! back.
 
-mod common;
-
-use common::{BASE, Cpu, Guest, Mm, RW, Sim, manager, map_anon, range, request, vpn};
+use super::common::{BASE, Cpu, Guest, Mm, RW, Sim, manager, map_anon, range, request, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
     Access, Denied, FaultKind, FaultOutcome, Flush, FrameStore, IoFailed, IoTicket, MapKind,

@@ -1,10 +1,8 @@
 //! Many threads, one manager: the locks hold, and everything adds up afterwards.
 
-mod common;
-
 use std::sync::Barrier;
 
-use common::{BASE, Cpu, RW, manager, map_anon, range, vpn};
+use super::common::{BASE, Cpu, RW, manager, map_anon, range, vpn};
 use shadow_mm::{Access, PinOutcome, Prot};
 
 #[test]

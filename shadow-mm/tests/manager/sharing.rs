@@ -1,9 +1,7 @@
 //! Forks: who shares what, when a copy is made, and when it is not.
 
-mod common;
-
-use common::page_file::{File, evict_all, trim};
-use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, vpn};
+use super::common::page_file::{File, evict_all, trim};
+use super::common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, vpn};
 use shadow_mm::{
     Access, FaultKind, FaultOutcome, ForkMode, FrameStore, PAGE_SIZE, PinOutcome, Prot, TrimMode,
     VadAdvice,

@@ -1,9 +1,7 @@
 //! Trims, the page file and soft faults, one scenario at a time. The random ones are `tests/model`.
 
-mod common;
-
-use common::page_file::{File, evict_all, trim};
-use common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, vpn};
+use super::common::page_file::{File, evict_all, trim};
+use super::common::{BASE, Cpu, Guest, Mm, RW, manager, map_anon, range, vpn};
 use shadow_mm::{
     Access, Denied, FaultKind, FaultOutcome, IoFailed, PAGE_SIZE, PageIn, Pin, PinOutcome, TrimMode,
 };
@@ -33,7 +31,7 @@ fn fault(mm: &Mm, cpu: &mut Cpu, page: u64, access: Access) -> FaultKind {
     }
 }
 
-fn page_in(mm: &Mm, cpu: &Cpu, page: u64, access: Access) -> PageIn<common::Sim> {
+fn page_in(mm: &Mm, cpu: &Cpu, page: u64, access: Access) -> PageIn<super::common::Sim> {
     match mm.fault(&cpu.space, vpn(page).va(), access) {
         FaultOutcome::PageIn(ticket) => ticket,
         other => panic!("{other:?}"),

@@ -1,8 +1,6 @@
 //! Spaces that come to lie on the layer to which they were copied.
 
-mod common;
-
-use common::{
+use super::common::{
     BASE, Cpu, Guest, LAYER, Mm, RW, layer, manager, map_anon, over_layer, range, request, vpn,
 };
 use shadow_mm::sim::SimFile;
@@ -133,8 +131,11 @@ fn what_was_left_alone_is_in_memory_once() {
         (Ok(77), 4)
     );
     let mut byte = [0];
-    mm.store()
-        .read(Pfn::new(common::layer(&mm).start.get() + 3), 0, &mut byte);
+    mm.store().read(
+        Pfn::new(super::common::layer(&mm).start.get() + 3),
+        0,
+        &mut byte,
+    );
     assert_eq!(byte, [15], "the layer");
     mm.check(std::slice::from_ref(&space)).expect("in order");
     mm.flushed(mm.delete_space(&space));
