@@ -22,14 +22,14 @@ unpack_deb() { # PACKAGE FOLDER: download and unpack it there
 }
 first_dependency() { apt-cache depends "$1" 2>/dev/null | awk '$1 == "Depends:" { print $2; exit }'; }
 
-# QEMU from the distribution, when it is not there yet.
-need_qemu() {
-  command -v qemu-system-x86_64 > /dev/null && return 0
-  command -v apt-get > /dev/null || die "needs qemu-system-x86_64, and there is no apt-get to install it with"
-  note "installing qemu-system-x86"; apt_update
+# A program from the distribution, when it is not there yet.
+need() { # PROGRAM PACKAGE
+  command -v "$1" > /dev/null && return 0
+  command -v apt-get > /dev/null || die "needs $1, and there is no apt-get to install it with"
+  note "installing $2"; apt_update
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
-    install qemu-system-x86 < /dev/null >> "$cache/apt.log" 2>&1 ||
-    { tail -n 5 "$cache/apt.log" >&2; die "cannot install qemu-system-x86 (see $cache/apt.log)"; }
+    install "$2" < /dev/null >> "$cache/apt.log" 2>&1 ||
+    { tail -n 5 "$cache/apt.log" >&2; die "cannot install $2 (see $cache/apt.log)"; }
 }
 
 pack() { ( cd "$1" && find . -mindepth 1 | "$2" cpio -o -H newc -R 0:0 2> /dev/null ); } # FOLDER BUSYBOX
@@ -99,8 +99,21 @@ build_newer_guest() { # FOLDER, with a busybox
   note "fetching $image"
   unpack_deb "$image" "$1/newer"
   cp "$1"/newer/boot/vmlinuz-* "$1/vmlinuz-6.12"
+  unpack_kernel "$1/vmlinuz-6.12" "$1/vmlinux-6.12"
   build_guest "$1/newer" "$1" guest-6.12.cpio
   rm -rf "$1/newer"
+}
+
+# The ELF file in a kernel that is packed with zstd, where the boot protocol says. A kernel takes seconds to unpack itself
+# in the emulated machine.
+unpack_kernel() { # VMLINUZ ELF
+  local setup at length
+  need zstd zstd
+  setup=$(od -An -tu1 -j $((0x1f1)) -N1 "$1") at=$(od -An -tu4 -j $((0x248)) -N4 "$1") length=$(od -An -tu4 -j $((0x24c)) -N4 "$1")
+  # The last four bytes are its length unpacked.
+  dd if="$1" iflag=skip_bytes,count_bytes skip=$(((setup + 1) * 512 + at)) count=$((length - 4)) bs=1M status=none |
+    zstd -qdc > "$2" && [ "$(head -c 4 "$2")" = $'\x7fELF' ] ||
+    die "cannot unpack $1: is it a kernel packed with zstd?"
 }
 
 # Packages of rig.d/userland that the host has, with what they depend on, as "name version" lines.
@@ -155,7 +168,7 @@ prepare_images() {
   stamp=$(cat "$here"/rig.d/{image.sh,init,guest-init,userland} | sha256sum | head -c 12)
   base=$cache/base-$stamp
   exec 9> "$cache/lock"; flock 9
-  need_qemu
+  need qemu-system-x86_64 qemu-system-x86
   [ -f "$base/version" ] || build_base
   userland=
   if [ "$with_userland" = 1 ]; then
