@@ -163,6 +163,8 @@ pub struct Case {
     pub body: Body,
     /// Says something else, or nothing, on Linux itself.
     pub not_native: Option<&'static str>,
+    /// It is about nothing that depends on how KVM pages a guest's memory.
+    pub any_paging: bool,
 }
 
 impl Case {
@@ -176,6 +178,7 @@ impl Case {
             timeout: Duration::from_secs(60),
             body: Body::Launch(Box::new(launch), expect),
             not_native: None,
+            any_paging: false,
         }
     }
 
@@ -192,6 +195,14 @@ impl Case {
     #[must_use]
     pub fn on(mut self, on: On) -> Self {
         self.on = on;
+        self
+    }
+
+    /// It is about nothing that depends on how KVM pages a guest's memory: where it is tried on both kinds of emulated
+    /// machine, one of them is enough.
+    #[must_use]
+    pub fn any_paging(mut self) -> Self {
+        self.any_paging = true;
         self
     }
 

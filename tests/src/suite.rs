@@ -6,9 +6,11 @@
 //! `VMM_TEST_REQUIRE_KVM` (no usable `/dev/kvm` is a failure), `VMM_TEST_TIME` (seconds for all cases; those that
 //! run when they are over are named and fail), `VMM_TEST_AGAIN` (cases that fail are tried once more, alone, at the end; one
 //! that passes then is named as flaky, with what it printed when it failed), `VMM_TEST_PART` (`1/2`: every other case,
-//! `2/2`: those between), `RIG_BEFORE` (a file with what a run printed whose machine fell silent: this one goes on with the
+//! `2/2`: those between), `VMM_TEST_BOTH` (set: both kinds of emulated machine are tested, and each has half of the cases
+//! that are [about no paging](Case::any_paging)), `RIG_BEFORE` (a file with what a run printed whose machine fell silent: this one goes on with the
 //! cases that are not done, first those that ran then, each alone).
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -67,6 +69,7 @@ const HANGS: Duration = Duration::from_secs(600);
 pub fn main(cases: Vec<Case>) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
+    let elsewhere = elsewhere(&cases);
     let chosen: Vec<Case> = cases
         .into_iter()
         .filter(|c| filters.is_empty() || filters.iter().any(|f| c.name.contains(f.as_str())))
@@ -87,6 +90,17 @@ pub fn main(cases: Vec<Case>) -> ExitCode {
         if !others.is_empty() {
             println!("      {} cases are about other kinds of host", others.len());
         }
+        let all = mine.len();
+        let mine: Vec<Case> = mine
+            .into_iter()
+            .filter(|case| !elsewhere.contains(&case.name))
+            .collect();
+        if mine.len() < all {
+            println!(
+                "      {} cases are about no paging and run on the other emulated host",
+                all - mine.len()
+            );
+        }
         run(host, &part(mine)?)
     });
     match result {
@@ -96,6 +110,21 @@ pub fn main(cases: Vec<Case>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Names of the cases that the other kind of emulated machine has, if there is one.
+fn elsewhere(cases: &[Case]) -> BTreeSet<String> {
+    let rest = match Host::from_env() {
+        Ok(Host::Npt) => 1,
+        Ok(Host::Shadow) => 0,
+        _ => return BTreeSet::new(),
+    };
+    if std::env::var_os("VMM_TEST_BOTH").is_none() {
+        return BTreeSet::new();
+    }
+    let about_none = cases.iter().filter(|case| case.any_paging);
+    let others = about_none.skip(rest).step_by(2);
+    others.map(|case| case.name.clone()).collect()
 }
 
 /// The cases of this part, if they are shared out: neighbours take about as long, so they are in different parts.

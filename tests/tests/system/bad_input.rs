@@ -413,5 +413,5 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("bad_input/no_permission", no_permission),
         Case::function("bad_input/script", script).needs(&["sh"]),
     ]);
-    cases
+    cases.into_iter().map(Case::any_paging).collect()
 }

@@ -259,20 +259,25 @@ fn terminal_after_a_crash(context: &Context) -> Checked {
 pub(crate) fn cases() -> Vec<Case> {
     let flat = [
         Case::function("boot/flat/ways_to_end", ways_to_end),
-        Case::function("boot/flat/never_ends", never_ends),
-        Case::function("boot/flat/command_line", command_line),
-        Case::function("boot/flat/pipe", pipe),
-        Case::function("boot/flat/console_in_a_file", console_in_a_file),
+        Case::function("boot/flat/never_ends", never_ends).any_paging(),
+        Case::function("boot/flat/command_line", command_line).any_paging(),
+        Case::function("boot/flat/pipe", pipe).any_paging(),
+        Case::function("boot/flat/console_in_a_file", console_in_a_file).any_paging(),
         Case::function("boot/flat/hostile", hostile).seconds(180),
         Case::function("boot/flat/denied_msrs", denied_msrs),
-        Case::function("boot/flat/pseudo_terminal", pseudo_terminal).needs(&["grep", "head"]),
+        Case::function("boot/flat/pseudo_terminal", pseudo_terminal)
+            .needs(&["grep", "head"])
+            .any_paging(),
         Case::function("boot/flat/hostile_queues", hostile_queues).seconds(180),
         Case::function("boot/flat/pvh", pvh),
         Case::function("boot/board_state", board_state),
-        Case::function("boot/flat/signal", signal),
-        Case::function("boot/flat/terminal", terminal).needs(&["stty", "cmp"]),
+        Case::function("boot/flat/signal", signal).any_paging(),
+        Case::function("boot/flat/terminal", terminal)
+            .needs(&["stty", "cmp"])
+            .any_paging(),
         Case::function("boot/flat/terminal_after_a_crash", terminal_after_a_crash)
-            .needs(&["stty", "cmp"]),
+            .needs(&["stty", "cmp"])
+            .any_paging(),
     ];
     flat.map(|case| case.not_native(ONLY_VMM)).into()
 }

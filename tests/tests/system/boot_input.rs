@@ -314,5 +314,6 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("boot/input/disks", disks),
         Case::function("boot/input/no_kvm", without_kvm).on(On::NoKvm),
     ]
+    .map(Case::any_paging)
     .into()
 }

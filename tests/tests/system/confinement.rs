@@ -286,5 +286,6 @@ pub(crate) fn cases() -> Vec<Case> {
     ];
     all.into_iter()
         .map(|(name, f)| Case::function(&format!("confinement/{name}"), f).needs(&["busybox"]))
+        .map(Case::any_paging)
         .collect()
 }

@@ -249,5 +249,14 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("options/statistics", statistics),
         Case::function("options/memory_runs_out", memory_runs_out).seconds(120),
     ];
-    all.into_iter().map(|c| c.needs(&["busybox"])).collect()
+    let paging = |case: &Case| case.name.contains("memory");
+    let all = all.into_iter().map(|case| case.needs(&["busybox"]));
+    all.map(|case| {
+        if paging(&case) {
+            case
+        } else {
+            case.any_paging()
+        }
+    })
+    .collect()
 }

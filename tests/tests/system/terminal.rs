@@ -176,4 +176,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("terminal/a_terminal_it_is", a_terminal_it_is).native_too(),
         Case::function("terminal/settings", settings).native_too(),
     ]
+    .into_iter()
+    .map(Case::any_paging)
+    .collect()
 }
