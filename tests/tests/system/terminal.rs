@@ -79,7 +79,7 @@ fn a_reader_in_the_foreground(context: &Context) -> Checked {
     Ok(PASSED)
 }
 
-/// The shell outside stops the whole VMM and lets it go on.
+/// The shell outside stops the whole VMM and lets it go on, and has it in the background.
 fn stop_and_continue_outside(context: &Context) -> Checked {
     let line = "echo started; sleep 4; echo finished";
     let inner: Vec<String> = guest(context, &["/bin/sh", "-c"])
@@ -104,6 +104,18 @@ fn stop_and_continue_outside(context: &Context) -> Checked {
     t.until(CTRL_C, "outer> ")?;
     t.send("echo after=$?\n")?;
     t.expect("after=130")?;
+    // One that reads what is typed for another job waits for its turn.
+    t.send(&format!("{} 'read x; echo got=$x' &\n", inner.join(" ")))?;
+    t.expect("outer> ")?;
+    t.pause(500);
+    t.send("echo not for you\n")?;
+    t.expect("\nnot for you")?;
+    t.expect("outer> ")?;
+    t.send("fg\n")?;
+    t.pause(300);
+    t.send("hello\n")?;
+    t.expect("\ngot=hello")?;
+    t.expect("outer> ")?;
     t.send("exit 0\n")?;
     t.ends_with(0)?;
     Ok(PASSED)

@@ -186,3 +186,22 @@ fn opened(template: File) -> Result<Snapshot, ReadError> {
     };
     Snapshot::from_file(template, "the template".to_owned(), trust, None)
 }
+
+#[cfg(test)]
+mod testing {
+    use clap::Parser;
+
+    use super::ForkArgs;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ForkArgs,
+    }
+
+    /// `vmm fork warm` with these options.
+    pub(super) fn args(words: &[&str]) -> ForkArgs {
+        let words = ["fork", "warm"].iter().chain(words);
+        Line::try_parse_from(words).unwrap().args
+    }
+}

@@ -19,6 +19,7 @@ use super::call::WaitKey;
 use super::file::Ready;
 use super::sched::Sched;
 use super::sched::roster::GuestId;
+use super::tty::host_job::in_background_of;
 use crate::locks::{Mutex, rank};
 
 /// Host descriptors that guest threads wait for.
@@ -31,12 +32,30 @@ pub struct Events {
 
 /// How long a host that cannot poll is let alone.
 const TROUBLE: Duration = Duration::from_millis(100);
+/// How often it is asked whether a terminal that another job has is ours to read.
+const FOREGROUND: Duration = Duration::from_millis(200);
 
 /// A descriptor somebody waits for.
 struct Armed {
     fd: Arc<OwnedFd>,
     flags: PollFlags,
+    /// It is one: nobody is told of what is typed for another job.
+    terminal: bool,
     guests: BTreeMap<GuestId, Weak<Sched>>,
+}
+
+impl Armed {
+    /// What to poll it for now, and whether to ask again before that comes.
+    fn wanted(&self) -> (PollFlags, bool) {
+        let later =
+            self.terminal && self.flags.contains(PollFlags::IN) && in_background_of(&*self.fd);
+        let flags = if later {
+            self.flags - PollFlags::IN
+        } else {
+            self.flags
+        };
+        (flags, later)
+    }
 }
 
 impl std::fmt::Debug for Armed {
@@ -61,8 +80,8 @@ impl Events {
     }
 
     /// Wakes [`WaitKey::HostFd`] of the guest once when `fd` becomes ready for any of `interest`, or hangs up.
-    /// If it is already, at once.
-    pub fn arm(&self, sched: &Arc<Sched>, fd: &Arc<OwnedFd>, interest: Ready) {
+    /// If it is already, at once. A terminal (the second of `interest`) is not ready to be read while another job has it.
+    pub fn arm(&self, sched: &Arc<Sched>, fd: &Arc<OwnedFd>, (interest, terminal): (Ready, bool)) {
         let mut flags = PollFlags::empty();
         flags.set(
             PollFlags::IN,
@@ -76,6 +95,7 @@ impl Events {
         let slot = set.entry(fd.as_raw_fd()).or_insert_with(|| Armed {
             fd: Arc::clone(fd),
             flags: PollFlags::empty(),
+            terminal,
             guests: BTreeMap::new(),
         });
         slot.flags |= flags;
@@ -108,9 +128,17 @@ impl Events {
     /// Waits until a descriptor is ready, what is waited for changes, [`Self::wake`] is called or a time has passed; wakes
     /// who waits for what is ready. For one thread.
     pub fn look(&self, time: Option<Duration>) {
+        let mut time = time;
         let watched: Vec<(Arc<OwnedFd>, PollFlags)> = {
             let set = self.set.lock();
-            set.values().map(|a| (Arc::clone(&a.fd), a.flags)).collect()
+            let wanted = set.values().map(|armed| {
+                let (flags, later) = armed.wanted();
+                if later {
+                    time = Some(time.map_or(FOREGROUND, |time| time.min(FOREGROUND)));
+                }
+                (Arc::clone(&armed.fd), flags)
+            });
+            wanted.collect()
         };
         let mut fds = vec![PollFd::new(&self.changed, PollFlags::IN)];
         fds.extend(watched.iter().map(|(fd, flags)| PollFd::new(fd, *flags)));
@@ -207,14 +235,14 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let reader = Arc::new(reader);
         watched(|events| {
-            events.arm(&sched, &reader, Ready::IN);
+            events.arm(&sched, &reader, (Ready::IN, false));
             let before = sched.epoch();
             std::thread::sleep(Duration::from_millis(20));
             assert_eq!(sched.epoch(), before);
             rustix::io::write(&writer, b"x").unwrap();
             assert!(wait_for_epoch(&sched, before));
             assert!(events.set.lock().is_empty());
-            events.arm(&sched, &reader, Ready::IN);
+            events.arm(&sched, &reader, (Ready::IN, false));
             assert!(wait_for_epoch(&sched, before + 1));
         });
     }
@@ -225,7 +253,7 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let before = sched.epoch();
         watched(|events| {
-            events.arm(&sched, &Arc::new(reader), Ready::IN);
+            events.arm(&sched, &Arc::new(reader), (Ready::IN, false));
             drop(writer);
             assert!(wait_for_epoch(&sched, before));
         });
@@ -239,7 +267,7 @@ mod tests {
         let reader = Arc::new(reader);
         watched(|events| {
             for sched in &scheds {
-                events.arm(sched, &reader, Ready::IN);
+                events.arm(sched, &reader, (Ready::IN, false));
             }
             let before = scheds.each_ref().map(|sched| sched.epoch());
             events.forget(scheds[1].guest());
@@ -247,7 +275,7 @@ mod tests {
             assert!(wait_for_epoch(&scheds[0], before[0]));
             assert!(wait_for_epoch(&scheds[2], before[2]));
             assert_eq!(scheds[1].epoch(), before[1]);
-            events.arm(&scheds[0], &reader, Ready::OUT);
+            events.arm(&scheds[0], &reader, (Ready::OUT, false));
             events.forget(scheds[0].guest());
             assert!(events.set.lock().is_empty());
         });

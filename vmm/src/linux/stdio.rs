@@ -25,6 +25,7 @@ use super::kernel::Kernel;
 use super::process::{Fd, FdTable};
 use super::saved::{Refused, SavedFile, Saver};
 use super::sched::Sched;
+use super::tty::host_job::in_background_of;
 use super::tty::{Terminal, Tty};
 
 /// `PIPE_BUF`: what a pipe that is ready takes without blocking.
@@ -389,8 +390,18 @@ impl HostStream {
         retry(|| transfer(None))
     }
 
-    /// Reads what is there.
+    /// Reads what is there. In the background of the host's terminal, where a read would stop a program, nothing is: its reader
+    /// waits until it is in the foreground, and can be frozen meanwhile.
     pub(super) fn read_some(&self, buf: &mut [u8]) -> Result<usize, Errno> {
+        let read = self.read_once(buf);
+        let terminal = self.end.kind == EndKind::Terminal;
+        match read {
+            Err(Errno::IO) if terminal && in_background_of(self.fd()) => Err(Errno::AGAIN),
+            other => other,
+        }
+    }
+
+    fn read_once(&self, buf: &mut [u8]) -> Result<usize, Errno> {
         let buf = std::cell::RefCell::new(buf);
         self.unblocked(PollFlags::IN, |flags| {
             let mut buf = buf.borrow_mut();
@@ -431,7 +442,9 @@ impl HostStream {
 
     /// The key a waiting thread is woken by, armed for `interest`.
     pub(super) fn arm(&self, interest: Ready, wait: &mut Wait) {
-        self.events.arm(&self.sched, &self.end.fd, interest);
+        let terminal = self.end.kind == EndKind::Terminal;
+        self.events
+            .arm(&self.sched, &self.end.fd, (interest, terminal));
         wait.keys.push(self.key());
     }
 

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Child, Command};
 
@@ -67,7 +67,7 @@ fn lot(args: &ForkArgs) -> Lot {
 fn pool(args: &ForkArgs) -> Result<Option<Worker>, ForkError> {
     // Before anything is opened, and emptied, for its copies.
     wait_until_ready(&args.guest)?;
-    if args.anew || args.cpus.is_some() || args.per_process.is_some() {
+    if !suits_a_pool(args, io::stdin().is_terminal()) {
         return Ok(None);
     }
     let Ok(stream) = client::connect(&rundir::folder(), &args.guest, CLONES) else {
@@ -87,6 +87,14 @@ fn pool(args: &ForkArgs) -> Result<Option<Worker>, ForkError> {
         clones: BTreeSet::new(),
         waiting: BTreeSet::new(),
     }))
+}
+
+/// Whether a pool's machines are like those wanted, and can have the standard input that is: a terminal is read by its
+/// foreground alone, which is this command and its workers.
+fn suits_a_pool(args: &ForkArgs, on_a_terminal: bool) -> bool {
+    let others = args.anew || args.cpus.is_some() || args.per_process.is_some();
+    let reads_it = on_a_terminal && args.stdin.as_deref() == Some("-");
+    !others && !reads_it
 }
 
 /// Descriptors 0 to 2 of a clone, and what comes with the order: files that were named, or else, but for standard input, this
@@ -356,7 +364,22 @@ fn ranges(numbers: &BTreeSet<u32>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::args;
     use super::*;
+
+    #[test]
+    fn terminal_is_not_read_by_a_pool() {
+        for (words, on_a_terminal, suits) in [
+            (&[][..], true, true),
+            (&["--stdin", "in.%i"], true, true),
+            (&["--stdin", "-"], false, true),
+            (&["--stdin", "-"], true, false),
+            (&["--cpus", "2"], false, false),
+        ] {
+            let found = suits_a_pool(&args(words), on_a_terminal);
+            assert_eq!(found, suits, "{words:?} {on_a_terminal}");
+        }
+    }
 
     #[test]
     fn numbers_in_a_row_are_ranges() {

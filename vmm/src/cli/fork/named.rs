@@ -92,20 +92,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::path::Path;
 
-    use clap::Parser;
-
+    use super::super::testing::args;
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: ForkArgs,
-    }
-
-    fn args(words: &[&str]) -> ForkArgs {
-        let words = ["fork", "warm"].iter().chain(words);
-        Line::try_parse_from(words).unwrap().args
-    }
 
     fn in_dir(dir: &Path, name: &str) -> String {
         dir.join(name).display().to_string()

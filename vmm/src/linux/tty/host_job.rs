@@ -32,6 +32,14 @@ pub(super) fn under_job_control() -> bool {
     session >= 0 && session == session_of(0) && group >= 0 && group != group_of(0)
 }
 
+/// Whether another group of the VMM's session is in the foreground of its terminal `fd`: what is typed is not ours to read.
+/// While no terminal is the session's, or this one is not, all may read.
+pub(in super::super) fn in_background_of(fd: impl AsFd) -> bool {
+    // SAFETY: the descriptor is borrowed for the call, which gives a number only.
+    let foreground = unsafe { libc::tcgetpgrp(fd.as_fd().as_raw_fd()) };
+    foreground >= 0 && foreground != group_of(0)
+}
+
 fn session_of(pid: libc::pid_t) -> libc::pid_t {
     // SAFETY: getsid(2) takes and gives a number only.
     unsafe { libc::getsid(pid) }

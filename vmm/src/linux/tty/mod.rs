@@ -18,7 +18,7 @@ use std::sync::Arc;
 mod control;
 mod file;
 mod host;
-mod host_job;
+pub(super) mod host_job;
 pub mod host_signals;
 mod job;
 mod saved;
