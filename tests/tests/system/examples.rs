@@ -77,7 +77,7 @@ pub(crate) fn cases() -> Vec<Case> {
     .into_iter()
     .map(|(name, body, program)| {
         let case = Case::function(name, body).not_native(ONLY_VMM);
-        case.needs(&[program]).seconds(120).any_paging()
+        case.needs(&[program]).seconds(120)
     })
     .collect()
 }

@@ -212,6 +212,5 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("rests/refused-beside-another", refused_beside_another),
     ]
     .map(|case| case.needs(&["busybox"]).not_native(ONLY_VMM).seconds(120))
-    .map(Case::any_paging)
     .into()
 }
