@@ -95,7 +95,8 @@ pub use proto::{
 };
 pub use section::{
     Allowance, BeingKept, Charge, KeepSectionError, KeptPage, KeptSection, LayError, NoFrame,
-    NoSpace, SectionAt, SectionError, SectionIn, SectionStore, Thaw, WriteBack, WriteFailed,
+    NoSpace, ResetSectionError, SectionAt, SectionError, SectionIn, SectionStore, Thaw, WriteBack,
+    WriteFailed,
 };
 pub use snapshot::{FrameInfo, FrameOwner, FrameRun, FrameZone};
 pub use space::{

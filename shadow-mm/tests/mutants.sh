@@ -21,7 +21,7 @@ all="lost_share skipped_flush skipped_copy lost_dirty held_taken leaked_table
      frozen_writable frozen_counted frozen_in_place frozen_unflushed uncounted_entry
      kept_truncated kept_as_child never_opened promises_kept
      kept_unfilled kept_clean pinned_kept kept_shared
-     rebased_unseen kept_open kept_twin kept_mapped kept_with_later kept_cut kept_unlooked"
+     reset_stays_cut rebased_unseen kept_open kept_twin kept_mapped kept_with_later kept_cut kept_unlooked"
 survived=0
 planted=$(grep -rho 'mutant = "[a-z_]*"' src | sed 's/.*"\(.*\)"/\1/' | sort -u)
 for mutant in $all $planted; do

@@ -158,6 +158,17 @@ impl FrozenPages {
         self.left
     }
 
+    /// All of the extents are there again.
+    pub(crate) fn restore(&mut self) {
+        self.cut.clear();
+        self.left = self.extents.pages();
+    }
+
+    /// One past the last page of the section that may be there.
+    pub(crate) fn end(&self) -> u64 {
+        self.extents.end()
+    }
+
     /// The image that they are in.
     pub(crate) fn image(&self) -> Option<SectionId> {
         match self.below {

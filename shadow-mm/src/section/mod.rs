@@ -5,6 +5,7 @@ mod content;
 mod keep;
 mod lay;
 mod punch;
+mod reset;
 mod resize;
 mod thaw;
 mod viewers;
@@ -26,6 +27,7 @@ use crate::proto::{Extent, Pending, Proto, Section, SectionPage};
 pub use content::{SectionIn, SectionStore};
 pub use keep::{BeingKept, KeepSectionError, KeptPage, KeptSection};
 pub use lay::LayError;
+pub use reset::ResetSectionError;
 pub use thaw::{NoFrame, Thaw};
 pub use write_back::{WriteBack, WriteFailed};
 
@@ -207,6 +209,12 @@ impl<P: Platform> Manager<P> {
     #[must_use]
     pub fn section_charge(&self, section: &Section<P::Backing>) -> Charge {
         self.pfns.lock().sections.get(section.id()).charge
+    }
+
+    /// Pages charged for a section, whether or not it has them.
+    #[must_use]
+    pub fn section_charged(&self, section: &Section<P::Backing>) -> u64 {
+        self.pfns.lock().sections.get(section.id()).charged()
     }
 
     /// Frames a section has.

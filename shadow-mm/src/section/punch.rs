@@ -62,7 +62,11 @@ impl<P: Platform> Manager<P> {
     }
 
     /// The first pages of a hole; gives back where to go on.
-    fn punch_some(&self, section: &Section<P::Backing>, pages: Range<u64>) -> Option<u64> {
+    pub(super) fn punch_some(
+        &self,
+        section: &Section<P::Backing>,
+        pages: Range<u64>,
+    ) -> Option<u64> {
         static ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
         let id = section.id();
         let first = SectionPage::new(pages.start)?;

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use super::common::{BASE, Cpu, LAYER, Mm, RW, layer, manager, request, vpn};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, Allowance, CommitLimit, Extent, Extents, FailPlan, FaultOutcome, Flush, ForkMode,
-    FrameStore, LayError, MapKind, PAGE_SIZE, Pfn, Section, SectionAt, SectionPage, SectionStore,
-    Sharing,
+    Access, Allowance, Charge, CommitLimit, Extent, Extents, FailPlan, FaultOutcome, Flush,
+    ForkMode, FrameStore, LayError, MapKind, PAGE_SIZE, Pfn, ResetSectionError, Section, SectionAt,
+    SectionError, SectionPage, SectionStore, Sharing,
 };
 
 /// Pages of the file; the layer has those from the second on.
@@ -56,6 +56,15 @@ struct Scene {
 
 impl Scene {
     fn empty(mode: ForkMode) -> Self {
+        let file = |mm: &Mm, room: &Arc<Room>| mm.create_file_section(Arc::clone(room) as _);
+        Self::over(mode, file)
+    }
+
+    /// Over another section, which gets the file's size.
+    fn over(
+        mode: ForkMode,
+        make: impl FnOnce(&Mm, &Arc<Room>) -> Result<Section<SimFile>, SectionError>,
+    ) -> Self {
         let mm = manager(64, 40);
         mm.set_fork_mode(mode);
         let frames = layer(&mm);
@@ -65,7 +74,7 @@ impl Scene {
         }
         let image = mm.create_frozen_section(SimFile(1), frames);
         let room = Arc::new(Room(AtomicU64::new(ROOM)));
-        let section = mm.create_file_section(Arc::clone(&room) as _);
+        let section = make(&mm, &room);
         let (image, section) = (image.expect("a section"), section.expect("a section"));
         let sized = mm.resize_section(&section, PAGES * PAGE_SIZE as u64);
         assert!(sized.expect("a size").is_empty());
@@ -212,6 +221,83 @@ fn store_is_seen_by_all_and_copies_what_is_stored_to() {
         assert_eq!((scene.load(0, 0), scene.load(1, PAGES - 1)), (0, 0));
         scene.close();
     }
+}
+
+/// What a clone that shares memory leaves to the next one.
+#[test]
+fn section_that_is_reset_is_the_layers_again_and_stays_mapped() {
+    for mode in [ForkMode::Eager, ForkMode::Shared] {
+        let bytes = PAGES * PAGE_SIZE as u64;
+        let shared = |mm: &Mm, _: &Arc<Room>| mm.create_shared_memory(bytes, Charge::Charged);
+        let mut scene = Scene::over(mode, shared);
+        let unlaid = scene.mm.reset_section(&scene.section);
+        assert!(matches!(unlaid, Err(ResetSectionError::NotLaid)));
+        let laid = scene.mm.lay_section(&scene.section, &scene.image, &all());
+        assert_eq!(laid, Ok(()));
+        let before = scene.photograph();
+        for round in 0..3 {
+            let child = scene.mm.fork(&scene.cpus[0].space).expect("a fork");
+            scene.flush(vec![child.flush]);
+            for n in [3, 7] {
+                assert_eq!(scene.thaw(0, n), 1);
+                scene.store(0, n, 99);
+                assert_eq!((scene.load(0, n), scene.load(1, n)), (99, 99));
+            }
+            scene.store(1, 0, 98);
+            scene.store(1, PAGES - 1, 97);
+            let punched = scene.mm.punch_section(&scene.section, 9..11);
+            scene.flush(punched.expect("a hole"));
+            assert_eq!((scene.load(0, 9), scene.load(1, 9)), (0, 0));
+            assert_eq!((scene.load(0, 12), scene.load(1, 12)), (12, 12));
+            scene.mm.flushed(scene.mm.delete_space(&child.child));
+            let flushes = scene.mm.reset_section(&scene.section).expect("a layer");
+            scene.flush(flushes);
+            assert_eq!(scene.photograph(), before, "round {round}");
+            let faults = scene.mm.stats().faults_mapped;
+            assert_eq!((scene.load(0, 12), scene.load(1, 12)), (12, 12));
+            assert_eq!(scene.mm.stats().faults_mapped, faults, "it stays mapped");
+            for n in 0..PAGES {
+                let layers = (FIRST..FIRST + u64::from(LAYER)).contains(&n);
+                let byte = if layers { n as u8 } else { 0 };
+                assert_eq!((scene.load(0, n), scene.load(1, n)), (byte, byte), "{n}");
+            }
+            let flushes = scene.mm.reset_section(&scene.section).expect("a layer");
+            scene.flush(flushes);
+        }
+        scene.close();
+    }
+}
+
+#[test]
+fn section_that_cannot_be_reset_is_as_it_was() {
+    let mut scene = Scene::new(ForkMode::Shared);
+    assert_eq!(scene.thaw(0, 3), 1);
+    scene.store(0, 3, 99);
+    // A file in memory is charged by the page.
+    let by_page = scene.mm.reset_section(&scene.section);
+    assert!(matches!(by_page, Err(ResetSectionError::NotLaid)));
+    assert_eq!(scene.load(1, 3), 99);
+    scene.close();
+
+    let bytes = PAGES * PAGE_SIZE as u64;
+    let shared = |mm: &Mm, _: &Arc<Room>| mm.create_shared_memory(bytes, Charge::Charged);
+    let mut scene = Scene::over(ForkMode::Shared, shared);
+    let laid = scene.mm.lay_section(&scene.section, &scene.image, &all());
+    assert_eq!(laid, Ok(()));
+    assert_eq!(scene.thaw(0, 3), 1);
+    scene.store(0, 3, 99);
+    let view = MapKind::View {
+        section: scene.section.clone(),
+        offset: 0,
+        sharing: Sharing::Private,
+    };
+    let at = request(BASE + 2 * PAGES, PAGES, RW, view);
+    let mapped = scene.mm.map(&scene.cpus[1].space, at).expect("a mapping");
+    scene.mm.flushed(mapped.flush);
+    let shown = scene.mm.reset_section(&scene.section);
+    assert!(matches!(shown, Err(ResetSectionError::Shown)));
+    assert_eq!((scene.load(1, 3), scene.load(1, 2 * PAGES + 3)), (99, 99));
+    scene.close();
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub(super) struct Holdings {
     pub(super) tables: u64,
     /// Pages promised.
     pub(super) charged: u64,
-    /// Sections: those of files that are mapped, and the snapshot's.
+    /// Sections: those of files that are mapped, of shared memory, and the snapshot's.
     pub(super) sections: u64,
     /// Pages that spaces have for themselves.
     pub(super) private: u64,
@@ -52,6 +52,10 @@ impl Kept {
             pages: self.memory.pages(),
             ..Holdings::default()
         };
+        for section in self.memory.sections() {
+            all.sections += 1;
+            all.charged += memory.manager.section_charged(section);
+        }
         for space in self.memory.spaces() {
             let usage = memory.manager.usage(space);
             all.tables += usage.tables;

@@ -6,9 +6,10 @@
 //! mappings are not what they were, as [`shadow_mm::Shape`] tells at once, those are made so first. Spaces that are gone, of
 //! processes that executed another program or ended, are loaded anew.
 //!
-//! What a space shows of a guest's shared memory, or of its files in memory, goes with that guest: only those views are unmapped, and
-//! the next guest's are mapped there when it gets the space. A space through which a file of the host is stored to is always
-//! loaded anew.
+//! So do sections that processes of a template share (`MAP_SHARED` of no file): what was stored to them is dropped, and they stay mapped.
+//! What a space shows of files in memory, and of a snapshot's shared memory, which is read, goes with the guest: only those views are
+//! unmapped, and the next guest's are mapped there when it gets the space. A space through which a file of the host is stored to is
+//! always loaded anew.
 //!
 //! A file of the host that stays mapped stays open. Whoever takes the spaces looks first whether those files are
 //! what they were ([`KeptMemory::files`]).
@@ -16,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use shadow_mm::{Keep, ResetError, Shape, UnmapError, VpnRange};
+use shadow_mm::{Keep, ResetError, Section, Shape, UnmapError, VpnRange};
 
 use super::load::{Image, ImageLoader, Loaded};
 use super::reshape::{Form, ReshapeError, reshape};
@@ -60,9 +61,9 @@ struct KeptSpace {
 /// What a mapping shows, as far as it matters to the next guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shows {
-    /// The same to each guest: nothing, or a file of the host that is not stored to.
+    /// The same to each guest: nothing, a file of the host that is not stored to, or shared memory that goes back.
     Same,
-    /// What is each guest's own: shared memory, and files in memory.
+    /// What is each guest's own: files in memory, and shared memory that does not go back.
     Own,
     /// A file of the host that is stored to.
     Stored,
@@ -149,10 +150,12 @@ impl KeptMemory {
             return Shows::Stored;
         };
         let is_hosts = |file| self.files().any(|(known, _)| known == file);
-        match (section.content.is_some_and(is_hosts), section.writer) {
-            (false, _) => Shows::Own,
-            (true, None) => Shows::Same,
-            (true, Some(_)) => Shows::Stored,
+        let shared = matches!(kind, KindData::Shared { .. });
+        match (section.content, section.writer) {
+            (None, _) if shared && self.image.goes_back(section) => Shows::Same,
+            (Some(file), None) if is_hosts(file) => Shows::Same,
+            (Some(file), Some(_)) if is_hosts(file) => Shows::Stored,
+            (_, _) => Shows::Own,
         }
     }
 
@@ -192,6 +195,14 @@ impl KeptMemory {
                 report.dropped += 1;
             }
         }
+        if let Err(error) = self.image.reset_sections() {
+            tracing::debug!(%error, "shared memory does not go back");
+            self.discard();
+            report = Left {
+                dropped: left.len(),
+                ..Left::default()
+            };
+        }
         report
     }
 
@@ -208,17 +219,23 @@ impl KeptMemory {
         self.spaces.values().map(|own| own.pages).sum()
     }
 
+    /// The sections that are there, while no guest has them.
+    pub fn sections(&self) -> impl Iterator<Item = &Section<Backing>> {
+        self.image.kept_sections()
+    }
+
     /// The spaces that are there, while no guest has them.
     pub fn spaces(&self) -> impl Iterator<Item = &GuestSpace> {
         self.spaces.values().map(|own| &own.space)
     }
 
-    /// Gives up the spaces that are there, while no guest has them.
+    /// Gives up what is there, while no guest has it.
     pub fn discard(&mut self) {
         let memory = self.image.memory();
         for own in std::mem::take(&mut self.spaces).into_values() {
             memory.delete_space(&own.space);
         }
+        self.image.give_up_sections();
     }
 }
 

@@ -19,7 +19,8 @@ use crate::snapshot::records::{
 };
 use shadow_mm::{
     CreateError, ImageError, LayError, MapError, MapKind, MapRequest, PfnRange, Placement, Prot,
-    Section, SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn, VpnRange,
+    ResetSectionError, Section, SectionError, SectionPage, Sharing, VadFlags, VadTag, Vpn,
+    VpnRange,
 };
 
 /// Why a memory image could not be loaded.
@@ -213,9 +214,43 @@ impl ImageLoader {
         &self.loaded
     }
 
-    /// Sections without a file are somebody's memory: the next guest's are others.
+    /// Whether a section can be as it was made once its guest has ended ([`Self::reset_sections`]): it is shared memory over a
+    /// layer. Files in memory are made by the records, for each guest.
+    pub(super) fn goes_back(&self, section: &SectionData) -> bool {
+        self.image.is_frozen() && section.content.is_none()
+    }
+
+    /// The next guest's are others, but for those that go back.
     pub(super) fn forget_sections(&mut self) {
+        for at in 0..self.sections.len() {
+            if !self.goes_back(&self.of.data.sections[at]) {
+                self.sections[at] = None;
+            }
+        }
+    }
+
+    /// All of the next guest's are others.
+    pub(super) fn give_up_sections(&mut self) {
         self.sections.fill(None);
+    }
+
+    /// The sections that are there for the next guest.
+    pub(super) fn kept_sections(&self) -> impl Iterator<Item = &Section<Backing>> {
+        self.sections.iter().flatten()
+    }
+
+    /// Has those that are there be what they were when they were made. Nobody uses them any more.
+    ///
+    /// # Errors
+    /// One cannot; they are to be given up.
+    pub(super) fn reset_sections(&self) -> Result<(), ResetSectionError> {
+        for section in self.kept_sections() {
+            let flushes = self.memory.manager.reset_section(section)?;
+            flushes
+                .into_iter()
+                .for_each(|flush| self.memory.submit(flush));
+        }
+        Ok(())
     }
 
     /// Whether forks of the image's spaces are the same as spaces loaded anew: all they share with one another is
