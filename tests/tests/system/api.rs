@@ -400,7 +400,7 @@ fn warm_machines() -> Done {
     let warm = counted()?;
     check(warm[1] > cold[1], ("threads", cold, warm))?;
     let same = workers()?;
-    for n in 0..20 {
+    for n in 0..if emulated() { 8 } else { 20 } {
         let line = format!("line {n}\n");
         let output = template
             .fork()
@@ -489,7 +489,8 @@ fn shared_machine() -> Done {
     let mut clones = vec![fork.spawn()?];
     check(said(&mut clones[0])? == CHANGED, "the first")?;
     let one = counted()?;
-    for n in 2..=30 {
+    let count = if emulated() { 12 } else { 30 };
+    for n in 2..=count {
         clones.push(fork.spawn()?);
         check(said(&mut clones[n - 1])? == CHANGED, n)?;
     }
