@@ -4,6 +4,7 @@
 use tests::case::{Case, Checked, Expect, Launch, PASSED, check};
 use tests::context::Context;
 use tests::elf::Elf;
+use tests::process::{self, Limits};
 
 const NOT_EXECUTABLE: i32 = 126;
 const NOT_FOUND: i32 = 127;
@@ -302,6 +303,20 @@ fn no_permission(context: &Context) -> Checked {
     )
 }
 
+/// A machine whose memory would be a larger file than this process may have.
+fn file_size_limit(context: &Context) -> Checked {
+    let words = ["sh", "-c", "ulimit -f 100; exec \"$@\"", "sh"].map(str::to_owned);
+    let run = [context.prefix(&[]), vec!["/bin/true".to_owned()]].concat();
+    let mut command = context.command(&[&words[..], &run].concat());
+    let limits = Limits {
+        timeout: context.timeout,
+        signal: None,
+    };
+    let output = process::run(&mut command, b"", &limits).map_err(|e| e.to_string())?;
+    let refused = Expect::Refused(vec![FAILURE], "File too large".to_owned());
+    check(&refused, &output)
+}
+
 /// A script runs through its interpreter.
 fn script(context: &Context) -> Checked {
     let path = context.write("script", "#!/bin/sh -e\necho \"$1 $2\"\nexit 5\n", 0o755)?;
@@ -411,6 +426,9 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::function("bad_input/files", all_files).seconds(120),
         Case::function("bad_input/damaged_headers", damaged).seconds(180),
         Case::function("bad_input/no_permission", no_permission),
+        Case::function("bad_input/file_size_limit", file_size_limit)
+            .needs(&["sh"])
+            .not_native("the VMM's own message"),
         Case::function("bad_input/script", script).needs(&["sh"]),
     ]);
     cases.into_iter().map(Case::any_paging).collect()

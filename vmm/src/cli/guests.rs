@@ -20,7 +20,10 @@ pub(super) struct PsArgs {
 
 /// Send a signal to a guest's first program
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit status: 0 if it was sent, 125 if not.")]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Exit status: 0 if it was sent, 125 if not."
+)]
 pub(super) struct KillArgs {
     /// The guest's name or number
     #[arg(value_name = "GUEST")]

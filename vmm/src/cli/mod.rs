@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -82,6 +83,7 @@ pub fn main() -> ExitCode {
     };
     start_log();
     crate::descriptors::raise_limit();
+    hear_of_large_files();
     match cli.command {
         Command::Run(args) => run::main(&args),
         Command::Boot(args) => boot::main(&args),
@@ -128,6 +130,7 @@ fn one_line(message: &str, given: &str) -> String {
         .collect();
     let text = words.join(" ");
     let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let text = text.replace(" tip: ", "; ");
     format!("{text} (see vmm {command}--help)")
 }
 
@@ -143,6 +146,15 @@ fn start_log() {
         .without_time()
         .with_target(false)
         .init();
+}
+
+/// A file that may not become as large as it should (`ulimit -f`), the memory of a machine included, is an error of who makes
+/// it, and not the end of this process.
+fn hear_of_large_files() {
+    // That the signal has a handler is enough; what is executed does not inherit it.
+    if let Err(error) = signal_hook::flag::register(libc::SIGXFSZ, Arc::default()) {
+        tracing::warn!(%error, "a file that gets too large ends vmm");
+    }
 }
 
 /// The exit status of what either worked or is complained about.
@@ -205,6 +217,14 @@ mod tests {
     }
 
     #[test]
+    fn tip_is_told_apart_from_the_mistake() {
+        assert_eq!(
+            said(&["frok"]),
+            "unrecognized subcommand 'frok'; a similar subcommand exists: 'fork' (see vmm --help)"
+        );
+    }
+
+    #[test]
     fn mistakes_name_the_help_that_there_is() {
         for (words, help) in [
             (&["walk"][..], "(see vmm --help)"),
@@ -226,6 +246,7 @@ mod tests {
             &["pool", "warm", "-m", "-1"],
             &["run", "--cpus", "-1", "true"],
             &["restore", "--timeout", "-1", "file"],
+            &["kill", "warm", "--signal", "-1"],
         ] {
             let text = said(words);
             assert!(text.starts_with("invalid value '-1' for '--"), "{text}");
