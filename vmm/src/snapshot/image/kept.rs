@@ -6,8 +6,8 @@
 //! mappings are not what they were, as [`shadow_mm::Shape`] tells at once, those are made so first. Spaces that are gone, of
 //! processes that executed another program or ended, are loaded anew.
 //!
-//! So do sections that processes of a template share (`MAP_SHARED` of no file): what was stored to them is dropped, and they stay mapped.
-//! What a space shows of files in memory, and of a snapshot's shared memory, which is read, goes with the guest: only those views are
+//! Sections that processes of a template share (`MAP_SHARED` of no file) go back too: what was stored to them is dropped, and they stay
+//! mapped. What a space shows of files in memory, and of a snapshot's shared memory, which is read, goes with the guest: only those views are
 //! unmapped, and the next guest's are mapped there when it gets the space. A space through which a file of the host is stored to is
 //! always loaded anew.
 //!
