@@ -69,6 +69,19 @@ impl Overlay {
 }
 
 impl<P: Platform> Manager<P> {
+    /// Whether a space has changed nothing that the leaf table of `page` translates since `kept` was kept of it, which is still
+    /// there: whether [`Self::rebase`] would do something. None if the space is being torn down.
+    #[must_use]
+    pub fn is_as_kept(&self, space: &Space<P>, kept: &Space<P>, page: Vpn) -> Option<bool> {
+        let state = space.state.lock();
+        state.alive.then(|| self.has_same_leaf(space, kept, page))
+    }
+
+    fn has_same_leaf(&self, space: &Space<P>, kept: &Space<P>, page: Vpn) -> bool {
+        let own = space.cursor(&self.store).find_leaf(page);
+        own.is_some() && own == kept.cursor(&self.store).find_leaf(page)
+    }
+
     /// Has those pages of a space that the leaf table of `page` translates lie on `image`: runs of the pages of a layer, rising, to
     /// which `kept` was copied, a space that was kept of this one and is still there. Nothing is done, and no page is counted, where the space has
     /// changed something since then.
@@ -104,9 +117,7 @@ impl<P: Platform> Manager<P> {
         // What lay there before goes without the PFN lock.
         let mut before = Vec::new();
         let mut db = self.pfns.lock();
-        let own = space.cursor(&self.store).find_leaf(page);
-        let same = own.is_some() && own == kept.cursor(&self.store).find_leaf(page);
-        if same || cfg!(mutant = "rebased_unseen") {
+        if self.has_same_leaf(space, kept, page) || cfg!(mutant = "rebased_unseen") {
             rebased.pages = parts.iter().map(|part| part.range.count()).sum();
             let overlay = lay(&mut state, parts, (page, &mut before));
             let owning = Owning {

@@ -5,6 +5,7 @@
 //! both places is the template's from then on, and the host gets the memory back. That takes the kept spaces, which tell what has
 //! changed.
 //!
+//! A guest at work, one that has stored to much of it meanwhile, keeps its pages: it would pay a copy for each that it stores to next.
 //! It is done once in a machine: layers stay as long as it does, and a guest that freezes itself again and again would hold on to all of
 //! its templates. It is not done in a machine that has a layer already, a clone's.
 
@@ -19,6 +20,10 @@ use crate::snapshot::read::Snapshot;
 
 /// Frames that are given back to the host in one go: nobody can have them meanwhile.
 const AT_ONCE: usize = 512;
+
+/// A guest is at work that has stored, while it was copied, to more pages than this (with those in the same leaf tables), and to more than
+/// this part of all. One that stores to one page after the other, each of which is copied for it, gets through a quarter.
+const AT_WORK: (u64, u64) = (4096, 8);
 
 /// How often is waited for flushes that have the frames: one of many tables takes more than one turn.
 const TURNS: usize = 4;
@@ -68,7 +73,7 @@ impl<'a> Copied<'a> {
     pub fn rebase(self, template: &Arc<Snapshot>) -> Result<u64, RebaseError> {
         let Self { memory, spaces } = self;
         let pool = memory.manager.store();
-        if pool.layers().next().is_some() {
+        if pool.layers().next().is_some() || is_at_work(memory, &spaces) {
             return Ok(0);
         }
         let Some(layer) = template.layer()? else {
@@ -78,7 +83,7 @@ impl<'a> Copied<'a> {
         let section = section(memory, template, frames)?;
         let mut pages = 0;
         let done = spaces.iter().try_for_each(|(kept, runs)| {
-            pages += rebase_space(memory, kept, &image(&section, runs))?;
+            pages += rebase_space(memory, (kept, runs), &image(&section, runs))?;
             Ok(())
         });
         drop(spaces);
@@ -111,31 +116,67 @@ fn image(section: &Section<Backing>, runs: &[Run]) -> Vec<ImageRun<Backing>> {
     runs.collect()
 }
 
+/// The leaf tables that translate a space's runs: a page of each, and how many pages of the runs it has.
+fn tables(runs: &[Run]) -> Vec<(Vpn, u64)> {
+    let table = Level::Directory.pages();
+    let mut tables: Vec<(Vpn, u64)> = Vec::new();
+    for run in runs {
+        let mut at = run.start;
+        while at < run.end()
+            && let Some(page) = Vpn::new(at)
+        {
+            let end = (at - at % table).saturating_add(table).min(run.end());
+            match tables.last_mut() {
+                Some((last, pages)) if last.get() / table == at / table => *pages += end - at,
+                Some(_) | None => tables.push((page, end - at)),
+            }
+            at = end;
+        }
+    }
+    tables
+}
+
+/// Whether the guest has changed much of what was kept.
+fn is_at_work(memory: &Memory, spaces: &[(Later<'_>, Vec<Run>)]) -> bool {
+    let (mut all, mut changed) = (0, 0);
+    for (kept, runs) in spaces {
+        for (page, pages) in tables(runs) {
+            let (of, kept) = (&kept.of, kept.kept.space());
+            match memory.manager.is_as_kept(of, kept, page) {
+                Some(true) => all += pages,
+                Some(false) => (all, changed) = (all + pages, changed + pages),
+                // What has ended does not go on.
+                None => break,
+            }
+        }
+    }
+    tracing::debug!(
+        changed,
+        all,
+        "pages that were stored to while they were copied"
+    );
+    changed > AT_WORK.0 && changed.saturating_mul(AT_WORK.1) > all
+}
+
 /// Rebases a space, a leaf table after the other.
 fn rebase_space(
     memory: &Memory,
-    kept: &Later<'_>,
+    (kept, runs): (&Later<'_>, &[Run]),
     image: &[ImageRun<Backing>],
 ) -> Result<u64, shadow_mm::RebaseError> {
-    let (mut pages, mut seen) = (0, 0);
-    for run in image {
-        while let Some(page) = Vpn::new(seen.max(run.range.start().get()))
-            && run.range.contains(page)
-        {
-            let done = memory
-                .manager
-                .rebase(&kept.of, kept.kept.space(), page, image);
-            match done {
-                Ok(Rebased { flush, pages: more }) => {
-                    memory.submit(flush);
-                    pages += more;
-                }
-                // It has ended meanwhile, or executes another program.
-                Err(shadow_mm::RebaseError::SpaceDeleted) => return Ok(pages),
-                Err(error) => return Err(error),
+    let mut pages = 0;
+    for (page, _) in tables(runs) {
+        let done = memory
+            .manager
+            .rebase(&kept.of, kept.kept.space(), page, image);
+        match done {
+            Ok(Rebased { flush, pages: more }) => {
+                memory.submit(flush);
+                pages += more;
             }
-            let table = Level::Directory.pages();
-            seen = page.get() - page.get() % table + table;
+            // It has ended meanwhile, or executes another program.
+            Err(shadow_mm::RebaseError::SpaceDeleted) => return Ok(pages),
+            Err(error) => return Err(error),
         }
     }
     Ok(pages)
@@ -252,5 +293,32 @@ mod tests {
         done(&memory, &[&parent, &child]);
         let stats = memory.manager.stats();
         assert_eq!((stats.data.active, stats.commit_charged), (0, 0));
+    }
+
+    #[test]
+    fn guest_at_work_keeps_its_pages() {
+        const TABLES: u64 = 12;
+        const PAGES: u64 = TABLES * 512;
+        let memory = sharing(10_000);
+        let guest = memory.manager.create_space().expect("a space");
+        let all = range(SECOND, PAGES).expect("a range");
+        map(&memory, &guest, all, RW, MapKind::Anonymous);
+        all.iter()
+            .for_each(|page| put(&memory, &guest, page.get(), page.get()));
+        // A page in each of nine leaf tables.
+        let stores = || (0..9).for_each(|n| put(&memory, &guest, SECOND + n * 512, n + 1));
+        assert_eq!(freeze(&memory, &[&guest], stores), 0);
+        let stats = memory.manager.stats();
+        assert_eq!((stats.data.active, stats.pages_rebased), (PAGES, 0));
+        assert_eq!(memory.manager.store().layers().count(), 0);
+        // Once it waits, it goes on on its template.
+        assert_eq!(freeze(&memory, &[&guest], || ()), PAGES);
+        for n in 0..TABLES {
+            let at = SECOND + n * 512;
+            let first = if n < 9 { n + 1 } else { at };
+            assert_eq!(get(&memory, &guest, at), first);
+            assert_eq!(get(&memory, &guest, at + 1), at + 1);
+        }
+        done(&memory, &[&guest]);
     }
 }
