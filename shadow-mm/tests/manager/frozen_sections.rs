@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::common::{BASE, Cpu, LAYER, Mm, RW, layer, manager, request, vpn};
+use super::room::{Room, page};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, Allowance, Charge, CommitLimit, Extent, Extents, FailPlan, FaultOutcome, Flush,
-    ForkMode, FrameStore, LayError, MapKind, PAGE_SIZE, Pfn, ResetSectionError, Section, SectionAt,
-    SectionError, SectionPage, SectionStore, Sharing,
+    Access, Charge, CommitLimit, Extent, Extents, FailPlan, FaultOutcome, Flush, ForkMode,
+    FrameStore, LayError, MapKind, PAGE_SIZE, Pfn, ResetSectionError, Section, SectionAt,
+    SectionError, SectionStore, Sharing,
 };
 
 /// Pages of the file; the layer has those from the second on.
@@ -17,24 +18,6 @@ const PAGES: u64 = LAYER as u64 + 4;
 const FIRST: u64 = 1;
 /// Pages that the file system has.
 const ROOM: u64 = 2 * PAGES;
-
-#[derive(Debug)]
-struct Room(AtomicU64);
-
-impl Allowance for Room {
-    fn take(&self, pages: u64) -> bool {
-        let less = |left: u64| left.checked_sub(pages);
-        self.0.fetch_update(SeqCst, SeqCst, less).is_ok()
-    }
-
-    fn give(&self, pages: u64) {
-        self.0.fetch_add(pages, SeqCst);
-    }
-}
-
-fn page(number: u64) -> SectionPage {
-    SectionPage::new(number).expect("a page")
-}
 
 fn all() -> Extents {
     let run = Extent {

@@ -15,6 +15,7 @@ mod quotas;
 mod races;
 mod rebase;
 mod reset;
+mod room;
 mod sections;
 mod shared_memory;
 mod sharing;

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::common::page_file::{File, evict_all, trim};
 use super::common::{BASE, Cpu, Mm, RW, manager, request, vpn};
+use super::room::{Room, page};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, Allowance, CommitLimit, FailPlan, FaultOutcome, Flush, FrameStore, IoFailed, MapKind,
-    PAGE_SIZE, Section, SectionAt, SectionIn, SectionPage, SectionStore, Sharing,
+    Access, CommitLimit, FailPlan, FaultOutcome, Flush, FrameStore, IoFailed, MapKind, PAGE_SIZE,
+    Section, SectionAt, SectionIn, SectionStore, Sharing,
 };
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -21,20 +22,6 @@ const OUT: u64 = 4;
 /// Pages that are in memory and mapped: those from here on.
 const HERE: u64 = 8;
 
-#[derive(Debug)]
-struct Room(AtomicU64);
-
-impl Allowance for Room {
-    fn take(&self, pages: u64) -> bool {
-        let less = |left: u64| left.checked_sub(pages);
-        self.0.fetch_update(SeqCst, SeqCst, less).is_ok()
-    }
-
-    fn give(&self, pages: u64) {
-        self.0.fetch_add(pages, SeqCst);
-    }
-}
-
 /// A file in memory some of whose pages are in the page file, some mapped, and most nowhere.
 struct Scene {
     mm: Mm,
@@ -42,10 +29,6 @@ struct Scene {
     room: Arc<Room>,
     cpu: Cpu,
     file: File,
-}
-
-fn page(number: u64) -> SectionPage {
-    SectionPage::new(number).expect("a page")
 }
 
 impl Scene {

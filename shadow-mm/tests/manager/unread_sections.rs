@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::common::{BASE, Cpu, Mm, RW, Sim, manager, request, vpn};
+use super::room::{Room, page};
 use shadow_mm::sim::SimFile;
 use shadow_mm::{
-    Access, Allowance, CommitLimit, Denied, Extent, Extents, FailPlan, FaultOutcome, ForkMode,
-    FrameStore, IoFailed, IoTicket, LayError, MapKind, PAGE_SIZE, Pfn, Progress, Section,
-    SectionAt, SectionIn, SectionPage, SectionStore, Sharing,
+    Access, CommitLimit, Denied, Extent, Extents, FailPlan, FaultOutcome, ForkMode, FrameStore,
+    IoFailed, IoTicket, LayError, MapKind, PAGE_SIZE, Pfn, Progress, Section, SectionAt, SectionIn,
+    SectionStore, Sharing,
 };
 
 /// Pages of the file; the image has all from the second on, and one before and after them that nobody wants.
@@ -23,24 +24,6 @@ const PRIVATE: u64 = PAGES;
 const ROOM: u64 = 2 * PAGES;
 /// Frames of the pool.
 const FRAMES: u64 = 100;
-
-#[derive(Debug)]
-struct Room(AtomicU64);
-
-impl Allowance for Room {
-    fn take(&self, pages: u64) -> bool {
-        let less = |left: u64| left.checked_sub(pages);
-        self.0.fetch_update(SeqCst, SeqCst, less).is_ok()
-    }
-
-    fn give(&self, pages: u64) {
-        self.0.fetch_add(pages, SeqCst);
-    }
-}
-
-fn page(number: u64) -> SectionPage {
-    SectionPage::new(number).expect("a page")
-}
 
 fn all() -> Extents {
     let run = Extent {
